@@ -1,0 +1,43 @@
+"""amc: fit a trained network into a hardware budget.
+
+The public names are few and are imported lazily, so that ``import amc`` and ``amc --help`` stay quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# envs/, search/, reports/ and configs/ live beside amc/ in a checkout; a wheel has them inside.
+if not (Path(__file__).parent / "envs").is_dir():
+    __path__.append(str(Path(__file__).parent.parent))
+
+if TYPE_CHECKING:
+    from amc.api import compress, load
+    from amc.budget import Budget
+    from amc.config import Config
+    from amc.errors import AmcError
+    from amc.policy import Policy
+    from amc.run import Result, run
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AmcError": "amc.errors",
+    "Budget": "amc.budget",
+    "Config": "amc.config",
+    "Policy": "amc.policy",
+    "Result": "amc.run",
+    "compress": "amc.api",
+    "load": "amc.api",
+    "run": "amc.run",
+}
+
+__all__ = ["AmcError", "Budget", "Config", "Policy", "Result", "__version__", "compress", "load", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'amc' has no attribute {name!r}")

@@ -1,0 +1,174 @@
+"""Limits on resources, and what they still allow.
+
+A budget is one or several limits. AMC's resource-constrained action space (arXiv:1802.03494, Algorithm 1) is
+`Space.allowed`: the settings of the next site that leave the budget reachable when every later site is cut as
+far as allowed. It is decided on the legal settings with the exact costs, so nothing is rounded afterwards and
+no policy ends over budget.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from amc.config import BudgetConfig
+from amc.errors import BudgetError
+from amc.policy import Choice
+from amc.resources import CostModel, Floats
+
+UNITS = {"macs": "MACs", "params": "parameters", "size": "bytes", "memory": "bytes"}
+_FIELDS = {"flops": "macs", "params": "params", "size": "size", "memory": "memory"}
+_COUNT = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits, each a share of the original (0.5, "50%") or absolute (20e6, "20M", "500KB"); None: no limit."""
+
+    flops: float | str | None = None
+    """Multiply-accumulates of one inference."""
+    params: float | str | None = None
+    size: float | str | None = None
+    """Bytes of the ONNX file."""
+    memory: float | str | None = None
+    """Bytes of activations alive at once."""
+
+    @classmethod
+    def from_config(cls, config: BudgetConfig) -> Budget:
+        return cls(config.flops, config.params, config.size, config.memory)
+
+    def limits(self, original: Mapping[str, float]) -> dict[str, float]:
+        """Absolute limits by resource, given what the original costs. Raises BudgetError."""
+        found = {}
+        for field, resource in _FIELDS.items():
+            value = getattr(self, field)
+            if value is not None:
+                if resource not in original:
+                    raise BudgetError(f"--{field} cannot be used here: nothing tells the {resource} of a policy.")
+                found[resource] = parse_limit(field, value, original[resource])
+        if not found:
+            raise BudgetError("no budget is given: say --flops 0.5, --params 100k, --size 500KB or --memory 0.5.")
+        return found
+
+
+def parse_limit(field: str, value: float | str, original: float) -> float:
+    """One limit as an absolute number: up to 1 without a unit, or with %, is a share of ``original``."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[a-zA-Z]*)\s*", str(value), re.IGNORECASE)
+    scales = _BYTES if field in ("size", "memory") else _COUNT
+    example = "0.5, 50% or 500KB" if field in ("size", "memory") else "0.5, 50% or 20M"
+    unit = match[2].upper() if match else ""
+    if match is None or not (unit in scales or unit in ("", "%")):
+        raise BudgetError(f"--{field} is {value!r}, but must be like {example}.")
+    number = float(match[1])
+    if unit == "%":
+        number, share = number / 100, True
+    else:
+        share = unit == "" and number <= 1
+    if not 0 < number < float("inf") or (share and number > 1):
+        raise BudgetError(f"--{field} is {value!r}: a share must be above 0 and at most 1 (100%).")
+    return number * original if share else number * scales.get(unit, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """The policies that may be chosen: legal settings per site, exact costs, and limits on them.
+
+    Raises BudgetError when even the smallest policy is over budget.
+    """
+
+    names: tuple[str, ...]
+    settings: tuple[tuple[int, ...], ...]
+    """For every site its legal settings, ascending; the last is the original's."""
+    model: CostModel
+    limits: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        least = {name: float(v[0]) for name, v in self.model.costs([self.smallest]).items()}
+        over = [name for name, limit in self.limits.items() if least[name] > limit]
+        if over:
+            full = {name: float(v[0]) for name, v in self.model.costs([self.full]).items()}
+            told = "; ".join(
+                f"the least reachable is {least[n]:,.0f} {UNITS.get(n, '')} "
+                f"({least[n] / full[n]:.3f} of the original), the limit {self.limits[n]:,.0f}"
+                for n in over
+            )
+            raise BudgetError(f"the budget cannot be reached: {told}. Raise it, or lower --min-keep.")
+
+    @property
+    def smallest(self) -> Choice:
+        """Every site cut as far as allowed."""
+        return tuple(s[0] for s in self.settings)
+
+    @property
+    def full(self) -> Choice:
+        """The original network."""
+        return tuple(s[-1] for s in self.settings)
+
+    def costs(self, choice: Sequence[int]) -> dict[str, float]:
+        """What one policy costs, by resource."""
+        return {name: float(values[0]) for name, values in self.model.costs([choice]).items()}
+
+    def fits(self, choices: ArrayLike) -> NDArray[np.bool_]:
+        """Which of the policies ``[B, S]`` meet every limit, ``[B]``."""
+        costs = self.model.costs(choices)
+        ok: NDArray[np.bool_] = np.logical_and.reduce([costs[name] <= limit for name, limit in self.limits.items()])
+        return ok
+
+    def is_legal(self, choice: Sequence[int]) -> bool:
+        """Whether every setting is one that its site may have."""
+        return len(choice) == len(self.settings) and all(c in s for c, s in zip(choice, self.settings, strict=True))
+
+    def allowed(self, prefix: Sequence[int]) -> tuple[int, ...]:
+        """The settings of the next site that leave the budget reachable, ascending (Algorithm 1).
+
+        ``prefix`` holds the settings of the sites before it, and must itself leave the budget reachable.
+        """
+        site = len(prefix)
+        later = self.smallest[site + 1 :]
+        settings = self.settings[site]
+        ok = self.fits([(*prefix, setting, *later) for setting in settings])
+        return tuple(s for s, good in zip(settings, ok, strict=True) if good)
+
+    def fit(self, shares: ArrayLike) -> Choice:
+        """The policy near the budget whose widths are in the proportions ``shares [S]``, above 0.
+
+        All shares are scaled by one number, the largest that fits; what the rounding leaves is then given to
+        the sites that lost most by it. With equal shares this is the uniform policy.
+        """
+        wanted = np.asarray(shares, np.float64) * np.array(self.full)
+        low, high = 0.0, float(np.max(np.array(self.full) / wanted))
+        choice = self._scaled(wanted, high)
+        if bool(self.fits([choice])[0]):
+            return choice
+        for _ in range(40):
+            middle = (low + high) / 2
+            fits = bool(self.fits([self._scaled(wanted, middle)])[0])
+            low, high = (middle, high) if fits else (low, middle)
+        return self.fill(self._scaled(wanted, low), wanted * low)
+
+    def fill(self, choice: Choice, wanted: Floats) -> Choice:
+        """Widen sites one step at a time while the budget allows, those first that fall furthest short."""
+        while True:
+            wider = list(self._wider(choice))
+            ok = self.fits([w for _, w in wider]) if wider else np.zeros(0, bool)
+            open_sites = [(wanted[s] / w[s], -s, w) for (s, w), good in zip(wider, ok, strict=True) if good]
+            if not open_sites:
+                return choice
+            choice = max(open_sites)[2]
+
+    def _scaled(self, wanted: Floats, scale: float) -> Choice:
+        return tuple(
+            s[max(0, int(np.searchsorted(s, w * scale + 1e-9, side="right")) - 1)]
+            for s, w in zip(self.settings, wanted, strict=True)
+        )
+
+    def _wider(self, choice: Choice) -> Iterator[tuple[int, Choice]]:
+        for site, settings in enumerate(self.settings):
+            place = settings.index(choice[site])
+            if place + 1 < len(settings):
+                yield site, (*choice[:site], settings[place + 1], *choice[site + 1 :])

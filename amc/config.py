@@ -1,0 +1,291 @@
+"""The configuration of a run: one tree of frozen dataclasses for Python, YAML and the command line.
+
+A field carries its help text and, where the command line offers it, its flag. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from amc.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+
+def option(default: Any, help_text: str, flag: str | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field with the text and the flag that the command line shows for it."""
+    return field(default=default, metadata={"help": help_text, "flag": flag, "choices": choices})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network."""
+
+    name: str = option(
+        "resnet8",
+        "the network: resnet8, resnet20, resnet56, mobilenetv1, mobilenetv2, vgg16bn (for small images), "
+        "torchvision:NAME, timm:NAME, or path/to/file.py:factory",
+        "--model",
+    )
+    weights: str | None = option(
+        None,
+        "its trained weights: a .safetensors file, a torch state dict (.pt, .pth), 'pretrained' for the "
+        "library's own (needs a network connection) or 'random'; resnet8 on digits has its own",
+        "--weights",
+    )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data, and how they are split."""
+
+    name: str = option(
+        "digits",
+        "digits, fashion-mnist, cifar10, cifar100, imagefolder:PATH (train/, val/ and test/, or one folder "
+        "per class) or path/to/file.py:factory",
+        "--data",
+    )
+    root: str | None = option(
+        None, "folder with the files of fashion-mnist, cifar10 or cifar100", "--data-root"
+    )
+    download: bool = option(
+        False, "let torchvision download the data set into --data-root", "--download"
+    )
+    image_size: int | None = option(
+        None, "side in pixels that images of an imagefolder are scaled to [their own size]", "--image-size"
+    )
+    mean: tuple[float, ...] | None = option(None, "channel means, of inputs in [0, 1] [the data set's]", "--mean")
+    std: tuple[float, ...] | None = option(None, "channel deviations [the data set's]", "--std")
+    calibration: int = option(1024, "images set aside from training for calibration", "--calibration-images")
+    search: int = option(5000, "most images of the search split", "--search-images")
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """The limits. A number up to 1 (or 50%) is a share of the original, anything else is absolute."""
+
+    flops: str | None = option(
+        None, "most multiply-accumulates (MACs) of one inference: a share (0.5, 50%%) or a count (20M)", "--flops"
+    )
+    params: str | None = option(None, "most parameters: a share or a count (100k)", "--params")
+    size: str | None = option(
+        None, "largest model.onnx: a share or a size (500KB = 500,000 bytes, 1MiB)", "--size"
+    )
+    memory: str | None = option(
+        None, "peak activation memory of one inference, float32, batch 1: a share or a size", "--memory"
+    )
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How policies are proposed and scored before fine-tuning."""
+
+    searcher: str = option("tpe", "who proposes policies: tpe, amc (DDPG), random, uniform", "--searcher")
+    evaluations: int = option(60, "policies to evaluate", "--evaluations")
+    criterion: str = option(
+        "obs", "which channels go first: obs, l1, l2, or path/to/file.py:function", "--criterion"
+    )
+    reward: str = option(
+        "error",
+        "what the search maximises: error (-error), error-flops (-error log MACs), error-params "
+        "(-error log parameters), error-latency (-error log ms, measured), loss (-loss), or "
+        "path/to/file.py:function",
+        "--reward",
+    )
+    min_keep: float = option(0.2, "least share of a site's channels to keep", "--min-keep")
+    channel_step: int = option(
+        0, "widths are multiples of this [0: 4 or 8, by the site's width]", "--channel-step"
+    )
+    reconstruct: bool = option(True, "re-solve the following layers by least squares", "--reconstruct")
+    recalibrate: str = option(
+        "auto",
+        "recompute BatchNorm statistics in every evaluation (auto: try both on the uniform policy)",
+        "--recalibrate",
+        ("auto", "on", "off"),
+    )
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Training after pruning."""
+
+    epochs: float = option(
+        -1.0, "epochs of fine-tuning, fractions allowed; 0: none [-1: 20 on digits, 2 elsewhere]", "--finetune-epochs"
+    )
+    lr: float = option(0.03, "peak learning rate (SGD with Nesterov momentum, one cycle)", "--lr")
+    batch_size: int = option(128, "images per step", "--batch-size")
+    weight_decay: float = option(5e-4, "L2 weight decay", "--weight-decay")
+    distillation: float = option(
+        0.5, "weight of the original's soft targets in the loss; 0: labels only", "--distillation"
+    )
+    temperature: float = option(4.0, "temperature of the soft targets", "--temperature")
+    candidates: int = option(3, "policies that are fine-tuned briefly before one is chosen", "--candidates")
+    trial_share: float = option(
+        0.1, "length of the brief fine-tuning, as a share of the full one", "--trial-share"
+    )
+    precision: str = option(
+        "auto", "auto (time both and take the faster), float32 or bfloat16", "--precision", ("auto", "float32", "bfloat16")
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    seed: int = option(0, "seed of the splits, the search and the training", "--seed")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", "--device")
+    threads: int = option(0, "threads of torch [0: all cores]", "--threads")
+    latency_threads: int = option(1, "threads of ONNX Runtime when latency is measured", "--latency-threads")
+    out: str | None = option(None, "folder of the run [amc-runs/MODEL-DATA-N]", "--out")
+
+    def __post_init__(self) -> None:
+        _check(self.search.evaluations >= 1, "evaluations", self.search.evaluations, "at least 1")
+        _check(0 < self.search.min_keep <= 1, "min_keep", self.search.min_keep, "above 0 and at most 1")
+        _check(self.search.channel_step >= 0, "channel_step", self.search.channel_step, "0 or more")
+        _check(self.finetune.candidates >= 1, "candidates", self.finetune.candidates, "at least 1")
+        _check(self.finetune.lr > 0, "lr", self.finetune.lr, "above 0")
+        _check(self.finetune.batch_size >= 2, "batch_size", self.finetune.batch_size, "at least 2")
+        _check(0 <= self.finetune.distillation <= 1, "distillation", self.finetune.distillation, "in [0, 1]")
+        _check(0 <= self.finetune.trial_share <= 1, "trial_share", self.finetune.trial_share, "in [0, 1]")
+        _check(self.finetune.temperature > 0, "temperature", self.finetune.temperature, "above 0")
+        _check(self.data.calibration >= 2, "calibration", self.data.calibration, "at least 2")
+        _check(self.data.search >= 1, "search", self.data.search, "at least 1")
+        _check(self.threads >= 0 and self.latency_threads >= 1, "threads", self.threads, "0 or more")
+
+
+def _check(ok: bool, key: str, value: object, rule: str) -> None:
+    if not ok:
+        raise ConfigError(f"{key} is {value}, but must be {rule}.")
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """A configuration from nested mappings, as YAML gives them. Unknown keys and wrong types raise ConfigError."""
+    return _build(Config, values, "")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as nested plain values (tuples as lists), ready for YAML and JSON."""
+    plain: dict[str, Any] = _plain(dataclasses.asdict(config))
+    return plain
+
+
+def from_yaml(path: str | Path) -> Config:
+    """A configuration from a YAML file, read with the safe loader."""
+    return from_dict(read_yaml(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ConfigError when there is none."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}, but must hold keys and values.")
+    return values
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the nested ``changes`` put over it."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+@dataclass(frozen=True)
+class Option:
+    """One leaf of the tree as the command line shows it."""
+
+    path: tuple[str, ...]
+    flag: str
+    help: str
+    default: Any
+    type: Any
+    choices: tuple[str, ...]
+
+
+def options(cls: type = Config, path: tuple[str, ...] = ()) -> Iterator[Option]:
+    """Every leaf that has a flag, in the order of the tree."""
+    hints = get_type_hints(cls)
+    for leaf in dataclasses.fields(cls):
+        where = (*path, leaf.name)
+        if dataclasses.is_dataclass(hints[leaf.name]):
+            yield from options(hints[leaf.name], where)
+        elif leaf.metadata.get("flag"):
+            meta = leaf.metadata
+            yield Option(where, meta["flag"], meta["help"], leaf.default, hints[leaf.name], meta["choices"])
+
+
+def convert(value: Any, wanted: Any, where: str) -> Any:
+    """``value`` as the type ``wanted``, or ConfigError. Words are read as numbers where a number is wanted."""
+    origin, inner = get_origin(wanted), get_args(wanted)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        return convert(value, next(t for t in inner if t is not type(None)), where)
+    if origin is tuple:
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            raise ConfigError(f"{where} is {value!r}, but must be numbers with commas between them.")
+        return tuple(convert(part, inner[0], where) for part in parts)
+    if wanted is bool:
+        if isinstance(value, bool):
+            return value
+        raise ConfigError(f"{where} is {value!r}, but must be true or false.")
+    if wanted is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    if wanted in (int, float) and isinstance(value, str | int | float) and not isinstance(value, bool):
+        try:
+            if wanted is int and float(value) != int(float(value)):
+                raise ValueError
+            number = int(float(value)) if wanted is int else float(value)
+            if number != number or number in (float("inf"), float("-inf")):
+                raise ValueError
+            return number
+        except (ValueError, OverflowError):
+            pass
+    name = {int: "a whole number", float: "a number", str: "a word"}.get(wanted, str(wanted))
+    raise ConfigError(f"{where} is {value!r}, but must be {name}.")
+
+
+def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or 'the configuration'} is {values!r}, but must hold keys and values.")
+    hints = get_type_hints(cls)
+    leaves = {leaf.name: leaf for leaf in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in leaves:
+            raise ConfigError(f"unknown key '{where}{key}'.{did_you_mean(str(key), leaves)}")
+        if dataclasses.is_dataclass(hints[key]):
+            built[key] = _build(hints[key], value or {}, f"{where}{key}.")  # type: ignore[arg-type]
+            continue
+        built[key] = convert(value, hints[key], f"{where}{key}")
+        choices = leaves[key].metadata.get("choices")
+        if choices and built[key] not in choices:
+            raise ConfigError(f"{where}{key} is {value!r}.{did_you_mean(str(value), choices)}")
+    return cls(**built)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

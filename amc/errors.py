@@ -1,0 +1,59 @@
+"""What can go wrong by the user's hand. The command line prints one line and exits with 2.
+
+::
+
+    AmcError
+    ├── ConfigError      an option, a key or a value that is not understood
+    ├── ModelError       a network that cannot be loaded, traced or pruned
+    ├── DataError        images that are missing, broken or of the wrong shape
+    ├── BudgetError      a limit that cannot be met
+    ├── PolicyError      a policy of another network, or a broken one
+    ├── BundleError      a run folder or bundle that is not one
+    └── ExportError      the ONNX model could not be made, or does not do what the network does
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AmcError(Exception):
+    """Base of all errors that name a mistake the user can mend."""
+
+
+class ConfigError(AmcError):
+    """An option, a key or a value that is not understood."""
+
+
+class ModelError(AmcError):
+    """A network that cannot be loaded, traced or pruned."""
+
+
+class DataError(AmcError):
+    """Images that are missing, broken or of the wrong shape."""
+
+
+class BudgetError(AmcError):
+    """A limit that cannot be met."""
+
+
+class PolicyError(AmcError):
+    """A policy of another network, or a broken one."""
+
+
+class BundleError(AmcError):
+    """A run folder or bundle that is not one, or is damaged."""
+
+
+class ExportError(AmcError):
+    """The ONNX model could not be made, or does not compute what the network computes."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` when something known is close to ``word``, else the list of what is known."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Known: {', '.join(known)}." if known else ""

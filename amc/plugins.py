@@ -1,0 +1,42 @@
+"""Objects that the user names as ``path/to/file.py:name``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from amc.errors import ConfigError, did_you_mean
+
+
+def is_plugin(name: str) -> bool:
+    """Whether a name is of the form ``file.py:object``."""
+    return ".py:" in name
+
+
+def load_plugin(name: str) -> Callable[..., Any]:
+    """The callable that ``file.py:object`` names. The file is run as Python: name only files you trust."""
+    file, _, attribute = name.rpartition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError(f"{name}: there is no file {file}.")
+    module_name = f"_amc_plugin_{path.resolve().as_posix()}"
+    module = sys.modules.get(module_name)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        if spec is None or spec.loader is None:
+            raise ConfigError(f"{file} is not a Python file.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise ConfigError(f"{file} fails on import: {type(error).__name__}: {error}") from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ConfigError(f"{file} has nothing callable named '{attribute}'.{did_you_mean(attribute, names)}")
+    return found  # type: ignore[no-any-return]

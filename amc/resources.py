@@ -1,0 +1,190 @@
+"""What a policy costs, exactly, from its widths alone: no network is built and none is run.
+
+Notation: S sites, B policies, T tensors, O operators; ``w [B, S]`` the widths.
+
+==========  ===========  ==========================================================================
+resource    unit         definition
+==========  ===========  ==========================================================================
+macs        MACs         multiply-accumulates of convolutions, linear layers and matrix products of
+                         one inference at batch 1 (what fvcore counts as conv, linear, matmul)
+params      parameters   elements of the network's parameters (buffers not counted)
+size        bytes        size of model.onnx as amc exports it
+memory      bytes        peak activation memory: the most that is alive while any operator runs, in
+                         float32 at batch 1, element-wise operators in place, weights not counted
+==========  ===========  ==========================================================================
+
+The length of an axis is linear in w, a tensor's elements are a product of two axes, and an operator's MACs are
+its weights' elements times the positions it is applied at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from amc.graph import Axis, Graph
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class CostModel(Protocol):
+    """What policies cost: arrays ``[B]`` by resource for settings ``[B, S]``, non-decreasing in every setting."""
+
+    def costs(self, choices: ArrayLike) -> Mapping[str, Floats]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor in the ONNX file: its dimensions, and which of them follow a layer's axes."""
+
+    dims: tuple[int, ...]
+    axes: tuple[Axis | None, ...]
+    itemsize: int
+    fixed: int
+    """Bytes of the tensor's record that never change."""
+    is_group: bool = False
+    """The first dimension is also written as the ``group`` attribute of a depthwise convolution."""
+
+
+@dataclass(frozen=True, eq=False)
+class FileLayout:
+    """What the ONNX file of the unpruned network is made of."""
+
+    total: int
+    """Bytes of the file."""
+    graph: int
+    """Bytes of the graph within it."""
+    tensors: tuple[StoredTensor, ...]
+
+
+class ResourceModel:
+    """Exact costs of the policies of one network. ``layout`` is needed for ``size`` only."""
+
+    def __init__(self, graph: Graph, model: nn.Module, layout: FileLayout | None = None) -> None:
+        self._full = np.array([site.channels for site in graph.sites], np.int64)
+        sites = len(self._full)
+        rows = []
+        total = sum(p.numel() for p in model.parameters())
+        fixed_params = total
+        for layer in graph.layers:
+            if layer.output is None and layer.input is None:
+                continue
+            for shape, weighs in _shapes(model, layer.name):
+                out, inp = layer.output, layer.input if len(shape) > 1 else None
+                if layer.kind.startswith("parameter"):
+                    out, inp, shape = layer.output, None, _first(shape, int(layer.kind.split(":")[1]))
+                rows.append((_line(out, shape[0], sites), _line(inp, shape[1] if len(shape) > 1 else 1, sites),
+                             int(np.prod(shape[2:])), layer.positions if weighs else 0))  # fmt: skip
+                fixed_params -= int(np.prod(shape))
+        self._a = np.array([r[0][0] for r in rows]).reshape(-1, sites).T
+        self._a0 = np.array([r[0][1] for r in rows])
+        self._b = np.array([r[1][0] for r in rows]).reshape(-1, sites).T
+        self._b0 = np.array([r[1][1] for r in rows])
+        self._rest = np.array([r[2] for r in rows])
+        self._positions = np.array([r[3] for r in rows])
+        self._fixed_params = fixed_params
+        self._fixed_macs = graph.trace.macs - int((self._elements(self._full[None]) @ self._positions)[0])
+        live = np.unique(graph.trace.live, axis=0)
+        self._live = live[~_dominated(live)].astype(np.float64)
+        self._sizes, self._growth = graph.trace.sizes, graph.growth
+        self._file = _FileSize(layout, sites, self._full) if layout else None
+
+    def costs(self, choices: ArrayLike) -> Mapping[str, Floats]:
+        """Costs ``[B]`` by resource of the widths ``choices [B, S]``."""
+        w = np.atleast_2d(np.asarray(choices, np.int64))
+        elements = self._elements(w)
+        found = {
+            "macs": (elements @ self._positions + self._fixed_macs).astype(np.float64),
+            "params": (elements.sum(1) + self._fixed_params).astype(np.float64),
+            "memory": 4 * ((self._sizes - (self._full - w) @ self._growth.T) @ self._live.T).max(1).round(),
+        }
+        if self._file:
+            found["size"] = self._file(w).astype(np.float64)
+        return found
+
+    def cost(self, choice: Sequence[int]) -> dict[str, float]:
+        """Costs of one policy, by resource."""
+        return {name: float(values[0]) for name, values in self.costs([choice]).items()}
+
+    def _elements(self, w: Ints) -> Ints:
+        product: Ints = (w @ self._a + self._a0) * (w @ self._b + self._b0) * self._rest
+        return product
+
+
+def _shapes(model: nn.Module, name: str) -> list[tuple[tuple[int, ...], bool]]:
+    """Shapes of a layer's own parameters, and whether it is the weight that makes the MACs."""
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        return [(tuple(dict(model.named_parameters())[name].shape), False)]
+    return [(tuple(p.shape) or (1,), key == "weight") for key, p in module.named_parameters(recurse=False)]
+
+
+def _first(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    rest = int(np.prod(shape)) // shape[dim]
+    return (shape[dim], 1, rest)
+
+
+def _line(axis: Axis | None, length: int, sites: int) -> tuple[Ints, int]:
+    """The length of an axis as ``slopes @ w + constant``. A parameter of length 1 is shared by all channels."""
+    if axis is None or len(axis.site) != length:
+        return np.zeros(sites, np.int64), length
+    return axis.counts(sites)
+
+
+def _dominated(live: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Rows that are part of another row: they never hold the most memory."""
+    wide = live.astype(np.int32)
+    common = wide @ wide.T
+    inside = common == wide.sum(1)[:, None]
+    np.fill_diagonal(inside, False)
+    return inside.any(1)
+
+
+def varint(values: ArrayLike) -> Ints:
+    """Bytes that protobuf needs for each non-negative integer."""
+    v = np.asarray(values, np.int64)
+    count = np.ones(v.shape, np.int64)
+    for bits in range(7, 63, 7):
+        count += v >= (1 << bits)
+    return count
+
+
+class _FileSize:
+    """Bytes of the ONNX file: every tensor's record, its length prefixes, and the rest that does not change."""
+
+    def __init__(self, layout: FileLayout, sites: int, full: Ints) -> None:
+        self._tensors = [
+            (
+                [_line(axis, dim, sites) for axis, dim in zip(t.axes, t.dims, strict=True)],
+                t.itemsize,
+                t.fixed,
+                t.is_group,
+            )
+            for t in layout.tensors
+            if any(axis is not None for axis in t.axes)
+        ]
+        inside = int(self._changing(full[None])[0])
+        self._graph_rest = layout.graph - inside
+        self._rest = layout.total - layout.graph - int(varint(layout.graph))
+
+    def _changing(self, w: Ints) -> Ints:
+        total = np.zeros(len(w), np.int64)
+        for lines, itemsize, fixed, is_group in self._tensors:
+            dims = [w @ slopes + constant for slopes, constant in lines]
+            raw = itemsize * np.prod(dims, axis=0)
+            record = fixed + raw + varint(raw) + sum(varint(d) for d in dims)
+            total += record + varint(record)
+            if is_group:
+                total += varint(dims[0])
+        return total
+
+    def __call__(self, w: Ints) -> Ints:
+        graph = self._graph_rest + self._changing(w)
+        return self._rest + graph + varint(graph)

@@ -1,0 +1,74 @@
+"""A task: what is compressed, on which data, and how it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amc.errors import DataError, ModelError
+from amc.task.data import Split, Splits, load_data
+from amc.task.metrics import CLASSIFICATION, Objective
+from amc.task.models import load_model
+
+__all__ = ["Objective", "Split", "Splits", "Task", "batches", "evaluate", "load_data", "load_model", "make_task"]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is compressed. The model is in evaluation mode, on its device, and is never changed."""
+
+    name: str
+    model: nn.Module
+    splits: Splits
+    objective: Objective
+    device: torch.device
+
+    @property
+    def example(self) -> Tensor:
+        """One image of the search split, ``[1, C, H, W]``, normalised, on the device."""
+        return self.splits.search.fetch(torch.tensor([0]))[0].to(self.device)
+
+
+def make_task(
+    name: str, model: nn.Module, splits: Splits, device: torch.device, objective: Objective = CLASSIFICATION
+) -> Task:
+    """A task whose model has been seen to work on the data: right shapes, finite numbers, labels in range."""
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ModelError(f"{name}: the weights hold NaN or infinity in '{key}'. Train it again, or pass other --weights.")
+    if next(model.parameters(), None) is None:
+        raise ModelError(f"{name}: the network has no parameters.")
+    model = model.to(device).eval()
+    task = Task(name, model, splits, objective, device)
+    images, targets = splits.search.fetch(torch.arange(min(2, len(splits.search))))
+    try:
+        with torch.inference_mode():
+            outputs = model(images.to(device))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{name} does not take these images of shape {list(images.shape[1:])}: {reason}"
+        ) from error
+    objective.check(name, outputs, targets, splits.classes)
+    return task
+
+
+def batches(split: Split, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The split in order, ``size`` at a time: images ``[B, C, H, W]`` normalised, and targets ``[B, ...]``."""
+    count = len(split) if limit is None else min(limit, len(split))
+    for start in range(0, count, size):
+        yield split.fetch(torch.arange(start, min(start + size, count)))
+
+
+def evaluate(model: nn.Module, task: Task, split: Split, batch_size: int = 250) -> tuple[float, float]:
+    """Mean loss and mean metric of ``model`` (in evaluation mode, on the task's device) over ``split``."""
+    loss, metric = 0.0, 0.0
+    with torch.inference_mode():
+        for images, targets in batches(split, batch_size):
+            outputs, truth = model(images.to(task.device)), targets.to(task.device)
+            loss += float(task.objective.loss(outputs, truth).double().sum())
+            metric += float(task.objective.metric(outputs, truth).double().sum())
+    return loss / len(split), metric / len(split)

@@ -1,0 +1,409 @@
+"""Data: four disjoint splits that were drawn with a seed and are recorded.
+
+A split is read by index, so that any order of training is a permutation and can be resumed at any step.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from amc.config import DataConfig
+from amc.errors import ConfigError, DataError, did_you_mean
+from amc.plugins import is_plugin, load_plugin
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Split(Protocol):
+    """Labelled samples, read by index."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs ``[B, C, H, W]``, normalised, float32, and targets; augmented where a generator is given."""
+        ...
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random shifts by up to ``pad`` pixels, and random horizontal flips."""
+
+    pad: int = 0
+    flip: bool = False
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        count, _, height, width = images.shape
+        if self.pad:
+            shifts = torch.randint(0, 2 * self.pad + 1, (2, count), generator=generator)
+            rows = shifts[0, :, None] + torch.arange(height)
+            columns = shifts[1, :, None] + torch.arange(width)
+            padded = F.pad(images, (self.pad,) * 4)
+            batch = torch.arange(count)[:, None, None]
+            images = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        if self.flip:
+            flips = torch.rand(count, generator=generator) < 0.5
+            images = torch.where(flips[:, None, None, None], images.flip(3), images)
+        return images
+
+
+class Images(Protocol):
+    """Raw images by index, uint8 ``[B, C, H, W]``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSplit:
+    """Some of a set of uint8 images, with labels ``[N]``, normalised with the channels' mean and deviation."""
+
+    images: Images | Tensor
+    labels: Tensor
+    members: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation = Augmentation()
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        chosen = self.members[indices]
+        raw = self.images[chosen]
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+        images = (raw.float() / 255 - mean) / std
+        if augment is not None:
+            images = self.augmentation(images, augment)
+        return images.contiguous(), self.labels[chosen]
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetSplit:
+    """Some of any map-style dataset of (input, target), collated as its loader does."""
+
+    dataset: Any
+    collate: Callable[[list[Any]], Any]
+    members: Tensor
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        samples = [self.dataset[i] for i in self.members[indices].tolist()]
+        inputs, targets = self.collate(samples)
+        return inputs, targets
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Disjoint splits. Searching reads ``search`` only; ``test`` is read once, at the end."""
+
+    train: Split
+    calibration: Split
+    search: Split
+    test: Split
+    classes: int | None
+    source: str
+    epochs: float = 2.0
+    """Epochs of fine-tuning that suit the data, where the user does not say."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def load_data(config: DataConfig, seed: int) -> Splits:
+    """The splits that the configuration names."""
+    name = config.name
+    if name.startswith("imagefolder:"):
+        return _imagefolder(Path(name.removeprefix("imagefolder:")), config, seed)
+    if is_plugin(name):
+        splits = load_plugin(name)()
+        if not isinstance(splits, Splits):
+            raise DataError(f"{name} gave a {type(splits).__name__}, but must give amc.task.data.Splits.")
+        return splits
+    if name not in _SOURCES:
+        raise ConfigError(
+            f"unknown data '{name}'.{did_you_mean(name, [*_SOURCES, 'imagefolder:PATH', 'file.py:factory'])}"
+        )
+    return _SOURCES[name](config, seed)
+
+
+def split_members(count: int, sizes: Sequence[int], seed: int) -> list[Tensor]:
+    """``count`` indices dealt out at random to parts of the given sizes; the last part takes what is left."""
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(order[start : start + size].sort().values)
+        start += size
+    return [*parts, order[start:].sort().values]
+
+
+def digest(members: Tensor) -> str:
+    """A short fingerprint of a set of indices, for the record."""
+    return hashlib.sha256(members.numpy().astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def _record(seed: int, **members: Tensor) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        **{part: {"count": len(m), "digest": digest(m)} for part, m in members.items()},
+    }
+
+
+def _holdout(count: int, config: DataConfig, seed: int, search: int) -> list[Tensor]:
+    """Calibration, search and train out of one set of images, never more than a quarter of it each."""
+    calibration = min(config.calibration, count // 4)
+    return split_members(count, [calibration, min(search, config.search, count // 4)], seed)
+
+
+def _from_arrays(
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    config: DataConfig,
+    seed: int,
+    defaults: tuple[tuple[float, ...], tuple[float, ...]],
+    augmentation: Augmentation,
+    source: str,
+    epochs: float = 2.0,
+) -> Splits:
+    mean, std = _normalisation(config, defaults, train[0].shape[1])
+    calibration, search, rest = _holdout(len(train[0]), config, seed, 5000)
+    everything = torch.arange(len(test[0]))
+    return Splits(
+        ImageSplit(*train, rest, mean, std, augmentation),
+        ImageSplit(*train, calibration, mean, std),
+        ImageSplit(*train, search, mean, std),
+        ImageSplit(*test, everything, mean, std),
+        int(train[1].max()) + 1,
+        source,
+        epochs,
+        _record(seed, train=rest, calibration=calibration, search=search, test=everything),
+    )
+
+
+def _normalisation(
+    config: DataConfig, defaults: tuple[tuple[float, ...], tuple[float, ...]], channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    mean, std = config.mean or defaults[0], config.std or defaults[1]
+    for word, values in (("--mean", mean), ("--std", std)):
+        if len(values) != channels:
+            raise ConfigError(f"{word} has {len(values)} values, but the images have {channels} channels.")
+    if min(std) <= 0:
+        raise ConfigError(f"--std is {std}, but must be above 0.")
+    return mean, std
+
+
+def _digits(config: DataConfig, seed: int) -> Splits:
+    """1,797 images of 8×8 in 16 grey levels; 400 of them, always the same, are the test split."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8))[:, None]
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    test, train = split_members(len(images), [400], seed=20180210)
+    return _from_arrays(
+        (images[train], labels[train]),
+        (images[test], labels[test]),
+        config,
+        seed,
+        ((0.305,), (0.376,)),
+        Augmentation(pad=1),
+        "scikit-learn digits",
+        epochs=20.0,
+    )
+
+
+def _fashion(config: DataConfig, seed: int) -> Splits:
+    folder = _fashion_folder(config)
+    arrays = [_read_idx(folder, f"{part}-{kind}") for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    train = arrays[0][:, None], arrays[1].long()
+    test = arrays[2][:, None], arrays[3].long()
+    if len(train[0]) != len(train[1]) or len(test[0]) != len(test[1]):
+        raise DataError(f"{folder}: there are not as many labels as images.")
+    return _from_arrays(
+        train, test, config, seed, ((0.286,), (0.353,)), Augmentation(pad=2, flip=True), "Fashion-MNIST"
+    )
+
+
+def _fashion_folder(config: DataConfig) -> Path:
+    if config.download and config.root:
+        import torchvision
+
+        for part in (True, False):
+            torchvision.datasets.FashionMNIST(config.root, train=part, download=True)
+    roots = [Path(config.root)] if config.root else [Path("/usr/share/datasets/fashion-mnist")]
+    for root in roots:
+        for folder in (root, root / "FashionMNIST" / "raw"):
+            if any(folder.glob("train-images-idx3-ubyte*")):
+                return folder
+    raise DataError(
+        f"no Fashion-MNIST files in {roots[0]}: install Debian's package dataset-fashion-mnist, or name their "
+        "folder with --data-root, or add --download to fetch them there."
+    )
+
+
+def _read_idx(folder: Path, name: str) -> Tensor:
+    """An idx file of unsigned bytes, gzipped or not: two zero bytes, type 8, rank, sizes (big-endian), data."""
+    path = folder / name
+    packed = folder / f"{name}.gz"
+    try:
+        raw = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError) as error:
+        raise DataError(f"cannot read {packed}: {error}.") from None
+    rank = raw[3] if len(raw) > 4 and raw[:3] == b"\0\0\x08" else 0
+    sizes = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
+    if not rank or len(raw) != 4 + 4 * rank + int(np.prod(sizes)):
+        raise DataError(f"{path} is not an idx file of bytes.")
+    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(sizes).copy())
+
+
+def _cifar(kind: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[DataConfig, int], Splits]:
+    def load(config: DataConfig, seed: int) -> Splits:
+        import torchvision
+
+        if not config.root:
+            raise DataError(f"{kind.lower()} needs --data-root, the folder with its files (--download fetches them).")
+        parts = []
+        for train in (True, False):
+            try:
+                found = getattr(torchvision.datasets, kind)(config.root, train=train, download=config.download)
+            except (RuntimeError, OSError) as error:
+                raise DataError(f"no {kind} in {config.root} ({error}): add --download to fetch it there.") from None
+            images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+            parts.append((images, torch.tensor(found.targets)))
+        return _from_arrays(
+            parts[0], parts[1], config, seed, (mean, std), Augmentation(pad=4, flip=True), kind
+        )
+
+    return load
+
+
+_SOURCES: dict[str, Callable[[DataConfig, int], Splits]] = {
+    "digits": _digits,
+    "fashion-mnist": _fashion,
+    "cifar10": _cifar("CIFAR10", (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+    "cifar100": _cifar("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+
+class ImageFiles:
+    """Image files, decoded by a pool of threads and kept as uint8 while they fit into ``keep_bytes``."""
+
+    def __init__(self, files: Sequence[str], size: tuple[int, int], keep_bytes: int = 2 << 30) -> None:
+        self._files = list(files)
+        self._size = size
+        self._pool = ThreadPoolExecutor(thread_name_prefix="decode")
+        keeps = len(files) * 3 * size[0] * size[1] <= keep_bytes
+        self._kept = torch.empty((len(files), 3, *size), dtype=torch.uint8) if keeps else None
+        self._present = torch.zeros(len(files), dtype=torch.bool)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        if self._kept is None:
+            return torch.stack(list(self._pool.map(self._decode, indices.tolist())))
+        missing = indices[~self._present[indices]]
+        if len(missing):
+            for index, image in zip(missing.tolist(), self._pool.map(self._decode, missing.tolist()), strict=True):
+                self._kept[index] = image
+            self._present[missing] = True
+        return self._kept[indices]
+
+    def _decode(self, index: int) -> Tensor:
+        from PIL import Image, ImageOps
+
+        height, width = self._size
+        try:
+            with Image.open(self._files[index]) as image:
+                rgb = image.convert("RGB")
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"cannot read the image {self._files[index]}: {error}.") from None
+        if rgb.size != (width, height):
+            rgb = ImageOps.fit(rgb, (width, height), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def _imagefolder(root: Path, config: DataConfig, seed: int) -> Splits:
+    """``root/train``, ``root/val`` and ``root/test``, each CLASS/image; or ``root/CLASS/image`` alone.
+
+    Without ``val`` the search split is held out from ``train``; without ``test``, ``val`` is the test split.
+    """
+    parts = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()} or {"train": root}
+    if "train" not in parts:
+        raise DataError(f"{root} has {', '.join(sorted(parts))} but no train/ folder.")
+    if len(parts) == 2:
+        parts = {"train": parts["train"], "test": parts.get("test", parts.get("val", root))}
+    listed = {part: _list_images(folder) for part, folder in parts.items()}
+    classes = listed["train"][2]
+    for part, (_, _, names) in listed.items():
+        if names != classes:
+            raise DataError(f"{parts[part]} has the classes {names}, but {parts['train']} has {classes}.")
+    size = _image_size(listed["train"][0][0], config.image_size)
+    sets = {part: (ImageFiles(files, size), torch.tensor(labels)) for part, (files, labels, _) in listed.items()}
+    mean, std = _normalisation(config, (IMAGENET_MEAN, IMAGENET_STD), 3)
+    train, labels = sets["train"]
+    count = len(train)
+    if len(sets) == 3:
+        calibration, rest = split_members(count, [min(config.calibration, count // 4)], seed)
+        search_set, test_set = sets["val"], sets["test"]
+        search = split_members(len(search_set[0]), [config.search], seed)[0]
+        test = torch.arange(len(test_set[0]))
+    elif len(sets) == 2:
+        calibration, search, rest = _holdout(count, config, seed, 5000)
+        search_set, test_set = sets["train"], sets["test"]
+        test = torch.arange(len(test_set[0]))
+    else:
+        held = min(5000, count // 5)
+        sizes = [held, min(config.search, held), min(config.calibration, held)]
+        test, search, calibration, rest = split_members(count, sizes, seed)
+        search_set = test_set = sets["train"]
+    for part, members in (("train", rest), ("calibration", calibration), ("search", search), ("test", test)):
+        if len(members) < 2:
+            raise DataError(f"{root} has {count} training images: too few for the {part} split.")
+    augmentation = Augmentation(pad=max(1, size[0] // 8), flip=True)
+    return Splits(
+        ImageSplit(train, labels, rest, mean, std, augmentation),
+        ImageSplit(train, labels, calibration, mean, std),
+        ImageSplit(*search_set, search, mean, std),
+        ImageSplit(*test_set, test, mean, std),
+        len(classes),
+        f"image folder {root.name}",
+        2.0,
+        _record(seed, train=rest, calibration=calibration, search=search, test=test),
+    )
+
+
+def _list_images(folder: Path) -> tuple[list[str], list[int], list[str]]:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        found = ImageFolder(str(folder))
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        reason = "it does not exist" if not folder.exists() else str(error).splitlines()[0]
+        raise DataError(f"no images in {folder}: {reason}. Expected CLASS/image.jpg in it.") from None
+    return [path for path, _ in found.samples], [label for _, label in found.samples], list(found.classes)
+
+
+def _image_size(first: str, asked: int | None) -> tuple[int, int]:
+    from PIL import Image
+
+    if asked is not None:
+        if asked < 1:
+            raise ConfigError(f"--image-size is {asked}, but must be at least 1.")
+        return asked, asked
+    try:
+        with Image.open(first) as image:
+            return image.height, image.width
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read the image {first}: {error}.") from None

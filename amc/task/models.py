@@ -1,0 +1,283 @@
+"""Networks by name, and their weights, loaded safely.
+
+The built-in networks are the field's usual ones for small images:
+ResNet-(6n+2) of He et al. 2016 (arXiv:1512.03385, section 4.2) with 1×1-convolution shortcuts (option B),
+MobileNetV1 (arXiv:1704.04861) and MobileNetV2 (arXiv:1801.04381) with fewer strides, and VGG-16 with
+BatchNorm and one linear layer (arXiv:1409.1556).
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amc.errors import ConfigError, ModelError, did_you_mean
+from amc.plugins import is_plugin, load_plugin
+
+EMBEDDED = Path(__file__).parent / "resnet8-digits.safetensors"
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.downsample.append(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
+            self.downsample.append(nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(inner)) + self.downsample(x))
+
+
+class CifarResNet(nn.Module):
+    """ResNet for small images, ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``; depth is 6n + 2."""
+
+    def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        widths = (16, 16, 32, 64)
+        for number, (before, after) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+            blocks = [BasicBlock(before, after, 1 if number == 1 else 2)]
+            blocks += [BasicBlock(after, after, 1) for _ in range((depth - 2) // 6 - 1)]
+            setattr(self, f"layer{number}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, relu: type[nn.Module] | None = nn.ReLU) -> list[nn.Module]:
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+    return [*layers, relu()] if relu else layers
+
+
+class MobileNetV1(nn.Module):
+    """Thirteen depthwise-separable blocks for small images: the stem and the first two strides stay at 1."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        blocks = [(64, 1), (128, 1), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
+        layers, inputs = _conv(in_channels, 32, 3), 32
+        for outputs, stride in blocks:
+            layers += _conv(inputs, inputs, 3, stride, groups=inputs) + _conv(inputs, outputs, 1)
+            inputs = outputs
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(inputs, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
+        return logits
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project, with a shortcut where shapes allow it."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expand: int) -> None:
+        super().__init__()
+        inner = inputs * expand
+        layers = _conv(inputs, inner, 1, relu=nn.ReLU6) if expand > 1 else []
+        layers += _conv(inner, inner, 3, stride, groups=inner, relu=nn.ReLU6)
+        self.conv = nn.Sequential(*layers, *_conv(inner, outputs, 1, relu=None))
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return x + y if self.shortcut else y
+
+
+class MobileNetV2(nn.Module):
+    """Seventeen inverted residuals for small images: the stem and the first two strides stay at 1."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        plan = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+        layers, inputs = _conv(in_channels, 32, 3, relu=nn.ReLU6), 32
+        for expand, outputs, repeat, first_stride in plan:
+            for index in range(repeat):
+                layers.append(InvertedResidual(inputs, outputs, first_stride if index == 0 else 1, expand))
+                inputs = outputs
+        self.features = nn.Sequential(*layers, *_conv(inputs, 1280, 1, relu=nn.ReLU6))
+        self.classifier = nn.Linear(1280, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
+        return logits
+
+
+class VGG16BN(nn.Module):
+    """Thirteen 3×3 convolutions with BatchNorm, five poolings (those that still fit) and one linear layer."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = in_channels
+        for outputs, repeat in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+            for _ in range(repeat):
+                layers += _conv(inputs, outputs, 3)
+                inputs = outputs
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(512, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
+        return logits
+
+
+BUILT_IN: dict[str, Callable[..., nn.Module]] = {
+    "resnet8": partial(CifarResNet, 8),
+    "resnet20": partial(CifarResNet, 20),
+    "resnet56": partial(CifarResNet, 56),
+    "mobilenetv1": MobileNetV1,
+    "mobilenetv2": MobileNetV2,
+    "vgg16bn": VGG16BN,
+}
+
+
+def load_model(
+    name: str,
+    weights: str | None,
+    channels: int,
+    classes: int | None,
+    data: str = "",
+) -> nn.Module:
+    """The network that ``name`` says, with its weights, in evaluation mode on the CPU.
+
+    ``channels`` and ``classes`` come from the data and shape the built-in networks. Raises ModelError.
+    """
+    model = build_model(name, weights == "pretrained", channels, classes)
+    if weights == "pretrained":
+        if not name.startswith(("torchvision:", "timm:")):
+            raise ModelError(f"{name} has no 'pretrained' weights: that word is for torchvision: and timm: names.")
+    elif weights not in (None, "random"):
+        load_weights(model, str(weights))
+    elif weights is None and name == "resnet8" and data == "digits":
+        load_weights(model, str(EMBEDDED))
+    elif weights is None and not is_plugin(name):
+        raise ModelError(
+            f"{name} needs trained weights: pass --weights FILE, or train it first with "
+            f"'amc train --model {name} --data {data or 'DATA'}' (--weights random prunes an untrained network)."
+        )
+    return model.eval()
+
+
+def build_model(name: str, pretrained: bool, channels: int, classes: int | None) -> nn.Module:
+    """The network that ``name`` says, untrained unless the library's pretrained weights are asked for."""
+    if name in BUILT_IN:
+        return BUILT_IN[name](num_classes=classes or 10, in_channels=channels)
+    if name.startswith("torchvision:"):
+        return _torchvision(name.removeprefix("torchvision:"), pretrained, classes)
+    if name.startswith("timm:"):
+        return _timm(name.removeprefix("timm:"), pretrained, channels, classes)
+    if is_plugin(name):
+        return _from_plugin(name)
+    raise ConfigError(
+        f"unknown model '{name}'.{did_you_mean(name, [*BUILT_IN, 'torchvision:NAME', 'timm:NAME', 'file.py:factory'])}"
+    )
+
+
+def _from_plugin(name: str) -> nn.Module:
+    try:
+        model = load_plugin(name)()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{name} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{name} gave a {type(model).__name__}, but must give a torch.nn.Module.")
+    return model
+
+
+def _torchvision(name: str, pretrained: bool, classes: int | None) -> nn.Module:
+    from torchvision import models
+
+    if name not in models.list_models():
+        raise ConfigError(f"torchvision has no model '{name}'.{did_you_mean(name, models.list_models())}")
+    kwargs: dict[str, Any] = {} if pretrained or classes is None else {"num_classes": classes}
+    if name in ("googlenet", "inception_v3"):
+        kwargs |= {"init_weights": False} if not pretrained else {}
+    return _fetching(name, lambda: models.get_model(name, weights="DEFAULT" if pretrained else None, **kwargs))
+
+
+def _timm(name: str, pretrained: bool, channels: int, classes: int | None) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError(f"timm:{name} needs the package timm: pip install 'amc-compress[timm]'.") from None
+    if not timm.is_model(name):
+        raise ConfigError(f"timm has no model '{name}'.{did_you_mean(name, timm.list_models())}")
+    kwargs: dict[str, Any] = {} if pretrained or classes is None else {"num_classes": classes}
+    return _fetching(name, lambda: timm.create_model(name, pretrained=pretrained, in_chans=channels, **kwargs))
+
+
+def _fetching(name: str, make: Callable[[], Any]) -> nn.Module:
+    try:
+        model: nn.Module = make()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{name}: {reason}") from error
+    return model
+
+
+def read_state_dict(path: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a torch file that holds nothing but tensors."""
+    if not Path(path).is_file():
+        raise ModelError(f"there is no weights file {path}.")
+    try:
+        if path.endswith(".safetensors"):
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ModelError(f"cannot read the weights in {path}: {reason}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ModelError(f"{path} does not hold a state dict (names and tensors).")
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def load_weights(model: nn.Module, path: str) -> None:
+    """Load a weights file into ``model``; every name and shape must fit."""
+    state, own = read_state_dict(path), model.state_dict()
+    optional = {key for key in own if key.endswith("num_batches_tracked")}
+    missing = sorted(set(own) - set(state) - optional)
+    extra = sorted(set(state) - set(own))
+    wrong = [k for k in own if k in state and state[k].shape != own[k].shape]
+    if wrong:
+        key = wrong[0]
+        raise ModelError(
+            f"{path} does not fit the network: '{key}' is {list(state[key].shape)} there and "
+            f"{list(own[key].shape)} in the network ({len(wrong)} such)."
+        )
+    if missing or extra:
+        what = f"it lacks '{missing[0]}'" if missing else f"it has '{extra[0]}'"
+        raise ModelError(f"{path} does not fit the network: {what} ({len(missing)} missing, {len(extra)} too many).")
+    model.load_state_dict(state, strict=False)
