@@ -76,6 +76,8 @@ class Layer:
     depthwise: bool
     positions: int
     """Output positions of all calls together: MACs = weights × positions. 0 for layers without MACs."""
+    taps: int = 1
+    """Elements of the kernel."""
     norm: str | None = None
     """The BatchNorm that alone reads this layer's output, if any."""
 
@@ -219,7 +221,8 @@ def _layers(model: nn.Module, traced: Trace, norms: Mapping[str, str]) -> dict[s
             kind = "norm"
         elif isinstance(module, nn.PReLU):
             kind = "prelu"
-        layers[name] = Layer(name, kind, None, None, _is_depthwise(module), positions, norms.get(name))
+        taps = int(np.prod(module.kernel_size)) if isinstance(module, CONVS) else 1
+        layers[name] = Layer(name, kind, None, None, _is_depthwise(module), positions, taps, norms.get(name))
     return layers
 
 

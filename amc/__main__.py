@@ -1,0 +1,5 @@
+import sys
+
+from amc.cli import main
+
+sys.exit(main())

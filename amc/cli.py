@@ -1,0 +1,292 @@
+"""The command line: parse, call, print. Exit codes: 0 done, 2 the user's mistake, 130 interrupted.
+
+Options come from the configuration's dataclasses. Heavy imports are inside the commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from amc import __version__
+from amc.config import Config, Option, convert, from_dict, merge, options, read_yaml
+from amc.errors import AmcError, ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EPILOG = {
+    "search": """examples:
+  amc search --flops 0.5                       the embedded network and data, in about a minute
+  amc search --flops 20M --size 500KB --model resnet20 --weights w.safetensors --data imagefolder:DIR
+  amc search --flops 0.5 --model my_net.py:make --data my_data.py:make --epochs 5
+  amc search --resume amc-runs/resnet8-digits-1   go on with a run that was interrupted""",
+    "train": """examples:
+  amc train --model resnet20 --data fashion-mnist --epochs 5 --out resnet20.safetensors""",
+    "inspect": """examples:
+  amc inspect --model resnet20 --data cifar10 --data-root DIR --weights random""",
+    "evaluate": """examples:
+  amc evaluate amc-runs/resnet8-digits-1""",
+    "searchers": "",
+}
+
+_GROUPS = {
+    "model": "the network",
+    "data": "the data",
+    "budget": "the budget (at least one; all given must hold)",
+    "search": "the search",
+    "finetune": "fine-tuning",
+    "": "the run",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but an unknown option comes with a suggestion, and every mistake is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            word = message.removeprefix(prefix).split()[0].partition("=")[0]
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            message = f"unknown option {word}.{did_you_mean(word, flags)}"
+        raise ConfigError(f"{message} (see {self.prog} --help)" if "--help" not in message else message)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; gives the exit code."""
+    try:
+        return _main(sys.argv[1:] if arguments is None else arguments)
+    except AmcError as error:
+        _complain(str(error))
+    except KeyboardInterrupt:
+        print("amc: stopped; nothing that was finished is lost. Go on with --resume DIR.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        _complain(f"{error.strerror or error}{where}. What was finished is kept; go on with --resume DIR.")
+    except MemoryError:
+        _complain("out of memory. Use fewer --search-images or --calibration-images, or a smaller --batch-size.")
+    return 2
+
+
+def _complain(message: str) -> None:
+    print(f"amc: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="amc",
+        description="Give it a trained network and a budget; get back a smaller ONNX model that provably meets it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="amc COMMAND --help explains every option with its unit and default.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"amc {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    for name, (summary, add, _) in _COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=EPILOG[name],
+            allow_abbrev=False,
+        )
+        add(sub)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in _COMMANDS:
+        raise ConfigError(f"unknown command '{arguments[0]}'.{did_you_mean(arguments[0], _COMMANDS)}")
+    parsed = parser.parse_args(arguments)
+    if parsed.command is None:
+        parser.print_help()
+        return 0
+    return _COMMANDS[parsed.command][2](parsed)
+
+
+def _add_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()) -> None:
+    groups: dict[str, Any] = {}
+    for option in options():
+        top = option.path[0] if len(option.path) > 1 else ""
+        if top in leave_out:
+            continue
+        group = groups.setdefault(top, parser.add_argument_group(_GROUPS[top]))
+        _add_option(group, option)
+    groups.setdefault("", parser.add_argument_group(_GROUPS[""])).add_argument(
+        "--config", metavar="FILE.yaml", help="read the configuration from a file; options given here override it"
+    )
+
+
+def _add_option(group: Any, option: Option) -> None:
+    default = "" if option.default is None or "[" in option.help else f" [{option.default}]"
+    common = {"dest": ".".join(option.path), "default": None, "help": option.help + default}
+    if option.type is bool:
+        group.add_argument(option.flag, action=argparse.BooleanOptionalAction, **common)
+    else:
+        kind = {int: "N", float: "X"}.get(option.type, option.flag.rpartition("-")[2].upper())
+        group.add_argument(option.flag, metavar="|".join(option.choices) or kind, **common)
+
+
+def _configuration(parsed: argparse.Namespace) -> Config:
+    """The file's configuration with the command line's over it."""
+    values = read_yaml(parsed.config) if parsed.config else {}
+    return from_dict(merge(values, _given(parsed)))
+
+
+def _given(parsed: argparse.Namespace) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for option in options():
+        value = getattr(parsed, ".".join(option.path), None)
+        if value is not None:
+            here = given
+            for part in option.path[:-1]:
+                here = here.setdefault(part, {})
+            here[option.path[-1]] = convert(value, option.type, option.flag)
+    return given
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    _add_options(parser)
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, as it was configured")
+
+
+def _search(parsed: argparse.Namespace) -> int:
+    from amc.monitor import shown
+    from amc.run import run
+
+    given = _given(parsed)
+    if parsed.resume and (given or parsed.config):
+        raise ConfigError("--resume goes on with a run as it was configured: give no other options with it.")
+    config = Config() if parsed.resume else _configuration(parsed)
+    with shown() as monitor:
+        result = run(config, parsed.resume, monitor)
+    _print_result(result.summary, result.folder)
+    return 0
+
+
+def _print_result(summary: Any, folder: Path) -> None:
+    from amc.reports import final_table
+
+    console = _console()
+    console.print()
+    console.print(_table(["", "original", "pruned", "fine-tuned", "ratio"],
+                         [[r.label, r.original, r.after_pruning, r.final, r.ratio] for r in final_table(summary)]))  # fmt: skip
+    for proof in summary["proof"]:
+        console.print(f"met: {proof['exported']:,.0f} of at most {proof['limit']:,.0f} {proof['unit']} ({proof['how']})")
+    for note in summary["notes"]:
+        console.print(f"note: {note}", markup=False)
+    console.print(f"{folder}: model.onnx, report.html and all the rest", markup=False)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*[columns[0]], box=None, pad_edge=False, header_style="bold")
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*[Text(cell) for cell in row])
+    return table
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    _add_options(parser, ("budget", "search"))
+    parser.set_defaults(**{"model.weights": None})
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    from amc.monitor import shown
+    from amc.training import train_network
+
+    given = _given(parsed)
+    given.setdefault("model", {}).setdefault("weights", "random")
+    values = merge(read_yaml(parsed.config) if parsed.config else {}, given)
+    with shown() as monitor:
+        report = train_network(from_dict(values), monitor)
+    print(f"{report.path}: {report.metric} {100 * report.search:.2f} % on the search split, "
+          f"{100 * report.test:.2f} % on the test split")  # fmt: skip
+    return 0
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    _add_options(parser, ("budget", "finetune"))
+
+
+def _inspect(parsed: argparse.Namespace) -> int:
+    from amc.graph import build_graph
+    from amc.policy import legal_widths
+    from amc.resources import ResourceModel
+    from amc.run import open_task, site_features
+
+    given = _given(parsed)
+    name = given.get("model", {}).get("name")
+    if name:
+        given["model"].setdefault("weights", "random")
+    config = from_dict(merge(read_yaml(parsed.config) if parsed.config else {}, given))
+    task = open_task(config)
+    graph = build_graph(task.model, task.example)
+    costs = ResourceModel(graph, task.model).cost([s.channels for s in graph.sites])
+    console = _console()
+    console.print(f"{task.name}: {costs['macs'] / 1e6:,.2f} M MACs, {costs['params']:,.0f} parameters, "
+                  f"{costs['memory'] / 1e3:,.0f} kB of activations at most", markup=False)  # fmt: skip
+    rows = []
+    for site, features in zip(graph.sites, site_features(graph), strict=True):
+        widths = legal_widths(site.channels, config.search.min_keep, config.search.channel_step)
+        told = f"{widths[0]}…{widths[-2]}, {widths[-1]}" if len(widths) > 3 else ", ".join(map(str, widths))
+        rows.append([site.name, str(site.channels), told, f"{features.macs / 1e6:,.2f} M", str(len(site.layers)), str(len(site.consumers))])
+    console.print(_table(["site", "channels", "widths", "MACs", "layers cut", "layers reading"], rows))
+    for site in graph.sites:
+        console.print(f"{site.name}: {', '.join(site.layers)} → {', '.join(site.consumers)}", markup=False)
+    for refusal in graph.refusals:
+        console.print(f"not prunable: {refusal.name} ({refusal.channels} channels): {refusal.reason}", markup=False)
+    return 0
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="DIR", help="the folder of a finished run")
+
+
+def _evaluate(parsed: argparse.Namespace) -> int:
+    from amc.training import evaluate_bundle
+
+    scores = evaluate_bundle(Path(parsed.bundle))
+    print(f"model.onnx: {scores.metric} {100 * scores.test:.2f} % on the test split (recorded: {100 * scores.recorded:.2f} %)")
+    return 0
+
+
+def _add_nothing(parser: argparse.ArgumentParser) -> None:
+    """No options."""
+
+
+def _searchers(parsed: argparse.Namespace) -> int:  # noqa: ARG001
+    from amc.search import searchers
+
+    _console().print(_two_columns([(s.name, s.summary) for s in searchers().values()]))
+    return 0
+
+
+def _two_columns(rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"{first:<10} {second}" for first, second in rows)
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
+    "search": ("search, prune, fine-tune, export and measure", _add_search, _search),
+    "train": ("train a network where there is none, into a safetensors file", _add_train, _train),
+    "inspect": ("list what can be pruned in a network, and what cannot and why", _add_inspect, _inspect),
+    "evaluate": ("run a bundle's ONNX model on the test split again", _add_evaluate, _evaluate),
+    "searchers": ("list the searchers", _add_nothing, _searchers),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

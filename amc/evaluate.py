@@ -1,0 +1,121 @@
+"""Policy → score on the search split, before any training. The hot path: nearly all of it is forward passes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amc.graph import BATCH_NORMS, Graph
+from amc.policy import Choice
+from amc.reconstruct import Moments, Reconstructor
+from amc.surgery import Dresser, Kept
+from amc.task import Split, Task, batches, evaluate
+
+_HOLD_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean loss and metric over the search split."""
+
+    loss: float
+    metric: float
+
+
+class Evaluator:
+    """Scores policies. One scratch copy of the network wears every policy in turn."""
+
+    def __init__(
+        self,
+        task: Task,
+        graph: Graph,
+        orders: Sequence[Tensor],
+        moments: Mapping[str, Moments] | None,
+        recalibrate: bool = False,
+    ) -> None:
+        """``orders``: per site its channels, the most important first. ``moments`` None: weights stay as they are."""
+        self.recalibrate = recalibrate
+        self._task, self._graph = task, graph
+        self._orders = [o.numpy() for o in orders]
+        self._scratch = copy.deepcopy(task.model).requires_grad_(False)
+        self._dresser = Dresser(self._scratch, graph.layers)
+        self._solve = Reconstructor(graph, task.model, moments) if moments is not None else None
+        self._search = _held(task.splits.search, task.device)
+        self._norms = [m for m in self._scratch.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
+
+    def kept(self, choice: Choice) -> Kept:
+        """The channels that stay at every site, ascending."""
+        return [np.sort(order[:width]) for order, width in zip(self._orders, choice, strict=True)]
+
+    def network(self, choice: Choice) -> nn.Module:
+        """The pruned network in evaluation mode. It is the scratch copy: the next call changes it."""
+        kept = self.kept(choice)
+        self._dresser.dress(kept, self._solve(kept) if self._solve else None)
+        if self.recalibrate:
+            self._recalibrate()
+        return self._scratch
+
+    def pruned(self, choice: Choice) -> nn.Module:
+        """The pruned network as a module of its own, trainable."""
+        own = copy.deepcopy(self.network(choice))
+        wanted = {name: p.requires_grad for name, p in self._task.model.named_parameters()}
+        for name, parameter in own.named_parameters():
+            parameter.requires_grad_(wanted[name])
+        return own
+
+    def __call__(self, choice: Choice) -> Score:
+        """Mean loss and metric of the pruned network over the search split."""
+        loss, metric = evaluate(self.network(choice), self._task, self._search)
+        return Score(loss, metric)
+
+    def _recalibrate(self) -> None:
+        """Statistics of every BatchNorm anew over the calibration split (EagleEye, arXiv:2007.02491)."""
+        saved = [m.momentum for m in self._norms]
+        for module in self._norms:
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean = torch.zeros_like(module.running_mean)
+            module.running_var = torch.ones_like(module.running_var)
+            module.num_batches_tracked = torch.zeros((), dtype=torch.long, device=self._task.device)
+            module.momentum = None  # cumulative average
+            module.train()
+        with torch.no_grad():
+            for images, _ in batches(self._task.splits.calibration, 250):
+                self._scratch(images.to(self._task.device))
+        for module, momentum in zip(self._norms, saved, strict=True):
+            module.momentum = momentum
+            module.eval()
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A split that is kept in memory as the network reads it."""
+
+    images: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        if augment is not None:
+            raise ValueError("a held split is for evaluation and is not augmented")
+        first, last = int(indices[0]), int(indices[-1]) + 1
+        return self.images[first:last], self.targets[first:last]
+
+
+def _held(split: Split, device: torch.device) -> Split:
+    """The split in memory, on the device, where it fits into a gibibyte; else the split itself."""
+    first, _ = split.fetch(torch.tensor([0]))
+    if first.numel() * 4 * len(split) > _HOLD_BYTES:
+        return split
+    parts = list(batches(split, 500))
+    images = torch.cat([p[0] for p in parts]).to(device)
+    if images.ndim == 4:
+        images = images.to(memory_format=torch.channels_last)
+    return _Held(images, torch.cat([p[1] for p in parts]).to(device))

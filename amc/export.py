@@ -1,0 +1,207 @@
+"""ONNX: the network as the runtime gets it, what its file is made of, and the proof that it does the same.
+
+The exporter's notes on where each node came from (source lines, paths) are stripped: they are nobody's business
+and cost bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from amc.errors import ExportError
+from amc.files import replacing
+from amc.graph import Axis, Graph, Layer
+from amc.resources import FileLayout, StoredTensor
+
+INPUT, OUTPUT = "input", "output"
+_TRANSIENT = ("metadata_props", "doc_string")
+
+
+def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
+    """Write ``model`` (evaluation mode) as ONNX with a dynamic batch. Raises ExportError."""
+    own = copy.deepcopy(model).cpu().eval()
+    inputs = example.cpu().repeat(2, *[1] * (example.ndim - 1))
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                own,
+                (inputs,),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+    except Exception as error:  # the exporter's own errors are many
+        cause = error.__cause__ or error
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise ExportError(f"the network cannot be exported to ONNX: {reason}") from error
+    assert program is not None
+    proto = program.model_proto
+    _strip(proto)
+    with replacing(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter talks on every channel there is."""
+    noisy = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch._dynamo")]
+    levels = [log.level for log in noisy]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for log in noisy:
+            log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for log, level in zip(noisy, levels, strict=True):
+                log.setLevel(level)
+
+
+def _strip(proto: Any) -> None:
+    graph = proto.graph
+    del graph.value_info[:]
+    messages = [proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *proto.functions]
+    for message in messages:
+        for field in _TRANSIENT:
+            with contextlib.suppress(ValueError):
+                message.ClearField(field)
+    graph.name = "amc"
+
+
+def read_onnx(path: Path) -> Any:
+    """The model in an ONNX file, checked. Raises ExportError."""
+    try:
+        proto = onnx.load(str(path))
+        onnx.checker.check_model(proto)
+    except Exception as error:  # protobuf, the checker and the file system each have their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExportError(f"{path} is not a valid ONNX model: {reason}") from None
+    return proto
+
+
+def file_layout(path: Path, graph: Graph, model: nn.Module) -> FileLayout:
+    """What the file of the unpruned network is made of, for the exact size of any policy (`amc.resources`)."""
+    proto = read_onnx(path)
+    layers = {layer.name: layer for layer in graph.layers if layer.output is not None or layer.input is not None}
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    grouped = {
+        node.input[1] for node in proto.graph.node if node.op_type == "Conv" and _attribute(node, "group", 1) > 1
+    }
+    tensors = tuple(_stored(t, layers, shapes, t.name in grouped) for t in proto.graph.initializer)
+    return FileLayout(path.stat().st_size, proto.graph.ByteSize(), tensors)
+
+
+def _attribute(node: Any, name: str, default: int) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == name), default)
+
+
+def _stored(tensor: Any, layers: Mapping[str, Layer], shapes: Mapping[str, tuple[int, ...]], grouped: bool) -> StoredTensor:
+    dims = tuple(tensor.dims)
+    layer, axes = _owner(tensor.name, layers), [None] * len(dims)
+    if layer is not None and dims:
+        axes = _axes(dims, layer, shapes.get(f"{layer.name}.weight"))
+    itemsize = max(1, len(tensor.raw_data) // max(1, int(np.prod(dims))))
+    prefixes = sum(_varint(d) for d in dims) + _varint(len(tensor.raw_data))
+    return StoredTensor(dims, tuple(axes), itemsize, tensor.ByteSize() - len(tensor.raw_data) - prefixes, grouped)
+
+
+def _varint(value: int) -> int:
+    return max(1, -(-value.bit_length() // 7))
+
+
+def _owner(name: str, layers: Mapping[str, Layer]) -> Layer | None:
+    """The layer whose tensor this is: 'layer1.0.conv1.weight' and the folded 'layer1.0.conv1.weight_bias'."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        layer = layers.get(".".join(parts[:length]))
+        if layer is not None:
+            return layer
+    return None
+
+
+def _axes(dims: tuple[int, ...], layer: Layer, weight: tuple[int, ...] | None) -> list[Any]:
+    axes: list[Axis | None] = [None] * len(dims)
+    if weight is not None and len(dims) > 1 and len(weight) > 1:
+        sides = [layer.output, layer.input]
+        if dims == weight:
+            axes[:2] = sides
+        elif dims == (weight[1], weight[0]):
+            axes[:2] = sides[::-1]
+    elif layer.output is not None and len(layer.output.site) in dims:
+        axes[dims.index(len(layer.output.site))] = layer.output
+    return axes
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far ONNX Runtime is from torch, relative to the largest output."""
+
+    samples: int
+    largest_difference: float
+
+
+PARITY_LIMIT = 1e-3
+
+
+def check_parity(model: nn.Module, path: Path, images: Tensor, runner: Any) -> Parity:
+    """Compare ``runner(images) -> array`` with torch, all at once and one by one. Raises ExportError."""
+    with torch.inference_mode():
+        expected = model.cpu()(images).numpy()
+    scale = float(np.abs(expected).max()) or 1.0
+    worst = 0.0
+    for found, wanted in ((runner(images.numpy()), expected), (runner(images[:1].numpy()), expected[:1])):
+        if found.shape != wanted.shape:
+            raise ExportError(f"{path.name} gives outputs of shape {list(found.shape)}, torch {list(wanted.shape)}.")
+        worst = max(worst, float(np.abs(found - wanted).max()) / scale)
+    if not worst <= PARITY_LIMIT:
+        raise ExportError(
+            f"{path.name} differs from the network by {worst:.2g} of the largest output (at most {PARITY_LIMIT:g})."
+        )
+    return Parity(len(images), worst)
+
+
+def count_onnx(path: Path, example: Tensor) -> dict[str, float]:
+    """MACs of one inference, stored weights and bytes, counted in the ONNX file itself."""
+    proto = read_onnx(path)
+    for value in proto.graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, example.shape, strict=True):
+            dim.ClearField("dim_param")
+            dim.dim_value = size
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in [*inferred.value_info, *inferred.input, *inferred.output]
+    }
+    shapes |= {t.name: list(t.dims) for t in inferred.initializer}
+    macs = sum(_node_macs(node, shapes) for node in inferred.node)
+    weights = sum(int(np.prod(t.dims)) for t in inferred.initializer if t.data_type == onnx.TensorProto.FLOAT)
+    return {"macs": float(macs), "weights": float(weights), "size": float(path.stat().st_size)}
+
+
+def _node_macs(node: Any, shapes: Mapping[str, list[int]]) -> int:
+    if node.op_type == "Conv":
+        return int(np.prod(shapes[node.output[0]])) * int(np.prod(shapes[node.input[1]][1:]))
+    if node.op_type == "ConvTranspose":
+        return int(np.prod(shapes[node.input[0]])) * int(np.prod(shapes[node.input[1]][1:]))
+    if node.op_type in ("MatMul", "Gemm"):
+        first = shapes[node.input[0]]
+        inner = first[0] if node.op_type == "Gemm" and _attribute(node, "transA", 0) else first[-1]
+        return int(np.prod(shapes[node.output[0]])) * inner
+    return 0

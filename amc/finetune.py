@@ -1,0 +1,202 @@
+"""Training: of a network from scratch, and of a pruned one with the original as its teacher.
+
+SGD with Nesterov momentum and a one-cycle rate (linear up over a fifth of the steps, cosine down to 0). Every
+step draws its images and augmentation from (seed, step) alone, so training goes on from a checkpoint exactly as
+if it had not stopped. Distillation: Hinton et al. 2015 (arXiv:1503.02531).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amc.config import FinetuneConfig
+from amc.errors import BundleError, ModelError
+from amc.files import replacing
+from amc.task import Task
+
+CHECKPOINT_SECONDS = 20.0
+_TINY = 1e-30  # weights this small are noise, and denormals make inference many times slower
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training run. ``precision``: 'float32', 'channels_last' (float32) or 'bfloat16' (with channels_last)."""
+
+    steps: int
+    lr: float
+    batch_size: int
+    weight_decay: float
+    distillation: float
+    temperature: float
+    seed: int
+    precision: str = "float32"
+
+
+def make_plan(config: FinetuneConfig, task: Task, epochs: float, seed: int) -> Plan:
+    """The plan for so many epochs over the training split."""
+    batch = min(config.batch_size, len(task.splits.train))
+    steps = math.ceil(epochs * (len(task.splits.train) // batch))
+    return Plan(steps, config.lr, batch, config.weight_decay, config.distillation, config.temperature, seed)
+
+
+def train(
+    model: nn.Module,
+    task: Task,
+    plan: Plan,
+    teacher: nn.Module | None = None,
+    checkpoint: Path | None = None,
+    progress: Callable[[float, float], None] | None = None,
+) -> nn.Module:
+    """Train ``model`` in place and leave it in evaluation mode, contiguous, in float32.
+
+    ``progress`` is told the share of steps done and the running loss. Raises ModelError when the loss is no
+    longer finite.
+    """
+    optimizer = _optimizer(model, plan)
+    start = _restore(checkpoint, model, optimizer, plan) if checkpoint else 0
+    step_once = _Stepper(model, task, plan, optimizer, teacher)
+    saved, running = time.monotonic(), 0.0
+    for step in range(start, plan.steps):
+        loss = step_once(step)
+        if not math.isfinite(loss):
+            raise ModelError(f"training diverged in step {step} (loss {loss}): lower --lr (now {plan.lr}).")
+        running = loss if step == start else 0.95 * running + 0.05 * loss
+        if progress:
+            progress((step + 1) / plan.steps, running)
+        if checkpoint and (time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == plan.steps):
+            _save(checkpoint, step + 1, model, optimizer, plan)
+            saved = time.monotonic()
+    model.to(memory_format=torch.contiguous_format).eval()
+    _flush_tiny(model)
+    return model
+
+
+def fastest_precision(model: nn.Module, task: Task, plan: Plan, teacher: nn.Module | None) -> str:
+    """The precision whose training step takes least time here; float32 unless another saves a tenth."""
+    seconds = {}
+    for precision in ("float32", "channels_last", "bfloat16"):
+        trial = copy.deepcopy(model)
+        tried = Plan(4, 1e-9, plan.batch_size, 0.0, plan.distillation, plan.temperature, plan.seed, precision)
+        step_once = _Stepper(trial, task, tried, _optimizer(trial, tried), teacher)
+        times = []
+        for step in range(tried.steps):
+            start = time.perf_counter()
+            step_once(step)
+            times.append(time.perf_counter() - start)
+        seconds[precision] = min(times[1:])
+    best = min(seconds, key=lambda p: seconds[p])
+    return best if seconds[best] < 0.9 * seconds["float32"] else "float32"
+
+
+class _Stepper:
+    """One optimiser step at a time."""
+
+    def __init__(
+        self, model: nn.Module, task: Task, plan: Plan, optimizer: torch.optim.Optimizer, teacher: nn.Module | None
+    ) -> None:
+        self._model, self._task, self._plan = model, task, plan
+        self._optimizer = optimizer
+        self._teacher = teacher if plan.distillation > 0 else None
+        self._layout = torch.contiguous_format if plan.precision == "float32" else torch.channels_last
+        if task.example.ndim == 4:
+            model.to(memory_format=self._layout)  # type: ignore[call-overload]
+        model.train()
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    def __call__(self, step: int) -> float:
+        images, targets = self._batch(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._plan.lr * one_cycle(step, self._plan.steps)
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            outputs = self._model(images)
+            loss = self._loss(images, outputs, targets)
+        loss.backward()
+        self._optimizer.step()
+        return float(loss.detach())
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        train, plan = self._task.splits.train, self._plan
+        per_epoch = len(train) // plan.batch_size
+        epoch, place = divmod(step, per_epoch)
+        if epoch != self._epoch:
+            shuffle = torch.Generator().manual_seed(plan.seed * 1_000_003 + epoch)
+            self._epoch, self._order = epoch, torch.randperm(len(train), generator=shuffle)
+        indices = self._order[place * plan.batch_size : (place + 1) * plan.batch_size]
+        images, targets = train.fetch(indices, torch.Generator().manual_seed(plan.seed * 7_368_787 + step + 1))
+        images = images.to(self._task.device)
+        if images.ndim == 4:
+            images = images.to(memory_format=self._layout)
+        return images, targets.to(self._task.device)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._plan.precision == "bfloat16":
+            return torch.autocast(self._task.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
+
+    def _loss(self, images: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+        loss = self._task.objective.loss(outputs, targets).mean()
+        if self._teacher is None:
+            return loss
+        with torch.no_grad():
+            wanted = self._teacher(images)
+        share, t = self._plan.distillation, self._plan.temperature
+        return (1 - share) * loss + share * soft_targets(outputs, wanted, t)
+
+
+def soft_targets(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """KL divergence of the teacher's softened classes from the student's, times T², mean over samples."""
+    student = F.log_softmax(outputs.float() / temperature, 1)
+    teacher = F.log_softmax(wanted.float() / temperature, 1)
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1).mean() * temperature**2
+
+
+def one_cycle(step: int, steps: int, warmup: float = 0.2) -> float:
+    """Share of the peak rate in ``step`` of ``steps``."""
+    place, top = (step + 1) / (steps + 1), warmup
+    return place / top if place < top else 0.5 * (1 + math.cos(math.pi * (place - top) / (1 - top)))
+
+
+def _optimizer(model: nn.Module, plan: Plan) -> torch.optim.Optimizer:
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=plan.lr, momentum=0.9, nesterov=True)
+
+
+def _flush_tiny(model: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter[parameter.abs() < _TINY] = 0.0
+
+
+def _save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
+    state = {"step": step, "plan": repr(plan), "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan) -> int:
+    """Steps already done, with the model and the optimiser as they were then; 0 where there is no checkpoint."""
+    if not path.exists():
+        return 0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["plan"] != repr(plan):
+            return 0
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
+    except Exception as error:  # whatever a damaged file makes the loader throw
+        raise BundleError(f"the checkpoint {path} is damaged ({type(error).__name__}): delete it and resume again.") from None

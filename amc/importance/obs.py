@@ -1,0 +1,92 @@
+"""Block optimal brain surgeon: the order in which channels are missed least once the others make up for them.
+
+Hassibi & Stork 1993, for blocks of weights as in Optimal Brain Compression (arXiv:2208.11580). Per reader:
+
+=====  =====================================================================================
+C      covariance of its inputs, with a ridge; ``H = C⁻¹`` restricted to what is not yet gone
+S      the elements of one channel (its positions, all taps)
+score  Σ over outputs of W_S (H_SS)⁻¹ W_Sᵀ: the rise of the squared error, others re-solved
+=====  =====================================================================================
+
+Readers are weighed by the inverse variance of their outputs, so that a stream's readers count alike. Removing S:
+``W ← W − W_S (H_SS)⁻¹ H_S:`` and ``H ← H − H_:S (H_SS)⁻¹ H_S:``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amc.importance import Reader, SiteView, criterion
+from amc.importance.magnitude import l2
+from amc.reconstruct import elements
+
+RIDGE = 1e-2
+_ROUNDS = 128  # wide sites lose several channels a round
+
+
+@criterion("obs")
+def obs(site: SiteView) -> Tensor:
+    """Greedy removal by the least rise of the re-solved squared error; L2 where no inputs were collected."""
+    solvers = [_Surgeon(r, site.channels) for r in site.readers if r.moments is not None]
+    if not solvers:
+        return l2(site)
+    present = torch.ones(site.channels, dtype=torch.bool)
+    removed: list[int] = []
+    at_once = max(1, site.channels // _ROUNDS)
+    while len(removed) < site.channels - 1:
+        scores = torch.stack([s.scores(present) for s in solvers]).sum(0)
+        scores[~present] = torch.inf
+        count = min(at_once, site.channels - 1 - len(removed))
+        for channel in scores.argsort(stable=True)[:count].tolist():
+            removed.append(channel)
+            present[channel] = False
+            for solver in solvers:
+                solver.remove(channel)
+    removed.append(int(present.nonzero()[0, 0]))
+    return torch.tensor(removed[::-1])
+
+
+@dataclass(eq=False)
+class _Surgeon:
+    """One reader's weights and inverse covariance as channels go."""
+
+    reader: Reader
+    channels: int
+
+    def __post_init__(self) -> None:
+        assert self.reader.moments is not None
+        c = self.reader.moments.covariance.clone()
+        c.diagonal().add_(RIDGE * c.diagonal().mean() + torch.finfo(torch.float32).tiny)
+        self._w = self.reader.weight.flatten(1).to(c.dtype)
+        variance = ((self._w @ c) * self._w).sum().clamp_min(torch.finfo(c.dtype).tiny)
+        self._w = self._w / variance.sqrt()
+        self._h = torch.cholesky_inverse(torch.linalg.cholesky(c))
+        taps = self.reader.weight.shape[2]
+        order = self.reader.channels.argsort(stable=True)
+        per_channel = len(order) // self.channels
+        blocks = self.reader.positions[order].reshape(self.channels, per_channel)
+        self._blocks = torch.stack([elements(b, taps) for b in blocks])  # [channels, b]
+
+    def scores(self, present: Tensor) -> Tensor:
+        """Rise of the squared error ``[channels]``, as a share of the outputs' variance; 0 for what is gone."""
+        found = torch.zeros(self.channels, dtype=self._h.dtype)
+        here = present.nonzero()[:, 0]
+        index = self._blocks[here]
+        w = self._w[:, index].permute(1, 2, 0)  # [n, b, out]
+        h = self._h[index[:, :, None], index[:, None, :]]
+        found[here] = (w * torch.linalg.solve(h, w)).sum((1, 2)).cpu()
+        return found.double()
+
+    def remove(self, channel: int) -> None:
+        """Take a channel out and let the others make up for it."""
+        s = self._blocks[channel]
+        rows = self._h[s]
+        update = torch.linalg.solve(rows[:, s], rows)  # (H_SS)⁻¹ H_S:
+        self._w -= self._w[:, s] @ update
+        self._h -= rows.T @ update
+        self._w[:, s] = 0
+        self._h[s] = 0
+        self._h[:, s] = 0

@@ -1,0 +1,84 @@
+"""An append-only record, one JSON object a line, flushed to disk line by line.
+
+A line that was being written when the machine went down is torn; it is dropped when the journal is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from amc.errors import BundleError
+
+
+class Journal:
+    """Records in a file, oldest first. ``None`` as the path keeps them in memory only."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._records: list[dict[str, Any]] = []
+        self._file = None
+        if path is not None:
+            self._records, good = _read(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab")
+            self._file.truncate(good)
+
+    def append(self, kind: str, **record: Any) -> None:
+        """Add a record and see it onto the disk. When that fails, the file is as it was before."""
+        entry = {"kind": kind, **record}
+        line = json.dumps(entry, allow_nan=False).encode() + b"\n"
+        if self._file is not None:
+            start = self._file.seek(0, os.SEEK_END)
+            try:
+                self._file.write(line)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError:
+                self._file.truncate(start)
+                raise
+        self._records.append(entry)
+
+    def records(self, kind: str) -> Iterator[dict[str, Any]]:
+        """The records of one kind, oldest first."""
+        return (r for r in self._records if r["kind"] == kind)
+
+    def last(self, kind: str) -> dict[str, Any] | None:
+        """The newest record of one kind."""
+        return next((r for r in reversed(self._records) if r["kind"] == kind), None)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole records of a journal, and the byte where they end."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}.") from None
+    good = data.rfind(b"\n") + 1
+    records = []
+    for number, line in enumerate(data[:good].splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+            raise BundleError(f"{path} is damaged in line {number}: move it away to start the search anew.")
+        records.append(record)
+    return records, good

@@ -1,0 +1,131 @@
+"""The problem as searchers see it: legal policies, their exact costs, and what one scores.
+
+Every evaluation is journalled as it comes and never done twice. A search that was interrupted is simply run
+again: with the same seed it proposes the same policies, and the journal answers for those it holds.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from amc.budget import Space
+from amc.errors import AmcError, ConfigError
+from amc.evaluate import Score
+from amc.journal import Journal
+from amc.policy import Choice
+from amc.reward import Evaluation, Reward, error
+
+Observer = Callable[[Evaluation, int], None]
+"""Told of every proposal: its evaluation, and how many there have been."""
+
+
+@dataclass(frozen=True)
+class SiteFeatures:
+    """What the environment tells of a site's first layer (see `amc.envs.pruning`)."""
+
+    n: float
+    c: float
+    h: float
+    w: float
+    stride: float
+    k: float
+    macs: float
+
+
+class Problem:
+    """Legal policies under a budget, and their evaluation."""
+
+    def __init__(
+        self,
+        space: Space,
+        features: Sequence[SiteFeatures],
+        score: Callable[[Choice], Score],
+        reward: Reward = error,
+        journal: Journal | None = None,
+        observer: Observer | None = None,
+        measure: Callable[[Choice], dict[str, float]] | None = None,
+    ) -> None:
+        """``measure`` adds costs that are measured, such as ``latency`` in ms."""
+        self.space = space
+        self.features = tuple(features)
+        self.proposals = 0
+        self._score, self._reward, self._measure = score, reward, measure
+        self._journal = journal or Journal(None)
+        self._observer = observer
+        self._known = {e.choice: e for e in map(_from_record, self._journal.records("evaluation"))}
+
+    def evaluate(self, choice: Sequence[int]) -> Evaluation:
+        """Score a policy. Raises ValueError when it is not legal or over budget: that is the searcher's mistake."""
+        policy = tuple(int(setting) for setting in choice)
+        if not self.space.is_legal(policy) or not bool(self.space.fits([policy])[0]):
+            raise ValueError(f"the policy {policy} is not legal or over the budget {dict(self.space.limits)}")
+        if policy not in self._known:
+            evaluation = self._evaluate(policy)
+            self._journal.append("evaluation", **_to_record(evaluation), time=time.time())
+            self._known[policy] = evaluation
+        self.proposals += 1
+        found = self._known[policy]
+        if self._observer:
+            self._observer(found, self.proposals)
+        return found
+
+    def _evaluate(self, policy: Choice) -> Evaluation:
+        costs = self.space.costs(policy)
+        start = time.perf_counter()
+        try:
+            score = self._score(policy)
+            if not math.isfinite(score.loss):
+                raise ArithmeticError(f"the loss is {score.loss}")
+            costs |= self._measure(policy) if self._measure else {}
+        except (AmcError, OSError, MemoryError):
+            raise
+        except Exception as failure:  # one broken policy must not end a search of hours; it is kept and shown
+            reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+            return Evaluation(policy, math.inf, 0.0, costs, time.perf_counter() - start, reason)
+        evaluation = Evaluation(policy, score.loss, score.metric, costs, time.perf_counter() - start)
+        return replace(evaluation, reward=self._rewarded(evaluation))
+
+    def _rewarded(self, evaluation: Evaluation) -> float:
+        reward = float(self._reward(evaluation))
+        if not math.isfinite(reward):
+            raise ConfigError(f"the reward of a policy is {reward}, but must be a finite number.")
+        return reward
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """All distinct evaluations, in the order in which they were made."""
+        return list(self._known.values())
+
+    def best(self, count: int) -> list[Evaluation]:
+        """The best distinct policies, the best first; equal rewards are told apart by the loss."""
+        good = [e for e in self._known.values() if e.error is None]
+        return sorted(good, key=lambda e: (-e.reward, e.loss))[:count]
+
+
+def _to_record(evaluation: Evaluation) -> dict[str, object]:
+    failed = evaluation.error is not None
+    return {
+        "choice": list(evaluation.choice),
+        "loss": None if failed else evaluation.loss,
+        "metric": None if failed else evaluation.metric,
+        "costs": dict(evaluation.costs),
+        "reward": None if failed else evaluation.reward,
+        "seconds": round(evaluation.seconds, 6),
+        "error": evaluation.error,
+    }
+
+
+def _from_record(record: dict[str, object]) -> Evaluation:
+    choice, costs, seconds = record["choice"], record["costs"], record["seconds"]
+    assert isinstance(choice, list)
+    assert isinstance(costs, dict)
+    assert isinstance(seconds, float | int)
+    failed = record.get("error")
+    if failed is not None:
+        return Evaluation(tuple(choice), math.inf, 0.0, costs, seconds, str(failed))
+    numbers = [record["loss"], record["metric"], record["reward"]]
+    loss, metric, reward = (float(n) for n in numbers if isinstance(n, float | int))
+    return Evaluation(tuple(choice), loss, metric, costs, seconds, None, reward)

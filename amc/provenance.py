@@ -1,0 +1,44 @@
+"""Where and with what a result was made."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("torch", "torchvision", "torch-pruning", "onnx", "onnxruntime", "optuna", "stable-baselines3", "gymnasium", "numpy")
+
+
+def environment() -> dict[str, Any]:
+    """CPU, cores, threads and versions."""
+    versions = {}
+    for package in ("amc-compress", *_PACKAGES):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def cpu_name() -> str:
+    """The CPU's name, with the vector instructions that matter to latency."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = set(fields.get("flags", "").split())
+    wide = [f for f in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if f in flags]
+    return f"{fields.get('model name', platform.machine())} ({', '.join(wide) or 'no AVX2'})"

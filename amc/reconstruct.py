@@ -1,0 +1,203 @@
+"""Least-squares reconstruction of the layers that read pruned channels, from moments collected once.
+
+Notation, for one layer with weights ``W [out, D]`` (D = input channels × kernel taps) and inputs ``x [D]``:
+
+=====  =========================================================================================
+μ, C   mean and covariance of x over calibration images and random positions
+K      the elements of x that remain (all taps of the channels kept)
+λ      ridge: 1e-3 × mean of diag C_KK; pulls towards the weights as they were, not towards 0
+W'     argmin over V of E‖W x − V x_K − const‖² + λ‖V − W_K‖²
+       = (W C_:K + λ W_K)(C_KK + λ I)⁻¹
+δ      W μ − W' μ_K, what the outputs' mean lost
+=====  =========================================================================================
+
+AMC (arXiv:1802.03494, section 3.4; He et al. 2017) solves this anew in every episode by regression on raw
+features, for 1×1 kernels and without intercept. With μ and C a layer's solution depends on K alone and is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amc.graph import Graph, Layer
+from amc.surgery import Kept
+from amc.task import Task, batches
+
+RIDGE = 1e-3
+_DOUBLE_UP_TO = 1024  # elements; larger matrices are kept in float32
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean ``[D]`` and covariance ``[D, D]`` of a layer's inputs, D ordered as ``weight.flatten(1)``."""
+
+    mean: Tensor
+    covariance: Tensor
+    count: int
+
+
+def readers(graph: Graph, model: nn.Module) -> list[Layer]:
+    """The layers that can be re-solved: dense convolutions (1-D, 2-D) and linear layers behind a site."""
+    found = []
+    for layer in graph.layers:
+        module = _module(model, layer.name)
+        solvable = isinstance(module, nn.Linear) or (
+            isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1
+        )
+        if layer.input is not None and solvable:
+            found.append(layer)
+    return found
+
+
+def _module(model: nn.Module, name: str) -> nn.Module | None:
+    return dict(model.named_modules()).get(name)
+
+
+def collect(
+    task: Task, layers: Iterable[Layer], seed: int, batch_size: int = 64, progress: Callable[[float], None] | None = None
+) -> dict[str, Moments]:
+    """Moments of the inputs of ``layers`` in the unpruned network over the calibration split.
+
+    Sums are float64. Each image gives the same number of random positions, 8 to 20 thousand rows in all.
+    """
+    sums: dict[str, list[Any]] = {}
+    generator = torch.Generator().manual_seed(seed)
+    images = len(task.splits.calibration)
+
+    def hook(name: str) -> Callable[..., None]:
+        def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            width = module.weight[0].numel()  # type: ignore[union-attr,index]
+            rows = min(max(40 * width, 8192), 20480)
+            x = rows_of(module, inputs[0], -(-rows // images), generator)
+            total = sums.setdefault(name, [0, 0.0, 0.0])
+            total[0] += len(x)
+            total[1] = total[1] + x.double().sum(0)
+            total[2] = total[2] + (x.T @ x).double()
+
+        return record
+
+    handles = [task.model.get_submodule(layer.name).register_forward_pre_hook(hook(layer.name)) for layer in layers]
+    done = 0
+    try:
+        with torch.inference_mode():
+            for inputs, _ in batches(task.splits.calibration, batch_size):
+                task.model(inputs.to(task.device))
+                done += len(inputs)
+                if progress:
+                    progress(done / images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: _moments(*total) for name, total in sums.items()}
+
+
+def _moments(count: int, total: Tensor, products: Tensor) -> Moments:
+    mean = total / count
+    covariance = products / count - torch.outer(mean, mean)
+    kind = torch.float64 if len(mean) <= _DOUBLE_UP_TO else torch.float32
+    return Moments(mean.to(kind).clone(), covariance.to(kind).clone(), count)
+
+
+def rows_of(module: nn.Module, x: Tensor, per_image: int, generator: torch.Generator) -> Tensor:
+    """Rows ``[N · P, D]`` that the layer multiplies with its weights, at P random positions of each image."""
+    if isinstance(module, nn.Linear):
+        x = x.reshape(len(x), -1, x.shape[-1])
+        if x.shape[1] > per_image:
+            x = x[:, torch.randperm(x.shape[1], generator=generator)[:per_image].to(x.device)]
+        return x.reshape(-1, x.shape[-1])
+    assert isinstance(module, nn.Conv1d | nn.Conv2d)
+    padding = list(module._reversed_padding_repeated_twice)
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = F.pad(x, padding, mode=mode)
+    kernel, stride, dilation = tuple(module.kernel_size), tuple(module.stride), tuple(module.dilation)
+    if isinstance(module, nn.Conv1d):
+        x, kernel, stride, dilation = x[:, :, None], (1, *kernel), (1, *stride), (1, *dilation)
+    height, width = (
+        (size - d * (k - 1) - 1) // s + 1
+        for size, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
+    )
+    chosen = torch.randperm(height * width, generator=generator)[:per_image]
+    rows = (chosen // width * stride[0])[:, None] + dilation[0] * torch.arange(kernel[0])
+    columns = (chosen % width * stride[1])[:, None] + dilation[1] * torch.arange(kernel[1])
+    patches = x[:, :, rows[:, :, None].to(x.device), columns[:, None, :].to(x.device)]  # [N, C, P, kh, kw]
+    return patches.permute(0, 2, 1, 3, 4).reshape(len(x) * len(chosen), -1)
+
+
+def elements(positions: Tensor, taps: int) -> Tensor:
+    """The elements of a row that belong to the given input positions: all taps of each."""
+    return (positions[:, None] * taps + torch.arange(taps, device=positions.device)).flatten()
+
+
+def least_squares(weight: Tensor, moments: Moments, keep: Tensor, centred: bool = True) -> tuple[Tensor, Tensor]:
+    """``W' [out, |K|]`` and ``δ [out]`` for weights ``[out, D]`` when the elements ``keep`` remain.
+
+    Without ``centred`` there is nothing that could take δ up, and the second moments are fitted instead.
+    """
+    w = weight.to(moments.covariance.dtype)
+    c = moments.covariance
+    if not centred:
+        c = c + torch.outer(moments.mean, moments.mean)
+    kept = c.index_select(0, keep).index_select(1, keep)
+    ridge = RIDGE * kept.diagonal().mean().clamp_min(torch.finfo(c.dtype).tiny)
+    kept.diagonal().add_(ridge)
+    before = w.index_select(1, keep)
+    target = w @ c.index_select(1, keep) + ridge * before
+    factor, bad = torch.linalg.cholesky_ex(kept)
+    solved = before if int(bad) else torch.cholesky_solve(target.T, factor).T
+    delta = w @ moments.mean - solved @ moments.mean.index_select(0, keep)
+    return solved, delta
+
+
+class Reconstructor:
+    """Re-solved tensors of every layer for any policy, each layer and width solved once."""
+
+    def __init__(self, graph: Graph, model: nn.Module, moments: Mapping[str, Moments]) -> None:
+        self._moments = moments
+        self._layers = [layer for layer in readers(graph, model) if layer.name in moments]
+        self._modules = {layer.name: model.get_submodule(layer.name) for layer in self._layers}
+        self._norms = {x.norm: model.get_submodule(x.norm) for x in self._layers if x.norm}
+        self._sites = {x.name: np.unique(x.input.site[x.input.site >= 0]) for x in self._layers if x.input is not None}
+        self._solved: dict[tuple[str, tuple[int, ...]], dict[str, dict[str, Tensor]]] = {}
+
+    def __call__(self, kept: Kept) -> dict[str, dict[str, Tensor]]:
+        """Tensors by layer and name, cut along the inputs and whole along the outputs.
+
+        ``kept`` must be nested: a site's channels at one width are always the same.
+        """
+        tensors: dict[str, dict[str, Tensor]] = {}
+        for layer in self._layers:
+            key = (layer.name, tuple(len(kept[s]) for s in self._sites[layer.name]))
+            if key not in self._solved:
+                self._solved[key] = self._solve(layer, kept)
+            tensors |= self._solved[key]
+        return tensors
+
+    def _solve(self, layer: Layer, kept: Kept) -> dict[str, dict[str, Tensor]]:
+        assert layer.input is not None
+        module, moments = self._modules[layer.name], self._moments[layer.name]
+        positions = layer.input.kept(kept)
+        if len(positions) == len(layer.input.site):
+            return {}
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        keep = elements(torch.from_numpy(positions).to(weight.device), weight[0, 0].numel())
+        has_bias = module.bias is not None
+        solved, delta = least_squares(weight.detach().flatten(1), moments, keep, has_bias or layer.norm is not None)
+        shape = (len(weight), len(positions), *weight.shape[2:])
+        tensors = {layer.name: {"weight": solved.to(weight.dtype).reshape(shape).contiguous()}}
+        if has_bias:
+            assert isinstance(module.bias, Tensor)
+            tensors[layer.name]["bias"] = module.bias.detach() + delta.to(weight.dtype)
+        elif layer.norm is not None:
+            # the BatchNorm subtracts its running mean: a mean that is lower by δ gives δ back
+            mean = self._norms[layer.norm].running_mean
+            assert isinstance(mean, Tensor)
+            tensors[layer.norm] = {"running_mean": mean - delta.to(mean.dtype)}
+        return tensors

@@ -1,0 +1,71 @@
+"""Training a network from scratch, and running a bundle again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from amc.bundle import read_result, save_weights
+from amc.config import Config, from_dict
+from amc.errors import BundleError
+from amc.finetune import fastest_precision, make_plan, train
+from amc.latency import Runner
+from amc.monitor import Monitor, Silent
+from amc.run import open_task
+from amc.task import batches, evaluate, load_data
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where the weights are and what they score."""
+
+    path: Path
+    metric: str
+    search: float
+    test: float
+
+
+def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
+    """Train the configuration's network and write its weights to ``config.out``; resumes where it stopped."""
+    show = monitor or Silent()
+    torch.manual_seed(config.seed)
+    task = open_task(config)
+    path = Path(config.out or f"{Path(config.model.name).stem.replace(':', '-')}.safetensors")
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise BundleError(f"--out is {path}, but must be a .safetensors file.")
+    asked = config.finetune.epochs
+    epochs = asked if asked >= 0 else 5 * task.splits.epochs
+    plan = replace(make_plan(config.finetune, task, epochs, config.seed), distillation=0.0)
+    checkpoint = path.with_suffix(".checkpoint.pt")
+    show.begin("train")
+    precision = {"float32": "channels_last", "bfloat16": "bfloat16"}.get(config.finetune.precision)
+    plan = replace(plan, precision=precision or fastest_precision(task.model, task, plan, None))
+    model = train(task.model, task, plan, None, checkpoint, lambda done, loss: show.progress(done, f"loss {loss:.3f}"))
+    save_weights(model, path)
+    checkpoint.unlink(missing_ok=True)
+    search = evaluate(model, task, task.splits.search)[1]
+    return Trained(path, task.objective.name, search, evaluate(model, task, task.splits.test)[1])
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What a bundle's model.onnx scores now, and what its run recorded."""
+
+    metric: str
+    test: float
+    recorded: float
+
+
+def evaluate_bundle(folder: Path) -> Rerun:
+    """Run the bundle's model.onnx on the test split of its run's data."""
+    from amc.task.metrics import CLASSIFICATION
+
+    result = read_result(folder)
+    config = from_dict(result["config"])
+    split = load_data(config.data, config.seed).test
+    runner, total = Runner(folder / "model.onnx"), 0.0
+    for images, targets in batches(split, 100):
+        total += float(CLASSIFICATION.metric(torch.from_numpy(runner(images.numpy())), targets).sum())
+    return Rerun(result["metric"], total / len(split), float(result["final"]["test"]))

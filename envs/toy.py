@@ -1,0 +1,50 @@
+"""A problem with a computable optimum, for tests of environments and searchers.
+
+Site s of width w gains ``importance[s] · log2(1 + w)`` and costs ``price[s] · w`` MACs; the metric is the gain as
+a share of the full network's. Few sites with few settings: the optimum is found by trying all.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from amc.budget import Space
+from amc.evaluate import Score
+from amc.policy import Choice
+from amc.problem import Problem, SiteFeatures
+from amc.resources import Floats
+
+
+class ToyCosts:
+    """``macs = price · w``, ``params = Σ w``."""
+
+    def __init__(self, price: ArrayLike) -> None:
+        self._price = np.asarray(price, np.float64)
+
+    def costs(self, choices: ArrayLike) -> dict[str, Floats]:
+        w = np.atleast_2d(np.asarray(choices, np.float64))
+        return {"macs": w @ self._price, "params": w.sum(1)}
+
+
+def toy_problem(share: float = 0.5, sites: int = 5, channels: int = 8, seed: int = 0) -> tuple[Problem, float]:
+    """A problem at ``share`` of the MACs, and the metric of its best policy."""
+    rng = np.random.default_rng(seed)
+    price, importance = rng.uniform(0.5, 2.0, sites), rng.uniform(0.1, 1.0, sites) ** 2
+    settings = tuple(range(1, channels + 1))
+    full = np.full(sites, channels)
+    whole = float(importance @ np.log2(1 + full))
+
+    def score(choice: Choice) -> Score:
+        metric = float(importance @ np.log2(1 + np.array(choice))) / whole
+        return Score(1 - metric, metric)
+
+    costs = ToyCosts(price)
+    limit = share * float(costs.costs([full])["macs"][0])
+    space = Space(tuple(f"site{s}" for s in range(sites)), (settings,) * sites, costs, {"macs": limit})
+    everything = np.array(list(product(settings, repeat=sites)))
+    best = float((np.log2(1 + everything[space.fits(everything)]) @ importance).max()) / whole
+    features = [SiteFeatures(channels, channels, 8, 8, 1, 3, float(p * channels)) for p in price]
+    return Problem(space, features, score), best

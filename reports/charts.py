@@ -1,0 +1,146 @@
+"""The charts of report.html: inline SVG in the colours of the page's CSS variables, with text as text."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from itertools import accumulate
+from typing import Any
+
+from amc.reports.human import exact, quotient
+from amc.reports.read import Evaluation, Journal
+from amc.reports.table import NAMES, budgeted
+
+Draw = Callable[[Any], None]
+"""Draws on matplotlib axes."""
+
+INK, MUTED, LINE, ACCENT, CHOSEN = "#000001", "#000002", "#000003", "#000004", "#000005"
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", CHOSEN: "chosen"}
+_POINTS = {"s": 28, "color": ACCENT, "alpha": 0.6, "linewidths": 0}
+_RING = {"s": 90, "facecolor": "none", "edgecolor": CHOSEN, "linewidths": 2}
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 11.0,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+}
+
+
+def widths_chart(result: Mapping[str, Any]) -> str:
+    """How much of every site is kept: a bar of the original's length, filled as far as the site is kept."""
+    sites = result["sites"]
+    names = [_shortened(site["name"]) for site in sites]
+    shares = [_percent(site["width"], site["of"]) for site in sites]
+    rows = range(len(names))
+
+    def draw(axes: Any) -> None:
+        axes.barh(rows, [100] * len(names), color=LINE, height=0.72)
+        axes.barh(rows, shares, color=ACCENT, height=0.72)
+        axes.set_yticks(rows, names, color=INK)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("kept, % of the original")
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        for row, site in zip(rows, sites, strict=True):
+            text = f"{exact(site['width'])} of {exact(site['of'])}"
+            axes.annotate(text, (100, row), (8, 0), textcoords="offset points", va="center", color=MUTED)
+
+    step = 20 if len(names) <= 30 else 16
+    return _svg("widths", f"Share kept at each of {len(names)} sites", 60 + step * len(names), draw)
+
+
+def progress_chart(result: Mapping[str, Any], journal: Journal) -> str:
+    """Every evaluation's metric, and the best so far, against the evaluation's number."""
+    numbers = [evaluation.number for evaluation in journal.evaluations]
+    values = [100 * evaluation.metric for evaluation in journal.evaluations]
+
+    def draw(axes: Any) -> None:
+        axes.scatter(numbers, values, label="evaluation", **_POINTS)
+        axes.step(numbers, list(accumulate(values, max)), where="post", color=ACCENT, label="best so far")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel("evaluation")
+        _finish(axes, result["metric"])
+
+    return _svg("progress", f"The {result['metric']} of every evaluation", 300, draw)
+
+
+def tradeoff_chart(result: Mapping[str, Any], journal: Journal) -> str:
+    """Every evaluation's metric against its share of the budgeted resource; the chosen policy is marked."""
+    resource = budgeted(result)[0]
+    original = result["original"][resource]
+    limits = [line["limit"] for line in result["proof"] if line["resource"] == resource]
+    seen = [e for e in journal.evaluations if resource in e.costs]
+    chosen = [candidate["choice"] for candidate in result["candidates"] if candidate["chosen"]]
+    marked = [e for e in seen if e.choice in chosen][:1]
+
+    def spots(evaluations: Sequence[Evaluation]) -> tuple[list[float], list[float]]:
+        shares = [_percent(e.costs[resource], original) for e in evaluations]
+        return shares, [100 * e.metric for e in evaluations]
+
+    def draw(axes: Any) -> None:
+        axes.scatter(*spots(seen), label="evaluation", **_POINTS)
+        if marked:
+            axes.scatter(*spots(marked), label="chosen", **_RING)
+        for limit in limits:
+            axes.axvline(_percent(limit, original), color=MUTED, linestyle="--", label="limit")
+        axes.set_xlabel(f"{NAMES[resource]}, % of the original")
+        _finish(axes, result["metric"])
+
+    return _svg("tradeoff", f"{result['metric']} against {NAMES[resource]}", 300, draw)
+
+
+def _finish(axes: Any, metric: str) -> None:
+    axes.set_ylabel(f"{_shortened(metric)}, %")
+    axes.grid(axis="y")
+    axes.tick_params(length=0)
+    axes.spines["left"].set_visible(False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0, labelcolor=MUTED)
+
+
+def _percent(part: float, whole: float) -> float:
+    return 100 * (quotient(part, whole) or 0.0)
+
+
+def _shortened(name: str, most: int = 40) -> str:
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
+
+
+def _svg(name: str, label: str, height: int, draw: Draw) -> str:
+    """An ``<svg>`` element of 720 by ``height``, the same bytes for the same drawing."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    buffer = io.StringIO()
+    with style.context(["default", {**_STYLE, "svg.hashsalt": f"amc-{name}"}]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has its own fonts
+        figure = Figure(figsize=(10, height / 72), layout="constrained")
+        draw(figure.subplots())
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    return _inlined(buffer.getvalue(), label, height)
+
+
+def _inlined(document: str, label: str, height: int) -> str:
+    """The body of matplotlib's SVG document in an element of our own, themed, without unused ids."""
+    body = document[document.index(">", document.index("<svg")) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    used = set(re.findall(r"#([\w-]+)", body))
+    body = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", body)
+    for colour, variable in _VARIABLES.items():
+        body = body.replace(colour, f"var(--{variable})")
+    return f'<svg viewBox="0 0 720 {height}" role="img" aria-label="{escape(label)}">{body}'

@@ -1,0 +1,45 @@
+"""How a run was made, as names and texts: what somebody needs to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from amc.reports.read import Journal
+
+
+def facts(result: Mapping[str, Any], journal: Journal) -> list[tuple[str, str]]:
+    """Model, data, search, seeds and environment, a line each."""
+    environment, data = result["environment"], result["data"]
+    splits = [(name, split) for name, split in data["splits"].items() if isinstance(split, dict)]
+    lines = [
+        ("model", f"{result['model']['name']}, fingerprint {result['model']['fingerprint']}"),
+        ("data", data["source"]),
+        *((f"{name} split", _split(split)) for name, split in splits),
+        ("budget asked", _pairs(result["budget"]["asked"])),
+        ("search", _search(result["search"], journal)),
+        ("seeds", _pairs({"run": result["config"].get("seed"), "splits": data["splits"].get("seed")})),
+        (
+            "machine",
+            _pairs({key: value for key, value in environment.items() if not isinstance(value, dict)}),
+        ),
+        ("versions", _pairs(environment["versions"])),
+    ]
+    return [(name, text) for name, text in lines if text]
+
+
+def _search(search: Mapping[str, Any], journal: Journal) -> str:
+    failed = f" ({journal.failed} failed)" if journal.failed else ""
+    recalibrated = "on" if search.get("recalibrate") else "off"
+    return (
+        f"{search['searcher']}, {search['evaluations']} evaluations{failed}, "
+        f"criterion {search['criterion']}, reward {search['reward']}, recalibration {recalibrated}"
+    )
+
+
+def _split(split: Mapping[str, Any]) -> str:
+    return f"{split.get('count', '?')} samples, digest {split.get('digest', '?')}"
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)

@@ -1,0 +1,85 @@
+"""report.html: the report as one page that fetches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amc.reports import human
+from amc.reports.charts import progress_chart, tradeoff_chart, widths_chart
+from amc.reports.facts import facts
+from amc.reports.markdown import as_yaml
+from amc.reports.read import Journal
+from amc.reports.table import final_table, judged_on, outcome, time_ratio
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A key figure: what it is, the figure, and where it comes from."""
+
+    name: str
+    figure: str
+    detail: str
+
+
+def html_report(result: Mapping[str, Any], journal: Journal) -> str:
+    """The text of report.html. Everything from the run is escaped; only the charts are let through."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(human.FILTERS)
+    return environment.get_template("report.html.jinja").render(
+        result=result,
+        outcome=outcome(result),
+        met=all(line["met"] for line in result["proof"]),
+        tiles=list(tiles(result)),
+        rows=final_table(result),
+        charts=[(title, text, Markup(svg)) for title, text, svg in _charts(result, journal)],
+        facts=facts(result, journal),
+        config=as_yaml(result["config"]),
+    )
+
+
+def tiles(result: Mapping[str, Any]) -> Iterator[Tile]:
+    """The four key figures: metric, MACs, size and time."""
+    original, final, split = result["original"], result["final"], judged_on(result)
+    change = human.points(final[split] - original[split]).replace("-", "−")
+    detail = f"{human.percent(original[split])} → {human.percent(final[split])}"
+    yield Tile(f"{split} {result['metric']}, points", change, detail)
+    for key, name, write in (("macs", "MACs", human.count), ("size", "model.onnx", human.size)):
+        share = human.short_percent(human.quotient(final[key], original[key]))
+        yield Tile(name, share, f"{write(original[key])} → {write(final[key])}")
+    detail = "not measured"
+    if time_ratio(result) is not None:
+        times = (human.milliseconds(stage.get("latency_ms")) for stage in (original, final))
+        detail = " → ".join(times)
+    yield Tile("time", human.short_percent(time_ratio(result)), detail)
+
+
+def _charts(result: Mapping[str, Any], journal: Journal) -> Iterator[tuple[str, str, str]]:
+    """Title, explanation and SVG of every chart that there is something to draw for."""
+    if result["sites"]:
+        yield (
+            "What is kept",
+            "Each bar is a site; the filled part is what the policy keeps.",
+            widths_chart(result),
+        )
+    if len(journal.evaluations) < 2:
+        return
+    failed = f" Failed and not shown: {journal.failed}." if journal.failed else ""
+    text = f"The {result['metric']} of each policy on the search split, before fine-tuning.{failed}"
+    yield "Progress of the search", text, progress_chart(result, journal)
+    text = (
+        "The same policies against what they cost. The choice among the best is made after brief fine-tuning."
+    )
+    yield "Metric against cost", text, tradeoff_chart(result, journal)

@@ -1,0 +1,59 @@
+"""report.md: the report as GitHub-flavoured Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from amc.reports.facts import facts
+from amc.reports.human import FILTERS
+from amc.reports.read import Journal
+from amc.reports.table import final_table, outcome
+
+_SPECIAL = re.compile(r"([\\`*\[\]|~$!])|(?<![0-9A-Za-z])(_)|(_)(?![0-9A-Za-z])")
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is, on one line, in a table's cell too."""
+    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL.sub(r"\\\g<0>", line)
+
+
+def as_yaml(config: Mapping[str, Any]) -> str:
+    """The configuration as YAML, in its own order."""
+    text: str = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=100)
+    return text.rstrip()
+
+
+def fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any run of backticks inside."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def markdown_report(result: Mapping[str, Any], journal: Journal) -> str:
+    """The text of report.md. Whatever the template prints is escaped unless it is marked as Markup."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        autoescape=False,
+        finalize=lambda value: value if isinstance(value, Markup) else escape(str(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(FILTERS)
+    return environment.get_template("report.md.jinja").render(
+        result=result,
+        facts=facts(result, journal),
+        outcome=outcome(result),
+        rows=final_table(result),
+        config=Markup(fenced(as_yaml(result["config"]), "yaml")),
+    )

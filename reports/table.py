@@ -1,0 +1,98 @@
+"""The final table, and the outcome of a run in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from amc.reports import human
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the final table, as text. ``ratio`` is final / original; of a metric, the points gained."""
+
+    label: str
+    original: str
+    after_pruning: str
+    final: str
+    ratio: str
+
+
+NAMES = {"macs": "MACs", "params": "parameters", "size": "file size", "memory": "peak activations"}
+"""The resources that every result tells."""
+
+_COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+    ("macs", "MACs", human.count),
+    ("params", "parameters", human.count),
+    ("size", "model.onnx", human.size),
+    ("memory", "peak activations", human.size),
+)
+
+
+def final_table(result: Mapping[str, Any]) -> list[Row]:
+    """What the original, pruned and fine-tuned network reach and cost, from result.json's content."""
+    original, pruned, final = result["original"], result["pruned"], result["final"]
+
+    def row(key: str, label: str, write: Callable[[float | None], str], change: str) -> Row:
+        values = (original.get(key), pruned.get(key), final.get(key))
+        return Row(label, write(values[0]), write(values[1]), write(values[2]), change)
+
+    def gained(key: str) -> str:
+        return human.points(human.difference(final.get(key), original.get(key)))
+
+    def share(key: str) -> str:
+        return human.ratio(human.quotient(final.get(key), original.get(key)))
+
+    rows = [
+        row(split, f"{result['metric']}, {split} split", human.percent, gained(split))
+        for split in ("search", "test")
+    ]
+    rows += [row(key, label, write, share(key)) for key, label, write in _COSTS]
+    label = f"latency, ONNX Runtime{_threads(result)}"
+    return [*rows, row("latency_ms", label, human.milliseconds, human.ratio(time_ratio(result)))]
+
+
+def time_ratio(result: Mapping[str, Any]) -> float | None:
+    """Final / original time: the paired estimate where there is one, else the two latencies' quotient."""
+    if result.get("latency"):
+        return float(result["latency"]["ratio"]["value"])
+    return human.quotient(result["final"].get("latency_ms"), result["original"].get("latency_ms"))
+
+
+def budgeted(result: Mapping[str, Any]) -> list[str]:
+    """The resources to tell of first: those with a limit, or MACs."""
+    return [name for name in NAMES if name in result["budget"]["limits"]] or ["macs"]
+
+
+def judged_on(result: Mapping[str, Any]) -> str:
+    """The split that the outcome is told on: test where it was measured, else search."""
+    measured = all(result[stage].get("test") is not None for stage in ("original", "final"))
+    return "test" if measured else "search"
+
+
+def outcome(result: Mapping[str, Any]) -> str:
+    """The run in one sentence without its subject: what is left of the limited resources, metric, time."""
+    original, final, split = result["original"], result["final"], judged_on(result)
+    parts = [
+        f"{human.short_percent(human.quotient(final[name], original[name]))} of the {NAMES[name]}"
+        for name in budgeted(result)
+    ]
+    change = human.points(final[split] - original[split]).replace("-", "−")
+    parts.append(
+        f"{result['metric']} {100 * original[split]:.2f} → {human.percent(final[split])} ({change} points) "
+        f"on the {split} split"
+    )
+    time = time_ratio(result)
+    if time is not None:
+        parts.append(f"{time:.2f} of the time")
+    missed = not all(line["met"] for line in result["proof"])
+    return ", ".join(parts) + ("; the budget is NOT met." if missed else ".")
+
+
+def _threads(result: Mapping[str, Any]) -> str:
+    if not result.get("latency"):
+        return ""
+    threads = result["latency"]["threads"]
+    return f", {threads} thread{'' if threads == 1 else 's'}"

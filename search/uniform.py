@@ -1,0 +1,14 @@
+"""The baseline that every search has to beat: the same share of every site."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from amc.problem import Problem
+
+
+def search(problem: Problem, evaluations: int, seed: int) -> None:  # noqa: ARG001  (the contract's signature)
+    """Propose the uniform policy; more evaluations would repeat it, and cost nothing."""
+    choice = problem.space.fit(np.ones(len(problem.space.names)))
+    for _ in range(evaluations):
+        problem.evaluate(choice)

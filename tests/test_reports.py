@@ -1,0 +1,377 @@
+"""What reports say, that hostile texts stay texts, and that the same run gives the same bytes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amc.errors import BundleError
+from amc.reports import final_table, human, write_reports
+from amc.reports.markdown import escape, fenced
+from amc.reports.read import read_journal
+from amc.reports.table import outcome
+
+HOSTILE = 'a|b`c`\n<script>alert("1")</script> $x^{ **bold** ![i](u) 漢 \ud800 </svg> ]]> --> {{ 7 * 7 }}'
+
+
+def times(original: float, final: float) -> dict[str, float]:
+    return {"original": original, "final": final}
+
+
+RESULT: dict[str, Any] = {
+    "format": "amc-result",
+    "version": 1,
+    "task": "resnet20 on cifar10",
+    "model": {"name": "resnet20", "fingerprint": "0123abcd"},
+    "data": {"source": "cifar10", "splits": {"seed": 3, "train": {"count": 48976, "digest": "ab12"}}},
+    "metric": "accuracy",
+    "budget": {"asked": {"flops": "0.5"}, "limits": {"macs": 20406592.0}},
+    "original": {
+        "search": 0.885,
+        "test": 0.8854,
+        "macs": 40813184.0,
+        "params": 272474.0,
+        "size": 1096450.0,
+        "memory": 196608.0,
+        "latency_ms": 0.4054,
+    },
+    "pruned": {"search": 0.741},
+    "final": {
+        "search": 0.8685,
+        "test": 0.868,
+        "macs": 20300176.0,
+        "params": 121130.0,
+        "size": 516300.0,
+        "memory": 163840.0,
+        "latency_ms": 0.2831,
+    },
+    "latency": {
+        "threads": 1,
+        "rounds": 60,
+        "min_ms": times(0.3981, 0.2789),
+        "p10_ms": times(0.4011, 0.2802),
+        "median_ms": times(0.4054, 0.2831),
+        "ratio": {"value": 0.698, "low": 0.681, "high": 0.719},
+    },
+    "proof": [
+        {
+            "resource": "macs",
+            "unit": "MACs",
+            "limit": 20406592.0,
+            "exported": 20300176.0,
+            "met": True,
+            "how": "counted in model.onnx",
+        }
+    ],
+    "parity": {"samples": 64, "largest_difference": 1.2e-6},
+    "sites": [{"name": "conv1", "width": 12, "of": 16}, {"name": "layer1.0_conv2", "width": 8, "of": 32}],
+    "search": {
+        "searcher": "tpe",
+        "evaluations": 4,
+        "criterion": "obs",
+        "recalibrate": False,
+        "reward": "error",
+    },
+    "candidates": [
+        {"choice": [12, 8], "before": 0.741, "after": 0.85, "chosen": True},
+        {"choice": [16, 4], "before": 0.7, "after": 0.84, "chosen": False},
+    ],
+    "stages": [{"name": "search", "seconds": 31.24}, {"name": "fine-tuning", "seconds": 312.4}],
+    "notes": ["MACs fell to 0.50, but the measured time only to 0.70."],
+    "environment": {"cpu": "a CPU", "cores": 2, "python": "3.11.7", "versions": {"torch": "2.14.1"}},
+    "config": {"model": {"name": "resnet20"}, "seed": 7},
+}
+
+
+def evaluation(choice: list[int], metric: float | None, macs: float) -> dict[str, Any]:
+    return {
+        "kind": "evaluation",
+        "choice": choice,
+        "metric": metric,
+        "costs": {"macs": macs},
+        "error": None if metric is not None else "NaN",
+    }
+
+
+JOURNAL = [
+    {"kind": "start"},
+    evaluation([8, 8], 0.5, 1.9e7),
+    evaluation([8, 4], None, 1.8e7),
+    evaluation([16, 4], 0.7, 2.0e7),
+    evaluation([12, 8], 0.741, 20300176.0),
+]
+
+
+@pytest.fixture
+def result() -> dict[str, Any]:
+    return copy.deepcopy(RESULT)
+
+
+def reports(folder: Path, result: object, journal: list[Any] = JOURNAL, tail: str = "") -> tuple[str, str]:
+    """The Markdown and the HTML made from a result and a journal."""
+    folder.mkdir(exist_ok=True)
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    lines = "".join(json.dumps(line) + "\n" for line in journal)
+    (folder / "journal.jsonl").write_text(lines + tail, encoding="utf-8")
+    write_reports(folder)
+    return tuple((folder / name).read_text(encoding="utf-8") for name in ("report.md", "report.html"))  # type: ignore[return-value]
+
+
+def cells(markdown: str) -> list[int]:
+    """How many pipes of every line divide cells."""
+    return [len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines()]
+
+
+class Page(HTMLParser):
+    """The elements of a page and their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (human.count(20300176), "20.30 M"),
+        (human.count(121130), "121.1 k"),
+        (human.count(999), "999"),
+        (human.count(999.7), "1.000 k"),
+        (human.count(999_960), "1.000 M"),
+        (human.count(15_470_264_320), "15.47 G"),
+        (human.count(0), "0"),
+        (human.count(None), "–"),
+        (human.size(516300), "516.3 kB"),
+        (human.size(1096450), "1.096 MB"),
+        (human.size(640), "640 B"),
+        (human.exact(20406592.0), "20,406,592"),
+        (human.exact(13604394.6667), "13,604,394.667"),
+        (human.exact(100), "100"),
+        (human.milliseconds(0.2831), "0.283 ms"),
+        (human.milliseconds(2.8), "2.80 ms"),
+        (human.milliseconds(99.96), "100 ms"),
+        (human.milliseconds(1234.5), "1234 ms"),
+        (human.milliseconds(None), "–"),
+        (human.seconds(31.24), "31.2 s"),
+        (human.seconds(59.96), "1 min 00 s"),
+        (human.seconds(312.4), "5 min 12 s"),
+        (human.seconds(7500), "2 h 05 min"),
+        (human.percent(0.8854), "88.54 %"),
+        (human.short_percent(0.4974), "49.7 %"),
+        (human.points(-0.0165), "-1.65"),
+        (human.points(0.004), "+0.40"),
+        (human.points(-0.00001), "0.00"),
+        (human.ratio(human.quotient(20300176, 40813184)), "0.497"),
+        (human.ratio(human.quotient(1, 0)), "–"),
+    ],
+)
+def test_numbers_are_written_for_people(written: str, expected: str) -> None:
+    assert written == expected
+
+
+def test_the_final_table(result: dict[str, Any]) -> None:
+    rows = [(row.label, row.original, row.after_pruning, row.final, row.ratio) for row in final_table(result)]
+    assert rows == [
+        ("accuracy, search split", "88.50 %", "74.10 %", "86.85 %", "-1.65"),
+        ("accuracy, test split", "88.54 %", "–", "86.80 %", "-1.74"),
+        ("MACs", "40.81 M", "–", "20.30 M", "0.497"),
+        ("parameters", "272.5 k", "–", "121.1 k", "0.445"),
+        ("model.onnx", "1.096 MB", "–", "516.3 kB", "0.471"),
+        ("peak activations", "196.6 kB", "–", "163.8 kB", "0.833"),
+        ("latency, ONNX Runtime, 1 thread", "0.405 ms", "–", "0.283 ms", "0.698"),
+    ]
+
+
+def test_the_outcome_in_one_sentence(result: dict[str, Any]) -> None:
+    assert outcome(result) == (
+        "49.7 % of the MACs, accuracy 88.54 → 86.80 % (−1.74 points) on the test split, 0.70 of the time."
+    )
+
+
+def test_the_outcome_tells_of_every_limit_and_of_a_missed_one(result: dict[str, Any]) -> None:
+    result["budget"]["limits"] = {"size": 5e5, "params": 2e5}
+    result["proof"][0]["met"] = False
+    assert outcome(result).startswith("44.5 % of the parameters, 47.1 % of the file size, ")
+    assert outcome(result).endswith("; the budget is NOT met.")
+
+
+def test_another_metric_is_called_by_its_name(tmp_path: Path, result: dict[str, Any]) -> None:
+    result["metric"] = "mIoU"
+    for report in reports(tmp_path, result):
+        assert "mIoU, search split" in report
+        assert "accuracy" not in report
+
+
+def test_the_markdown_holds_every_section(tmp_path: Path, result: dict[str, Any]) -> None:
+    markdown, _ = reports(tmp_path, result)
+    for line in [
+        "**resnet20 on cifar10: " + outcome(result) + "**",
+        "> **Note:** MACs fell to 0.50, but the measured time only to 0.70.",
+        "| accuracy, search split | 88.50 % | 74.10 % | 86.85 % | −1.65 |",
+        "| macs | 20,406,592 | 20,300,176 | MACs | yes | counted in model.onnx |",
+        "| median | 0.405 ms | 0.283 ms |",
+        "| layer1.0_conv2 | 8 | 32 | 25.0 % |",
+        "| 1 | 74.10 % | 85.00 % | yes | 12 8 |",
+        "| fine-tuning | 5 min 12 s |",
+        "| total | 5 min 44 s |",
+        "- train split: 48976 samples, digest ab12",
+        "- seeds: run 7, splits 3",
+        "- search: tpe, 4 evaluations (1 failed), criterion obs, reward error, recalibration off",
+        "- versions: torch 2.14.1",
+        "  name: resnet20",
+    ]:
+        assert line in markdown.splitlines()
+
+
+def test_the_page_shows_key_figures_and_three_charts(tmp_path: Path, result: dict[str, Any]) -> None:
+    _, page = reports(tmp_path, result)
+    figures = re.findall(r'<div class="tile"><span>(.*?)</span><b>(.*?)</b>', page)
+    assert figures == [
+        ("test accuracy, points", "−1.74"),
+        ("MACs", "49.7 %"),
+        ("model.onnx", "47.1 %"),
+        ("time", "69.8 %"),
+    ]
+    assert page.count("<svg") == 3
+    assert ">12 of 16</text>" in page
+    assert ">chosen</text>" in page
+    assert ">limit</text>" in page
+    assert ">budget met<" in page
+
+
+def test_a_missed_budget_is_said_plainly(tmp_path: Path, result: dict[str, Any]) -> None:
+    result["proof"][0]["met"] = False
+    markdown, page = reports(tmp_path, result)
+    assert "| MACs | NO |" in markdown
+    assert ">budget NOT met<" in page
+
+
+def test_fields_that_may_be_null(tmp_path: Path, result: dict[str, Any]) -> None:
+    result["latency"] = result["pruned"]["search"] = None
+    for stage in ("original", "final"):
+        result[stage].update(test=None, latency_ms=None)
+    rows = {row.label: row for row in final_table(result)}
+    assert rows["accuracy, test split"].ratio == rows["accuracy, search split"].after_pruning == "–"
+    assert rows["latency, ONNX Runtime"].final == rows["latency, ONNX Runtime"].ratio == "–"
+    assert outcome(result) == (
+        "49.7 % of the MACs, accuracy 88.50 → 86.85 % (−1.65 points) on the search split."
+    )
+    markdown, page = reports(tmp_path, result)
+    assert "None" not in markdown + page
+    assert "not measured" in page
+
+
+def test_hostile_texts_stay_texts(tmp_path: Path, result: dict[str, Any]) -> None:
+    tame_markdown, tame_page = reports(tmp_path / "tame", result)
+    result.update(task=HOSTILE, metric=HOSTILE, notes=[HOSTILE], config={HOSTILE: HOSTILE})
+    for part in (result["model"], result["sites"][0], result["stages"][0]):
+        part["name"] = HOSTILE
+    result["proof"][0]["how"] = result["data"]["source"] = result["environment"]["cpu"] = HOSTILE
+    markdown, page = reports(tmp_path / "hostile", result)
+    assert sorted(Page(page).tags) == sorted(Page(tame_page).tags)
+    assert "{{ 7 * 7 }}" in page
+    prose, tame_prose = (text.split("\n```")[0] for text in (markdown, tame_markdown))
+    assert "<script>" not in prose
+    assert "![i]" not in prose
+    assert cells(prose) == cells(tame_prose)
+
+
+def test_escaping_for_markdown() -> None:
+    assert escape("a|b\n`c` <i> layer_1 _x_") == r"a\|b \`c\` &lt;i&gt; layer_1 \_x\_"
+    assert fenced("a ```` b", "yaml").startswith("`````yaml\n")
+
+
+def test_the_page_fetches_nothing(tmp_path: Path, result: dict[str, Any]) -> None:
+    _, page = reports(tmp_path, result)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", page)
+    assert not {"script", "link", "img", "iframe", "object"} & set(Page(page).tags)
+    references = [value for name, value in Page(page).attributes if name in ("href", "xlink:href", "src")]
+    assert all(reference.startswith("#") for reference in references)
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_ids_of_the_page_are_unique(tmp_path: Path, result: dict[str, Any]) -> None:
+    ids = [value for name, value in Page(reports(tmp_path, result)[1]).attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path, result: dict[str, Any]) -> None:
+    assert reports(tmp_path / "one", result) == reports(tmp_path / "two", result)
+
+
+def test_torn_and_strange_journal_lines_are_passed_over(tmp_path: Path, result: dict[str, Any]) -> None:
+    reports(tmp_path, result, tail='[1]\nnull\n{"kind": "evaluation", "metric": 0.')
+    journal = read_journal(tmp_path / "journal.jsonl")
+    assert [(e.number, e.metric) for e in journal.evaluations] == [(1, 0.5), (3, 0.7), (4, 0.741)]
+    assert journal.failed == 1
+
+
+@pytest.mark.parametrize("journal", [[], JOURNAL[:2], [evaluation([8], None, 1.0)] * 3])
+def test_search_charts_need_two_evaluations(
+    tmp_path: Path, result: dict[str, Any], journal: list[Any]
+) -> None:
+    assert reports(tmp_path, result, journal)[1].count("<svg") == 1
+
+
+def test_a_run_without_a_journal(tmp_path: Path, result: dict[str, Any]) -> None:
+    reports(tmp_path, result)
+    (tmp_path / "journal.jsonl").unlink()
+    write_reports(tmp_path)
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count("<svg") == 1
+
+
+@pytest.mark.parametrize("count", [1, 60])
+def test_any_number_of_sites(tmp_path: Path, result: dict[str, Any], count: int) -> None:
+    result["sites"] = [{"name": f"features.{i}" * 9, "width": i + 1, "of": 64} for i in range(count)]
+    assert f">{count} of 64</text>" in reports(tmp_path, result)[1]
+
+
+def test_a_missing_result(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"cannot read .*result\.json: No such file"):
+        write_reports(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "is not a result of amc, version 1"),
+        (json.dumps({**RESULT, "version": 2}), "is not a result of amc, version 1"),
+        (json.dumps({**RESULT, "task": None}), "is damaged: task is not a text"),
+        (
+            json.dumps({**RESULT, "sites": [{"name": "a", "width": "8", "of": 9}]}),
+            r"sites\[0\].width is not a number",
+        ),
+        (json.dumps({**RESULT, "final": {"search": float("nan")}}), r"final\.search is not a number"),
+        (json.dumps({**RESULT, "latency": {"threads": 1}}), r"latency\.rounds is not a number"),
+    ],
+)
+def test_a_broken_result_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "result.json").write_text(text, encoding="utf-8")
+    with pytest.raises(BundleError, match=message) as caught:
+        write_reports(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_importing_is_quick() -> None:
+    program = (
+        "import sys, amc.reports; print([m for m in ('matplotlib', 'jinja2', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
