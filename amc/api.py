@@ -74,19 +74,34 @@ def _splits(train: Any, search: Any, test: Any, config: Config) -> Splits:
         held, rest = split_members(count, [calibration], config.seed)
         sources["search"] = _source(search, "search")
         chosen = split_members(len(sources["search"][0]), [config.data.search], config.seed)[0]
-    members = {"train": rest, "calibration": held, "search": chosen, "test": torch.arange(len(sources["test"][0]))}
+    members = {
+        "train": rest,
+        "calibration": held,
+        "search": chosen,
+        "test": torch.arange(len(sources["test"][0])),
+    }
     sources["calibration"] = sources["train"]
     for part, indices in members.items():
         if len(indices) < 2:
             raise DataError(f"the {part} split has {len(indices)} samples: too few.")
     parts = {part: DatasetSplit(*sources[part], members[part]) for part in members}
     record = {part: {"count": len(m), "digest": digest(m)} for part, m in members.items()}
-    return Splits(**parts, classes=None, source="the caller's data", provenance={"seed": config.seed, **record})
+    return Splits(
+        parts["train"],
+        parts["calibration"],
+        parts["search"],
+        parts["test"],
+        classes=None,
+        source="the caller's data",
+        provenance={"seed": config.seed, **record},
+    )
 
 
 def _source(data: Any, part: str) -> tuple[Any, Any]:
     """A map-style dataset and how its samples are put into a batch."""
     dataset, collate = (data.dataset, data.collate_fn) if isinstance(data, DataLoader) else (data, default_collate)
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        raise DataError(f"{part} is a {type(data).__name__}, but must be a map-style dataset, or a DataLoader over one.")
-    return dataset, collate or default_collate
+        raise DataError(
+            f"{part} is a {type(data).__name__}, but must be a map-style dataset, or a DataLoader over one."
+        )
+    return dataset, collate

@@ -117,7 +117,9 @@ def _add_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = (
         group = groups.setdefault(top, parser.add_argument_group(_GROUPS[top]))
         _add_option(group, option)
     groups.setdefault("", parser.add_argument_group(_GROUPS[""])).add_argument(
-        "--config", metavar="FILE.yaml", help="read the configuration from a file; options given here override it"
+        "--config",
+        metavar="FILE.yaml",
+        help="read the configuration from a file; options given here override it",
     )
 
 
@@ -173,10 +175,12 @@ def _print_result(summary: Any, folder: Path) -> None:
 
     console = _console()
     console.print()
-    console.print(_table(["", "original", "pruned", "fine-tuned", "ratio"],
-                         [[r.label, r.original, r.after_pruning, r.final, r.ratio] for r in final_table(summary)]))  # fmt: skip
+    rows = [[r.label, r.original, r.after_pruning, r.final, r.ratio] for r in final_table(summary)]
+    console.print(_table(["", "original", "pruned", "fine-tuned", "ratio"], rows))
     for proof in summary["proof"]:
-        console.print(f"met: {proof['exported']:,.0f} of at most {proof['limit']:,.0f} {proof['unit']} ({proof['how']})")
+        console.print(
+            f"met: {proof['exported']:,.0f} of at most {proof['limit']:,.0f} {proof['unit']} ({proof['how']})"
+        )
     for note in summary["notes"]:
         console.print(f"note: {note}", markup=False)
     console.print(f"{folder}: model.onnx, report.html and all the rest", markup=False)
@@ -226,8 +230,9 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 def _inspect(parsed: argparse.Namespace) -> int:
     from amc.graph import build_graph
     from amc.policy import legal_widths
+    from amc.problem import site_features
     from amc.resources import ResourceModel
-    from amc.run import open_task, site_features
+    from amc.run import open_task
 
     given = _given(parsed)
     name = given.get("model", {}).get("name")
@@ -244,7 +249,16 @@ def _inspect(parsed: argparse.Namespace) -> int:
     for site, features in zip(graph.sites, site_features(graph), strict=True):
         widths = legal_widths(site.channels, config.search.min_keep, config.search.channel_step)
         told = f"{widths[0]}…{widths[-2]}, {widths[-1]}" if len(widths) > 3 else ", ".join(map(str, widths))
-        rows.append([site.name, str(site.channels), told, f"{features.macs / 1e6:,.2f} M", str(len(site.layers)), str(len(site.consumers))])
+        rows.append(
+            [
+                site.name,
+                str(site.channels),
+                told,
+                f"{features.macs / 1e6:,.2f} M",
+                str(len(site.layers)),
+                str(len(site.consumers)),
+            ]
+        )
     console.print(_table(["site", "channels", "widths", "MACs", "layers cut", "layers reading"], rows))
     for site in graph.sites:
         console.print(f"{site.name}: {', '.join(site.layers)} → {', '.join(site.consumers)}", markup=False)
@@ -261,7 +275,8 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     from amc.training import evaluate_bundle
 
     scores = evaluate_bundle(Path(parsed.bundle))
-    print(f"model.onnx: {scores.metric} {100 * scores.test:.2f} % on the test split (recorded: {100 * scores.recorded:.2f} %)")
+    now, recorded = 100 * scores.test, 100 * scores.recorded
+    print(f"model.onnx: {scores.metric} {now:.2f} % on the test split (recorded: {recorded:.2f} %)")
     return 0
 
 
@@ -269,7 +284,7 @@ def _add_nothing(parser: argparse.ArgumentParser) -> None:
     """No options."""
 
 
-def _searchers(parsed: argparse.Namespace) -> int:  # noqa: ARG001
+def _searchers(parsed: argparse.Namespace) -> int:
     from amc.search import searchers
 
     _console().print(_two_columns([(s.name, s.summary) for s in searchers().values()]))

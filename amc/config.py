@@ -6,6 +6,7 @@ A field carries its help text and, where the command line offers it, its flag. U
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -52,12 +53,8 @@ class DataConfig:
         "per class) or path/to/file.py:factory",
         "--data",
     )
-    root: str | None = option(
-        None, "folder with the files of fashion-mnist, cifar10 or cifar100", "--data-root"
-    )
-    download: bool = option(
-        False, "let torchvision download the data set into --data-root", "--download"
-    )
+    root: str | None = option(None, "folder with the files of fashion-mnist, cifar10 or cifar100", "--data-root")
+    download: bool = option(False, "let torchvision download the data set into --data-root", "--download")
     image_size: int | None = option(
         None, "side in pixels that images of an imagefolder are scaled to [their own size]", "--image-size"
     )
@@ -72,12 +69,12 @@ class BudgetConfig:
     """The limits. A number up to 1 (or 50%) is a share of the original, anything else is absolute."""
 
     flops: str | None = option(
-        None, "most multiply-accumulates (MACs) of one inference: a share (0.5, 50%%) or a count (20M)", "--flops"
+        None,
+        "most multiply-accumulates (MACs) of one inference: a share (0.5, 50%%) or a count (20M)",
+        "--flops",
     )
     params: str | None = option(None, "most parameters: a share or a count (100k)", "--params")
-    size: str | None = option(
-        None, "largest model.onnx: a share or a size (500KB = 500,000 bytes, 1MiB)", "--size"
-    )
+    size: str | None = option(None, "largest model.onnx: a share or a size (500KB = 500,000 bytes, 1MiB)", "--size")
     memory: str | None = option(
         None, "peak activation memory of one inference, float32, batch 1: a share or a size", "--memory"
     )
@@ -89,9 +86,7 @@ class SearchConfig:
 
     searcher: str = option("tpe", "who proposes policies: tpe, amc (DDPG), random, uniform", "--searcher")
     evaluations: int = option(60, "policies to evaluate", "--evaluations")
-    criterion: str = option(
-        "obs", "which channels go first: obs, l1, l2, or path/to/file.py:function", "--criterion"
-    )
+    criterion: str = option("obs", "which channels go first: obs, l1, l2, or path/to/file.py:function", "--criterion")
     reward: str = option(
         "error",
         "what the search maximises: error (-error), error-flops (-error log MACs), error-params "
@@ -100,9 +95,7 @@ class SearchConfig:
         "--reward",
     )
     min_keep: float = option(0.2, "least share of a site's channels to keep", "--min-keep")
-    channel_step: int = option(
-        0, "widths are multiples of this [0: 4 or 8, by the site's width]", "--channel-step"
-    )
+    channel_step: int = option(0, "widths are multiples of this [0: 4 or 8, by the site's width]", "--channel-step")
     reconstruct: bool = option(True, "re-solve the following layers by least squares", "--reconstruct")
     recalibrate: str = option(
         "auto",
@@ -117,7 +110,9 @@ class FinetuneConfig:
     """Training after pruning."""
 
     epochs: float = option(
-        -1.0, "epochs of fine-tuning, fractions allowed; 0: none [-1: 20 on digits, 2 elsewhere]", "--finetune-epochs"
+        -1.0,
+        "epochs of fine-tuning, fractions allowed; 0: none [-1: 20 on digits, 2 elsewhere]",
+        "--finetune-epochs",
     )
     lr: float = option(0.03, "peak learning rate (SGD with Nesterov momentum, one cycle)", "--lr")
     batch_size: int = option(128, "images per step", "--batch-size")
@@ -127,11 +122,12 @@ class FinetuneConfig:
     )
     temperature: float = option(4.0, "temperature of the soft targets", "--temperature")
     candidates: int = option(3, "policies that are fine-tuned briefly before one is chosen", "--candidates")
-    trial_share: float = option(
-        0.1, "length of the brief fine-tuning, as a share of the full one", "--trial-share"
-    )
+    trial_share: float = option(0.1, "length of the brief fine-tuning, as a share of the full one", "--trial-share")
     precision: str = option(
-        "auto", "auto (time both and take the faster), float32 or bfloat16", "--precision", ("auto", "float32", "bfloat16")
+        "auto",
+        "auto (time both and take the faster), float32 or bfloat16",
+        "--precision",
+        ("auto", "float32", "bfloat16"),
     )
 
 
@@ -151,6 +147,7 @@ class Config:
     out: str | None = option(None, "folder of the run [amc-runs/MODEL-DATA-N]", "--out")
 
     def __post_init__(self) -> None:
+        _check(0 <= self.seed < 2**32, "seed", self.seed, "at least 0 and less than 2**32")
         _check(self.search.evaluations >= 1, "evaluations", self.search.evaluations, "at least 1")
         _check(0 < self.search.min_keep <= 1, "min_keep", self.search.min_keep, "above 0 and at most 1")
         _check(self.search.channel_step >= 0, "channel_step", self.search.channel_step, "0 or more")
@@ -192,7 +189,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
@@ -257,7 +254,7 @@ def convert(value: Any, wanted: Any, where: str) -> Any:
             if wanted is int and float(value) != int(float(value)):
                 raise ValueError
             number = int(float(value)) if wanted is int else float(value)
-            if number != number or number in (float("inf"), float("-inf")):
+            if not math.isfinite(number):
                 raise ValueError
             return number
         except (ValueError, OverflowError):
@@ -276,7 +273,7 @@ def _build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         if key not in leaves:
             raise ConfigError(f"unknown key '{where}{key}'.{did_you_mean(str(key), leaves)}")
         if dataclasses.is_dataclass(hints[key]):
-            built[key] = _build(hints[key], value or {}, f"{where}{key}.")  # type: ignore[arg-type]
+            built[key] = _build(hints[key], {} if value is None else value, f"{where}{key}.")
             continue
         built[key] = convert(value, hints[key], f"{where}{key}")
         choices = leaves[key].metadata.get("choices")

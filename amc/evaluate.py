@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from amc.channels import Kept
 from amc.graph import BATCH_NORMS, Graph
 from amc.policy import Choice
 from amc.reconstruct import Moments, Reconstructor
-from amc.surgery import Dresser, Kept
+from amc.surgery import Dresser
 from amc.task import Split, Task, batches, evaluate
 
 _HOLD_BYTES = 1 << 30

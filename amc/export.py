@@ -21,9 +21,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from amc.channels import Axis, Layer
 from amc.errors import ExportError
 from amc.files import replacing
-from amc.graph import Axis, Graph, Layer
+from amc.graph import Graph
 from amc.resources import FileLayout, StoredTensor
 
 INPUT, OUTPUT = "input", "output"
@@ -88,7 +89,7 @@ def read_onnx(path: Path) -> Any:
     try:
         proto = onnx.load(str(path))
         onnx.checker.check_model(proto)
-    except Exception as error:  # protobuf, the checker and the file system each have their own
+    except Exception as error:  # noqa: BLE001  (protobuf, the checker and the file system each have their own)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ExportError(f"{path} is not a valid ONNX model: {reason}") from None
     return proto
@@ -110,7 +111,9 @@ def _attribute(node: Any, name: str, default: int) -> int:
     return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
-def _stored(tensor: Any, layers: Mapping[str, Layer], shapes: Mapping[str, tuple[int, ...]], grouped: bool) -> StoredTensor:
+def _stored(
+    tensor: Any, layers: Mapping[str, Layer], shapes: Mapping[str, tuple[int, ...]], grouped: bool
+) -> StoredTensor:
     dims = tuple(tensor.dims)
     layer, axes = _owner(tensor.name, layers), [None] * len(dims)
     if layer is not None and dims:

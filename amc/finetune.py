@@ -103,14 +103,19 @@ class _Stepper:
     """One optimiser step at a time."""
 
     def __init__(
-        self, model: nn.Module, task: Task, plan: Plan, optimizer: torch.optim.Optimizer, teacher: nn.Module | None
+        self,
+        model: nn.Module,
+        task: Task,
+        plan: Plan,
+        optimizer: torch.optim.Optimizer,
+        teacher: nn.Module | None,
     ) -> None:
         self._model, self._task, self._plan = model, task, plan
         self._optimizer = optimizer
         self._teacher = teacher if plan.distillation > 0 else None
         self._layout = torch.contiguous_format if plan.precision == "float32" else torch.channels_last
         if task.example.ndim == 4:
-            model.to(memory_format=self._layout)  # type: ignore[call-overload]
+            model.to(memory_format=self._layout)
         model.train()
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
@@ -122,7 +127,7 @@ class _Stepper:
         with self._autocast():
             outputs = self._model(images)
             loss = self._loss(images, outputs, targets)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return float(loss.detach())
 
@@ -182,7 +187,12 @@ def _flush_tiny(model: nn.Module) -> None:
 
 
 def _save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
-    state = {"step": step, "plan": repr(plan), "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    state = {
+        "step": step,
+        "plan": repr(plan),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
     with replacing(path) as temporary:
         torch.save(state, temporary)
 
@@ -198,5 +208,7 @@ def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, pla
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
-    except Exception as error:  # whatever a damaged file makes the loader throw
-        raise BundleError(f"the checkpoint {path} is damaged ({type(error).__name__}): delete it and resume again.") from None
+    except Exception as error:  # noqa: BLE001  (whatever a damaged file makes the loader throw)
+        raise BundleError(
+            f"the checkpoint {path} is damaged ({type(error).__name__}): delete it and resume again."
+        ) from None

@@ -23,63 +23,32 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from amc.channels import Axis, Ints, Kept, Layer
 from amc.errors import ModelError
-from amc.surgery import Dresser, Kept
+from amc.surgery import Dresser
 from amc.trace import Trace, trace
 
-Ints = NDArray[np.int64]
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _TYPES = tp.ops.OPTYPE
-_HOLDERS = (_TYPES.CONV, _TYPES.DEPTHWISE_CONV, _TYPES.LINEAR, _TYPES.BN, _TYPES.PRELU, _TYPES.LN, _TYPES.PARAMETER)
-_PASSING = (_TYPES.ELEMENTWISE, _TYPES.CONCAT, _TYPES.SPLIT, _TYPES.RESHAPE, _TYPES.UNBIND, _TYPES.EXPAND, _TYPES.SLICE)
-
-
-@dataclass(frozen=True, eq=False)
-class Axis:
-    """How the channels along one axis of a layer follow the sites.
-
-    Position p belongs to channel ``channel[p]`` of site ``site[p]``; -1 where nothing removes it.
-    """
-
-    site: Ints
-    channel: Ints
-
-    def kept(self, kept: Kept) -> Ints:
-        """The positions that remain when each site keeps the given channels."""
-        stays = np.ones(len(self.site), bool)
-        for site, channels in enumerate(kept):
-            mine = self.site == site
-            if mine.any():
-                stays[mine] = np.isin(self.channel[mine], channels)
-        return np.flatnonzero(stays)
-
-    def counts(self, sites: int) -> tuple[Ints, int]:
-        """Positions per channel of each site ``[S]``, and positions that always stay: the length is linear in the widths."""
-        per_channel = np.zeros(sites, np.int64)
-        for site in range(sites):
-            mine = self.channel[self.site == site]
-            if len(mine):
-                per_channel[site] = len(mine) // len(np.unique(mine))
-        return per_channel, int((self.site < 0).sum())
-
-
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """A module that holds parameters, or a bare parameter, with the axes that sites cut."""
-
-    name: str
-    kind: str
-    """conv, linear, norm, prelu or parameter."""
-    output: Axis | None
-    input: Axis | None
-    depthwise: bool
-    positions: int
-    """Output positions of all calls together: MACs = weights × positions. 0 for layers without MACs."""
-    taps: int = 1
-    """Elements of the kernel."""
-    norm: str | None = None
-    """The BatchNorm that alone reads this layer's output, if any."""
+_HOLDERS = (
+    _TYPES.CONV,
+    _TYPES.DEPTHWISE_CONV,
+    _TYPES.LINEAR,
+    _TYPES.BN,
+    _TYPES.PRELU,
+    _TYPES.LN,
+    _TYPES.PARAMETER,
+)
+_PASSING = (
+    _TYPES.ELEMENTWISE,
+    _TYPES.CONCAT,
+    _TYPES.SPLIT,
+    _TYPES.RESHAPE,
+    _TYPES.UNBIND,
+    _TYPES.EXPAND,
+    _TYPES.SLICE,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +62,7 @@ class Site:
     """All layers whose outputs (or only channels) are cut."""
     consumers: tuple[str, ...]
     """All layers whose inputs are cut."""
-    features: tuple[float, ...] = ()
+    features: tuple[float, float, float, float, float, float] = (0, 0, 0, 0, 0, 0)
     """n, c, h, w, stride, k of the first layer: output and input channels, input height and width."""
 
 
@@ -184,7 +153,9 @@ def _dependency_graph(model: nn.Module, example: Tensor) -> Any:
             warnings.simplefilter("ignore")
             return tp.DependencyGraph().build_dependency(model, example_inputs=example.clone(), verbose=False)
     except Exception as error:  # whatever a foreign tracer throws at a foreign network
-        raise ModelError(f"the network's channels cannot be traced: {type(error).__name__}: {_first_line(error)}") from error
+        raise ModelError(
+            f"the network's channels cannot be traced: {type(error).__name__}: {_first_line(error)}"
+        ) from error
     finally:
         for parameter in wanted:
             parameter.requires_grad_(False)
@@ -226,7 +197,7 @@ def _layers(model: nn.Module, traced: Trace, norms: Mapping[str, str]) -> dict[s
     return layers
 
 
-def _members(dependencies: Any, module: nn.Module, names: Mapping[Any, str], model: nn.Module) -> list[_Member]:
+def _members(dependencies: Any, module: Any, names: Mapping[Any, str], model: nn.Module) -> list[_Member]:
     """The group of all output channels of ``module``, as Torch-Pruning tells it."""
     count = module.weight.shape[0]
     prune = tp.prune_conv_out_channels if isinstance(module, CONVS) else tp.prune_linear_out_channels
@@ -237,7 +208,7 @@ def _members(dependencies: Any, module: nn.Module, names: Mapping[Any, str], mod
     members: dict[tuple[str, str], tuple[str, list[int], list[int]]] = {}
     for dep, idxs in group:
         kind, target = dep.target.type, dep.target.module
-        if kind in _PASSING:
+        if kind in _PASSING or (kind == _TYPES.PRELU and target.num_parameters == 1):
             continue
         if kind == _TYPES.OUTPUT:
             raise _Refused("it is the network's output")
@@ -252,7 +223,11 @@ def _members(dependencies: Any, module: nn.Module, names: Mapping[Any, str], mod
             if kind == _TYPES.CONV and target.groups > 1:
                 raise _Refused(f"{name} is a grouped convolution ({target.groups} groups)")
             label = "layer"
-            side = "input" if dependencies.is_in_channel_pruning_fn(dep.handler) and not _is_depthwise(target) else "output"
+            side = (
+                "input"
+                if dependencies.is_in_channel_pruning_fn(dep.handler) and not _is_depthwise(target)
+                else "output"
+            )
             if kind in (_TYPES.BN, _TYPES.PRELU, _TYPES.LN):
                 side = "output"
         _, positions, channels = members.setdefault((name, side), (label, [], []))
@@ -262,7 +237,7 @@ def _members(dependencies: Any, module: nn.Module, names: Mapping[Any, str], mod
 
 
 def _roots(group: Any, dep: Any) -> Sequence[int]:
-    return next(item.root_idxs for item in group.items if item.dep is dep)  # type: ignore[no-any-return]
+    return next(item.root_idxs for item in group.items if item.dep is dep)
 
 
 def _member(name: str, side: str, kind: str, positions: list[int], channels: list[int]) -> _Member:
@@ -274,7 +249,10 @@ def _member(name: str, side: str, kind: str, positions: list[int], channels: lis
 
 
 def _site(name: str, channels: int, members: list[_Member], model: nn.Module, traced: Trace) -> Site:
+    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     for m in members:
+        if m.kind == "layer" and any(owners[id(p)] > 1 for p in model.get_submodule(m.layer).parameters(recurse=False)):
+            raise _Refused(f"{m.layer} shares its weights with another layer")
         counts = Counter(m.channels.tolist())
         if len(counts) != channels or len(set(counts.values())) > 1:
             raise _Refused(f"its channels are not treated alike in {m.layer}")
@@ -285,15 +263,19 @@ def _site(name: str, channels: int, members: list[_Member], model: nn.Module, tr
         raise _Refused("it is the network's output" if len(members) == 1 else "no layer reads it")
     module, call = model.get_submodule(name), traced.layers[name]
     conv = isinstance(module, CONVS)
-    spatial = [float(v) for v in (*call.input[1:], 1, 1)[:2]] if conv else [1.0, 1.0]
-    stride, kernel = (float(module.stride[0]), float(module.kernel_size[0])) if isinstance(module, CONVS) else (1.0, 1.0)
+    height, width = [float(v) for v in (*call.input[1:], 1, 1)[:2]] if conv else [1.0, 1.0]
+    stride, kernel = (
+        (float(module.stride[0]), float(module.kernel_size[0])) if isinstance(module, CONVS) else (1.0, 1.0)
+    )
     inputs = float(call.input[0] if conv else call.input[-1])
     order = list(traced.layers)
     cut = sorted({m.layer for m in members if m.side != "input"}, key=lambda n: order.index(n) if n in order else -1)
-    return Site(name, channels, tuple(cut), consumers, (float(channels), inputs, *spatial, stride, kernel))
+    return Site(name, channels, tuple(cut), consumers, (float(channels), inputs, height, width, stride, kernel))
 
 
-def _with_axes(layers: Mapping[str, Layer], groups: Sequence[tuple[Site, list[_Member]]], model: nn.Module) -> tuple[Layer, ...]:
+def _with_axes(
+    layers: Mapping[str, Layer], groups: Sequence[tuple[Site, list[_Member]]], model: nn.Module
+) -> tuple[Layer, ...]:
     """The layers with the axes that the groups cut. Raises _Refused where two groups claim one position."""
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     axes: dict[tuple[str, str], Axis] = {}
@@ -351,7 +333,7 @@ class _Trial:
             masked = self._masked(members, removed)
             dresser.dress([kept])
             after = trace(self._copy, self._inputs)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        except Exception as error:  # whatever a foreign network does when it is cut
             raise _Refused(f"the network breaks without some of its channels ({_first_line(error)})") from error
         finally:
             dresser.dress([everything])
@@ -368,7 +350,9 @@ class _Trial:
 
     def _masked(self, members: list[_Member], removed: Ints) -> list[Tensor]:
         """What the original computes when the consumers do not listen to the removed channels."""
-        readers = [(self._copy.get_submodule(m.layer), m) for m in members if m.side == "input"]
+        readers: list[tuple[Any, _Member]] = [
+            (self._copy.get_submodule(m.layer), m) for m in members if m.side == "input"
+        ]
         whole = [(module, module.weight) for module, _ in readers]
         try:
             for module, m in readers:
@@ -386,8 +370,9 @@ def _saved_macs(layers: Sequence[Layer], model: nn.Module, kept: Kept) -> int:
     saved = 0
     for layer in layers:
         if layer.positions and (layer.output or layer.input):
-            shape = model.get_submodule(layer.name).weight.shape
-            assert isinstance(shape, torch.Size)
+            weight = model.get_submodule(layer.name).weight
+            assert isinstance(weight, Tensor)
+            shape = weight.shape
             outputs = len(layer.output.kept(kept)) if layer.output else shape[0]
             inputs = len(layer.input.kept(kept)) if layer.input else shape[1]
             taps = int(np.prod(shape[2:]))

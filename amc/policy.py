@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from amc.errors import ConfigError, PolicyError
@@ -91,17 +92,15 @@ class Policy:
 
 def _setting(name: str, entry: Any) -> Setting:
     if not isinstance(entry, dict) or entry.get("kind") != "channels":
-        raise PolicyError(f"site '{name}' has no setting of the kind 'channels'.")
+        raise PolicyError(f"site {name!r} has no setting of the kind 'channels'.")
     width, of, kept = entry.get("width"), entry.get("of"), entry.get("kept")
-    if not (_is_count(width) and _is_count(of) and isinstance(kept, list) and all(type(k) is int for k in kept)):
-        raise PolicyError(f"site '{name}' needs whole numbers for width, of and kept.")
+    if not isinstance(width, int) or not isinstance(of, int) or not isinstance(kept, list):
+        raise PolicyError(f"site {name!r} needs whole numbers for width and of, and a list for kept.")
+    if width < 1 or any(type(k) is not int for k in (width, of, *kept)):
+        raise PolicyError(f"site {name!r} needs whole numbers, and a width of at least 1.")
     if len(kept) != width or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= of:
-        raise PolicyError(f"site '{name}' keeps {width} of {of} channels, but lists others.")
+        raise PolicyError(f"site {name!r} keeps {width} of {of} channels, but lists others.")
     return Setting(width, of, tuple(kept))
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 1
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -111,7 +110,7 @@ def fingerprint(model: nn.Module) -> str:
         if name.endswith("num_batches_tracked"):
             continue
         sha.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}:".encode())
-        sha.update(tensor.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:32]
 
 

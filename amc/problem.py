@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from amc.budget import Space
 from amc.errors import AmcError, ConfigError
 from amc.evaluate import Score
+from amc.graph import Graph
 from amc.journal import Journal
 from amc.policy import Choice
 from amc.reward import Evaluation, Reward, error
@@ -33,6 +34,19 @@ class SiteFeatures:
     stride: float
     k: float
     macs: float
+
+
+def site_features(graph: Graph) -> list[SiteFeatures]:
+    """What the environment tells of each site. A site's MACs are those of the layers its channels come out of."""
+    macs = {}
+    for layer in graph.layers:
+        if layer.positions and layer.output is not None:
+            call = graph.trace.layers[layer.name]
+            inputs = 1 if layer.depthwise else (call.input[0] if layer.kind == "conv" else call.input[-1])
+            taps = layer.taps
+            macs[layer.name] = len(layer.output.site) * inputs * taps * layer.positions
+    totals = [float(sum(macs.get(name, 0) for name in site.layers)) for site in graph.sites]
+    return [SiteFeatures(*site.features, macs=total) for site, total in zip(graph.sites, totals, strict=True)]
 
 
 class Problem:
@@ -82,7 +96,7 @@ class Problem:
             costs |= self._measure(policy) if self._measure else {}
         except (AmcError, OSError, MemoryError):
             raise
-        except Exception as failure:  # one broken policy must not end a search of hours; it is kept and shown
+        except Exception as failure:  # noqa: BLE001  (one broken policy must not end a search of hours; it is shown)
             reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
             return Evaluation(policy, math.inf, 0.0, costs, time.perf_counter() - start, reason)
         evaluation = Evaluation(policy, score.loss, score.metric, costs, time.perf_counter() - start)

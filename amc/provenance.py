@@ -11,7 +11,17 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("torch", "torchvision", "torch-pruning", "onnx", "onnxruntime", "optuna", "stable-baselines3", "gymnasium", "numpy")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "torch-pruning",
+    "onnx",
+    "onnxruntime",
+    "optuna",
+    "stable-baselines3",
+    "gymnasium",
+    "numpy",
+)
 
 
 def environment() -> dict[str, Any]:

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amc.graph import Graph, Layer
-from amc.surgery import Kept
+from amc.channels import Kept, Layer
+from amc.graph import Graph
 from amc.task import Task, batches
 
 RIDGE = 1e-3
@@ -48,9 +48,7 @@ def readers(graph: Graph, model: nn.Module) -> list[Layer]:
     found = []
     for layer in graph.layers:
         module = _module(model, layer.name)
-        solvable = isinstance(module, nn.Linear) or (
-            isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1
-        )
+        solvable = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1)
         if layer.input is not None and solvable:
             found.append(layer)
     return found
@@ -61,7 +59,11 @@ def _module(model: nn.Module, name: str) -> nn.Module | None:
 
 
 def collect(
-    task: Task, layers: Iterable[Layer], seed: int, batch_size: int = 64, progress: Callable[[float], None] | None = None
+    task: Task,
+    layers: Iterable[Layer],
+    seed: int,
+    batch_size: int = 64,
+    progress: Callable[[float], None] | None = None,
 ) -> dict[str, Moments]:
     """Moments of the inputs of ``layers`` in the unpruned network over the calibration split.
 
@@ -73,7 +75,7 @@ def collect(
 
     def hook(name: str) -> Callable[..., None]:
         def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            width = module.weight[0].numel()  # type: ignore[union-attr,index]
+            width = module.weight[0].numel()  # type: ignore[index]
             rows = min(max(40 * width, 8192), 20480)
             x = rows_of(module, inputs[0], -(-rows // images), generator)
             total = sums.setdefault(name, [0, 0.0, 0.0])
@@ -120,8 +122,7 @@ def rows_of(module: nn.Module, x: Tensor, per_image: int, generator: torch.Gener
     if isinstance(module, nn.Conv1d):
         x, kernel, stride, dilation = x[:, :, None], (1, *kernel), (1, *stride), (1, *dilation)
     height, width = (
-        (size - d * (k - 1) - 1) // s + 1
-        for size, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
+        (size - d * (k - 1) - 1) // s + 1 for size, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
     )
     chosen = torch.randperm(height * width, generator=generator)[:per_image]
     rows = (chosen // width * stride[0])[:, None] + dilation[0] * torch.arange(kernel[0])

@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from amc.graph import Axis, Graph
+from amc.channels import Axis, Layer
+from amc.graph import Graph
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -75,10 +76,10 @@ class ResourceModel:
         for layer in graph.layers:
             if layer.output is None and layer.input is None:
                 continue
-            for shape, weighs in _shapes(model, layer.name):
+            for shape, weighs in _shapes(model, layer):
                 out, inp = layer.output, layer.input if len(shape) > 1 else None
                 if layer.kind.startswith("parameter"):
-                    out, inp, shape = layer.output, None, _first(shape, int(layer.kind.split(":")[1]))
+                    out, inp = layer.output, None
                 rows.append((_line(out, shape[0], sites), _line(inp, shape[1] if len(shape) > 1 else 1, sites),
                              int(np.prod(shape[2:])), layer.positions if weighs else 0))  # fmt: skip
                 fixed_params -= int(np.prod(shape))
@@ -117,12 +118,12 @@ class ResourceModel:
         return product
 
 
-def _shapes(model: nn.Module, name: str) -> list[tuple[tuple[int, ...], bool]]:
+def _shapes(model: nn.Module, layer: Layer) -> list[tuple[tuple[int, ...], bool]]:
     """Shapes of a layer's own parameters, and whether it is the weight that makes the MACs."""
-    try:
-        module = model.get_submodule(name)
-    except AttributeError:
-        return [(tuple(dict(model.named_parameters())[name].shape), False)]
+    if layer.kind.startswith("parameter"):
+        shape = tuple(dict(model.named_parameters())[layer.name].shape)
+        return [(_first(shape, int(layer.kind.split(":")[1])), False)]
+    module = model.get_submodule(layer.name)
     return [(tuple(p.shape) or (1,), key == "weight") for key, p in module.named_parameters(recurse=False)]
 
 
@@ -142,9 +143,10 @@ def _dominated(live: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Rows that are part of another row: they never hold the most memory."""
     wide = live.astype(np.int32)
     common = wide @ wide.T
-    inside = common == wide.sum(1)[:, None]
+    inside = np.equal(common, wide.sum(1)[:, None])
     np.fill_diagonal(inside, False)
-    return inside.any(1)
+    dominated: NDArray[np.bool_] = inside.any(1)
+    return dominated
 
 
 def varint(values: ArrayLike) -> Ints:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ from amc.journal import Journal
 from amc.latency import Measurement, Runner, measure
 from amc.monitor import Monitor, Silent
 from amc.policy import Choice, Policy, fingerprint, legal_widths, make_policy
-from amc.problem import Problem, SiteFeatures
-from amc.provenance import environment
+from amc.problem import Problem, site_features
 from amc.reconstruct import collect, readers
 from amc.resources import ResourceModel
 from amc.reward import Evaluation, load_reward
 from amc.search import load_searcher
+from amc.summary import Findings, summarise
 from amc.task import Task, evaluate, load_data, load_model, make_task
 
 PARITY_SAMPLES = 64
@@ -149,10 +149,21 @@ def compress_task(task: Task, config: Config, folder: Path, monitor: Monitor | N
         with flow.stage("test"):
             scores = flow.test(model)
         policy = make_policy(graph, fingerprint(task.model), evaluator.kept(chosen))
-        summary = flow.summary(
-            graph, space, problem, evaluator, policy, chosen, candidates, proof, parity, latency, scores
+        found = Findings(
+            original=space.costs(space.full),
+            final={**space.costs(chosen), "size": float((folder / "model.onnx").stat().st_size)},
+            limits=space.limits,
+            evaluations=len(problem.evaluations),
+            recalibrate=evaluator.recalibrate,
+            pruned_metric=flow.pruned_metric,
+            candidates=candidates,
+            proof=proof,
+            parity=parity,
+            latency=latency,
+            scores=scores,
+            stages=flow.stages(),
         )
-        return flow.deliver(model, policy, problem, summary)
+        return flow.deliver(model, policy, problem, summarise(task, config, policy, found))
 
 
 class _Flow:
@@ -160,6 +171,7 @@ class _Flow:
 
     def __init__(self, task: Task, config: Config, folder: Path, journal: Journal, monitor: Monitor) -> None:
         self.task, self.config, self.folder = task, config, folder
+        self.pruned_metric = 0.0
         self.journal, self.monitor = journal, monitor
         self._bind()
 
@@ -238,9 +250,7 @@ class _Flow:
             shown = f"best {self.task.objective.name} {100 * best:.2f} %" if best > -np.inf else "no policy works yet"
             self.monitor.progress(proposals / search.evaluations, f"{shown} before fine-tuning")
 
-        problem = Problem(
-            space, site_features(graph), evaluator, load_reward(search.reward), self.journal, observe
-        )
+        problem = Problem(space, site_features(graph), evaluator, load_reward(search.reward), self.journal, observe)
         load_searcher(search.searcher)(problem, search.evaluations, self.config.seed)
         failed = [e for e in problem.evaluations if e.error is not None]
         if len(failed) == len(problem.evaluations):
@@ -273,7 +283,9 @@ class _Flow:
                 known[candidate.choice] = (loss, metric)
             scores.append(known[candidate.choice])
             top = max(metric for _, metric in scores)
-            self.monitor.progress((index + 1) / len(best), f"best {100 * top:.2f} % after {100 * share:.0f} % of the training")
+            self.monitor.progress(
+                (index + 1) / len(best), f"best {100 * top:.2f} % after {100 * share:.0f} % of the training"
+            )
         winner = min(range(len(best)), key=lambda i: (-scores[i][1], scores[i][0]))
         told = [_candidate(e, scores[i][1], i == winner) for i, e in enumerate(best)]
         return best[winner].choice, told
@@ -310,7 +322,10 @@ class _Flow:
         proof = []
         for resource, limit in space.limits.items():
             if resource in ("macs", "size"):
-                value, how = counted[resource], "counted in model.onnx" if resource == "macs" else "bytes of model.onnx"
+                value, how = (
+                    counted[resource],
+                    "counted in model.onnx" if resource == "macs" else "bytes of model.onnx",
+                )
             else:
                 value, how = predicted[resource], "computed from the widths"
             proof.append({"resource": resource, "unit": UNITS[resource], "limit": limit, "exported": value,
@@ -318,14 +333,18 @@ class _Flow:
         broken = [p for p in proof if not p["met"]]
         if broken:
             p = broken[0]
-            raise ExportError(f"the exported model has {p['exported']:,.0f} {p['unit']}, over the limit of {p['limit']:,.0f}.")
+            raise ExportError(
+                f"the exported model has {p['exported']:,.0f} {p['unit']}, over the limit of {p['limit']:,.0f}."
+            )
         return proof
 
     def measure(self) -> Measurement:
         """Time both networks side by side on one image."""
         models = {"original": self.folder / "original.onnx", "final": self.folder / "model.onnx"}
         inputs = self.task.example.cpu().numpy()
-        return measure(models, inputs, self.config.latency_threads, seed=self.config.seed, progress=self.monitor.progress)
+        return measure(
+            models, inputs, self.config.latency_threads, seed=self.config.seed, progress=self.monitor.progress
+        )
 
     def test(self, model: nn.Module) -> dict[str, float]:
         """Both networks on the search split and, once, on the test split."""
@@ -343,73 +362,7 @@ class _Flow:
         self.monitor.progress(1.0, f"{self.task.objective.name} {100 * scores['final_test']:.2f} % on the test split")
         return dict(scores)
 
-    def summary(
-        self,
-        graph: Graph,
-        space: Space,
-        problem: Problem,
-        evaluator: Evaluator,
-        policy: Policy,
-        chosen: Choice,
-        candidates: Sequence[Mapping[str, Any]],
-        proof: Sequence[Mapping[str, Any]],
-        parity: Parity,
-        latency: Measurement,
-        scores: Mapping[str, float],
-    ) -> dict[str, Any]:
-        """What result.json holds: see docs/result.md."""
-        config, task = self.config, self.task
-        times = latency.latencies
-        rows = {}
-        for name, choice in (("original", space.full), ("final", chosen)):
-            rows[name] = {"search": scores[f"{name}_search"], "test": scores[f"{name}_test"], **space.costs(choice),
-                          "latency_ms": times[name].p10_ms}  # fmt: skip
-        rows["final"]["size"] = float((self.folder / "model.onnx").stat().st_size)
-        summary: dict[str, Any] = {
-            "format": "amc-result",
-            "version": 1,
-            "task": task.name,
-            "model": {"name": config.model.name, "fingerprint": policy.fingerprint},
-            "data": {"source": task.splits.source, "splits": dict(task.splits.provenance)},
-            "metric": task.objective.name,
-            "budget": {
-                "asked": {k: v for k, v in to_dict(config)["budget"].items() if v is not None},
-                "limits": dict(space.limits),
-            },
-            "original": rows["original"],
-            "pruned": {"search": self.pruned_metric},
-            "final": rows["final"],
-            "latency": {
-                "threads": latency.threads,
-                "rounds": latency.rounds,
-                **{
-                    key: {name: getattr(times[name], key) for name in times} for key in ("min_ms", "p10_ms", "median_ms")
-                },
-                "ratio": {
-                    "value": times["final"].ratio,
-                    "low": times["final"].ratio_low,
-                    "high": times["final"].ratio_high,
-                },
-            },
-            "proof": list(proof),
-            "parity": {"samples": parity.samples, "largest_difference": parity.largest_difference},
-            "sites": [{"name": n, "width": s.width, "of": s.of} for n, s in policy.settings.items()],
-            "search": {
-                "searcher": config.search.searcher,
-                "evaluations": len(problem.evaluations),
-                "criterion": config.search.criterion,
-                "recalibrate": evaluator.recalibrate,
-                "reward": config.search.reward,
-            },
-            "candidates": list(candidates),
-            "stages": self._stages(),
-            "environment": environment(),
-            "config": to_dict(config),
-        }
-        summary["notes"] = notes(summary)
-        return summary
-
-    def _stages(self) -> list[dict[str, Any]]:
+    def stages(self) -> list[dict[str, Any]]:
         seconds: dict[str, float] = {}
         for record in self.journal.records("stage"):
             seconds[record["name"]] = seconds.get(record["name"], 0.0) + record["seconds"]
@@ -427,45 +380,5 @@ class _Flow:
         return Result(model, policy, tuple(problem.evaluations), summary, self.folder)
 
 
-def site_features(graph: Graph) -> list[SiteFeatures]:
-    """What the environment tells of each site. A site's MACs are those of the layers its channels come out of."""
-    macs = {}
-    for layer in graph.layers:
-        if layer.positions and layer.output is not None:
-            call = graph.trace.layers[layer.name]
-            inputs = 1 if layer.depthwise else (call.input[0] if layer.kind == "conv" else call.input[-1])
-            taps = layer.taps
-            macs[layer.name] = len(layer.output.site) * inputs * taps * layer.positions
-    return [
-        SiteFeatures(*site.features, float(sum(macs.get(name, 0) for name in site.layers))) for site in graph.sites
-    ]
-
-
 def _candidate(evaluation: Evaluation, after: float | None, chosen: bool) -> dict[str, Any]:
     return {"choice": list(evaluation.choice), "before": evaluation.metric, "after": after, "chosen": chosen}
-
-
-def notes(summary: Mapping[str, Any]) -> list[str]:
-    """What the user should know of the result: above all, when fewer MACs are not less time, and why."""
-    found = []
-    macs = summary["final"]["macs"] / summary["original"]["macs"]
-    spent = summary["latency"]["ratio"]
-    if spent["low"] > 1.1 * macs:
-        off = [s for s in summary["sites"] if s["width"] % 16 and s["width"] != s["of"]]
-        why = []
-        if off:
-            why.append(
-                f"{len(off)} of {len(summary['sites'])} widths are no multiples of 16, the vector width that ONNX "
-                "Runtime rounds up to with AVX-512 (8 with AVX2)"
-            )
-        if summary["original"]["latency_ms"] < 0.5:
-            why.append("in so small a network much of the time is the same for any width (starting each operator)")
-        why.append("layers that move more data than they compute gain less")
-        found.append(f"MACs fell to {macs:.2f} of the original, but the measured time only to {spent['value']:.2f}: {'; '.join(why)}.")
-    elif spent["high"] < 0.9 * macs:
-        found.append(f"The measured time fell further ({spent['value']:.2f}) than the MACs ({macs:.2f}).")
-    if spent["high"] - spent["low"] > 0.2 * spent["value"]:
-        found.append(
-            f"The machine was noisy: the time's ratio lies between {spent['low']:.2f} and {spent['high']:.2f}. Measure again when it is quiet."
-        )
-    return found

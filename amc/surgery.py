@@ -7,18 +7,12 @@ copies no module; pruning for real is dressing a deep copy once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from amc.graph import Axis, Layer
-
-Kept = Sequence[NDArray[np.int64]]
-"""For every site, the channels that stay, ascending."""
+from amc.channels import Axis, Kept, Layer
 
 
 class Dresser:

@@ -55,9 +55,9 @@ class Trace:
     outputs: tuple[Tensor, ...]
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, constants: list[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.macs = 0
         self.steps: list[tuple[list[int], list[int], bool]] = []
         self.sizes: list[int] = []
@@ -79,8 +79,12 @@ class _Recorder(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         self.macs += operator_macs(func, args, kwargs or {}, out)
         known = len(self.sizes)
-        reads = [i for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and (i := self.activation(t)) is not None]
-        writes = [i for t in tree_leaves(out) if isinstance(t, Tensor) and t.numel() and (i := self.activation(t)) is not None]
+        reads = [
+            i for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and (i := self.activation(t)) is not None
+        ]
+        writes = [
+            i for t in tree_leaves(out) if isinstance(t, Tensor) and t.numel() and (i := self.activation(t)) is not None
+        ]
         made = [i for i in writes if i >= known and i not in reads]
         self.steps.append((reads, made, str(func.overloadpacket) in _IN_PLACE))
         return out
@@ -91,7 +95,7 @@ def operator_macs(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     packet = func.overloadpacket
     if str(packet) == "aten._scaled_dot_product_flash_attention_for_cpu":
         query, key, value = args[:3]
-        return prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+        return int(prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
     counter = flop_registry.get(packet)
     return int(counter(*args, **kwargs, out_val=out)) // 2 if counter else 0
 
@@ -105,9 +109,7 @@ def trace(model: nn.Module, example: Tensor) -> Trace:
         outputs = [t for t in tree_leaves(model(example)) if isinstance(t, Tensor)]
     ends = [i for t in outputs if (i := recorder.activation(t)) is not None]
     live = _liveness(recorder, source, ends)
-    return Trace(
-        layers, recorder.macs, np.array(recorder.sizes, np.int64), live, tuple(outputs)
-    )
+    return Trace(layers, recorder.macs, np.array(recorder.sizes, np.int64), live, tuple(outputs))
 
 
 def _liveness(recorder: _Recorder, source: int | None, ends: list[int]) -> NDArray[np.bool_]:
@@ -143,7 +145,7 @@ def _watching(model: nn.Module) -> Iterator[dict[str, LayerCall]]:
     handles = [
         module.register_forward_hook(hook(name))
         for name, module in model.named_modules()
-        if next(module.parameters(recurse=False), None) is not None
+        if next((t for own in (module.parameters, module.buffers) for t in own(recurse=False)), None) is not None
     ]
     try:
         yield layers

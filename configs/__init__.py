@@ -1,0 +1,1 @@
+"""Recipes: each is run by CI."""

@@ -33,7 +33,7 @@ evaluation is rewarded with the worst reward seen so far, or -1.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -48,7 +48,7 @@ Observation = NDArray[np.float32]
 class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     """The environment over one problem."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it so)
 
     def __init__(self, problem: Problem) -> None:
         self.observation_space = spaces.Box(0.0, 1.0, (11,), np.float32)
@@ -95,7 +95,8 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         share = self._prefix[-1] / self._space.full[decided - 1] if decided else 0.0
         rest = self._macs[decided + 1 :].sum() / self._total
         dynamic = [1 - now / self._total, rest, share]
-        return np.clip(np.concatenate([self._static[site], dynamic]), 0, 1).astype(np.float32)
+        features: Observation = np.clip(np.concatenate([self._static[site], dynamic]), 0, 1).astype(np.float32)
+        return features
 
 
 def _static_features(problem: Problem) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

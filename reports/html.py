@@ -79,7 +79,5 @@ def _charts(result: Mapping[str, Any], journal: Journal) -> Iterator[tuple[str, 
     failed = f" Failed and not shown: {journal.failed}." if journal.failed else ""
     text = f"The {result['metric']} of each policy on the search split, before fine-tuning.{failed}"
     yield "Progress of the search", text, progress_chart(result, journal)
-    text = (
-        "The same policies against what they cost. The choice among the best is made after brief fine-tuning."
-    )
+    text = "The same policies against what they cost. The choice among the best is made after brief fine-tuning."
     yield "Metric against cost", text, tradeoff_chart(result, journal)

@@ -97,7 +97,6 @@ def difference(after: float | None, before: float | None) -> float | None:
 
 
 FILTERS: dict[str, Callable[..., object]] = {
-    f.__name__: f
-    for f in (count, size, exact, milliseconds, seconds, percent, short_percent, points, ratio, quotient)
+    f.__name__: f for f in (count, size, exact, milliseconds, seconds, percent, short_percent, points, ratio, quotient)
 }
 """For the templates."""

@@ -46,8 +46,7 @@ def final_table(result: Mapping[str, Any]) -> list[Row]:
         return human.ratio(human.quotient(final.get(key), original.get(key)))
 
     rows = [
-        row(split, f"{result['metric']}, {split} split", human.percent, gained(split))
-        for split in ("search", "test")
+        row(split, f"{result['metric']}, {split} split", human.percent, gained(split)) for split in ("search", "test")
     ]
     rows += [row(key, label, write, share(key)) for key, label, write in _COSTS]
     label = f"latency, ONNX Runtime{_threads(result)}"

@@ -7,7 +7,7 @@ import numpy as np
 from amc.problem import Problem
 
 
-def search(problem: Problem, evaluations: int, seed: int) -> None:  # noqa: ARG001  (the contract's signature)
+def search(problem: Problem, evaluations: int, seed: int) -> None:
     """Propose the uniform policy; more evaluations would repeat it, and cost nothing."""
     choice = problem.space.fit(np.ones(len(problem.space.names)))
     for _ in range(evaluations):

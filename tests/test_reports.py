@@ -267,9 +267,7 @@ def test_fields_that_may_be_null(tmp_path: Path, result: dict[str, Any]) -> None
     rows = {row.label: row for row in final_table(result)}
     assert rows["accuracy, test split"].ratio == rows["accuracy, search split"].after_pruning == "–"
     assert rows["latency, ONNX Runtime"].final == rows["latency, ONNX Runtime"].ratio == "–"
-    assert outcome(result) == (
-        "49.7 % of the MACs, accuracy 88.50 → 86.85 % (−1.65 points) on the search split."
-    )
+    assert outcome(result) == ("49.7 % of the MACs, accuracy 88.50 → 86.85 % (−1.65 points) on the search split.")
     markdown, page = reports(tmp_path, result)
     assert "None" not in markdown + page
     assert "not measured" in page
@@ -321,9 +319,7 @@ def test_torn_and_strange_journal_lines_are_passed_over(tmp_path: Path, result: 
 
 
 @pytest.mark.parametrize("journal", [[], JOURNAL[:2], [evaluation([8], None, 1.0)] * 3])
-def test_search_charts_need_two_evaluations(
-    tmp_path: Path, result: dict[str, Any], journal: list[Any]
-) -> None:
+def test_search_charts_need_two_evaluations(tmp_path: Path, result: dict[str, Any], journal: list[Any]) -> None:
     assert reports(tmp_path, result, journal)[1].count("<svg") == 1
 
 
@@ -370,8 +366,6 @@ def test_a_broken_result_is_one_clear_line(tmp_path: Path, text: str, message: s
 
 
 def test_importing_is_quick() -> None:
-    program = (
-        "import sys, amc.reports; print([m for m in ('matplotlib', 'jinja2', 'torch') if m in sys.modules])"
-    )
+    program = "import sys, amc.reports; print([m for m in ('matplotlib', 'jinja2', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

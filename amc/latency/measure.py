@@ -72,7 +72,10 @@ def measure(
             progress(min(len(rows) / LEAST_ROUNDS, (time.perf_counter() - start) / seconds))
     times = np.array(rows)
     return Measurement(
-        {name: _summary(times[:, i], times[:, 0], rng) for i, name in enumerate(names)}, names[0], len(rows), threads
+        {name: _summary(times[:, i], times[:, 0], rng) for i, name in enumerate(names)},
+        names[0],
+        len(rows),
+        threads,
     )
 
 
@@ -96,5 +99,10 @@ def _summary(times: NDArray[np.float64], baseline: NDArray[np.float64], rng: np.
     low, high = np.percentile(spread, [2.5, 97.5])
     p10 = float(np.percentile(times, 10))
     return Latency(
-        float(times.min()), p10, float(np.median(times)), p10 / float(np.percentile(baseline, 10)), float(low), float(high)
+        float(times.min()),
+        p10,
+        float(np.median(times)),
+        p10 / float(np.percentile(baseline, 10)),
+        float(low),
+        float(high),
     )

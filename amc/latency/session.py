@@ -25,7 +25,7 @@ class Runner:
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         try:
             self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime's errors share no base class
+        except Exception as error:  # noqa: BLE001  (the runtime's errors share no base class)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ExportError(f"ONNX Runtime cannot load {path}: {reason}") from None
         self._input = self._session.get_inputs()[0].name

@@ -13,7 +13,17 @@ from amc.task.data import Split, Splits, load_data
 from amc.task.metrics import CLASSIFICATION, Objective
 from amc.task.models import load_model
 
-__all__ = ["Objective", "Split", "Splits", "Task", "batches", "evaluate", "load_data", "load_model", "make_task"]
+__all__ = [
+    "Objective",
+    "Split",
+    "Splits",
+    "Task",
+    "batches",
+    "evaluate",
+    "load_data",
+    "load_model",
+    "make_task",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +48,9 @@ def make_task(
     """A task whose model has been seen to work on the data: right shapes, finite numbers, labels in range."""
     for key, value in model.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ModelError(f"{name}: the weights hold NaN or infinity in '{key}'. Train it again, or pass other --weights.")
+            raise ModelError(
+                f"{name}: the weights hold NaN or infinity in '{key}'. Train it again, or pass other --weights."
+            )
     if next(model.parameters(), None) is None:
         raise ModelError(f"{name}: the network has no parameters.")
     model = model.to(device).eval()
@@ -47,11 +59,9 @@ def make_task(
     try:
         with torch.inference_mode():
             outputs = model(images.to(device))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"{name} does not take these images of shape {list(images.shape[1:])}: {reason}"
-        ) from error
+        raise DataError(f"{name} does not take these images of shape {list(images.shape[1:])}: {reason}") from error
     objective.check(name, outputs, targets, splits.classes)
     return task
 

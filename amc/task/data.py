@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -225,7 +226,11 @@ def _digits(config: DataConfig, seed: int) -> Splits:
 
 def _fashion(config: DataConfig, seed: int) -> Splits:
     folder = _fashion_folder(config)
-    arrays = [_read_idx(folder, f"{part}-{kind}") for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    arrays = [
+        _read_idx(folder, f"{part}-{kind}")
+        for part in ("train", "t10k")
+        for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+    ]
     train = arrays[0][:, None], arrays[1].long()
     test = arrays[2][:, None], arrays[3].long()
     if len(train[0]) != len(train[1]) or len(test[0]) != len(test[1]):
@@ -258,7 +263,7 @@ def _read_idx(folder: Path, name: str) -> Tensor:
     packed = folder / f"{name}.gz"
     try:
         raw = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {packed}: {error}.") from None
     rank = raw[3] if len(raw) > 4 and raw[:3] == b"\0\0\x08" else 0
     sizes = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
@@ -281,9 +286,7 @@ def _cifar(kind: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Callab
                 raise DataError(f"no {kind} in {config.root} ({error}): add --download to fetch it there.") from None
             images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
             parts.append((images, torch.tensor(found.targets)))
-        return _from_arrays(
-            parts[0], parts[1], config, seed, (mean, std), Augmentation(pad=4, flip=True), kind
-        )
+        return _from_arrays(parts[0], parts[1], config, seed, (mean, std), Augmentation(pad=4, flip=True), kind)
 
     return load
 
@@ -405,5 +408,5 @@ def _image_size(first: str, asked: int | None) -> tuple[int, int]:
     try:
         with Image.open(first) as image:
             return image.height, image.width
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read the image {first}: {error}.") from None

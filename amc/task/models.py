@@ -8,14 +8,12 @@ BatchNorm and one linear layer (arXiv:1409.1556).
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,6 +43,11 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(inner)) + self.downsample(x))
 
 
+def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    rest = [BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(BasicBlock(inputs, outputs, stride), *rest)
+
+
 class CifarResNet(nn.Module):
     """ResNet for small images, ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``; depth is 6n + 2."""
 
@@ -52,11 +55,10 @@ class CifarResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        widths = (16, 16, 32, 64)
-        for number, (before, after) in enumerate(zip(widths, widths[1:], strict=False), start=1):
-            blocks = [BasicBlock(before, after, 1 if number == 1 else 2)]
-            blocks += [BasicBlock(after, after, 1) for _ in range((depth - 2) // 6 - 1)]
-            setattr(self, f"layer{number}", nn.Sequential(*blocks))
+        blocks = (depth - 2) // 6
+        self.layer1 = _stage(16, 16, blocks, 1)
+        self.layer2 = _stage(16, 32, blocks, 2)
+        self.layer3 = _stage(32, 64, blocks, 2)
         self.fc = nn.Linear(64, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,7 +68,14 @@ class CifarResNet(nn.Module):
         return logits
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, relu: type[nn.Module] | None = nn.ReLU) -> list[nn.Module]:
+def _conv(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
+    relu: type[nn.Module] | None = nn.ReLU,
+) -> list[nn.Module]:
     layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
@@ -79,7 +88,17 @@ class MobileNetV1(nn.Module):
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
-        blocks = [(64, 1), (128, 1), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
+        blocks = [
+            (64, 1),
+            (128, 1),
+            (128, 1),
+            (256, 2),
+            (256, 1),
+            (512, 2),
+            *[(512, 1)] * 5,
+            (1024, 2),
+            (1024, 1),
+        ]
         layers, inputs = _conv(in_channels, 32, 3), 32
         for outputs, stride in blocks:
             layers += _conv(inputs, inputs, 3, stride, groups=inputs) + _conv(inputs, outputs, 1)
@@ -113,7 +132,15 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
-        plan = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+        plan = [
+            (1, 16, 1, 1),
+            (6, 24, 2, 1),
+            (6, 32, 3, 2),
+            (6, 64, 4, 2),
+            (6, 96, 3, 1),
+            (6, 160, 3, 2),
+            (6, 320, 1, 1),
+        ]
         layers, inputs = _conv(in_channels, 32, 3, relu=nn.ReLU6), 32
         for expand, outputs, repeat, first_stride in plan:
             for index in range(repeat):
@@ -251,17 +278,18 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ModelError(f"cannot read the weights in {path}: {reason}") from None
+        raise ModelError(f"cannot read the weights in {path}: {reason}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise ModelError(f"{path} does not hold a state dict (names and tensors).")
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return state
+    wrapped = bool(state) and all(key.startswith("module.") for key in state)
+    return {key.removeprefix("module.") if wrapped else key: value for key, value in state.items()}
 
 
 def load_weights(model: nn.Module, path: str) -> None:

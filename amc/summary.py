@@ -1,0 +1,115 @@
+"""What result.json holds, and what the user should be told of it. The fields are described in docs/result.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from amc.config import Config, to_dict
+from amc.export import Parity
+from amc.latency import Measurement
+from amc.policy import Policy
+from amc.provenance import environment
+from amc.task import Task
+
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What the stages of a run found out."""
+
+    original: Mapping[str, float]
+    """Costs by resource."""
+    final: Mapping[str, float]
+    limits: Mapping[str, float]
+    evaluations: int
+    recalibrate: bool
+    pruned_metric: float
+    candidates: Sequence[Mapping[str, Any]]
+    proof: Sequence[Mapping[str, Any]]
+    parity: Parity
+    latency: Measurement
+    scores: Mapping[str, float]
+    """Metric of the ``original`` and the ``final`` network on ``search`` and ``test``."""
+    stages: Sequence[Mapping[str, Any]]
+
+
+def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> dict[str, Any]:
+    """The content of result.json."""
+    plain = to_dict(config)
+    summary: dict[str, Any] = {
+        "format": "amc-result",
+        "version": VERSION,
+        "task": task.name,
+        "model": {"name": config.model.name, "fingerprint": policy.fingerprint},
+        "data": {"source": task.splits.source, "splits": dict(task.splits.provenance)},
+        "metric": task.objective.name,
+        "budget": {"asked": {k: v for k, v in plain["budget"].items() if v is not None}, "limits": dict(found.limits)},
+        "original": _row("original", found.original, found),
+        "pruned": {"search": found.pruned_metric},
+        "final": _row("final", found.final, found),
+        "latency": _latency(found.latency),
+        "proof": list(found.proof),
+        "parity": asdict(found.parity),
+        "sites": [{"name": name, "width": s.width, "of": s.of} for name, s in policy.settings.items()],
+        "search": {
+            "searcher": config.search.searcher,
+            "evaluations": found.evaluations,
+            "criterion": config.search.criterion,
+            "recalibrate": found.recalibrate,
+            "reward": config.search.reward,
+        },
+        "candidates": list(found.candidates),
+        "stages": list(found.stages),
+        "environment": environment(),
+        "config": plain,
+    }
+    return {**summary, "notes": notes(summary)}
+
+
+def _row(name: str, costs: Mapping[str, float], found: Findings) -> dict[str, float]:
+    scores = {part: found.scores[f"{name}_{part}"] for part in ("search", "test")}
+    return {**scores, **costs, "latency_ms": found.latency.latencies[name].p10_ms}
+
+
+def _latency(measured: Measurement) -> dict[str, Any]:
+    times = measured.latencies
+    by_key = {key: {name: getattr(times[name], key) for name in times} for key in ("min_ms", "p10_ms", "median_ms")}
+    final = times["final"]
+    ratio = {"value": final.ratio, "low": final.ratio_low, "high": final.ratio_high}
+    return {"threads": measured.threads, "rounds": measured.rounds, **by_key, "ratio": ratio}
+
+
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    """What the user should know of the result: above all, when fewer MACs are not less time, and why."""
+    told = []
+    macs = summary["final"]["macs"] / summary["original"]["macs"]
+    time = summary["latency"]["ratio"]
+    if time["low"] > 1.1 * macs:
+        reasons = "; ".join(_reasons(summary))
+        told.append(
+            f"MACs fell to {macs:.2f} of the original, but the measured time only to {time['value']:.2f}: {reasons}."
+        )
+    elif time["high"] < 0.9 * macs:
+        told.append(f"The measured time fell further ({time['value']:.2f}) than the MACs ({macs:.2f}).")
+    if time["high"] - time["low"] > 0.2 * time["value"]:
+        told.append(
+            f"The machine was noisy: the time's ratio lies between {time['low']:.2f} and {time['high']:.2f}. "
+            "Measure again when it is quiet."
+        )
+    return told
+
+
+def _reasons(summary: Mapping[str, Any]) -> list[str]:
+    reasons = []
+    off = [s for s in summary["sites"] if s["width"] % 16 and s["width"] != s["of"]]
+    if off:
+        reasons.append(
+            f"{len(off)} of {len(summary['sites'])} widths are no multiples of 16, the vector width that ONNX Runtime "
+            "rounds up to with AVX-512 (8 with AVX2)"
+        )
+    if summary["original"]["latency_ms"] < 0.5:
+        reasons.append("in so small a network much of the time is spent starting operators, whatever their width")
+    return [*reasons, "layers that move more data than they compute gain less"]
