@@ -89,8 +89,9 @@ def _main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--version", action="version", version=f"amc {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    subs = {}
     for name, (summary, add, _) in _COMMANDS.items():
-        sub = commands.add_parser(
+        subs[name] = sub = commands.add_parser(
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
@@ -101,7 +102,9 @@ def _main(arguments: Sequence[str]) -> int:
         add(sub)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in _COMMANDS:
         raise ConfigError(f"unknown command '{arguments[0]}'.{did_you_mean(arguments[0], _COMMANDS)}")
-    parsed = parser.parse_args(arguments)
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        subs.get(parsed.command, parser).error(f"unrecognized arguments: {unknown[0]}")
     if parsed.command is None:
         parser.print_help()
         return 0

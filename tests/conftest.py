@@ -1,0 +1,20 @@
+"""What all tests share: one thread, and property tests that do the same on every machine."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+settings.register_profile("amc", deadline=None, derandomize=True, database=None, max_examples=25)
+settings.load_profile("amc")
+
+
+@pytest.fixture(scope="session")
+def resnet8():
+    """The embedded architecture, untrained, with its graph."""
+    from amc.graph import build_graph
+    from amc.task.models import build_model
+
+    torch.manual_seed(0)
+    model = build_model("resnet8", False, 1, 10).eval()
+    return build_graph(model, torch.randn(1, 1, 8, 8)), model

@@ -1,0 +1,232 @@
+"""Networks for the tests: the built-in ones, built once, and small ones with a trait each; and how to judge them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amc.graph import Graph, build_graph
+from amc.resources import ResourceModel
+from amc.surgery import Dresser
+from amc.task.models import BUILT_IN
+from amc.trace import trace
+
+# name → example shape; every built-in network, and the one on grey 8×8 images
+CASES: dict[str, tuple[int, ...]] = {**dict.fromkeys(BUILT_IN, (1, 3, 32, 32)), "resnet8-digits": (1, 1, 8, 8)}
+
+
+def lively(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Evaluation mode, with BatchNorms that do something: fresh ones are (nearly) the identity."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(like: Tensor, low: float, high: float) -> Tensor:
+        return torch.rand(like.shape, generator=generator) * (high - low) + low
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if module.running_mean is not None:
+                    module.running_mean.copy_(uniform(module.running_mean, -0.3, 0.3))
+                    module.running_var.copy_(uniform(module.running_var, 0.5, 1.5))
+                if module.affine:
+                    module.weight.copy_(uniform(module.weight, 0.5, 1.5))
+                    module.bias.copy_(uniform(module.bias, -0.3, 0.3))
+    return model.eval()
+
+
+@cache
+def built(case: str) -> tuple[nn.Module, Tensor, Graph, ResourceModel]:
+    """A built-in network with random weights, its example, graph and costs. Shared: nobody may change it."""
+    torch.manual_seed(0)
+    shape = CASES[case]
+    model = lively(BUILT_IN[case.partition("-")[0]](num_classes=10, in_channels=shape[1]))
+    example = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    graph = build_graph(model, example)
+    return model, example, graph, ResourceModel(graph, model)
+
+
+def random_kept(graph: Graph, rng: np.random.Generator) -> list[np.ndarray]:
+    """Any channels of any number, at every site."""
+    return [np.sort(rng.choice(s.channels, rng.integers(1, s.channels + 1), replace=False)) for s in graph.sites]
+
+
+def pruned(model: nn.Module, graph: Graph, kept: list[np.ndarray]) -> nn.Module:
+    smaller = copy.deepcopy(model)
+    Dresser(smaller, graph.layers).dress(kept)
+    return smaller
+
+
+def masked(model: nn.Module, graph: Graph, kept: list[np.ndarray]) -> nn.Module:
+    """The whole network, whose layers do not listen to the channels that are not kept."""
+    deaf = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in graph.layers:
+            if layer.input is not None:
+                weight = deaf.get_submodule(layer.name).weight
+                listens = torch.zeros(weight.shape[1])
+                listens[torch.from_numpy(layer.input.kept(kept))] = 1
+                weight *= listens.reshape(1, -1, *[1] * (weight.ndim - 2))
+    return deaf
+
+
+def measured(model: nn.Module, example: Tensor) -> dict[str, float]:
+    """What a network really costs: it is run and counted."""
+    seen = trace(model, example)
+    peak = int((seen.live.astype(np.int64) @ seen.sizes).max())
+    return {"macs": seen.macs, "params": sum(p.numel() for p in model.parameters()), "memory": 4 * peak}
+
+
+def output(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(images)
+
+
+def assert_same(first: Tensor, second: Tensor) -> None:
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4 * max(1.0, float(second.abs().max())))
+
+
+def assert_true_to_masking(model: nn.Module, example: Tensor, policies: int = 4) -> Graph:
+    """Build the graph, and see that random policies compute what masking computes and cost what is predicted."""
+    graph = build_graph(model, example)
+    costs = ResourceModel(graph, model)
+    rng = np.random.default_rng(0)
+    for _ in range(policies):
+        kept = random_kept(graph, rng)
+        smaller = pruned(model, graph, kept)
+        assert costs.cost([len(k) for k in kept]) == measured(smaller, example)
+        images = torch.randn(example.shape, generator=torch.Generator().manual_seed(2))
+        assert_same(output(smaller, images), output(masked(model, graph, kept), images))
+    return graph
+
+
+class Net(nn.Module):
+    """Modules and parameters by name, and what to do with them: ``forward(net, x)``."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Any], /, **members: Any) -> None:
+        super().__init__()
+        self._forward = forward
+        for name, member in members.items():
+            setattr(self, name, member)
+
+    def forward(self, x: Tensor) -> Any:
+        return self._forward(self, x)
+
+
+def block(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def pool(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+EXAMPLE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def chain(*middle: nn.Module, inputs: int = 8) -> Net:
+    """Convolution ``a`` to 8 channels, whatever is in the middle, convolution ``c`` to 6, linear layer ``fc``."""
+    return Net(
+        lambda m, x: m.fc(pool(m.c(m.middle(m.a(x))))),
+        a=nn.Conv2d(3, 8, 3, padding=1),
+        middle=nn.Sequential(*middle),
+        c=nn.Conv2d(inputs, 6, 3),
+        fc=nn.Linear(6, 10),
+    )
+
+
+def padded_shortcut() -> Net:
+    """ResNet option A: a shortcut whose new channels are zeros, half before and half after."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+        return m.fc(pool(F.relu(m.bn(m.conv2(m.conv1(x))) + shortcut)))
+
+    conv2 = nn.Conv2d(16, 16, 3, 1, 1, bias=False)
+    return Net(
+        forward, stem=block(3, 8), conv1=block(8, 16, 3, 2), conv2=conv2, bn=nn.BatchNorm2d(16), fc=nn.Linear(16, 10)
+    )
+
+
+def dense() -> Net:
+    """DenseNet in small: every layer reads the concatenation of all before it."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        for layer in (m.a, m.b, m.c):
+            x = torch.cat([x, layer(x)], 1)
+        return m.fc(pool(F.relu(m.bn(x))))
+
+    def layer(inputs: int) -> nn.Sequential:
+        return nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, 6, 3, 1, 1, bias=False))
+
+    stem = nn.Conv2d(3, 8, 3, 1, 1)
+    return Net(forward, stem=stem, a=layer(8), b=layer(14), c=layer(20), bn=nn.BatchNorm2d(26), fc=nn.Linear(26, 10))
+
+
+def flattened() -> Net:
+    """Like VGG for ImageNet: 4×4 positions of every channel are flattened into the first linear layer."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = torch.flatten(F.adaptive_avg_pool2d(m.b(m.a(x)), 4), 1)
+        return m.fc2(F.relu(m.fc1(x)))
+
+    return Net(forward, a=block(3, 8), b=block(8, 12), fc1=nn.Linear(192, 20), fc2=nn.Linear(20, 10))
+
+
+def squeeze_excite() -> Net:
+    """Channels are scaled by what a squeezed copy of them says (a product of two branches)."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x)
+        scale = torch.sigmoid(m.up(F.relu(m.down(F.adaptive_avg_pool2d(x, 1)))))
+        return m.fc(pool(m.c(x * scale)))
+
+    return Net(
+        forward, a=block(3, 16), down=nn.Conv2d(16, 4, 1), up=nn.Conv2d(4, 16, 1), c=block(16, 6), fc=nn.Linear(6, 10)
+    )
+
+
+def used_twice() -> Net:
+    """One convolution that runs twice, each time on its own output."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x)
+        for _ in range(2):
+            x = F.relu(m.b(x))
+        return m.fc(pool(m.c(x)))
+
+    return Net(forward, a=block(3, 8), b=nn.Conv2d(8, 8, 3, 1, 1), c=block(8, 6), fc=nn.Linear(6, 10))
+
+
+def two_streams() -> Net:
+    """One convolution that reads two branches, whose results are concatenated."""
+    return Net(
+        lambda m, x: m.fc(pool(torch.cat([m.b(m.left(x)), m.b(m.right(x))], 1))),
+        left=block(3, 8),
+        right=block(3, 8),
+        b=nn.Conv2d(8, 12, 3, 1, 1),
+        fc=nn.Linear(24, 10),
+    )
+
+
+def tied() -> Net:
+    """Two layers that share one weight tensor."""
+    net = Net(
+        lambda m, x: m.fc(pool(m.d(F.relu(m.c(F.relu(m.b(F.relu(m.a(x))))))))),
+        a=nn.Conv2d(3, 8, 3),
+        b=nn.Conv2d(8, 8, 3, padding=1),
+        c=nn.Conv2d(8, 8, 3, padding=1),
+        d=nn.Conv2d(8, 6, 3),
+        fc=nn.Linear(6, 10),
+    )
+    net.c.weight = net.b.weight
+    return net

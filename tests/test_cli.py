@@ -1,0 +1,129 @@
+"""A user's mistake is one line that names it and the way out, exit code 2, and nothing is written."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from amc.cli import main
+from amc.config import options
+
+NOTHING_TO_PRUNE = """
+import torch
+def make():
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+"""
+
+
+def complaint(capsys, *arguments: str) -> str:
+    """The one line that the command leaves on stderr."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("amc: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in captured.err
+    return lines[0]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["serch"], "unknown command 'serch'. Did you mean 'search'?"),
+        (["search"], "no budget is given"),
+        (["search", "--flop", "0.5"], "unknown option --flop. Did you mean '--flops'?"),
+        (["search", "--flops", "1.5.2"], "--flops is '1.5.2', but must be like 0.5, 50% or 20M"),
+        (["search", "--flops", "0"], "above 0"),
+        (["search", "--flops", "150%"], "at most 1"),
+        (["search", "--flops", "20KB"], "but must be like"),
+        (["search", "--flops", "0.5", "--searcher", "tpee"], "Did you mean 'tpe'?"),
+        (["search", "--flops", "0.5", "--criterion", "obx"], "Did you mean 'obs'?"),
+        (["search", "--flops", "0.5", "--reward", "eror"], "Did you mean 'error'?"),
+        (["search", "--flops", "0.5", "--model", "resnet21"], "Did you mean 'resnet20'?"),
+        (["search", "--flops", "0.5", "--model", "resnet20"], "needs trained weights"),
+        (["search", "--flops", "0.5", "--data", "digit"], "Did you mean 'digits'?"),
+        (["search", "--flops", "0.5", "--data", "imagefolder:nowhere"], "no images in nowhere: it does not exist"),
+        (["search", "--flops", "0.5", "--data", "cifar10"], "needs --data-root"),
+        (["search", "--flops", "0.5", "--data", "fashion-mnist", "--data-root", "."], "dataset-fashion-mnist"),
+        (["search", "--flops", "0.5", "--weights", "nowhere.safetensors"], "there is no weights file"),
+        (["search", "--flops", "0.5", "--evaluations", "0"], "at least 1"),
+        (["search", "--flops", "0.5", "--evaluations", "many"], "must be a whole number"),
+        (["search", "--flops", "0.5", "--device", "cuda:77"], "--device cuda:77 is not to be had here"),
+        (["search", "--flops", "0.5", "--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
+        (["search", "--flops", "0.001"], "the least reachable is"),
+        (["search", "--size", "1KB"], "the least reachable is"),
+        (["search", "--resume", "nowhere"], "holds no run to resume"),
+        (["search", "--resume", "nowhere", "--flops", "0.5"], "give no other options"),
+        (["evaluate", "nowhere"], "it is not a bundle"),
+        (["train", "--out", "weights.pt"], "must be a .safetensors file"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_mistakes(capsys, arguments: list[str], told: str):
+    assert told in complaint(capsys, *arguments)
+    assert not list(Path().glob("*.safetensors"))
+    assert not Path("result.json").exists()
+
+
+def test_a_model_with_nothing_to_prune(capsys):
+    Path("net.py").write_text(NOTHING_TO_PRUNE)
+    assert "there is nothing to prune" in complaint(capsys, "search", "--flops", "0.5", "--model", "net.py:make")
+
+
+def test_a_model_of_the_wrong_shape(capsys):
+    Path("net.py").write_text(NOTHING_TO_PRUNE.replace("64", "63"))
+    message = complaint(capsys, "search", "--flops", "0.5", "--model", "net.py:make")
+    assert "does not take these images of shape [1, 8, 8]" in message
+
+
+def test_weights_that_hold_nan(capsys):
+    from amc.task.models import build_model
+
+    model = build_model("resnet8", False, 1, 10)
+    nn.init.constant_(model.fc.weight, torch.nan)
+    torch.save(model.state_dict(), "nan.pt")
+    assert "NaN or infinity in 'fc.weight'" in complaint(capsys, "search", "--flops", "0.5", "--weights", "nan.pt")
+
+
+def test_a_folder_that_holds_a_run_is_not_touched(capsys):
+    Path("run").mkdir()
+    Path("run/journal.jsonl").write_text("")
+    assert "holds a run already" in complaint(capsys, "search", "--flops", "0.5", "--out", "run")
+    assert [p.name for p in Path("run").iterdir()] == ["journal.jsonl"]
+
+
+def test_resuming_with_another_network_is_refused(capsys):
+    arguments = ["--flops", "0.5", "--evaluations", "1", "--finetune-epochs", "0", "--out", "run"]
+    assert main(["search", *arguments]) == 0
+    capsys.readouterr()
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace("weights: null", "weights: random"))
+    assert "was begun with another network" in complaint(capsys, "search", "--resume", "run")
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["search", "--help"])
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for option in options():
+        assert option.flag in text
+        assert " ".join(option.help.replace("%%", "%").split()[:4]) in text
+
+
+def test_inspect_lists_sites_and_refusals(capsys):
+    assert main(["inspect"]) == 0
+    out = capsys.readouterr().out
+    assert "0.76 M MACs" in out
+    assert "layer1.0.conv1: layer1.0.conv1, layer1.0.bn1 → layer1.0.conv2" in out
+    assert "not prunable: fc (10 channels): it is the network's output" in out
+
+
+def test_searchers_are_listed(capsys):
+    assert main(["searchers"]) == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {"amc", "tpe", "random", "uniform"}

@@ -1,0 +1,96 @@
+"""The exported file: its exact size is known beforehand, it does what the network does, it tells no secrets."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from amc.errors import ExportError
+from amc.export import check_parity, count_onnx, export_onnx, file_layout, read_onnx
+from amc.latency import Runner, measure
+from amc.policy import legal_widths
+from amc.resources import ResourceModel
+from amc.surgery import Dresser
+
+
+def pruned(model: nn.Module, graph, seed: int):
+    rng = np.random.default_rng(seed)
+    choice = [int(rng.choice(legal_widths(s.channels, 0.1, 1))) for s in graph.sites]
+    own = copy.deepcopy(model)
+    Dresser(own, graph.layers).dress(
+        [np.sort(rng.permutation(s.channels)[:w]) for s, w in zip(graph.sites, choice, strict=True)]
+    )
+    return choice, own
+
+
+def test_size_and_macs_of_a_policy_are_those_of_its_file(resnet8, tmp_path):
+    graph, model = resnet8
+    example = torch.randn(1, 1, 8, 8)
+    export_onnx(model, example, tmp_path / "original.onnx")
+    resources = ResourceModel(graph, model, file_layout(tmp_path / "original.onnx", graph, model))
+    for seed in range(3):
+        choice, own = pruned(model, graph, seed)
+        export_onnx(own, example, tmp_path / "pruned.onnx")
+        counted, predicted = count_onnx(tmp_path / "pruned.onnx", example), resources.cost(choice)
+        assert (counted["size"], counted["macs"]) == (predicted["size"], predicted["macs"])
+        parity = check_parity(own, tmp_path / "pruned.onnx", torch.randn(4, 1, 8, 8), Runner(tmp_path / "pruned.onnx"))
+        assert parity.largest_difference < 1e-4
+
+
+def test_depthwise_convolutions_are_counted_too(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 200, 1), nn.BatchNorm2d(200), nn.ReLU(), nn.Conv2d(200, 200, 3, groups=200), nn.Conv2d(200, 4, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    ).eval()  # fmt: skip
+    from amc.graph import build_graph
+
+    example = torch.randn(1, 3, 8, 8)
+    graph = build_graph(model, example)
+    export_onnx(model, example, tmp_path / "original.onnx")
+    resources = ResourceModel(graph, model, file_layout(tmp_path / "original.onnx", graph, model))
+    own = copy.deepcopy(model)
+    Dresser(own, graph.layers).dress([np.arange(100)])  # 'group' then needs one byte less
+    export_onnx(own, example, tmp_path / "pruned.onnx")
+    assert resources.cost([100])["size"] == (tmp_path / "pruned.onnx").stat().st_size
+    assert count_onnx(tmp_path / "pruned.onnx", example)["macs"] == resources.cost([100])["macs"]
+
+
+def test_a_network_that_differs_from_its_file_is_refused(resnet8, tmp_path):
+    _, model = resnet8
+    export_onnx(model, torch.randn(1, 1, 8, 8), tmp_path / "model.onnx")
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.fc.bias += 1
+    with pytest.raises(ExportError, match="differs from the network"):
+        check_parity(other, tmp_path / "model.onnx", torch.randn(4, 1, 8, 8), Runner(tmp_path / "model.onnx"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not onnx", bytes(1000)])
+def test_a_file_that_is_not_onnx_is_one_line(tmp_path, content):
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    for reader in (read_onnx, Runner):
+        with pytest.raises(ExportError) as caught:
+            reader(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_measuring_finds_the_slower_network_and_gives_the_same_network_one(tmp_path):
+    torch.manual_seed(0)
+    small = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3))
+    large = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3))
+    example = torch.randn(1, 3, 32, 32)
+    for name, model in (("small", small), ("large", large)):
+        export_onnx(model, example, tmp_path / f"{name}.onnx")
+    paths = {name: tmp_path / f"{name.split('-')[0]}.onnx" for name in ("large", "small", "large-again")}
+    found = measure(paths, example.numpy(), seconds=0.3)
+    assert found.baseline == "large"
+    assert found.rounds >= 40
+    assert found.latencies["large"].ratio == 1.0
+    assert found.latencies["small"].ratio_high < 0.8  # 25 times fewer MACs
+    again = found.latencies["large-again"]
+    assert again.ratio_low <= again.ratio <= again.ratio_high
+    assert all(0 < x.min_ms <= x.p10_ms <= x.median_ms for x in found.latencies.values())

@@ -1,0 +1,340 @@
+"""Channel groups: what is offered as a site can really be cut, and what is refused is refused with a reason."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from networks import (
+    CASES,
+    EXAMPLE,
+    Net,
+    assert_same,
+    assert_true_to_masking,
+    block,
+    built,
+    chain,
+    dense,
+    flattened,
+    lively,
+    masked,
+    output,
+    padded_shortcut,
+    pool,
+    pruned,
+    random_kept,
+    squeeze_excite,
+    tied,
+    two_streams,
+    used_twice,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amc.errors import ModelError
+from amc.graph import Graph, build_graph, consumers
+from amc.resources import ResourceModel
+
+LOGITS = "it is the network's output"
+
+
+def names(graph: Graph) -> list[str]:
+    return [site.name for site in graph.sites]
+
+
+def reasons(graph: Graph) -> dict[str, str]:
+    return {refusal.name: refusal.reason for refusal in graph.refusals}
+
+
+# The built-in networks
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pruned_computes_what_masked_computes(case: str) -> None:
+    model, example, graph, _ = built(case)
+    rng = np.random.default_rng(0)
+    for seed in range(2):
+        kept = random_kept(graph, rng)
+        images = torch.randn((2, *example.shape[1:]), generator=torch.Generator().manual_seed(seed))
+        assert_same(output(pruned(model, graph, kept), images), output(masked(model, graph, kept), images))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sites_come_in_forward_order_and_the_logits_are_refused(case: str) -> None:
+    _, _, graph, _ = built(case)
+    order = list(graph.trace.layers)
+    assert names(graph) == sorted(names(graph), key=order.index)
+    assert list(reasons(graph).values()) == [LOGITS]
+    assert order[-1] in reasons(graph)
+
+
+@pytest.mark.parametrize(
+    ("case", "count"),
+    [("resnet8", 6), ("resnet20", 12), ("resnet56", 30), ("mobilenetv1", 14), ("mobilenetv2", 25), ("vgg16bn", 13)],
+)
+def test_number_of_sites(case: str, count: int) -> None:
+    """A site per inner width of a block, and one per residual stream."""
+    assert len(built(case)[2].sites) == count
+
+
+def test_a_residual_stream_is_one_site() -> None:
+    graph = built("resnet20")[2]
+    stream = graph.sites[names(graph).index("conv1")]
+    writers = ["conv1", *(f"layer1.{i}.conv2" for i in range(3))]
+    norms = ["bn1", *(f"layer1.{i}.bn2" for i in range(3))]
+    assert set(stream.layers) == {*writers, *norms}
+    readers = {*(f"layer1.{i}.conv1" for i in range(3)), "layer2.0.conv1", "layer2.0.downsample.0"}
+    assert set(stream.consumers) == readers
+    assert {layer.name for layer in consumers(graph, names(graph).index("conv1"))} == readers
+
+
+def test_features_are_those_of_the_first_layer() -> None:
+    sites = {site.name: site for site in built("resnet20")[2].sites}
+    assert sites["conv1"].features == (16, 3, 32, 32, 1, 3)
+    assert sites["layer2.0.conv1"].features == (32, 16, 32, 32, 2, 3)
+    assert sites["layer3.2.conv1"].features == (64, 64, 8, 8, 1, 3)
+
+
+def test_layers_know_the_norm_that_follows() -> None:
+    layers = {layer.name: layer for layer in built("resnet20")[2].layers}
+    assert layers["conv1"].norm == "bn1"
+    assert layers["layer2.0.downsample.0"].norm == "layer2.0.downsample.1"
+    assert layers["fc"].norm is None
+
+
+def test_a_depthwise_layer_follows_its_input() -> None:
+    graph = built("mobilenetv1")[2]
+    first = graph.sites[0]
+    assert first.layers == ("features.0", "features.1", "features.3", "features.4")
+    assert first.consumers == ("features.6",)
+    assert {layer.name: layer.depthwise for layer in graph.layers}["features.3"]
+
+
+def test_the_model_is_not_touched() -> None:
+    model = lively(chain(nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5)))
+    model.a.weight.requires_grad_(False)
+    model.fc.bias.requires_grad_(False)
+
+    def state() -> tuple:
+        tensors = {k: v.numpy().tobytes() for k, v in model.state_dict().items()}
+        flags = {k: (p.requires_grad, p.data_ptr(), p.grad) for k, p in model.named_parameters()}
+        modules = {k: (m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for k, m in model.named_modules()}
+        return tensors, flags, modules, repr(model)
+
+    before = state()
+    build_graph(model, EXAMPLE)
+    assert state() == before
+
+
+def test_the_example_is_not_touched() -> None:
+    example = EXAMPLE.clone()
+    build_graph(lively(chain()), example)
+    assert torch.equal(example, EXAMPLE)
+    assert not example.requires_grad
+
+
+def test_same_model_same_graph() -> None:
+    first, second = (build_graph(lively(dense()), EXAMPLE) for _ in range(2))
+    assert [(s.name, s.layers, s.consumers) for s in first.sites] == [
+        (s.name, s.layers, s.consumers) for s in second.sites
+    ]
+    assert np.array_equal(first.growth, second.growth)
+
+
+# Networks with a trait each: every random policy on all sites together must be right
+
+
+class Scale(nn.Module):
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.by = nn.Parameter(torch.rand(shape) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.by
+
+
+TRAITS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
+    "concat": (dense, ["stem", "a.2", "b.2", "c.2"]),
+    "flatten": (flattened, ["a.0", "b.0", "fc1"]),
+    "squeeze-excite": (squeeze_excite, ["a.0", "down", "c.0"]),
+    "used twice": (used_twice, ["a.0", "c.0"]),
+    "two streams": (two_streams, ["left.0", "b"]),
+    "depthwise": (lambda: chain(nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8)), ["a", "c"]),
+    "prelu": (lambda: chain(nn.PReLU(8)), ["a", "c"]),
+    "prelu with one slope": (lambda: chain(nn.PReLU()), ["a", "c"]),
+    "scale [8, 1, 1]": (lambda: chain(Scale(8, 1, 1)), ["a", "c"]),
+    "scale [1, 8, 1, 1]": (lambda: chain(Scale(1, 8, 1, 1)), ["a", "c"]),
+    "scale [1, 1, 1, 1]": (lambda: chain(Scale(1, 1, 1, 1)), ["a", "c"]),
+    "scale []": (lambda: chain(Scale()), ["a", "c"]),
+    "norm without affine": (lambda: chain(nn.BatchNorm2d(8, affine=False)), ["a", "c"]),
+    "norm without statistics": (lambda: chain(nn.BatchNorm2d(8, track_running_stats=False)), ["a", "c"]),
+    "in place": (lambda: chain(nn.BatchNorm2d(8), nn.ReLU(inplace=True)), ["a", "c"]),
+    "double": (lambda: Net(lambda m, x: m.n(x.double()), n=chain().double()), ["n.a", "n.c"]),
+    "linear layers only": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 10)),
+        ["1"],
+    ),
+    "no linear layer": (
+        lambda: Net(lambda m, x: pool(m.c(m.b(m.a(x)))), a=block(3, 8), b=block(8, 12), c=nn.Conv2d(12, 10, 1)),
+        ["a.0", "b.0"],
+    ),
+    "a module of two names": (
+        lambda: Net(
+            lambda m, x: m.fc(pool(m.c(m.b(m.a(x))))), a=block(3, 8), b=(b := block(8, 8)), c=b, fc=nn.Linear(8, 10)
+        ),
+        ["a.0"],
+    ),
+    "an unused layer": (
+        lambda: Net(lambda m, x: m.fc(pool(m.a(x))), a=block(3, 8), b=nn.Linear(4, 4), fc=nn.Linear(8, 10)),
+        ["a.0"],
+    ),
+    "two channels": (
+        lambda: Net(lambda m, x: m.fc(pool(m.a(x))), a=block(3, 2), fc=nn.Linear(2, 10)),
+        ["a.0"],
+    ),
+}
+
+
+@pytest.mark.parametrize("trait", TRAITS)
+def test_trait(trait: str) -> None:
+    make, sites = TRAITS[trait]
+    torch.manual_seed(0)
+    model = lively(make())
+    assert names(assert_true_to_masking(model, EXAMPLE)) == sites
+
+
+def test_a_flattened_channel_takes_all_its_positions() -> None:
+    graph = build_graph(lively(flattened()), EXAMPLE)
+    fc1 = next(layer for layer in graph.layers if layer.name == "fc1")
+    kept = [np.arange(8), np.array([0, 11]), np.arange(20)]
+    assert fc1.input.kept(kept).tolist() == [*range(16), *range(176, 192)]
+
+
+# What cannot be cut is refused, and the reason says why
+
+
+def refused(model: nn.Module, name: str) -> str:
+    """Why ``name`` is refused. All that is offered must be right all the same."""
+    torch.manual_seed(0)
+    return reasons(assert_true_to_masking(lively(model), EXAMPLE))[name]
+
+
+def test_grouped_convolution_is_refused() -> None:
+    assert refused(chain(nn.Conv2d(8, 8, 3, groups=2)), "a") == "middle.0 is a grouped convolution (2 groups)"
+
+
+def test_depthwise_multiplier_is_refused() -> None:
+    model = chain(nn.Conv2d(8, 16, 3, groups=8), inputs=16)
+    assert refused(model, "a") == "middle.0 is a grouped convolution (8 groups)"
+
+
+def test_padded_shortcut_is_refused_and_the_inner_width_is_not() -> None:
+    graph = assert_true_to_masking(lively(padded_shortcut()), EXAMPLE)
+    assert names(graph) == ["conv1.0"]
+    assert reasons(graph)["stem.0"] == "removing its channels is not the same as silencing them"
+
+
+def test_shared_weights_are_refused() -> None:
+    graph = assert_true_to_masking(lively(tied()), EXAMPLE)
+    assert names(graph) == ["d"]
+    assert reasons(graph)["a"] == "b shares its weights with another layer"
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def _eight(x: Tensor) -> Tensor:
+    assert x.shape[1] == 8, "eight channels, please"
+    return x
+
+
+@pytest.mark.parametrize(
+    ("middle", "inputs", "reason"),
+    [
+        (nn.GroupNorm(4, 8), 8, "it runs through GroupNorm, which cannot be cut"),
+        (nn.InstanceNorm2d(8), 8, "it runs through InstanceNorm2d, which cannot be cut"),
+        (Function(lambda x: x.softmax(1)), 8, "removing its channels is not the same as silencing them"),
+        (Function(lambda x: x - x.mean(1, keepdim=True)), 8, "removing its channels is not the same"),
+        (Function(lambda x: x + x.flip(1)), 8, "removing its channels is not the same as silencing them"),
+        (Function(lambda x: x[:, :4] * x[:, 4:]), 4, "its channels are not treated alike in c"),
+        (Function(lambda x: torch.cat([x[:, 4:], x[:, :4]], 1)), 8, "its channels are not treated alike in c"),
+        (Function(lambda x: x * torch.linspace(1, 2, 8)[:, None, None]), 8, "the network breaks without some"),
+        (Function(lambda x: x.view(-1, 2, 4, 8, 8).transpose(1, 2).reshape(-1, 8, 8, 8)), 8, "the network breaks"),
+        (Function(_eight), 8, "the network breaks without some of its channels (eight channels, please)"),
+    ],
+)
+def test_what_mixes_or_counts_channels_is_refused(middle: nn.Module, inputs: int, reason: str) -> None:
+    assert refused(chain(middle, inputs=inputs), "a").startswith(reason)
+
+
+def test_a_sum_with_the_image_is_refused() -> None:
+    model = Net(lambda m, x: m.fc(pool(m.b(m.a(x) + x))), a=block(3, 3), b=block(3, 8), fc=nn.Linear(8, 10))
+    assert refused(model, "a.0").startswith("the network breaks")
+
+
+def test_one_channel_is_refused() -> None:
+    model = Net(lambda m, x: m.fc(pool(m.b(m.a(x)))), a=block(3, 1), b=block(1, 8), fc=nn.Linear(8, 10))
+    assert refused(model, "a.0") == "it has one channel only"
+
+
+def test_features_that_are_returned_are_refused() -> None:
+    model = Net(lambda m, x: (m.fc(pool(m.b(y := m.a(x)))), y), a=block(3, 8), b=block(8, 8), fc=nn.Linear(8, 10))
+    graph = build_graph(lively(model), EXAMPLE)
+    assert names(graph) == ["b.0"]
+    assert reasons(graph) == {"a.0": "it changes the shape of the network's output", "fc": LOGITS}
+
+
+def test_all_outputs_are_logits() -> None:
+    model = Net(
+        lambda m, x: (m.fc(pool(m.b(y := m.a(x)))), m.aux(pool(y))),
+        a=block(3, 8), b=block(8, 8), aux=nn.Linear(8, 10), fc=nn.Linear(8, 10),
+    )  # fmt: skip
+    graph = build_graph(lively(model), EXAMPLE)
+    assert (names(graph), reasons(graph)) == (["a.0", "b.0"], {"fc": LOGITS, "aux": LOGITS})
+
+
+def test_layer_norm_is_cut_and_costs_what_is_said() -> None:
+    """Its statistics run over the channels: removing is not silencing, yet the pruned network is sound."""
+    model = Net(
+        lambda m, x: m.fc(m.n(F.relu(m.h(pool(m.a(x)))))),
+        a=block(3, 8), h=nn.Linear(8, 16), n=nn.LayerNorm(16), fc=nn.Linear(16, 10),
+    )  # fmt: skip
+    graph = build_graph(lively(model), EXAMPLE)
+    assert names(graph) == ["a.0", "h"]
+    smaller = pruned(model, graph, [np.arange(3), np.arange(5)])
+    assert smaller.n.normalized_shape == (5,)
+    assert output(smaller, EXAMPLE).shape == (1, 10)
+    assert ResourceModel(graph, model).cost([3, 5])["params"] == sum(p.numel() for p in smaller.parameters())
+
+
+# Nothing to prune
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Flatten(), nn.Linear(192, 10)),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        Net(lambda m, x: m.a(x).softmax(1), a=nn.Conv2d(3, 8, 3)),
+    ],
+)
+def test_nothing_to_prune(model: nn.Module) -> None:
+    with pytest.raises(ModelError, match="nothing to prune"):
+        build_graph(model.eval(), EXAMPLE)
+
+
+def test_a_network_that_fails_on_its_example() -> None:
+    with pytest.raises(ModelError, match="fails on its example input"):
+        build_graph(lively(chain()), EXAMPLE[:, :2])
+
+
+def test_a_copy_has_the_same_graph() -> None:
+    model, example, graph, _ = built("resnet8")
+    assert names(build_graph(copy.deepcopy(model), example)) == names(graph)

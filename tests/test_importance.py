@@ -1,0 +1,84 @@
+"""The contract that every criterion keeps, and what each is to find."""
+
+import pytest
+import torch
+
+from amc.errors import ConfigError
+from amc.importance import Reader, SiteView, criteria, load_criterion, rank
+from amc.reconstruct import Moments
+
+NAMES = sorted(criteria())
+
+
+def site(channels: int = 6, taps: int = 4, readers: int = 2, with_moments: bool = True, seed: int = 0) -> SiteView:
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(readers):
+        weight = torch.randn(5, channels, taps, generator=generator)
+        x = torch.randn(400, channels * taps, generator=generator).double()
+        moments = Moments(x.mean(0), torch.atleast_2d(x.T.cov()), 400) if with_moments else None
+        found.append(Reader(weight, torch.arange(channels), torch.arange(channels), moments))
+    return SiteView(channels, tuple(found), ())
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestContract:
+    @pytest.mark.parametrize("channels", [1, 2, 7, 300])
+    def test_every_channel_comes_once(self, name: str, channels: int):
+        order = load_criterion(name)(site(channels, taps=1))
+        assert sorted(order.tolist()) == list(range(channels))
+
+    def test_it_is_deterministic_and_changes_nothing(self, name: str):
+        view = site()
+        before = [r.weight.clone() for r in view.readers]
+        first, second = (load_criterion(name)(view).tolist() for _ in range(2))
+        assert first == second
+        assert all(torch.equal(r.weight, b) for r, b in zip(view.readers, before, strict=True))
+
+    def test_channels_that_nobody_listens_to_go_first(self, name: str):
+        view = site()
+        for reader in view.readers:
+            reader.weight[:, 3] = 0
+        assert load_criterion(name)(view)[-1] == 3
+
+    def test_it_works_without_moments(self, name: str):
+        assert len(load_criterion(name)(site(with_moments=False))) == 6
+
+
+def test_obs_sees_that_a_copy_can_be_missed():
+    """Channels 0 and 1 are the same and loud: L1 keeps both, OBS lets one go, since the other makes up for it."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 4, generator=generator).double()
+    x[:, 1] = x[:, 0] + 0.01 * torch.randn(500, generator=generator)
+    weight = torch.tensor([[5.0, 5.0, 1.0, 1.0], [5.0, 4.0, 1.0, -1.0]])[..., None]
+    view = SiteView(4, (Reader(weight, torch.arange(4), torch.arange(4), Moments(x.mean(0), x.T.cov(), 500)),), ())
+    assert load_criterion("obs")(view)[-1] in (0, 1)
+    assert load_criterion("l1")(view)[:2].tolist() == [0, 1]
+
+
+def test_obs_equals_brute_force_for_the_first_removal():
+    """The channel whose loss costs least squared error after the others are re-solved."""
+    view = site(channels=5, taps=2, readers=1, seed=3)
+    reader = view.readers[0]
+    c, w = reader.moments.covariance, reader.weight.flatten(1).double()
+    c = c + 1e-2 * c.diagonal().mean() * torch.eye(10)
+    errors = []
+    for channel in range(5):
+        keep = [e for e in range(10) if e // 2 != channel]
+        solved = w @ c[:, keep] @ torch.linalg.inv(c[keep][:, keep])
+        full = torch.zeros_like(w)
+        full[:, keep] = solved
+        errors.append(float(((w - full) @ c * (w - full)).sum()))
+    assert load_criterion("obs")(view)[-1] == errors.index(min(errors))
+
+
+def test_a_plug_in_that_loses_a_channel_is_refused(tmp_path, resnet8):
+    graph, model = resnet8
+    (tmp_path / "mine.py").write_text("def mine(site):\n    return [0] * site.channels\n")
+    with pytest.raises(ConfigError, match="did not give every one of the 16 channels of 'conv1' once"):
+        rank(f"{tmp_path}/mine.py:mine", graph, model, {})
+
+
+def test_an_unknown_criterion_comes_with_a_suggestion():
+    with pytest.raises(ConfigError, match="Did you mean 'obs'"):
+        load_criterion("ob")

@@ -1,0 +1,263 @@
+"""Policies as plain JSON, the fingerprint that binds them, and the widths that are legal."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import built, random_kept
+from torch import nn
+
+from amc.errors import ConfigError, PolicyError
+from amc.policy import Policy, Setting, fingerprint, legal_widths, make_policy
+
+
+@st.composite
+def settings_of_sites(draw: st.DrawFn) -> Setting:
+    of = draw(st.integers(1, 40))
+    kept = draw(st.sets(st.integers(0, of - 1), min_size=1))
+    return Setting(len(kept), of, tuple(sorted(kept)))
+
+
+policies = st.builds(Policy, st.text(), st.dictionaries(st.text(), settings_of_sites()))
+
+
+@given(policies)
+def test_json_round_trip(policy: Policy) -> None:
+    assert Policy.from_json(json.loads(json.dumps(policy.to_json()))) == policy
+
+
+def good() -> dict[str, Any]:
+    sites = {"conv1": {"kind": "channels", "width": 2, "of": 4, "kept": [0, 3]}}
+    return {"format": "amc-policy", "version": 1, "fingerprint": "abc", "sites": sites}
+
+
+def test_saved_as_readable_json_and_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "policy.json"
+    policy = Policy("abc", {"conv1": Setting(2, 4, (0, 3))})
+    policy.save(path)
+    assert json.loads(path.read_text()) == good()
+    assert Policy.load(path) == policy
+
+
+SITE_FAULTS: list[dict[str, Any]] = [
+    {"kind": "bits"},
+    {"width": 0, "kept": []},
+    {"width": 3},
+    {"width": True, "kept": [0]},
+    {"width": 2.0},
+    {"width": "2"},
+    {"width": None},
+    {"of": 3},
+    {"of": 0},
+    {"of": True},
+    {"of": "4"},
+    {"kept": [3, 0]},
+    {"kept": [0, 0]},
+    {"kept": [-1, 3]},
+    {"kept": [0, 4]},
+    {"kept": [0.0, 3.0]},
+    {"kept": [False, 3]},
+    {"kept": [0, None]},
+    {"kept": [[0], 3]},
+    {"kept": "03"},
+    {"kept": None},
+    {"kept": {"0": 3}},
+    {"kept": [0, float("nan")]},
+]
+
+
+@pytest.mark.parametrize("fault", SITE_FAULTS, ids=str)
+def test_a_faulty_setting_is_refused(fault: dict[str, Any]) -> None:
+    value = good()
+    value["sites"]["conv1"] |= fault
+    with pytest.raises(PolicyError, match="site 'conv1'"):
+        Policy.from_json(value)
+
+
+@pytest.mark.parametrize("missing", ["kind", "width", "of", "kept"])
+def test_an_incomplete_setting_is_refused(missing: str) -> None:
+    value = good()
+    del value["sites"]["conv1"][missing]
+    with pytest.raises(PolicyError, match="site 'conv1'"):
+        Policy.from_json(value)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"format": "policy"}, "format"),
+        ({"version": 2}, "version 2"),
+        ({"version": None}, "version None"),
+        ({"fingerprint": 5}, "fingerprint"),
+        ({"sites": []}, "sites"),
+        ({"sites": {"a": 3}}, "site 'a'"),
+        ({"sites": {"a\nb": 3}}, r"site 'a\\nb'"),
+    ],
+)
+def test_a_faulty_envelope_is_refused_in_one_line(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(PolicyError, match=told) as caught:
+        Policy.from_json(good() | change)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "3", '"amc-policy"', "{}", "NaN", "[" * 100_000, '{"format": "amc-policy"}']
+)
+def test_a_file_that_is_no_policy(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(text)
+    with pytest.raises(PolicyError, match=r"p\.json is not a policy: ") as caught:
+        Policy.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(PolicyError, match="is not a policy"):
+        Policy.load(tmp_path / "binary")
+    with pytest.raises(PolicyError, match="No such file"):
+        Policy.load(tmp_path / "absent")
+    with pytest.raises(PolicyError, match="directory"):
+        Policy.load(tmp_path)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+PLACES = [("format",), ("version",), ("fingerprint",), ("sites",), ("sites", "conv1")]
+PLACES += [("sites", "conv1", key) for key in ("kind", "width", "of", "kept")]
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(PLACES), anything)
+def test_any_value_anywhere_is_read_or_refused(place: tuple[str, ...], value: Any) -> None:
+    """Whatever is accepted is sound: its channels exist, ascend and are as many as it says."""
+    whole = good()
+    inner = whole
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    try:
+        policy = Policy.from_json(whole)
+    except PolicyError as error:
+        assert "\n" not in str(error)
+        return
+    for setting in policy.settings.values():
+        assert setting.kept == tuple(sorted(set(setting.kept)))
+        assert 1 <= len(setting.kept) == setting.width
+        assert 0 <= setting.kept[0] <= setting.kept[-1] < setting.of
+
+
+# Bound to its network
+
+
+def test_policy_of_a_graph() -> None:
+    model, _, graph, _ = built("resnet8")
+    kept = random_kept(graph, np.random.default_rng(0))
+    policy = make_policy(graph, fingerprint(model), [k[::-1] for k in kept])
+    policy.check(graph, model)
+    assert policy.choice(graph) == tuple(len(k) for k in kept)
+    assert [s.kept for s in policy.settings.values()] == [tuple(k.tolist()) for k in kept]
+    assert Policy.from_json(json.loads(json.dumps(policy.to_json()))) == policy
+
+
+def test_a_policy_of_another_network_is_refused() -> None:
+    model, _, graph, _ = built("resnet8")
+    policy = make_policy(graph, fingerprint(model), [np.arange(2)] * len(graph.sites))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.fc.bias[3] += 1e-6
+    with pytest.raises(PolicyError, match=fingerprint(other)):
+        policy.check(graph, other)
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "width"])
+def test_other_sites_are_refused(change: str) -> None:
+    model, _, graph, _ = built("resnet8")
+    settings = dict(make_policy(graph, "", [np.arange(2)] * len(graph.sites)).settings)
+    name = graph.sites[0].name
+    if change == "missing":
+        del settings[name]
+    else:
+        settings["other" if change == "extra" else name] = Setting(2, 3, (0, 1))
+    with pytest.raises(PolicyError, match="sites are not those"):
+        Policy(fingerprint(model), settings).check(graph, model)
+
+
+def test_fingerprint_sees_every_change() -> None:
+    def make() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+    base = make()
+    assert fingerprint(base) == fingerprint(make())
+    assert len(fingerprint(base)) == 32
+    changed = []
+    for edit in (
+        lambda m: m[0].weight.data[1, 2].nextafter_(torch.tensor(9.0)) if False else m[0].weight.data[1, 2].mul_(1.001),
+        lambda m: m[1].running_mean.add_(1e-3),
+        lambda m: m[0].weight.data.transpose_(0, 1),
+        lambda m: m.half(),
+        lambda m: m.bfloat16(),
+        lambda m: m.append(nn.PReLU()),
+    ):
+        model = make()
+        edit(model)
+        changed.append(fingerprint(model))
+    assert len({fingerprint(base), *changed}) == 7
+
+
+def test_fingerprint_sees_names_but_not_counters_or_memory_layout() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    before = fingerprint(model)
+    model[1].num_batches_tracked.add_(5)
+    assert fingerprint(model.to(memory_format=torch.channels_last)) == before
+    renamed = nn.Sequential()
+    renamed.add_module("0", model[0])
+    renamed.add_module("norm", model[1])
+    assert fingerprint(renamed) != before
+
+
+# Legal widths
+
+
+@given(channels=st.integers(1, 2048), min_keep=st.floats(0.001, 1.0), step=st.integers(0, 64))
+def test_legal_widths(channels: int, min_keep: float, step: int) -> None:
+    if step > channels:
+        with pytest.raises(ConfigError, match="channel_step"):
+            legal_widths(channels, min_keep, step)
+        return
+    widths = legal_widths(channels, min_keep, step)
+    used = step or (8 if channels >= 64 else 4 if channels >= 16 else 1)
+    assert widths[-1] == channels
+    assert list(widths) == sorted(set(widths))
+    assert all(w % used == 0 and w >= min_keep * channels * (1 - 1e-9) for w in widths[:-1])
+    legal = {w for w in range(1, channels) if w % used == 0 and w >= min_keep * channels}
+    assert legal <= set(widths)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "widths"),
+    [
+        ((16, 0.2), (4, 8, 12, 16)),
+        ((64, 0.5), (32, 40, 48, 56, 64)),
+        ((5, 0.2), (1, 2, 3, 4, 5)),
+        ((5, 0.21), (2, 3, 4, 5)),
+        ((20, 0.2), (4, 8, 12, 16, 20)),
+        ((18, 0.2), (4, 8, 12, 16, 18)),
+        ((32, 1.0), (32,)),
+        ((32, 0.2, 16), (16, 32)),
+        ((10, 0.1, 1), tuple(range(1, 11))),
+        ((1, 0.2), (1,)),
+    ],
+)
+def test_legal_widths_by_example(arguments: tuple, widths: tuple[int, ...]) -> None:
+    assert legal_widths(*arguments) == widths

@@ -1,0 +1,110 @@
+"""Nothing is lost when a run is killed, and nothing is half-written when a disk is full."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from amc.cli import main
+from amc.journal import Journal
+
+QUICK = ["--flops", "0.5", "--evaluations", "8", "--candidates", "2", "--finetune-epochs", "3", "--precision", "float32",
+         "--threads", "1"]  # fmt: skip
+SAME = ("sites", "proof", "candidates", "pruned")
+
+
+def run(folder: Path, *options: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "amc", "search", *(options or (*QUICK, "--out", str(folder)))],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "120"},
+    )  # fmt: skip
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def comparable(summary: dict) -> dict:
+    same = {key: summary[key] for key in SAME}
+    return {**same, **{k: {p: summary[k][p] for p in ("search", "test", "macs", "size")} for k in ("original", "final")}}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    started = time.monotonic()
+    process = run(folder)
+    assert process.wait(300) == 0, process.stderr.read()
+    return {"summary": comparable(result(folder)), "seconds": time.monotonic() - started}
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_a_killed_run_resumes_to_the_same_result(uninterrupted: dict, tmp_path: Path, attempt: int):
+    folder = tmp_path / "run"
+    process = run(folder)
+    begun = folder / "config.yaml"
+    while not begun.exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(random.Random(attempt).uniform(0.2, 0.75) * uninterrupted["seconds"])
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = [r for r in Journal(folder / "journal.jsonl").records("evaluation")]
+    again = run(folder, "--resume", str(folder))
+    assert again.wait(300) == 0, again.stderr.read()
+    assert comparable(result(folder)) == uninterrupted["summary"]
+    after = [r for r in Journal(folder / "journal.jsonl").records("evaluation")]
+    assert after[: len(before)] == before
+    assert not list(folder.glob(".*.tmp")) or process.returncode == -signal.SIGKILL
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path):
+    folder = tmp_path / "run"
+    process = run(folder)
+    while not (folder / "journal.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in error
+    assert "Traceback" not in error
+
+
+def test_a_full_disk_is_one_line_and_the_journal_stays_whole(tmp_path: Path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    real, writes = os.fsync, 0
+
+    def full(handle: int) -> None:
+        nonlocal writes
+        writes += 1
+        if writes > 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["search", *QUICK[:-2], "--out", str(folder)]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("amc: No space left on device")
+    monkeypatch.undo()
+    assert not (folder / "result.json").exists()
+    assert not list(folder.glob(".*.tmp"))
+    with Journal(folder / "journal.jsonl") as journal:
+        assert journal.last("run") is not None
+
+
+def test_a_torn_last_line_is_dropped(tmp_path: Path):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.append("evaluation", n=1)
+    with path.open("ab") as file:
+        file.write(b'{"kind": "evaluation", "n": 2')
+    with Journal(path) as journal:
+        assert [r["n"] for r in journal.records("evaluation")] == [1]
+        journal.append("evaluation", n=3)
+    assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 3]

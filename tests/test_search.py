@@ -1,0 +1,162 @@
+"""The contract that every searcher keeps, and what is AMC's alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from amc.envs.toy import toy_problem
+from amc.errors import ConfigError
+from amc.evaluate import Score
+from amc.journal import Journal
+from amc.problem import Problem
+from amc.search import load_searcher, searchers
+
+NAMES = sorted(searchers())
+
+
+def run(name: str, evaluations: int = 24, seed: int = 0, **toy) -> Problem:
+    problem, _ = toy_problem(**toy)
+    load_searcher(name)(problem, evaluations, seed)
+    return problem
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestContract:
+    def test_it_proposes_as_often_as_asked_and_stays_within_the_budget(self, name: str):
+        problem = run(name)
+        assert problem.proposals == 24
+        limit = problem.space.limits["macs"]
+        assert all(e.costs["macs"] <= limit for e in problem.evaluations)
+
+    def test_one_evaluation_is_enough(self, name: str):
+        assert run(name, evaluations=1).proposals == 1
+
+    def test_one_site_is_enough(self, name: str):
+        assert run(name, evaluations=3, sites=1).proposals == 3
+
+    def test_the_same_seed_gives_the_same_search(self, name: str):
+        first, second = (run(name, seed=5) for _ in range(2))
+        assert [e.choice for e in first.evaluations] == [e.choice for e in second.evaluations]
+
+    def test_resuming_is_not_stopping(self, name: str, tmp_path):
+        whole = run(name)
+        path = tmp_path / "journal.jsonl"
+        toy, _ = toy_problem()
+        calls = 0
+
+        def score(choice):
+            nonlocal calls
+            calls += 1
+            if calls == 6:
+                raise KeyboardInterrupt
+            return Score(1 - e.metric, e.metric) if (e := known.get(choice)) else None
+
+        known = {e.choice: e for e in whole.evaluations}
+        if len(known) > 6:
+            with Journal(path) as journal, pytest.raises(KeyboardInterrupt):
+                load_searcher(name)(Problem(toy.space, toy.features, score, journal=journal), 24, 0)
+        with Journal(path) as journal:
+            done = len(list(journal.records("evaluation")))
+            problem = Problem(toy.space, toy.features, score, journal=journal)
+            load_searcher(name)(problem, 24, 0)
+        assert [e.choice for e in problem.evaluations] == [e.choice for e in whole.evaluations]
+        assert calls == len(whole.evaluations) + (1 if done else 0)
+
+    def test_a_failing_evaluation_does_not_end_the_search(self, name: str):
+        toy, _ = toy_problem()
+
+        def score(choice):
+            if sum(choice) % 2:
+                raise RuntimeError("broken\nin two lines")
+            return Score(0.5, 0.5)
+
+        problem = Problem(toy.space, toy.features, score)
+        load_searcher(name)(problem, 24, 0)
+        assert problem.proposals == 24
+        assert {e.error for e in problem.evaluations} <= {None, "broken"}
+        assert all(e.error is None for e in problem.best(3))
+
+
+def test_searching_beats_the_uniform_policy_on_the_toy():
+    uniform = run("uniform").best(1)[0].metric
+    for name in ("tpe", "random"):
+        assert run(name, evaluations=60).best(1)[0].metric > uniform
+
+
+def test_tpe_starts_with_the_uniform_policy():
+    assert run("tpe", 1).evaluations[0].choice == run("uniform", 1).evaluations[0].choice
+
+
+def test_random_stays_near_the_budget():
+    problem = run("random", 40)
+    used = np.mean([e.costs["macs"] for e in problem.evaluations]) / problem.space.limits["macs"]
+    assert used > 0.95
+
+
+def test_an_unknown_searcher_comes_with_a_suggestion():
+    with pytest.raises(ConfigError, match="Did you mean 'random'"):
+        load_searcher("randon")
+
+
+class TestAgent:
+    """What AMC's agent does that SB3's DDPG does not, and the traps that its ports fell into."""
+
+    @pytest.fixture
+    def agent(self):
+        from amc.envs import PruningEnv
+        from amc.search.ddpg import AmcDDPG, AmcPolicy
+
+        env = PruningEnv(toy_problem()[0])
+        agent = AmcDDPG(
+            AmcPolicy, env, learning_rate=1e-4, buffer_size=500, learning_starts=50, batch_size=8, gamma=1.0, tau=0.01,
+            train_freq=(1, "episode"), gradient_steps=-1, seed=0, device="cpu", policy_kwargs={"net_arch": [300, 300]},
+        )  # fmt: skip
+        agent.learn(100)
+        return agent
+
+    def test_actor_and_critic_have_rates_of_their_own(self, agent):
+        assert agent.actor.optimizer.param_groups[0]["lr"] == 1e-4
+        assert agent.critic.optimizer.param_groups[0]["lr"] == 1e-3
+
+    def test_every_step_of_an_episode_gets_its_reward(self, agent):
+        rewards = agent.replay_buffer.rewards[:100, 0].reshape(20, 5)
+        assert (rewards == rewards[:, :1]).all()
+        assert len(np.unique(rewards[:, 0])) > 1
+
+    def test_the_replay_holds_the_action_that_was_applied(self, agent):
+        shares = (agent.replay_buffer.actions[:100, 0, 0] + 1) / 2
+        widths = shares * 8
+        np.testing.assert_allclose(widths, widths.round(), atol=1e-5)
+        episodes = widths.reshape(20, 5).round().astype(int)
+        evaluated = {e.choice for e in agent.env.get_attr("_problem")[0].evaluations}
+        assert {tuple(map(int, row)) for row in episodes} == evaluated
+
+    def test_the_next_observation_is_the_next_sites(self, agent):
+        buffer = agent.replay_buffer
+        for start in range(0, 100, 5):
+            np.testing.assert_array_equal(
+                buffer.next_observations[start : start + 4], buffer.observations[start + 1 : start + 5]
+            )
+            assert buffer.dones[start : start + 5, 0].tolist() == [0, 0, 0, 0, 1]
+
+    def test_there_are_as_many_updates_as_steps_after_the_warm_up(self, agent):
+        assert agent._n_updates == 50
+
+    def test_noise_is_truncated_and_decays_from_the_end_of_the_warm_up(self, agent):
+        assert agent.sigma == pytest.approx(0.5 * 0.95**10)
+        draws = np.concatenate([agent._truncated_normal(0.95) for _ in range(500)])
+        assert draws.min() >= 0
+        assert draws.max() <= 1
+        assert (draws == 1).sum() == 0  # drawn again, not clipped
+
+    def test_state_and_action_have_branches_of_their_own_that_are_summed(self, agent):
+        net = agent.critic.qf0
+        state, action = torch.rand(3, 11), torch.rand(3, 1)
+        expected = net.value(torch.relu(net.state(state) + net.action(action)))
+        torch.testing.assert_close(agent.critic.q1_forward(state, action), expected)
+        assert (net.state.out_features, net.value.in_features) == (300, 300)
+
+    def test_training_leaves_the_replay_as_it_was(self, agent):
+        before = agent.replay_buffer.rewards.copy()
+        agent.train(1, 8)
+        np.testing.assert_array_equal(agent.replay_buffer.rewards, before)
