@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AmcError as error:
         _complain(str(error))
     except KeyboardInterrupt:
-        print("amc: stopped; nothing that was finished is lost. Go on with --resume DIR.", file=sys.stderr)
+        print("amc: stopped; nothing that was finished is lost. Go on with: amc search --resume DIR", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from amc.finetune import Plan, fastest_precision, make_plan, train
 from amc.graph import Graph, build_graph
 from amc.importance import load_criterion, rank
 from amc.journal import Journal
-from amc.latency import Measurement, Runner, measure
+from amc.latency import LatencyProbe, Measurement, Runner, measure
 from amc.monitor import Monitor, Silent
 from amc.policy import Choice, Policy, fingerprint, legal_widths, make_policy
 from amc.problem import Problem, site_features
@@ -127,9 +127,11 @@ def compress_task(task: Task, config: Config, folder: Path, monitor: Monitor | N
     """The flow on a task. Whatever the folder's journal holds of an earlier attempt is not done again."""
     torch.manual_seed(config.seed)
     folder.mkdir(parents=True, exist_ok=True)
+    monitor = monitor or Silent()
+    monitor.say(f"{task.name}; everything goes to {folder} (after an interruption: --resume {folder})")
     write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
     with Journal(folder / "journal.jsonl") as journal:
-        flow = _Flow(task, config, folder, journal, monitor or Silent())
+        flow = _Flow(task, config, folder, journal, monitor)
         with flow.stage("inspect"):
             graph = build_graph(task.model, task.example)
             space = flow.space(graph)
@@ -250,7 +252,9 @@ class _Flow:
             shown = f"best {self.task.objective.name} {100 * best:.2f} %" if best > -np.inf else "no policy works yet"
             self.monitor.progress(proposals / search.evaluations, f"{shown} before fine-tuning")
 
-        problem = Problem(space, site_features(graph), evaluator, load_reward(search.reward), self.journal, observe)
+        probe = self._probe(graph, evaluator) if search.reward == "error-latency" else None
+        reward = load_reward(search.reward)
+        problem = Problem(space, site_features(graph), evaluator, reward, self.journal, observe, probe)
         load_searcher(search.searcher)(problem, search.evaluations, self.config.seed)
         failed = [e for e in problem.evaluations if e.error is not None]
         if len(failed) == len(problem.evaluations):
@@ -258,6 +262,13 @@ class _Flow:
         if failed:
             self.monitor.say(f"{len(failed)} of {len(problem.evaluations)} evaluations failed: {failed[0].error}")
         return problem
+
+    def _probe(self, graph: Graph, evaluator: Evaluator) -> Callable[[Choice], dict[str, float]]:
+        """Measures a policy's latency on ONNX Runtime."""
+        original = self.folder / "original.onnx"
+        layout = file_layout(original, graph, self.task.model)
+        probe = LatencyProbe(original, layout, self.task.example.cpu().numpy(), self.config.latency_threads)
+        return lambda choice: {"latency": probe(evaluator.kept(choice))}
 
     @property
     def epochs(self) -> float:

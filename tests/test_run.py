@@ -33,7 +33,10 @@ def result(folder: Path) -> dict:
 
 def comparable(summary: dict) -> dict:
     same = {key: summary[key] for key in SAME}
-    return {**same, **{k: {p: summary[k][p] for p in ("search", "test", "macs", "size")} for k in ("original", "final")}}
+    return {
+        **same,
+        **{k: {p: summary[k][p] for p in ("search", "test", "macs", "size")} for k in ("original", "final")},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +58,11 @@ def test_a_killed_run_resumes_to_the_same_result(uninterrupted: dict, tmp_path: 
     time.sleep(random.Random(attempt).uniform(0.2, 0.75) * uninterrupted["seconds"])
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = [r for r in Journal(folder / "journal.jsonl").records("evaluation")]
+    before = list(Journal(folder / "journal.jsonl").records("evaluation"))
     again = run(folder, "--resume", str(folder))
     assert again.wait(300) == 0, again.stderr.read()
     assert comparable(result(folder)) == uninterrupted["summary"]
-    after = [r for r in Journal(folder / "journal.jsonl").records("evaluation")]
+    after = list(Journal(folder / "journal.jsonl").records("evaluation"))
     assert after[: len(before)] == before
     assert not list(folder.glob(".*.tmp")) or process.returncode == -signal.SIGKILL
 

@@ -66,7 +66,7 @@ def measure(
         row = dict.fromkeys(names, 0.0)
         for index in rng.permutation(len(names)):
             name = names[index]
-            row[name] = _time(runners[name], inputs, calls[name])
+            row[name] = time_call(runners[name], inputs, calls[name])
         rows.append([row[name] for name in names])
         if progress:
             progress(min(len(rows) / LEAST_ROUNDS, (time.perf_counter() - start) / seconds))
@@ -82,10 +82,10 @@ def measure(
 def _calls(runner: Runner, inputs: NDArray[np.float32]) -> int:
     for _ in range(WARMUP):
         runner(inputs)
-    return max(1, int(np.ceil(0.2 / _time(runner, inputs, 3))))
+    return max(1, int(np.ceil(0.2 / time_call(runner, inputs, 3))))
 
 
-def _time(runner: Runner, inputs: NDArray[np.float32], calls: int) -> float:
+def time_call(runner: Runner, inputs: NDArray[np.float32], calls: int) -> float:
     """Milliseconds a call."""
     start = time.perf_counter()
     for _ in range(calls):
