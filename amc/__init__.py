@@ -14,8 +14,9 @@ if not (Path(__file__).parent / "envs").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
 if TYPE_CHECKING:
-    from amc.api import compress, load
+    from amc.api import compress
     from amc.budget import Budget
+    from amc.bundle import apply, load
     from amc.config import Config
     from amc.errors import AmcError
     from amc.policy import Policy
@@ -29,12 +30,13 @@ _HOME = {
     "Config": "amc.config",
     "Policy": "amc.policy",
     "Result": "amc.run",
+    "apply": "amc.bundle",
     "compress": "amc.api",
-    "load": "amc.api",
+    "load": "amc.bundle",
     "run": "amc.run",
 }
 
-__all__ = ["AmcError", "Budget", "Config", "Policy", "Result", "__version__", "compress", "load", "run"]
+__all__ = ["AmcError", "Budget", "Config", "Policy", "Result", "__version__", "apply", "compress", "load", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -71,7 +71,7 @@ def apply(model: nn.Module, policy: Policy, example: torch.Tensor) -> nn.Module:
     return copy.deepcopy(own).train(was_training)
 
 
-def load_into(model: nn.Module, folder: str | Path, example: torch.Tensor) -> nn.Module:
+def load(model: nn.Module, folder: str | Path, example: torch.Tensor) -> nn.Module:
     """The bundle's network: ``model``, the original, pruned as the policy says and given the bundle's weights."""
     where = Path(folder)
     if not where.is_dir():

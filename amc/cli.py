@@ -23,7 +23,7 @@ EPILOG = {
     "search": """examples:
   amc search --flops 0.5                       the embedded network and data, in about a minute
   amc search --flops 20M --size 500KB --model resnet20 --weights w.safetensors --data imagefolder:DIR
-  amc search --flops 0.5 --model my_net.py:make --data my_data.py:make --epochs 5
+  amc search --flops 0.5 --model my_net.py:make --data my_data.py:make --finetune-epochs 5
   amc search --resume amc-runs/resnet8-digits-1   go on with a run that was interrupted""",
     "train": """examples:
   amc train --model resnet20 --data fashion-mnist --epochs 5 --out resnet20.safetensors""",
@@ -127,7 +127,8 @@ def _add_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = (
 
 
 def _add_option(group: Any, option: Option) -> None:
-    default = "" if option.default is None or "[" in option.help else f" [{option.default}]"
+    shown = {True: "on", False: "off"}.get(option.default, option.default) if option.type is bool else option.default
+    default = "" if shown is None or "[" in option.help else f" [{shown}]"
     common = {"dest": ".".join(option.path), "default": None, "help": option.help + default}
     if option.type is bool:
         group.add_argument(option.flag, action=argparse.BooleanOptionalAction, **common)

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import amc
-from amc.bundle import FILES, load_into
+from amc.bundle import FILES
 from amc.cli import main
 from amc.config import DataConfig, from_dict
 from amc.export import count_onnx
@@ -59,7 +59,7 @@ def test_the_pruned_network_still_works(result: dict):
 
 
 def test_a_bundle_scores_what_was_recorded(bundle: Path, result: dict, digits, capsys):
-    model = load_into(digits.model, bundle, digits.example)
+    model = amc.load(digits.model, bundle, digits.example)
     assert evaluate(model, digits, digits.splits.test)[1] == result["final"]["test"]
     assert main(["evaluate", str(bundle)]) == 0
     recorded = f"{100 * result['final']['test']:.2f} %"
@@ -103,7 +103,9 @@ def test_the_python_api(digits, tmp_path):
     images, labels = digits.splits.train.fetch(torch.arange(len(digits.splits.train)))
     test_images, test_labels = digits.splits.test.fetch(torch.arange(100))
     before = {k: v.clone() for k, v in digits.model.state_dict().items()}
-    config = from_dict({"search": {"evaluations": 2}, "finetune": {"epochs": 0.5, "candidates": 1, "precision": "float32"}})
+    config = from_dict(
+        {"search": {"evaluations": 2}, "finetune": {"epochs": 0.5, "candidates": 1, "precision": "float32"}}
+    )
     result = amc.compress(
         digits.model,
         train=DataLoader(TensorDataset(images, labels), batch_size=32),
@@ -123,10 +125,8 @@ def test_the_python_api(digits, tmp_path):
 
 
 def test_a_pruned_network_is_an_ordinary_module(bundle: Path, digits):
-    model = load_into(digits.model, bundle, digits.example).train()
+    model = amc.load(digits.model, bundle, digits.example).train()
     images, labels = digits.splits.train.fetch(torch.arange(8))
     torch.nn.functional.cross_entropy(model(images), labels).backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
     assert {m.out_channels for m in model.modules() if isinstance(m, torch.nn.Conv2d)} != {16, 32, 64}
-
-

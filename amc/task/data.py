@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from amc.config import DataConfig
-from amc.errors import ConfigError, DataError, did_you_mean
+from amc.errors import AmcError, ConfigError, DataError, did_you_mean
 from amc.plugins import is_plugin, load_plugin
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -128,15 +129,76 @@ def load_data(config: DataConfig, seed: int) -> Splits:
     if name.startswith("imagefolder:"):
         return _imagefolder(Path(name.removeprefix("imagefolder:")), config, seed)
     if is_plugin(name):
-        splits = load_plugin(name)()
-        if not isinstance(splits, Splits):
-            raise DataError(f"{name} gave a {type(splits).__name__}, but must give amc.task.data.Splits.")
-        return splits
+        return _from_plugin(name, config, seed)
     if name not in _SOURCES:
         raise ConfigError(
             f"unknown data '{name}'.{did_you_mean(name, [*_SOURCES, 'imagefolder:PATH', 'file.py:factory'])}"
         )
     return _SOURCES[name](config, seed)
+
+
+def _from_plugin(name: str, config: DataConfig, seed: int) -> Splits:
+    """What a user's factory gives: (train, test) or (train, search, test), datasets or loaders; or Splits."""
+    try:
+        found = load_plugin(name)()
+    except AmcError:
+        raise
+    except Exception as error:
+        raise DataError(f"{name} fails: {type(error).__name__}: {error}") from error
+    if isinstance(found, Splits):
+        return found
+    if not isinstance(found, tuple) or len(found) not in (2, 3):
+        raise DataError(f"{name} gave a {type(found).__name__}, but must give (train, test) or (train, search, test).")
+    return splits_of(found[0], found[-1], found[1] if len(found) == 3 else None, config, seed, Path(name).name)
+
+
+def splits_of(train: Any, test: Any, search: Any, config: DataConfig, seed: int, source: str = "own data") -> Splits:
+    """Splits of map-style datasets of (input, target), or of DataLoaders over them.
+
+    Calibration images are held out of ``train``, and so is the search split where ``search`` is None.
+    """
+    sources = {"train": _source(train, "train"), "test": _source(test, "test")}
+    count = len(sources["train"][0])
+    calibration = min(config.calibration, count // 4)
+    if search is None:
+        sizes = [calibration, min(config.search, count // 4)]
+        held, chosen, rest = split_members(count, sizes, seed)
+        sources["search"] = sources["train"]
+    else:
+        held, rest = split_members(count, [calibration], seed)
+        sources["search"] = _source(search, "search")
+        chosen = split_members(len(sources["search"][0]), [config.search], seed)[0]
+    members = {
+        "train": rest,
+        "calibration": held,
+        "search": chosen,
+        "test": torch.arange(len(sources["test"][0])),
+    }
+    sources["calibration"] = sources["train"]
+    for part, indices in members.items():
+        if len(indices) < 2:
+            raise DataError(f"the {part} split has {len(indices)} samples: too few.")
+    parts = {part: DatasetSplit(*sources[part], members[part]) for part in members}
+    record = {part: {"count": len(m), "digest": digest(m)} for part, m in members.items()}
+    return Splits(
+        parts["train"],
+        parts["calibration"],
+        parts["search"],
+        parts["test"],
+        classes=None,
+        source="the caller's data",
+        provenance={"seed": seed, **record},
+    )
+
+
+def _source(data: Any, part: str) -> tuple[Any, Any]:
+    """A map-style dataset and how its samples are put into a batch."""
+    dataset, collate = (data.dataset, data.collate_fn) if isinstance(data, DataLoader) else (data, default_collate)
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise DataError(
+            f"{part} is a {type(data).__name__}, but must be a map-style dataset, or a DataLoader over one."
+        )
+    return dataset, collate
 
 
 def split_members(count: int, sizes: Sequence[int], seed: int) -> list[Tensor]:
