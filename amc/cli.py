@@ -31,6 +31,9 @@ EPILOG = {
   amc inspect --model resnet20 --data cifar10 --data-root DIR --weights random""",
     "evaluate": """examples:
   amc evaluate amc-runs/resnet8-digits-1""",
+    "measure": """examples:
+  amc measure original.onnx model.onnx            how much faster, and how sure that is
+  amc measure a.onnx b.onnx --threads 2 --seconds 60""",
     "searchers": "",
 }
 
@@ -284,6 +287,46 @@ def _evaluate(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _add_measure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", metavar="MODEL.onnx", nargs="+", help="ONNX models; the first one is the baseline")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of ONNX Runtime [1]")
+    parser.add_argument("--seconds", type=float, default=20.0, metavar="X", help="longest time to measure for [20]")
+    parser.add_argument("--precision", type=float, default=0.005, metavar="X",
+                        help="stop when every ratio's 95%% interval is within this share of it [0.005]")  # fmt: skip
+    parser.add_argument("--shape", metavar="C,H,W", help="input shape without the batch, where a model leaves it open")
+
+
+def _measure(parsed: argparse.Namespace) -> int:
+    from amc.latency import Runner, measure
+    from amc.monitor import shown
+    from amc.provenance import cpu_name, load, runtime_version
+
+    shape = convert(parsed.shape, tuple[int, ...] | None, "--shape")
+    inputs = Runner(Path(parsed.models[0]), parsed.threads).inputs(shape)
+    names = [f"{i}. {Path(m).name}" if len(parsed.models) > 1 else m for i, m in enumerate(parsed.models, 1)]
+    models = {name: Path(m) for name, m in zip(names, parsed.models, strict=True)}
+    before = load()
+    with shown() as monitor:
+        monitor.begin("measure")
+        found = measure(models, inputs, parsed.threads, parsed.seconds, parsed.precision, progress=monitor.progress)
+    rows = [
+        [
+            name,
+            *(f"{v:.4f}" for v in (x.min_ms, x.p10_ms, x.median_ms)),
+            f"{x.ratio:.3f}",
+            f"{x.ratio_low:.3f} to {x.ratio_high:.3f}",
+        ]
+        for name, x in found.latencies.items()
+    ]
+    console = _console()
+    console.print(_table(["ms", "min", "10 %", "median", "ratio", "95 % interval"], rows))
+    console.print(f"{found.rounds} rounds in random order, {found.threads} thread(s), inputs {list(inputs.shape)}; "
+                  f"{runtime_version()}, {cpu_name()}, load {before:.1f} before", markup=False)  # fmt: skip
+    if found.spread > 4 * parsed.precision:
+        console.print(f"note: the machine is too noisy to tell: a ratio is known to ±{100 * found.spread:.0f} % only.")
+    return 0
+
+
 def _add_nothing(parser: argparse.ArgumentParser) -> None:
     """No options."""
 
@@ -304,6 +347,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Calla
     "train": ("train a network where there is none, into a safetensors file", _add_train, _train),
     "inspect": ("list what can be pruned in a network, and what cannot and why", _add_inspect, _inspect),
     "evaluate": ("run a bundle's ONNX model on the test split again", _add_evaluate, _evaluate),
+    "measure": ("time ONNX models side by side on ONNX Runtime", _add_measure, _measure),
     "searchers": ("list the searchers", _add_nothing, _searchers),
 }
 

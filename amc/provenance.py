@@ -42,6 +42,16 @@ def environment() -> dict[str, Any]:
     }
 
 
+def runtime_version() -> str:
+    """The runtime that latency is measured on."""
+    return f"ONNX Runtime {metadata.version('onnxruntime')}"
+
+
+def load() -> float:
+    """How many processes wanted a core over the last minute."""
+    return os.getloadavg()[0]
+
+
 def cpu_name() -> str:
     """The CPU's name, with the vector instructions that matter to latency."""
     try:

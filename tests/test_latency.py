@@ -40,3 +40,41 @@ def test_a_search_for_latency_records_it(tmp_path, monkeypatch):
         error = 1 - record["metric"]
         assert record["reward"] == pytest.approx(-error * np.log1p(1000 * record["costs"]["latency"]))
     assert len(found) == 2
+
+
+def test_measure_prints_the_ratio_and_where_it_was_measured(resnet8, tmp_path, capsys):
+    _, model = resnet8
+    export_onnx(model, torch.randn(1, 1, 8, 8), tmp_path / "model.onnx")
+    path = str(tmp_path / "model.onnx")
+    assert main(["measure", path, path, "--seconds", "0.2"]) == 0
+    out = capsys.readouterr().out
+    assert "1. model.onnx" in out
+    assert "2. model.onnx" in out
+    assert "ONNX Runtime" in out
+    assert "inputs [1, 1, 8, 8]" in out
+
+
+FLOAT, DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "told"),
+    [
+        ([(FLOAT, ["n", 3, "h", "w"])], [], "say which with --shape"),
+        ([(FLOAT, ["n", 3, "h", "w"])], ["--shape", "4,8,8"], "but the model takes [3, 'h', 'w']"),
+        ([(FLOAT, ["n", 3]), (FLOAT, ["n", 3])], [], "the model has 2 inputs"),
+        ([(DOUBLE, ["n", 3])], [], "only float32"),
+        ([(FLOAT, ["n", 3])], ["--threads", "0"], "threads is 0"),
+        ([], [], "cannot load"),
+    ],
+)
+def test_measure_refuses_what_it_cannot_run(tmp_path, capsys, inputs, options, told):
+    path = tmp_path / "model.onnx"
+    if inputs:
+        infos = [onnx.helper.make_tensor_value_info(f"x{i}", *info) for i, info in enumerate(inputs)]
+        output = onnx.helper.make_tensor_value_info("y", inputs[0][0], None)
+        graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x0"], ["y"])], "g", infos, [output])
+        opset = [onnx.helper.make_opsetid("", 17)]
+        onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+    assert main(["measure", str(path), *options]) == 2
+    assert told in capsys.readouterr().err

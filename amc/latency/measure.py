@@ -41,18 +41,25 @@ class Measurement:
     rounds: int
     threads: int
 
+    @property
+    def spread(self) -> float:
+        """Half the widest interval of a ratio, as a share of the ratio."""
+        return max((x.ratio_high - x.ratio_low) / (2 * x.ratio) for x in self.latencies.values())
+
 
 def measure(
     models: Mapping[str, Path],
     inputs: NDArray[np.float32],
     threads: int = 1,
-    seconds: float = 4.0,
+    seconds: float = 5.0,
+    precision: float = 0.005,
     seed: int = 0,
-    progress: Callable[[float], None] | None = None,
+    progress: Callable[[float, str], None] | None = None,
 ) -> Measurement:
     """Time every model on ``inputs [B, ...]``; the first one is the baseline.
 
-    Rounds go on for ``seconds``, and for 40 rounds at least. A timing is of enough calls to last 0.2 ms.
+    Rounds go on until every ratio's 95 % interval is within ``precision`` of it, or ``seconds`` are over, but for
+    40 rounds at least. A timing is of enough calls to last 0.2 ms.
     """
     if threads < 1:
         raise ConfigError(f"threads is {threads}, but must be at least 1.")
@@ -62,21 +69,38 @@ def measure(
     rng = np.random.default_rng(seed)
     rows: list[list[float]] = []
     start = time.perf_counter()
-    while len(rows) < LEAST_ROUNDS or time.perf_counter() - start < seconds:
+    while True:
         row = dict.fromkeys(names, 0.0)
         for index in rng.permutation(len(names)):
             name = names[index]
             row[name] = time_call(runners[name], inputs, calls[name])
         rows.append([row[name] for name in names])
-        if progress:
-            progress(min(len(rows) / LEAST_ROUNDS, (time.perf_counter() - start) / seconds))
-    times = np.array(rows)
-    return Measurement(
-        {name: _summary(times[:, i], times[:, 0], rng) for i, name in enumerate(names)},
-        names[0],
-        len(rows),
-        threads,
-    )
+        if len(rows) % LEAST_ROUNDS == 0:
+            found = _measurement(names, np.array(rows), threads, seed)
+            spent = (time.perf_counter() - start) / seconds
+            if progress:
+                progress(min(1.0, spent), f"{found.latencies[names[-1]].ratio:.3f} of the time")
+            if found.spread <= precision or spent >= 1:
+                return found
+
+
+def _measurement(names: list[str], times: NDArray[np.float64], threads: int, seed: int) -> Measurement:
+    """The summary of all rounds ``[R, M]``; the bootstrap draws the same rounds for every model."""
+    draws = np.random.default_rng(seed).integers(0, len(times), (500, len(times)))
+    p10, spread = np.percentile(times, 10, axis=0), np.percentile(times[draws], 10, axis=1)  # [M], [500, M]
+    low, high = np.percentile(spread / spread[:, :1], [2.5, 97.5], axis=0)
+    found = {
+        name: Latency(
+            float(times[:, i].min()),
+            float(p10[i]),
+            float(np.median(times[:, i])),
+            float(p10[i] / p10[0]),
+            float(low[i]),
+            float(high[i]),
+        )
+        for i, name in enumerate(names)
+    }
+    return Measurement(found, names[0], len(times), threads)
 
 
 def _calls(runner: Runner, inputs: NDArray[np.float32]) -> int:
@@ -91,18 +115,3 @@ def time_call(runner: Runner, inputs: NDArray[np.float32], calls: int) -> float:
     for _ in range(calls):
         runner(inputs)
     return (time.perf_counter() - start) * 1e3 / calls
-
-
-def _summary(times: NDArray[np.float64], baseline: NDArray[np.float64], rng: np.random.Generator) -> Latency:
-    draws = rng.integers(0, len(times), (500, len(times)))
-    spread = np.percentile(times[draws], 10, axis=1) / np.percentile(baseline[draws], 10, axis=1)
-    low, high = np.percentile(spread, [2.5, 97.5])
-    p10 = float(np.percentile(times, 10))
-    return Latency(
-        float(times.min()),
-        p10,
-        float(np.median(times)),
-        p10 / float(np.percentile(baseline, 10)),
-        float(low),
-        float(high),
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,27 @@ class Runner:
             name = "the model" if isinstance(model, bytes) else str(model)
             raise ExportError(f"ONNX Runtime cannot load {name}: {reason}") from None
         self._input = self._session.get_inputs()[0].name
+
+    def inputs(self, shape: Sequence[int] | None = None, seed: int = 0) -> NDArray[np.float32]:
+        """Random inputs for the model: one sample of the shape it declares, or of ``shape`` without the batch."""
+        declared = self._session.get_inputs()
+        if len(declared) > 1:
+            raise ExportError(f"the model has {len(declared)} inputs; only models with one can be measured.")
+        if declared[0].type != "tensor(float)":
+            raise ExportError(f"the model's input is {declared[0].type}; only float32 can be measured.")
+        first, *rest = declared[0].shape or [1]
+        batch = first if isinstance(first, int) else 1
+        if shape is not None:
+            if len(shape) != len(rest) or any(
+                isinstance(known, int) and known != asked for known, asked in zip(rest, shape, strict=True)
+            ):
+                raise ExportError(f"--shape is {list(shape)}, but the model takes {rest} after the batch.")
+            rest = list(shape)
+        if not all(isinstance(size, int) for size in rest):
+            raise ExportError(
+                f"the model takes inputs of shape {rest} after the batch: say which with --shape 3,224,224."
+            )
+        return np.random.default_rng(seed).standard_normal((batch, *rest), dtype=np.float32)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """The first output for inputs ``[B, ...]``."""
