@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from amc.channels import Kept
-from amc.graph import BATCH_NORMS, Graph
+from amc.graph import BATCH_NORMS, Graph, consumers
 from amc.policy import Choice
-from amc.reconstruct import Moments, Reconstructor
+from amc.reconstruct import Moments, Reconstructor, elements, unexplained
 from amc.surgery import Dresser
 from amc.task import Split, Task, batches, evaluate
 
@@ -36,16 +36,19 @@ class Evaluator:
         task: Task,
         graph: Graph,
         orders: Sequence[Tensor],
-        moments: Mapping[str, Moments] | None,
+        moments: Mapping[str, Moments],
+        reconstruct: bool = True,
         recalibrate: bool = False,
     ) -> None:
-        """``orders``: per site its channels, the most important first. ``moments`` None: weights stay as they are."""
+        """``orders``: per site its channels, the most important first. ``moments``: of the layers' inputs."""
         self.recalibrate = recalibrate
         self._task, self._graph = task, graph
         self._orders = [o.numpy() for o in orders]
         self._scratch = copy.deepcopy(task.model).requires_grad_(False)
         self._dresser = Dresser(self._scratch, graph.layers)
-        self._solve = Reconstructor(graph, task.model, moments) if moments is not None else None
+        self._solve = Reconstructor(graph, task.model, moments) if reconstruct else None
+        self._moments = moments
+        self._errors: dict[tuple[int, int], float] = {}
         self._search = _held(task.splits.search, task.device)
         self._norms = [m for m in self._scratch.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
 
@@ -60,6 +63,22 @@ class Evaluator:
         if self.recalibrate:
             self._recalibrate()
         return self._scratch
+
+    def error(self, site: int, width: int) -> float:
+        """What a site loses at a width, all others whole: the unexplained variance summed over its readers."""
+        key = (site, width)
+        if key not in self._errors:
+            self._errors[key] = sum(self._reader_errors(site, width))
+        return self._errors[key]
+
+    def _reader_errors(self, site: int, width: int) -> Iterator[float]:
+        kept = [np.arange(s.channels) for s in self._graph.sites]
+        kept[site] = np.sort(self._orders[site][:width])
+        for layer in consumers(self._graph, site):
+            moments, weight = self._moments.get(layer.name), self._task.model.get_submodule(layer.name).weight
+            if moments is not None and layer.input is not None and isinstance(weight, Tensor):
+                positions = torch.from_numpy(layer.input.kept(kept)).to(weight.device)
+                yield unexplained(weight.detach().flatten(1), moments, elements(positions, weight[0, 0].numel()))
 
     def pruned(self, choice: Choice) -> nn.Module:
         """The pruned network as a module of its own, trainable."""

@@ -17,7 +17,8 @@ from amc.evaluate import Score
 from amc.graph import Graph
 from amc.journal import Journal
 from amc.policy import Choice
-from amc.reward import Evaluation, Reward, error
+from amc.reward import Evaluation, Reward
+from amc.reward import error as error_reward
 
 Observer = Callable[[Evaluation, int], None]
 """Told of every proposal: its evaluation, and how many there have been."""
@@ -57,19 +58,23 @@ class Problem:
         space: Space,
         features: Sequence[SiteFeatures],
         score: Callable[[Choice], Score],
-        reward: Reward = error,
+        reward: Reward = error_reward,
         journal: Journal | None = None,
         observer: Observer | None = None,
         measure: Callable[[Choice], dict[str, float]] | None = None,
+        error: Callable[[int, int], float] | None = None,
     ) -> None:
-        """``measure`` adds costs that are measured, such as ``latency`` in ms."""
+        """``measure`` adds costs that are measured, such as ``latency`` in ms; ``error`` is `site_error`."""
         self.space = space
         self.features = tuple(features)
         self.proposals = 0
         self._score, self._reward, self._measure = score, reward, measure
         self._journal = journal or Journal(None)
         self._observer = observer
+        self._error = error
         self._known = {e.choice: e for e in map(_from_record, self._journal.records("evaluation"))}
+        # what a resumed search may see is what it has proposed anew, or it would not repeat itself
+        self._proposed: dict[Choice, Evaluation] = {}
 
     def evaluate(self, choice: Sequence[int]) -> Evaluation:
         """Score a policy. Raises ValueError when it is not legal or over budget: that is the searcher's mistake."""
@@ -81,7 +86,7 @@ class Problem:
             self._journal.append("evaluation", **_to_record(evaluation), time=time.time())
             self._known[policy] = evaluation
         self.proposals += 1
-        found = self._known[policy]
+        found = self._proposed[policy] = self._known[policy]
         if self._observer:
             self._observer(found, self.proposals)
         return found
@@ -108,14 +113,23 @@ class Problem:
             raise ConfigError(f"the reward of a policy is {reward}, but must be a finite number.")
         return reward
 
+    def site_error(self, site: int, setting: int) -> float:
+        """An estimate, without an evaluation, of what one site's setting costs in accuracy; 0 at its full setting.
+
+        Where there is none, what is cut counts: the share of the site that goes.
+        """
+        if self._error is not None:
+            return self._error(site, setting)
+        return 1 - setting / self.space.full[site]
+
     @property
     def evaluations(self) -> list[Evaluation]:
-        """All distinct evaluations, in the order in which they were made."""
-        return list(self._known.values())
+        """All distinct evaluations, in the order in which they were first proposed."""
+        return list(self._proposed.values())
 
     def best(self, count: int) -> list[Evaluation]:
         """The best distinct policies, the best first; equal rewards are told apart by the loss."""
-        good = [e for e in self._known.values() if e.error is None]
+        good = [e for e in self._proposed.values() if e.error is None]
         return sorted(good, key=lambda e: (-e.reward, e.loss))[:count]
 
 

@@ -156,6 +156,19 @@ def least_squares(weight: Tensor, moments: Moments, keep: Tensor, centred: bool 
     return solved, delta
 
 
+def unexplained(weight: Tensor, moments: Moments, keep: Tensor) -> float:
+    """Share of the outputs' variance that is lost when the elements ``keep`` remain and are re-solved, in [0, 1].
+
+    tr[(W − V) C (W − V)ᵀ] / tr[W C Wᵀ] with V the solution on K and 0 elsewhere: no forward pass is needed.
+    """
+    w, c = weight.to(moments.covariance.dtype), moments.covariance
+    solved, _ = least_squares(weight, moments, keep)
+    lost = w.clone()
+    lost[:, keep] -= solved
+    total = float(((w @ c) * w).sum())
+    return float(((lost @ c) * lost).sum()) / total if total > 0 else 0.0
+
+
 class Reconstructor:
     """Re-solved tensors of every layer for any policy, each layer and width solved once."""
 

@@ -223,7 +223,7 @@ class _Flow:
         search, task = self.config.search, self.task
         moments = collect(task, readers(graph, task.model), self.config.seed, progress=self.monitor.progress)
         orders = rank(search.criterion, graph, task.model, moments)
-        evaluator = Evaluator(task, graph, orders, moments if search.reconstruct else None)
+        evaluator = Evaluator(task, graph, orders, moments, search.reconstruct)
         if search.recalibrate == "auto":
             evaluator.recalibrate = self._recalibration_helps(evaluator, space.fit(np.ones(len(space.names))))
         else:
@@ -254,7 +254,7 @@ class _Flow:
 
         probe = self._probe(graph, evaluator) if search.reward == "error-latency" else None
         reward = load_reward(search.reward)
-        problem = Problem(space, site_features(graph), evaluator, reward, self.journal, observe, probe)
+        problem = Problem(space, site_features(graph), evaluator, reward, self.journal, observe, probe, evaluator.error)
         load_searcher(search.searcher)(problem, search.evaluations, self.config.seed)
         failed = [e for e in problem.evaluations if e.error is not None]
         if len(failed) == len(problem.evaluations):

@@ -47,4 +47,8 @@ def toy_problem(share: float = 0.5, sites: int = 5, channels: int = 8, seed: int
     everything = np.array(list(product(settings, repeat=sites)))
     best = float((np.log2(1 + everything[space.fits(everything)]) @ importance).max()) / whole
     features = [SiteFeatures(channels, channels, 8, 8, 1, 3, float(p * channels)) for p in price]
-    return Problem(space, features, score), best
+
+    def error(site: int, setting: int) -> float:
+        return float(importance[site] * (np.log2(1 + channels) - np.log2(1 + setting))) / whole
+
+    return Problem(space, features, score, error=error), best

@@ -7,7 +7,6 @@ problem. The problem remembers what was found; resuming a search is running it a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
@@ -28,18 +27,35 @@ class Searcher:
 
     name: str
     summary: str
-    module: str
+    where: str
+    """``module:function``, the module within this room."""
 
     def load(self) -> Search:
-        search: Callable[..., None] = import_module(self.module).search
+        module, _, function = self.where.partition(":")
+        search: Search = getattr(import_module(f"amc.search.{module}"), function)
         return search
 
 
 _SEARCHERS = (
-    Searcher("amc", "AMC's agent: DDPG over one step per site (He et al. 2018)", "amc.search.ddpg"),
-    Searcher("tpe", "Optuna's tree-structured Parzen estimator, started with the uniform policy", "amc.search.tpe"),
-    Searcher("random", "random proportions, scaled to the budget", "amc.search.random"),
-    Searcher("uniform", "the same share of every site: one policy", "amc.search.uniform"),
+    Searcher("amc", "AMC's agent: DDPG over one step per site (He et al. 2018)", "ddpg:search"),
+    Searcher("td3", "Stable-Baselines3's TD3 as it is, on the same environment", "agents:td3"),
+    Searcher("sac", "Stable-Baselines3's SAC as it is, on the same environment", "agents:sac"),
+    Searcher("ppo", "Stable-Baselines3's PPO as it is, on the same environment", "agents:ppo"),
+    Searcher(
+        "tpe", "Optuna's tree-structured Parzen estimator over proportions, from the uniform policy", "samplers:tpe"
+    ),
+    Searcher("gp", "Optuna's Gaussian process over proportions, from the uniform policy", "samplers:gp"),
+    Searcher("cmaes", "Optuna's CMA-ES over proportions, from the uniform policy", "samplers:cmaes"),
+    Searcher("qmc", "Optuna's quasi-random proportions", "samplers:qmc"),
+    Searcher(
+        "allocate", "least reconstruction error within the budget, without evaluations: one policy", "allocate:search"
+    ),
+    Searcher("spdy", "the allocator with searched coefficients per site (Frantar & Alistarh 2022)", "spdy:search"),
+    Searcher("netadapt", "narrow one site a step, the one that hurts least (Yang et al. 2018)", "netadapt:search"),
+    Searcher("annealing", "simulated annealing over neighbouring policies", "annealing:search"),
+    Searcher("evolution", "evolution with crossover, mutation and repair", "evolution:search"),
+    Searcher("random", "random proportions, scaled to the budget", "random:search"),
+    Searcher("uniform", "the same share of every site: one policy", "uniform:search"),
 )
 
 

@@ -1,0 +1,32 @@
+"""Simulated annealing (Kirkpatrick et al. 1983) over neighbouring policies, from the uniform one.
+
+The temperature starts at the spread of the first moves' rewards and falls to a hundredth of it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from amc.problem import Problem
+from amc.search.neighbours import neighbour
+
+
+def search(problem: Problem, evaluations: int, seed: int) -> None:
+    """Propose neighbours of the current policy; worse ones are accepted while it is warm."""
+    rng, space = np.random.default_rng(seed), problem.space
+    current = problem.evaluate(space.fit(np.ones(len(space.names))))
+    warm = 0.0
+    for done in range(1, evaluations):
+        found = problem.evaluate(neighbour(space, current.choice, rng))
+        if not math.isfinite(found.reward):
+            continue
+        if not math.isfinite(current.reward):
+            current = found
+            continue
+        warm = max(warm, abs(found.reward - current.reward)) if done <= 5 else warm
+        temperature = warm * 0.01 ** (done / evaluations)
+        worse = current.reward - found.reward
+        if worse <= 0 or (temperature > 0 and rng.random() < math.exp(-worse / temperature)):
+            current = found

@@ -1,0 +1,35 @@
+"""Regularised evolution (Real et al. 2019, arXiv:1802.01548) with crossover and repair to the budget."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+
+from amc.problem import Problem
+from amc.reward import Evaluation
+from amc.search.neighbours import neighbour, repair
+
+POPULATION, TOURNAMENT = 16, 4
+
+
+def search(problem: Problem, evaluations: int, seed: int) -> None:
+    """Begin with the uniform policy and random ones; then children of the best of a few, the oldest dying."""
+    rng, space = np.random.default_rng(seed), problem.space
+    sites = len(space.names)
+    alive: deque[Evaluation] = deque(maxlen=min(POPULATION, max(2, evaluations // 3)))
+    for number in range(evaluations):
+        if number < (alive.maxlen or 0):
+            shares = np.ones(sites) if number == 0 else rng.uniform(0.2, 1.0, sites)
+            choice = space.fit(shares)
+        else:
+            mother, father = (_parent(alive, rng) for _ in range(2))
+            mixed = np.where(rng.random(sites) < 0.5, mother.choice, father.choice)
+            choice = neighbour(space, repair(space, tuple(int(w) for w in mixed)), rng)
+        alive.append(problem.evaluate(choice))
+
+
+def _parent(alive: deque[Evaluation], rng: np.random.Generator) -> Evaluation:
+    drawn = [alive[int(i)] for i in rng.integers(0, len(alive), TOURNAMENT)]
+    return max(drawn, key=lambda e: e.reward if math.isfinite(e.reward) else -math.inf)

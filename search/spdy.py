@@ -1,0 +1,38 @@
+"""SPDY (Frantar & Alistarh 2022, arXiv:2201.13096): search the allocator's coefficients, one per site.
+
+Additive errors of single sites miss how layers act on each other. A coefficient per site makes up for that; the
+allocator turns coefficients into a policy that meets the budget, so every proposal is a sensible one. Started with
+all ones; then a (1+1) search that perturbs the best coefficients, some of them at first, fewer towards the end.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from amc.problem import Problem
+from amc.search.allocate import decode, error_tables
+
+SPREAD = 1.0  # deviation of a perturbation, in the logarithm of a coefficient
+_TRIES = 30
+
+
+def search(problem: Problem, evaluations: int, seed: int) -> None:
+    """Propose the allocated policy, the uniform one, then policies from perturbed coefficients."""
+    rng, space = np.random.default_rng(seed), problem.space
+    tables, sites = error_tables(problem), len(problem.space.names)
+    best = np.zeros(sites)
+    reward = problem.evaluate(decode(space, tables, np.exp(best))).reward
+    if evaluations > 1:
+        problem.evaluate(space.fit(np.ones(sites)))
+    seen = {e.choice for e in problem.evaluations}
+    for done in range(2, evaluations):
+        share = max(2 / sites, 0.5 * (1 - done / evaluations))
+        for _ in range(_TRIES):
+            step = np.where(rng.random(sites) < share, rng.normal(0, SPREAD, sites), 0.0)
+            choice = decode(space, tables, np.exp(best + step))
+            if choice not in seen:
+                break
+        seen.add(choice)
+        found = problem.evaluate(choice).reward
+        if found >= reward:
+            best, reward = best + step, found
