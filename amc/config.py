@@ -84,7 +84,7 @@ class BudgetConfig:
 class SearchConfig:
     """How policies are proposed and scored before fine-tuning."""
 
-    searcher: str = option("tpe", "who proposes policies: tpe, amc (DDPG), random, uniform", "--searcher")
+    searcher: str = option("tpe", "who proposes policies: tpe, spdy, amc (DDPG), uniform … (amc searchers lists all)", "--searcher")
     evaluations: int = option(60, "policies to evaluate", "--evaluations")
     criterion: str = option("obs", "which channels go first: obs, l1, l2, or path/to/file.py:function", "--criterion")
     reward: str = option(

@@ -20,7 +20,11 @@ from amc.problem import Problem, SiteFeatures
 def small_problem() -> Problem:
     """Three sites of widths 1 to 4 at prices 1, 2, 3; 24 in all, 12 allowed."""
     space = Space(("a", "b", "c"), ((1, 2, 3, 4),) * 3, ToyCosts([1, 2, 3]), {"macs": 12})
-    features = [SiteFeatures(4, 2, 8, 4, 1, 3, 4), SiteFeatures(4, 4, 8, 4, 2, 3, 8), SiteFeatures(4, 4, 4, 2, 1, 1, 12)]
+    features = [
+        SiteFeatures(4, 2, 8, 4, 1, 3, 4),
+        SiteFeatures(4, 4, 8, 4, 2, 3, 8),
+        SiteFeatures(4, 4, 4, 2, 1, 1, 12),
+    ]
     return Problem(space, features, lambda choice: Score(1.0, sum(choice) / 12))
 
 

@@ -80,7 +80,9 @@ def test_rows_are_what_the_layer_multiplies(layer: nn.Module):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     rows = rows_of(layer, x, 10_000, torch.Generator().manual_seed(0))
     outputs = layer(x)
-    expected = outputs.flatten(0, -2) if isinstance(layer, nn.Linear) else outputs.flatten(2).transpose(1, 2).flatten(0, 1)
+    expected = (
+        outputs.flatten(0, -2) if isinstance(layer, nn.Linear) else outputs.flatten(2).transpose(1, 2).flatten(0, 1)
+    )
     found = F.linear(rows, layer.weight.flatten(1), layer.bias)
     # the positions come in random order
     torch.testing.assert_close(found.sort(0).values, expected.sort(0).values, atol=1e-5, rtol=1e-5)

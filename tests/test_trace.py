@@ -63,6 +63,12 @@ def test_a_relu_whose_input_is_used_again_needs_memory() -> None:
     assert peak(trace(model.eval(), EXAMPLE)) == 24 * 64
 
 
+def test_an_early_output_is_kept_to_the_end() -> None:
+    """While the last convolution runs: the early output (8), its input (8) and its output (8)."""
+    model = Net(lambda m, x: (y := m.a(x), m.c(m.b(y))), a=block(3, 8), b=block(8, 8), c=block(8, 8))
+    assert peak(trace(model.eval(), EXAMPLE)) == 24 * 64
+
+
 def test_tracing_leaves_no_hooks_and_no_gradients() -> None:
     model, example, _, _ = built("resnet8")
     seen = trace(model, example)

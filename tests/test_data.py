@@ -1,0 +1,457 @@
+"""Data: four disjoint splits, drawn with a seed; and every broken file is told in one line."""
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import default_collate
+
+from amc.config import DataConfig
+from amc.errors import ConfigError, DataError
+from amc.task.data import (
+    Augmentation,
+    DatasetSplit,
+    ImageFiles,
+    ImageSplit,
+    Splits,
+    digest,
+    load_data,
+    split_members,
+)
+
+PARTS = ("train", "calibration", "search", "test")
+
+
+def digits(seed: int = 0, **options: object) -> Splits:
+    return load_data(DataConfig(**options), seed)
+
+
+# Splitting
+
+
+@given(st.integers(0, 300), st.lists(st.integers(0, 60), max_size=4), st.integers(0, 2**32 - 1))
+def test_parts_are_disjoint_sorted_and_complete(count: int, sizes: list[int], seed: int) -> None:
+    parts = split_members(count, sizes, seed)
+    assert len(parts) == len(sizes) + 1
+    assert sorted(torch.cat(parts).tolist()) == list(range(count))
+    assert all(part.tolist() == sorted(part.tolist()) for part in parts)
+    if sum(sizes) <= count:
+        assert [len(part) for part in parts] == [*sizes, count - sum(sizes)]
+
+
+def test_splits_are_drawn_with_the_seed() -> None:
+    drawn = [tuple(map(digest, split_members(100, [30], seed))) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_digest_sees_order_and_members() -> None:
+    assert len({digest(torch.tensor(m)) for m in ([1, 2], [2, 1], [1, 3], [1], [])}) == 5
+
+
+# Digits
+
+
+def test_digits() -> None:
+    splits = digits()
+    sizes = {part: len(getattr(splits, part)) for part in PARTS}
+    assert sizes == {"train": 699, "calibration": 349, "search": 349, "test": 400}
+    assert (splits.classes, splits.epochs, splits.source) == (10, 20.0, "scikit-learn digits")
+    images, labels = splits.search.fetch(torch.tensor([3, 5, 3]))
+    assert (images.shape, images.dtype, labels.dtype) == ((3, 1, 8, 8), torch.float32, torch.int64)
+    assert torch.equal(images[0], images[2])
+
+
+def test_digits_are_disjoint() -> None:
+    splits = digits()
+    members = [getattr(splits, part).members for part in ("train", "calibration", "search")]
+    assert sorted(torch.cat(members).tolist()) == list(range(1397))
+    pixels = {part: getattr(splits, part).images for part in PARTS}
+    assert pixels["train"] is pixels["calibration"] is pixels["search"]
+    assert len(pixels["train"]) + len(pixels["test"]) == 1797
+
+
+def test_the_test_split_does_not_depend_on_the_seed() -> None:
+    records = [digits(seed).provenance for seed in (0, 0, 1)]
+    assert records[0] == records[1]
+    assert records[0]["test"] == records[2]["test"]
+    assert all(records[0][part]["digest"] != records[2][part]["digest"] for part in PARTS[:3])
+    first, second = (digits(seed).test.fetch(torch.arange(400)) for seed in (0, 1))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+def test_the_record_is_that_of_the_splits() -> None:
+    splits = digits(seed=7)
+    expected = {p: {"count": len(getattr(splits, p)), "digest": digest(getattr(splits, p).members)} for p in PARTS}
+    assert splits.provenance == {"seed": 7, **expected}
+
+
+def test_digits_are_about_normalised() -> None:
+    images = digits().train.fetch(torch.arange(699))[0]
+    assert abs(float(images.mean())) < 0.02
+    assert abs(float(images.std()) - 1) < 0.02
+
+
+def test_own_normalisation_and_split_sizes() -> None:
+    splits = digits(mean=(0.0,), std=(1.0,), calibration=10, search=20)
+    images = splits.train.fetch(torch.arange(50))[0]
+    assert (float(images.min()), float(images.max())) == (0.0, 1.0)
+    assert (len(splits.calibration), len(splits.search), len(splits.train)) == (10, 20, 1367)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"mean": (0.1, 0.2, 0.3)}, "--mean has 3 values, but the images have 1 channels"),
+        ({"std": (0.1, 0.2)}, "--std has 2 values"),
+        ({"std": (0.0,)}, "must be above 0"),
+        ({"std": (-1.0,)}, "must be above 0"),
+        ({"name": "digit"}, "unknown data 'digit'. Did you mean 'digits'"),
+        ({"name": "cifar"}, "Did you mean 'cifar10'"),
+    ],
+)
+def test_options_that_do_not_fit(options: dict, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_data(DataConfig(**options), 0)
+
+
+# Augmentation
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@given(st.integers(0, 3), st.booleans(), st.integers(0, 2**31))
+def test_augmentation_is_decided_by_its_generator(pad: int, flip: bool, seed: int) -> None:
+    images = torch.randn(5, 3, 6, 7, generator=generator())
+    augment, before = Augmentation(pad, flip), images.clone()
+    first, second = (augment(images, generator(seed)) for _ in range(2))
+    assert first.shape == images.shape
+    assert torch.equal(first, second)
+    assert torch.equal(images, before)
+    if pad == 0 and not flip:
+        assert torch.equal(first, images)
+
+
+def test_flips_are_mirror_images_and_about_half() -> None:
+    images = torch.randn(400, 1, 3, 4, generator=generator())
+    flipped = Augmentation(flip=True)(images, generator())
+    mirrored = (flipped == images.flip(3)).flatten(1).all(1)
+    assert torch.equal(flipped[~mirrored], images[~mirrored])
+    assert 160 < int(mirrored.sum()) < 240
+
+
+def test_shifts_move_the_image_by_up_to_pad_pixels() -> None:
+    """A single bright pixel lands on each of the 25 places around it, and nothing comes from elsewhere."""
+    images = torch.zeros(1000, 2, 7, 7)
+    images[:, :, 3, 3] = 1
+    shifted = Augmentation(pad=2)(images, generator())
+    assert torch.equal(shifted[:, 0], shifted[:, 1])
+    places = {tuple(place) for place in shifted[:, 0].nonzero()[:, 1:].tolist()}
+    assert places == {(row, column) for row in range(1, 6) for column in range(1, 6)}
+    assert torch.equal(shifted.sum((1, 2, 3)), torch.full((1000,), 2.0))
+
+
+def test_only_training_is_augmented_and_only_on_request() -> None:
+    splits = digits()
+    indices = torch.arange(50)
+    plain = splits.train.fetch(indices)[0]
+    assert torch.equal(plain, splits.train.fetch(indices)[0])
+    assert not torch.equal(plain, splits.train.fetch(indices, generator())[0])
+    for part in PARTS[1:]:
+        split = getattr(splits, part)
+        assert torch.equal(split.fetch(indices)[0], split.fetch(indices, generator())[0])
+
+
+def test_normalisation_is_per_channel() -> None:
+    images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 2, 1, 1)
+    split = ImageSplit(images, torch.tensor([4, 5]), torch.tensor([1, 0]), (0.5, 0.25), (0.5, 2.0))
+    fetched, labels = split.fetch(torch.tensor([0, 1]))
+    assert fetched.flatten(1).tolist() == [[1.0, 0.375], [-1.0, -0.125]]
+    assert labels.tolist() == [5, 4]
+
+
+def test_a_map_style_dataset_is_read_by_index() -> None:
+    dataset = [(torch.full((1, 2, 2), float(i)), i) for i in range(10)]
+    split = DatasetSplit(dataset, default_collate, torch.tensor([7, 3, 1]))
+    inputs, targets = split.fetch(torch.tensor([2, 0]))
+    assert len(split) == 3
+    assert inputs[:, 0, 0, 0].tolist() == [1.0, 7.0]
+    assert targets.tolist() == [1, 7]
+
+
+# Folders of images
+
+
+def picture(path: Path, value: int = 0, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(value).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+def folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), each: int = 8) -> Path:
+    for label, name in enumerate(classes):
+        for index in range(each):
+            picture(root / name / f"{index}.png", label * each + index)
+    return root
+
+
+def images_in(root: Path, seed: int = 0, **options: object) -> Splits:
+    return load_data(DataConfig(name=f"imagefolder:{root}", **options), seed)
+
+
+def test_train_val_and_test_folders(tmp_path: Path) -> None:
+    for part, each in (("train", 8), ("val", 3), ("test", 2)):
+        folder(tmp_path / part, each=each)
+    splits = images_in(tmp_path)
+    assert {part: len(getattr(splits, part)) for part in PARTS} == {
+        "train": 12, "calibration": 4, "search": 6, "test": 4,
+    }  # fmt: skip
+    assert splits.train.images is splits.calibration.images
+    assert len({id(getattr(splits, part).images) for part in PARTS}) == 3
+    assert sorted(torch.cat([splits.train.members, splits.calibration.members]).tolist()) == list(range(16))
+
+
+@pytest.mark.parametrize("second", ["val", "test"])
+def test_two_folders(tmp_path: Path, second: str) -> None:
+    """The search split is held out from train/; the other folder is the test split."""
+    folder(tmp_path / "train")
+    folder(tmp_path / second, each=3)
+    splits = images_in(tmp_path)
+    assert {part: len(getattr(splits, part)) for part in PARTS} == {
+        "train": 8, "calibration": 4, "search": 4, "test": 6,
+    }  # fmt: skip
+    assert splits.search.images is splits.train.images is not splits.test.images
+    members = [getattr(splits, part).members for part in PARTS[:3]]
+    assert sorted(torch.cat(members).tolist()) == list(range(16))
+
+
+def test_a_folder_per_class(tmp_path: Path) -> None:
+    splits = images_in(folder(tmp_path, ("a", "b", "c"), each=10))
+    members = [getattr(splits, part).members for part in PARTS]
+    assert [len(m) for m in members] == [12, 6, 6, 6]
+    assert sorted(torch.cat(members).tolist()) == list(range(30))
+    assert splits.classes == 3
+    assert images_in(tmp_path, seed=0).provenance == splits.provenance
+    assert images_in(tmp_path, seed=1).provenance != splits.provenance
+
+
+def test_pixels_and_labels_are_those_of_the_files(tmp_path: Path) -> None:
+    splits = images_in(folder(tmp_path), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    images, labels = splits.train.fetch(torch.arange(len(splits.train)))
+    for image, label, member in zip(images, labels.tolist(), splits.train.members.tolist(), strict=True):
+        with Image.open(tmp_path / ("cat", "dog")[member // 8] / f"{member % 8}.png") as file:
+            expected = np.asarray(file)
+        assert label == member // 8
+        assert np.array_equal((image * 255).round().byte().permute(1, 2, 0).numpy(), expected)
+
+
+def test_images_are_scaled_to_one_size(tmp_path: Path) -> None:
+    folder(tmp_path)
+    picture(tmp_path / "cat" / "5.png", size=(20, 10), mode="L")
+    picture(tmp_path / "dog" / "5.png", size=(3, 30), mode="RGBA")
+    everything = torch.arange(4)
+    for options, side in (({}, 8), ({"image_size": 5}, 5)):
+        splits = images_in(tmp_path, **options)
+        shapes = {getattr(splits, part).fetch(everything[: len(getattr(splits, part))])[0].shape[1:] for part in PARTS}
+        assert shapes == {(3, side, side)}
+        assert ImageFiles([str(tmp_path / f"{c}/5.png") for c in ("cat", "dog")], (side, side))[
+            torch.tensor([0, 1])
+        ].shape == (2, 3, side, side)
+
+
+def test_decoded_images_are_kept_while_they_fit(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 1)
+    files = [str(tmp_path / "a.png")]
+    kept, read_again = ImageFiles(files, (8, 8)), ImageFiles(files, (8, 8), keep_bytes=8 * 8 * 3 - 1)
+    zero = torch.tensor([0])
+    first = kept[zero].clone()
+    assert torch.equal(first, read_again[zero])
+    picture(tmp_path / "a.png", 2)
+    assert torch.equal(kept[zero], first)
+    assert not torch.equal(read_again[zero], first)
+
+
+def read_everything(root: Path) -> None:
+    splits = images_in(root)
+    for part in PARTS:
+        split = getattr(splits, part)
+        split.fetch(torch.arange(len(split)))
+
+
+def broken_first(root: Path) -> None:
+    (folder(root) / "cat" / "0.png").write_bytes(b"not a picture")
+
+
+def broken_later(root: Path) -> None:
+    path = folder(root) / "dog" / "7.png"
+    path.write_bytes(path.read_bytes()[:-60])
+
+
+def bomb(root: Path) -> None:
+    """A bitmap whose header claims 10^9 pixels."""
+    picture(root / "cat" / "0.bmp")
+    raw = bytearray((root / "cat" / "0.bmp").read_bytes())
+    raw[18:26] = (31623).to_bytes(4, "little") * 2
+    (root / "cat" / "0.bmp").write_bytes(raw)
+
+
+def no_class(root: Path) -> None:
+    root.mkdir()
+
+
+def empty_class(root: Path) -> None:
+    folder(root)
+    (root / "bird").mkdir()
+
+
+def other_classes(root: Path) -> None:
+    folder(root / "train")
+    folder(root / "val", ("cat", "horse"))
+
+
+def no_train(root: Path) -> None:
+    folder(root / "val")
+
+
+def too_few(root: Path) -> None:
+    folder(root, each=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (broken_first, "cannot read the image"),
+        (broken_later, "cannot read the image"),
+        (bomb, "cannot read the image"),
+        (no_class, "no images in"),
+        (empty_class, "no images in .* bird"),
+        (other_classes, "has the classes"),
+        (no_train, "has val but no train/ folder"),
+        (too_few, "4 training images: too few"),
+        (lambda root: None, "it does not exist"),
+        (lambda root: root.write_text("a file"), "no images in"),
+    ],
+)
+def test_broken_folders(tmp_path: Path, make: Callable[[Path], None], told: str) -> None:
+    root = tmp_path / "images"
+    make(root)
+    with pytest.raises(DataError, match=told) as caught:
+        read_everything(root)
+    assert "\n" not in str(caught.value)
+
+
+def test_image_size_must_be_positive(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--image-size is 0"):
+        images_in(folder(tmp_path), image_size=0)
+
+
+# Idx files
+
+
+def idx(array: np.ndarray) -> bytes:
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return b"\0\0\x08" + bytes([array.ndim]) + sizes + array.astype(np.uint8).tobytes()
+
+
+FILES = {
+    "train-images-idx3-ubyte": idx(np.random.default_rng(0).integers(0, 256, (40, 6, 5))),
+    "train-labels-idx1-ubyte": idx(np.arange(40) % 10),
+    "t10k-images-idx3-ubyte": idx(np.random.default_rng(1).integers(0, 256, (10, 6, 5))),
+    "t10k-labels-idx1-ubyte": idx(np.arange(10)),
+}
+
+
+def fashion(root: Path, packed: bool = False, **changes: bytes) -> Splits:
+    root.mkdir(parents=True, exist_ok=True)
+    for name, raw in FILES.items():
+        (root / (f"{name}.gz" if packed else name)).write_bytes(gzip.compress(raw) if packed else raw)
+    for name, raw in changes.items():
+        (root / name).write_bytes(raw)
+    return load_data(DataConfig(name="fashion-mnist", root=str(root)), 0)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("inner", [".", "FashionMNIST/raw"])
+def test_idx_files(tmp_path: Path, packed: bool, inner: str) -> None:
+    fashion(tmp_path / inner, packed)
+    splits = load_data(DataConfig(name="fashion-mnist", root=str(tmp_path), mean=(0.0,), std=(1.0,)), 0)
+    images, labels = splits.test.fetch(torch.arange(10))
+    expected = np.frombuffer(FILES["t10k-images-idx3-ubyte"], np.uint8, offset=16).reshape(10, 1, 6, 5)
+    assert np.array_equal((images * 255).round().byte().numpy(), expected)
+    assert labels.tolist() == list(range(10))
+    assert [len(getattr(splits, part)) for part in PARTS] == [20, 10, 10, 10]
+
+
+GOOD = FILES["train-images-idx3-ubyte"]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\0\0\x08",
+        GOOD[:-1],
+        GOOD[:9],
+        GOOD + b"\0",
+        b"\0\0\x0d" + GOOD[3:],
+        b"\x01" + GOOD[1:],
+        b"\0\0\x08\x04" + GOOD[4:],
+        b"\0\0\x08\x03" + b"\xff" * 12,
+    ],
+)
+def test_broken_idx_files(tmp_path: Path, raw: bytes) -> None:
+    with pytest.raises(DataError, match="train-images-idx3-ubyte is not an idx file"):
+        fashion(tmp_path, **{"train-images-idx3-ubyte": raw})
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda z: z[:-20], lambda z: z[:10] + b"\xff" * 20 + z[30:], lambda z: b"", lambda z: b"x" * 50]
+)
+def test_broken_gzip_files(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    name = "train-images-idx3-ubyte.gz"
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte(\.gz)?"):
+        fashion(tmp_path, packed=True, **{name: damage(gzip.compress(GOOD))})
+
+
+def test_labels_that_do_not_match_the_images(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not as many labels as images"):
+        fashion(tmp_path, **{"train-labels-idx1-ubyte": idx(np.arange(39))})
+
+
+def test_missing_idx_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no Fashion-MNIST files"):
+        load_data(DataConfig(name="fashion-mnist", root=str(tmp_path)), 0)
+    fashion(tmp_path / "part")
+    (tmp_path / "part" / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*t10k-labels"):
+        load_data(DataConfig(name="fashion-mnist", root=str(tmp_path / "part")), 0)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_missing_cifar(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=f"{name} needs --data-root"):
+        load_data(DataConfig(name=name), 0)
+    with pytest.raises(DataError, match="--download"):
+        load_data(DataConfig(name=name, root=str(tmp_path)), 0)
+
+
+# The user's own
+
+
+def test_own_data(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from amc.config import DataConfig\nfrom amc.task.data import load_data\n"
+        "def good():\n    return load_data(DataConfig(), 3)\ndef bad():\n    return 5\n"
+    )
+    assert load_data(DataConfig(name=f"{file}:good"), 0).provenance["seed"] == 3
+    with pytest.raises(DataError, match="gave a int, but must give"):
+        load_data(DataConfig(name=f"{file}:bad"), 0)
