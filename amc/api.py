@@ -50,7 +50,7 @@ def compress(
     limits = {field: None if v is None else str(v) for field, v in vars(budget).items()}
     own_data = replace(config.data, name="own data")
     config = replace(config, budget=BudgetConfig(**limits), model=ModelConfig(name), data=own_data)
-    splits = splits_of(train, test, search, config.data, config.seed)
+    splits = splits_of(train, test, search, config.data)
     task = make_task(name, copy.deepcopy(model), splits, pick_device(config.device), objective)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="amc-"))
     return compress_task(task, config, folder, monitor)

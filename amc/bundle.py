@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from amc.errors import BundleError
@@ -40,7 +40,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
     """Write the tensors as safetensors; tensors that share memory are written each."""
     state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     with replacing(path) as temporary:
-        save_file(state, str(temporary))
+        temporary.write_bytes(save(state))
 
 
 def read_result(folder: Path) -> dict[str, Any]:

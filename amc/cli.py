@@ -26,7 +26,7 @@ EPILOG = {
   amc search --flops 0.5 --model my_net.py:make --data my_data.py:make --finetune-epochs 5
   amc search --resume amc-runs/resnet8-digits-1   go on with a run that was interrupted""",
     "train": """examples:
-  amc train --model resnet20 --data fashion-mnist --epochs 5 --out resnet20.safetensors""",
+  amc train --model resnet20 --data fashion-mnist --finetune-epochs 5 --out resnet20.safetensors""",
     "inspect": """examples:
   amc inspect --model resnet20 --data cifar10 --data-root DIR --weights random""",
     "evaluate": """examples:
@@ -161,6 +161,7 @@ def _given(parsed: argparse.Namespace) -> dict[str, Any]:
 def _add_search(parser: argparse.ArgumentParser) -> None:
     _add_options(parser)
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, as it was configured")
+    parser.add_argument("--trust", action="store_true", help="with --resume: run the Python files that the run names")
 
 
 def _search(parsed: argparse.Namespace) -> int:
@@ -172,7 +173,7 @@ def _search(parsed: argparse.Namespace) -> int:
         raise ConfigError("--resume goes on with a run as it was configured: give no other options with it.")
     config = Config() if parsed.resume else _configuration(parsed)
     with shown() as monitor:
-        result = run(config, parsed.resume, monitor)
+        result = run(config, parsed.resume, monitor, parsed.trust)
     _print_result(result.summary, result.folder)
     return 0
 
@@ -213,7 +214,6 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_options(parser, ("budget", "search"))
-    parser.set_defaults(**{"model.weights": None})
 
 
 def _train(parsed: argparse.Namespace) -> int:
@@ -276,12 +276,13 @@ def _inspect(parsed: argparse.Namespace) -> int:
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="DIR", help="the folder of a finished run")
+    parser.add_argument("--trust", action="store_true", help="run the Python files that the run names")
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
     from amc.training import evaluate_bundle
 
-    scores = evaluate_bundle(Path(parsed.bundle))
+    scores = evaluate_bundle(Path(parsed.bundle), parsed.trust)
     now, recorded = 100 * scores.test, 100 * scores.recorded
     print(f"model.onnx: {scores.metric} {now:.2f} % on the test split (recorded: {recorded:.2f} %)")
     return 0

@@ -62,6 +62,7 @@ class DataConfig:
     std: tuple[float, ...] | None = option(None, "channel deviations [the data set's]", "--std")
     calibration: int = option(1024, "images set aside from training for calibration", "--calibration-images")
     search: int = option(5000, "most images of the search split", "--search-images")
+    seed: int = option(0, "seed of the splits", "--split-seed")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ class BudgetConfig:
 class SearchConfig:
     """How policies are proposed and scored before fine-tuning."""
 
-    searcher: str = option("tpe", "who proposes policies: tpe, spdy, amc (DDPG), uniform … (amc searchers lists all)", "--searcher")
+    searcher: str = option(
+        "tpe", "who proposes policies: tpe, spdy, amc (DDPG), uniform … (amc searchers lists all)", "--searcher"
+    )
     evaluations: int = option(60, "policies to evaluate", "--evaluations")
     criterion: str = option("obs", "which channels go first: obs, l1, l2, or path/to/file.py:function", "--criterion")
     reward: str = option(
@@ -140,7 +143,7 @@ class Config:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    seed: int = option(0, "seed of the splits, the search and the training", "--seed")
+    seed: int = option(0, "seed of the search and the training; the splits have their own", "--seed")
     device: str = option("auto", "auto, cpu, cuda or cuda:N", "--device")
     threads: int = option(0, "threads of torch [0: all cores]", "--threads")
     latency_threads: int = option(1, "threads of ONNX Runtime when latency is measured", "--latency-threads")
@@ -159,7 +162,9 @@ class Config:
         _check(self.finetune.temperature > 0, "temperature", self.finetune.temperature, "above 0")
         _check(self.data.calibration >= 2, "calibration", self.data.calibration, "at least 2")
         _check(self.data.search >= 1, "search", self.data.search, "at least 1")
-        _check(self.threads >= 0 and self.latency_threads >= 1, "threads", self.threads, "0 or more")
+        _check(self.threads >= 0, "threads", self.threads, "0 or more")
+        _check(self.latency_threads >= 1, "latency_threads", self.latency_threads, "at least 1")
+        _check(self.finetune.weight_decay >= 0, "weight_decay", self.finetune.weight_decay, "0 or more")
 
 
 def _check(ok: bool, key: str, value: object, rule: str) -> None:

@@ -50,6 +50,11 @@ class ExportError(AmcError):
     """The ONNX model could not be made, or does not compute what the network computes."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` when something known is close to ``word``, else the list of what is known."""
     known = sorted(known)

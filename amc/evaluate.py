@@ -15,9 +15,8 @@ from amc.graph import BATCH_NORMS, Graph, consumers
 from amc.policy import Choice
 from amc.reconstruct import Moments, Reconstructor, elements, unexplained
 from amc.surgery import Dresser
-from amc.task import Split, Task, batches, evaluate
-
-_HOLD_BYTES = 1 << 30
+from amc.task import Task, batches, evaluate
+from amc.task.data import hold
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Evaluator:
         self._solve = Reconstructor(graph, task.model, moments) if reconstruct else None
         self._moments = moments
         self._errors: dict[tuple[int, int], float] = {}
-        self._search = _held(task.splits.search, task.device)
+        self._search = hold(task.splits.search, task.device)
         self._norms = [m for m in self._scratch.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
 
     def kept(self, choice: Choice) -> Kept:
@@ -95,47 +94,26 @@ class Evaluator:
 
     def _recalibrate(self) -> None:
         """Statistics of every BatchNorm anew over the calibration split (EagleEye, arXiv:2007.02491)."""
+        calibration = self._task.splits.calibration
+        size = -(-len(calibration) // -(-len(calibration) // 250))  # batches of one size: each counts alike
         saved = [m.momentum for m in self._norms]
-        for module in self._norms:
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean = torch.zeros_like(module.running_mean)
-            module.running_var = torch.ones_like(module.running_var)
-            module.num_batches_tracked = torch.zeros((), dtype=torch.long, device=self._task.device)
-            module.momentum = None  # cumulative average
-            module.train()
-        with torch.no_grad():
-            for images, _ in batches(self._task.splits.calibration, 250):
-                self._scratch(images.to(self._task.device))
-        for module, momentum in zip(self._norms, saved, strict=True):
-            module.momentum = momentum
-            module.eval()
+        try:
+            for module in self._norms:
+                _forget(module)
+            with torch.no_grad():
+                for images, _ in batches(calibration, size):
+                    self._scratch(images.to(self._task.device))
+        finally:
+            for module, momentum in zip(self._norms, saved, strict=True):
+                module.momentum = momentum
+                module.eval()
 
 
-@dataclass(frozen=True, eq=False)
-class _Held:
-    """A split that is kept in memory as the network reads it."""
-
-    images: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        if augment is not None:
-            raise ValueError("a held split is for evaluation and is not augmented")
-        first, last = int(indices[0]), int(indices[-1]) + 1
-        return self.images[first:last], self.targets[first:last]
-
-
-def _held(split: Split, device: torch.device) -> Split:
-    """The split in memory, on the device, where it fits into a gibibyte; else the split itself."""
-    first, _ = split.fetch(torch.tensor([0]))
-    if first.numel() * 4 * len(split) > _HOLD_BYTES:
-        return split
-    parts = list(batches(split, 500))
-    images = torch.cat([p[0] for p in parts]).to(device)
-    if images.ndim == 4:
-        images = images.to(memory_format=torch.channels_last)
-    return _Held(images, torch.cat([p[1] for p in parts]).to(device))
+def _forget(module: nn.modules.batchnorm._BatchNorm) -> None:
+    """Start a cumulative average of the statistics."""
+    if module.running_mean is not None and module.running_var is not None:
+        module.running_mean = torch.zeros_like(module.running_mean)
+        module.running_var = torch.ones_like(module.running_var)
+        module.num_batches_tracked = torch.zeros((), dtype=torch.long, device=module.running_mean.device)
+    module.momentum = None
+    module.train()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import io
 import logging
 import warnings
@@ -19,10 +20,12 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from amc.channels import Axis, Layer
-from amc.errors import ExportError
+from amc.errors import ExportError, first_line
 from amc.files import replacing
 from amc.graph import Graph
 from amc.resources import FileLayout, StoredTensor
@@ -48,7 +51,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
             )
     except Exception as error:  # the exporter's own errors are many
         cause = error.__cause__ or error
-        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        reason = first_line(cause)
         raise ExportError(f"the network cannot be exported to ONNX: {reason}") from error
     assert program is not None
     proto = program.model_proto
@@ -90,7 +93,7 @@ def read_onnx(path: Path) -> Any:
         proto = onnx.load(str(path))
         onnx.checker.check_model(proto)
     except Exception as error:  # noqa: BLE001  (protobuf, the checker and the file system each have their own)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ExportError(f"{path} is not a valid ONNX model: {reason}") from None
     return proto
 
@@ -103,7 +106,11 @@ def file_layout(path: Path, graph: Graph, model: nn.Module) -> FileLayout:
     grouped = {
         node.input[1] for node in proto.graph.node if node.op_type == "Conv" and _attribute(node, "group", 1) > 1
     }
-    tensors = tuple(_stored(t, layers, shapes, t.name in grouped) for t in proto.graph.initializer)
+    named = _by_content(model, layers)
+    tensors = tuple(
+        _stored(t, _owner(t.name, layers) or named.get(_content(numpy_helper.to_array(t))), shapes, t.name in grouped)
+        for t in proto.graph.initializer
+    )
     return FileLayout(path.stat().st_size, proto.graph.ByteSize(), tensors)
 
 
@@ -111,11 +118,26 @@ def _attribute(node: Any, name: str, default: int) -> int:
     return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
-def _stored(
-    tensor: Any, layers: Mapping[str, Layer], shapes: Mapping[str, tuple[int, ...]], grouped: bool
-) -> StoredTensor:
+def _content(array: NDArray[Any]) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+
+
+def _by_content(model: nn.Module, layers: Mapping[str, Layer]) -> dict[bytes, Layer]:
+    """Layers by what their weights hold, as they are and transposed: the exporter renames what it transposes."""
+    found = {}
+    for name, layer in layers.items():
+        if layer.kind == "linear":
+            for key, parameter in model.get_submodule(name).named_parameters(recurse=False):
+                array = parameter.detach().cpu().numpy()
+                found[_content(array)] = layer
+                if key == "weight":
+                    found[_content(array.T)] = layer
+    return found
+
+
+def _stored(tensor: Any, layer: Layer | None, shapes: Mapping[str, tuple[int, ...]], grouped: bool) -> StoredTensor:
     dims = tuple(tensor.dims)
-    layer, axes = _owner(tensor.name, layers), [None] * len(dims)
+    axes: list[Axis | None] = [None] * len(dims)
     if layer is not None and dims:
         axes = _axes(dims, layer, shapes.get(f"{layer.name}.weight"))
     itemsize = max(1, len(tensor.raw_data) // max(1, int(np.prod(dims))))
@@ -178,8 +200,8 @@ def check_parity(model: nn.Module, path: Path, images: Tensor, runner: Any) -> P
     return Parity(len(images), worst)
 
 
-def count_onnx(path: Path, example: Tensor) -> dict[str, float]:
-    """MACs of one inference, stored weights and bytes, counted in the ONNX file itself."""
+def count_onnx_macs(path: Path, example: Tensor) -> int:
+    """MACs of one inference, counted in the ONNX file itself: convolutions and matrix products."""
     proto = read_onnx(path)
     for value in proto.graph.input:
         for dim, size in zip(value.type.tensor_type.shape.dim, example.shape, strict=True):
@@ -193,9 +215,10 @@ def count_onnx(path: Path, example: Tensor) -> dict[str, float]:
         for v in [*inferred.value_info, *inferred.input, *inferred.output]
     }
     shapes |= {t.name: list(t.dims) for t in inferred.initializer}
-    macs = sum(_node_macs(node, shapes) for node in inferred.node)
-    weights = sum(int(np.prod(t.dims)) for t in inferred.initializer if t.data_type == onnx.TensorProto.FLOAT)
-    return {"macs": float(macs), "weights": float(weights), "size": float(path.stat().st_size)}
+    try:
+        return sum(_node_macs(node, shapes) for node in inferred.node)
+    except KeyError as error:
+        raise ExportError(f"the shape of {error} in {path.name} is not known, so its MACs cannot be counted.") from None
 
 
 def _node_macs(node: Any, shapes: Mapping[str, list[int]]) -> int:

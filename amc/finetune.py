@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amc.config import FinetuneConfig
-from amc.errors import BundleError, ModelError
+from amc.errors import BundleError, ModelError, first_line
 from amc.files import replacing
 from amc.task import Task
 
@@ -48,6 +50,16 @@ def make_plan(config: FinetuneConfig, task: Task, epochs: float, seed: int) -> P
     batch = min(config.batch_size, len(task.splits.train))
     steps = math.ceil(epochs * (len(task.splits.train) // batch))
     return Plan(steps, config.lr, batch, config.weight_decay, config.distillation, config.temperature, seed)
+
+
+def asked_precision(config: FinetuneConfig) -> str | None:
+    """The plan's precision that the user asks for; None where the faster one is to be found."""
+    return {"float32": "channels_last", "bfloat16": "bfloat16"}.get(config.precision)
+
+
+def checkpoint_precision(path: Path) -> str | None:
+    """The precision that an interrupted training was in, so that it goes on in the same."""
+    return str(_read(path)["precision"]) if path.exists() else None
 
 
 def train(
@@ -120,6 +132,12 @@ class _Stepper:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def __call__(self, step: int) -> float:
+        devices = [self._task.device] if self._task.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # dropout and datasets of the user's draw from (seed, step) too
+            torch.manual_seed(self._plan.seed * 7_368_787 + step)
+            return self._step(step)
+
+    def _step(self, step: int) -> float:
         images, targets = self._batch(step)
         for group in self._optimizer.param_groups:
             group["lr"] = self._plan.lr * one_cycle(step, self._plan.steps)
@@ -152,7 +170,7 @@ class _Stepper:
 
     def _loss(self, images: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
         loss = self._task.objective.loss(outputs, targets).mean()
-        if self._teacher is None:
+        if self._teacher is None or not self._task.objective.distils:
             return loss
         with torch.no_grad():
             wanted = self._teacher(images)
@@ -190,25 +208,38 @@ def _save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimi
     state = {
         "step": step,
         "plan": repr(plan),
+        "precision": plan.precision,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
+    content = io.BytesIO()  # torch.save does not tell a full disk from a mistake
+    torch.save(state, content)
     with replacing(path) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(content.getvalue())
 
 
 def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan) -> int:
     """Steps already done, with the model and the optimiser as they were then; 0 where there is no checkpoint."""
     if not path.exists():
         return 0
+    state = _read(path)
+    if state["plan"] != repr(plan):
+        return 0
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["plan"] != repr(plan):
-            return 0
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise BundleError(f"the checkpoint {path} is of another network: delete it ({first_line(error)}).") from None
+    return int(state["step"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint, loaded safely. Raises BundleError."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not {"step", "plan", "precision", "model", "optimizer"} <= state.keys():
+            raise ValueError("not a checkpoint")
     except Exception as error:  # noqa: BLE001  (whatever a damaged file makes the loader throw)
-        raise BundleError(
-            f"the checkpoint {path} is damaged ({type(error).__name__}): delete it and resume again."
-        ) from None
+        kind = type(error).__name__
+        raise BundleError(f"the checkpoint {path} is damaged ({kind}): delete it and resume again.") from None
+    return state

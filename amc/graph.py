@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from amc.channels import Axis, Ints, Kept, Layer
-from amc.errors import ModelError
+from amc.errors import ModelError, first_line
 from amc.surgery import Dresser
 from amc.trace import Trace, trace
 
@@ -126,6 +126,7 @@ def build_graph(model: nn.Module, example: Tensor) -> Graph:
             members = _members(dependencies, module, names, model)
             seen |= {m.layer for m in members if m.side == "output"}
             site = _site(name, channels, members, model, traced)
+            _with_axes(rough, [*groups, (site, members)], model)
             growth.append(trial(site, members, rough))
             groups.append((site, members))
         except _Refused as refused:
@@ -141,7 +142,7 @@ def _trace(model: nn.Module, example: Tensor) -> Trace:
     try:
         return trace(model, example)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise ModelError(f"the network fails on its example input: {_first_line(error)}") from error
+        raise ModelError(f"the network fails on its example input: {first_line(error)}") from error
 
 
 def _dependency_graph(model: nn.Module, example: Tensor) -> Any:
@@ -154,15 +155,11 @@ def _dependency_graph(model: nn.Module, example: Tensor) -> Any:
             return tp.DependencyGraph().build_dependency(model, example_inputs=example.clone(), verbose=False)
     except Exception as error:  # whatever a foreign tracer throws at a foreign network
         raise ModelError(
-            f"the network's channels cannot be traced: {type(error).__name__}: {_first_line(error)}"
+            f"the network's channels cannot be traced: {type(error).__name__}: {first_line(error)}"
         ) from error
     finally:
         for parameter in wanted:
             parameter.requires_grad_(False)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _is_depthwise(module: nn.Module) -> bool:
@@ -174,7 +171,9 @@ def _following_norms(dependencies: Any, names: Mapping[Any, str]) -> dict[str, s
     found = {}
     for module, node in dependencies.module2node.items():
         after = [other.module for other in node.outputs]
-        if module in names and len(after) == 1 and isinstance(after[0], BATCH_NORMS) and after[0] in names:
+        if module not in names or len(after) != 1 or after[0] not in names:
+            continue
+        if isinstance(after[0], BATCH_NORMS) and after[0].running_mean is not None:
             found[names[module]] = names[after[0]]
     return found
 
@@ -185,9 +184,9 @@ def _layers(model: nn.Module, traced: Trace, norms: Mapping[str, str]) -> dict[s
         module = model.get_submodule(name)
         kind, positions = "other", 0
         if isinstance(module, CONVS):
-            kind, positions = "conv", int(np.prod(call.output[1:])) * call.calls
+            kind, positions = "conv", call.elements // module.out_channels * call.calls
         elif isinstance(module, nn.Linear):
-            kind, positions = "linear", int(np.prod(call.output[:-1])) * call.calls
+            kind, positions = "linear", call.elements // module.out_features * call.calls
         elif isinstance(module, (*BATCH_NORMS, nn.LayerNorm)):
             kind = "norm"
         elif isinstance(module, nn.PReLU):
@@ -204,7 +203,7 @@ def _members(dependencies: Any, module: Any, names: Mapping[Any, str], model: nn
     try:
         group = dependencies.get_pruning_group(module, prune, idxs=list(range(count)))
     except Exception as error:
-        raise _Refused(f"its dependencies are not understood ({type(error).__name__}: {_first_line(error)})") from error
+        raise _Refused(f"its dependencies are not understood ({type(error).__name__}: {first_line(error)})") from error
     members: dict[tuple[str, str], tuple[str, list[int], list[int]]] = {}
     for dep, idxs in group:
         kind, target = dep.target.type, dep.target.module
@@ -334,7 +333,7 @@ class _Trial:
             dresser.dress([kept])
             after = trace(self._copy, self._inputs)
         except Exception as error:  # whatever a foreign network does when it is cut
-            raise _Refused(f"the network breaks without some of its channels ({_first_line(error)})") from error
+            raise _Refused(f"the network breaks without some of its channels ({first_line(error)})") from error
         finally:
             dresser.dress([everything])
         if [o.shape for o in after.outputs] != [o.shape for o in self._traced.outputs]:

@@ -5,9 +5,12 @@ A line that was being written when the machine went down is torn; it is dropped 
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,11 +24,12 @@ class Journal:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._records: list[dict[str, Any]] = []
-        self._file = None
+        self._file: FileIO | None = None
         if path is not None:
             self._records, good = _read(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab")
+            self._file = path.open("ab", buffering=0)
+            _lock(self._file, path)
             self._file.truncate(good)
 
     def append(self, kind: str, **record: Any) -> None:
@@ -35,8 +39,8 @@ class Journal:
         if self._file is not None:
             start = self._file.seek(0, os.SEEK_END)
             try:
-                self._file.write(line)
-                self._file.flush()
+                if self._file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
                 os.fsync(self._file.fileno())
             except OSError:
                 self._file.truncate(start)
@@ -63,6 +67,17 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _lock(file: FileIO, path: Path) -> None:
+    """Keep other processes out. Where the file system has no locks there are none."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise BundleError(f"{path.parent} is in use by another run.") from None
+    except OSError:
+        pass
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -30,11 +30,14 @@ def load_plugin(name: str) -> Callable[..., Any]:
             raise ConfigError(f"{file} is not a Python file.")
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
+        sys.path.insert(0, str(path.resolve().parent))  # it may import its neighbours
         try:
             spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[module_name]
             raise ConfigError(f"{file} fails on import: {type(error).__name__}: {error}") from error
+        finally:
+            sys.path.remove(str(path.resolve().parent))
     found = getattr(module, attribute, None)
     if not callable(found):
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from amc.errors import ConfigError, PolicyError
+from amc.errors import PolicyError
 from amc.files import write_json
 from amc.graph import Graph
 
@@ -120,8 +120,6 @@ def legal_widths(channels: int, min_keep: float, step: int = 0) -> tuple[int, ..
     ``step`` 0 chooses 8 for 64 channels and more, 4 from 16 on, and 1 below: the vector widths that ONNX
     Runtime and training on a CPU are fast with, where the site is not too narrow for them.
     """
-    if step > channels:
-        raise ConfigError(f"channel_step is {step}, but a site has {channels} channels only.")
     step = step or (8 if channels >= 64 else 4 if channels >= 16 else 1)
     least = max(1, min_keep * channels - 1e-9)
     widths = {w for w in range(step, channels, step) if w >= least}

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from amc.budget import Space
-from amc.errors import AmcError, ConfigError
+from amc.errors import AmcError, BundleError, ConfigError, first_line
 from amc.evaluate import Score
 from amc.graph import Graph
 from amc.journal import Journal
@@ -72,7 +73,7 @@ class Problem:
         self._journal = journal or Journal(None)
         self._observer = observer
         self._error = error
-        self._known = {e.choice: e for e in map(_from_record, self._journal.records("evaluation"))}
+        self._known = {e.choice: e for e in recorded(self._journal)}
         # what a resumed search may see is what it has proposed anew, or it would not repeat itself
         self._proposed: dict[Choice, Evaluation] = {}
 
@@ -102,13 +103,16 @@ class Problem:
         except (AmcError, OSError, MemoryError):
             raise
         except Exception as failure:  # noqa: BLE001  (one broken policy must not end a search of hours; it is shown)
-            reason = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+            reason = first_line(failure)
             return Evaluation(policy, math.inf, 0.0, costs, time.perf_counter() - start, reason)
         evaluation = Evaluation(policy, score.loss, score.metric, costs, time.perf_counter() - start)
         return replace(evaluation, reward=self._rewarded(evaluation))
 
     def _rewarded(self, evaluation: Evaluation) -> float:
-        reward = float(self._reward(evaluation))
+        try:
+            reward = float(self._reward(evaluation))
+        except Exception as failure:
+            raise ConfigError(f"the reward fails: {type(failure).__name__}: {failure}") from failure
         if not math.isfinite(reward):
             raise ConfigError(f"the reward of a policy is {reward}, but must be a finite number.")
         return reward
@@ -133,6 +137,11 @@ class Problem:
         return sorted(good, key=lambda e: (-e.reward, e.loss))[:count]
 
 
+def recorded(journal: Journal) -> Iterator[Evaluation]:
+    """The evaluations in a journal. Raises BundleError."""
+    return map(_from_record, journal.records("evaluation"))
+
+
 def _to_record(evaluation: Evaluation) -> dict[str, object]:
     failed = evaluation.error is not None
     return {
@@ -146,14 +155,14 @@ def _to_record(evaluation: Evaluation) -> dict[str, object]:
     }
 
 
-def _from_record(record: dict[str, object]) -> Evaluation:
-    choice, costs, seconds = record["choice"], record["costs"], record["seconds"]
-    assert isinstance(choice, list)
-    assert isinstance(costs, dict)
-    assert isinstance(seconds, float | int)
-    failed = record.get("error")
-    if failed is not None:
-        return Evaluation(tuple(choice), math.inf, 0.0, costs, seconds, str(failed))
-    numbers = [record["loss"], record["metric"], record["reward"]]
-    loss, metric, reward = (float(n) for n in numbers if isinstance(n, float | int))
-    return Evaluation(tuple(choice), loss, metric, costs, seconds, None, reward)
+def _from_record(record: dict[str, Any]) -> Evaluation:
+    try:
+        choice = tuple(int(setting) for setting in record["choice"])
+        costs = {str(name): float(value) for name, value in record["costs"].items()}
+        seconds, failed = float(record["seconds"]), record.get("error")
+        if failed is not None:
+            return Evaluation(choice, math.inf, 0.0, costs, seconds, str(failed))
+        loss, metric, reward = (float(record[key]) for key in ("loss", "metric", "reward"))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise BundleError("the journal holds an evaluation that is damaged: begin the search anew.") from None
+    return Evaluation(choice, loss, metric, costs, seconds, None, reward)

@@ -17,6 +17,7 @@ features, for 1×1 kernels and without intercept. With μ and C a layer's soluti
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,9 @@ from amc.graph import Graph
 from amc.task import Task, batches
 
 RIDGE = 1e-3
+MOST_ELEMENTS = 8192
+"""Layers with longer rows are not re-solved: their covariance would not fit into memory (0.27 GB at this length)."""
+_CACHE_BYTES = 512 << 20
 _DOUBLE_UP_TO = 1024  # elements; larger matrices are kept in float32
 
 
@@ -49,9 +53,14 @@ def readers(graph: Graph, model: nn.Module) -> list[Layer]:
     for layer in graph.layers:
         module = _module(model, layer.name)
         solvable = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1)
-        if layer.input is not None and solvable:
+        if layer.input is not None and solvable and _row(module) <= MOST_ELEMENTS:
             found.append(layer)
     return found
+
+
+def _row(module: nn.Module | None) -> int:
+    weight = getattr(module, "weight", None)
+    return weight[0].numel() if isinstance(weight, Tensor) else 0
 
 
 def _module(model: nn.Module, name: str) -> nn.Module | None:
@@ -67,7 +76,7 @@ def collect(
 ) -> dict[str, Moments]:
     """Moments of the inputs of ``layers`` in the unpruned network over the calibration split.
 
-    Sums are float64. Each image gives the same number of random positions, 8 to 20 thousand rows in all.
+    Sums are float64. A batch's images give the same random positions, 8 to 20 thousand rows in all.
     """
     sums: dict[str, list[Any]] = {}
     generator = torch.Generator().manual_seed(seed)
@@ -78,7 +87,8 @@ def collect(
             width = module.weight[0].numel()  # type: ignore[index]
             rows = min(max(40 * width, 8192), 20480)
             x = rows_of(module, inputs[0], -(-rows // images), generator)
-            total = sums.setdefault(name, [0, 0.0, 0.0])
+            total = sums.setdefault(name, [0, 0.0, 0.0, x.mean(0)])
+            x = x - total[3]  # float32 products of large means would drown the variance
             total[0] += len(x)
             total[1] = total[1] + x.double().sum(0)
             total[2] = total[2] + (x.T @ x).double()
@@ -100,11 +110,11 @@ def collect(
     return {name: _moments(*total) for name, total in sums.items()}
 
 
-def _moments(count: int, total: Tensor, products: Tensor) -> Moments:
+def _moments(count: int, total: Tensor, products: Tensor, shift: Tensor) -> Moments:
     mean = total / count
     covariance = products / count - torch.outer(mean, mean)
     kind = torch.float64 if len(mean) <= _DOUBLE_UP_TO else torch.float32
-    return Moments(mean.to(kind).clone(), covariance.to(kind).clone(), count)
+    return Moments((mean + shift).to(kind).clone(), covariance.to(kind).clone(), count)
 
 
 def rows_of(module: nn.Module, x: Tensor, per_image: int, generator: torch.Generator) -> Tensor:
@@ -169,6 +179,10 @@ def unexplained(weight: Tensor, moments: Moments, keep: Tensor) -> float:
     return float(((lost @ c) * lost).sum()) / total if total > 0 else 0.0
 
 
+def _size(solved: Mapping[str, Mapping[str, Tensor]]) -> int:
+    return sum(t.numel() * t.element_size() for tensors in solved.values() for t in tensors.values())
+
+
 class Reconstructor:
     """Re-solved tensors of every layer for any policy, each layer and width solved once."""
 
@@ -178,7 +192,8 @@ class Reconstructor:
         self._modules = {layer.name: model.get_submodule(layer.name) for layer in self._layers}
         self._norms = {x.norm: model.get_submodule(x.norm) for x in self._layers if x.norm}
         self._sites = {x.name: np.unique(x.input.site[x.input.site >= 0]) for x in self._layers if x.input is not None}
-        self._solved: dict[tuple[str, tuple[int, ...]], dict[str, dict[str, Tensor]]] = {}
+        self._solved: OrderedDict[tuple[str, tuple[int, ...]], dict[str, dict[str, Tensor]]] = OrderedDict()
+        self._bytes = 0
 
     def __call__(self, kept: Kept) -> dict[str, dict[str, Tensor]]:
         """Tensors by layer and name, cut along the inputs and whole along the outputs.
@@ -190,7 +205,11 @@ class Reconstructor:
             key = (layer.name, tuple(len(kept[s]) for s in self._sites[layer.name]))
             if key not in self._solved:
                 self._solved[key] = self._solve(layer, kept)
+                self._bytes += _size(self._solved[key])
+            self._solved.move_to_end(key)
             tensors |= self._solved[key]
+        while self._bytes > _CACHE_BYTES:
+            self._bytes -= _size(self._solved.popitem(last=False)[1])
         return tensors
 
     def _solve(self, layer: Layer, kept: Kept) -> dict[str, dict[str, Tensor]]:

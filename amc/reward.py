@@ -39,6 +39,7 @@ class Evaluation:
 
 
 Reward = Callable[[Evaluation], float]
+"""A function with the attribute ``needs_latency = True`` finds ``latency`` (ms, measured) among the costs."""
 
 
 def error(evaluation: Evaluation) -> float:
@@ -59,6 +60,9 @@ def error_params(evaluation: Evaluation) -> float:
 def error_latency(evaluation: Evaluation) -> float:
     """-Error · log(1 + microseconds)."""
     return -(1 - evaluation.metric) * math.log1p(1000 * evaluation.costs["latency"])
+
+
+error_latency.needs_latency = True  # type: ignore[attr-defined]
 
 
 def loss(evaluation: Evaluation) -> float:

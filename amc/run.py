@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +21,26 @@ from torch import nn
 from amc import bundle
 from amc.budget import UNITS, Budget, Space
 from amc.config import Config, from_yaml, to_dict
-from amc.errors import BundleError, ConfigError, ExportError
+from amc.errors import AmcError, BundleError, ConfigError, ExportError, first_line
 from amc.evaluate import Evaluator
-from amc.export import Parity, check_parity, count_onnx, export_onnx, file_layout
-from amc.files import write_json, write_text
-from amc.finetune import Plan, fastest_precision, make_plan, train
+from amc.export import Parity, check_parity, count_onnx_macs, export_onnx, file_layout
+from amc.files import sweep, write_json, write_text
+from amc.finetune import Plan, asked_precision, fastest_precision, make_plan, train
 from amc.graph import Graph, build_graph
 from amc.importance import load_criterion, rank
 from amc.journal import Journal
 from amc.latency import LatencyProbe, Measurement, Runner, measure
 from amc.monitor import Monitor, Silent
+from amc.plugins import is_plugin
 from amc.policy import Choice, Policy, fingerprint, legal_widths, make_policy
-from amc.problem import Problem, site_features
+from amc.problem import Problem, recorded, site_features
 from amc.reconstruct import collect, readers
 from amc.resources import ResourceModel
 from amc.reward import Evaluation, load_reward
 from amc.search import load_searcher
 from amc.summary import Findings, summarise
 from amc.task import Task, evaluate, load_data, load_model, make_task
+from amc.trace import trace
 
 PARITY_SAMPLES = 64
 
@@ -62,17 +68,32 @@ class Result:
         return target
 
 
-def run(config: Config, resume: str | Path | None = None, monitor: Monitor | None = None) -> Result:
-    """Do what the configuration says; ``resume`` goes on with the run in a folder, by that run's configuration."""
+def run(
+    config: Config, resume: str | Path | None = None, monitor: Monitor | None = None, trust: bool = False
+) -> Result:
+    """Do what the configuration says; ``resume`` goes on with the run in a folder, by that run's configuration.
+
+    A resumed run that names Python files of its own is refused unless you ``trust`` it.
+    """
     if resume is not None:
         folder = Path(resume)
         if not (folder / "config.yaml").is_file():
             raise BundleError(f"{folder} holds no run to resume (there is no config.yaml).")
         config = from_yaml(folder / "config.yaml")
-    else:
-        check(config)
-        folder = new_folder(config)
-    return compress_task(open_task(config), config, folder, monitor)
+        if not trust:
+            refuse_plugins(config, folder)
+        return compress_task(open_task(config), config, folder, monitor)
+    check(config)
+    task = open_task(config)
+    return compress_task(task, config, new_folder(config), monitor)
+
+
+def refuse_plugins(config: Config, folder: Path) -> None:
+    """Raise when a folder, which may be anybody's, would have Python files run."""
+    named = [config.model.name, config.data.name, config.search.criterion, config.search.reward]
+    found = [name for name in named if is_plugin(name)]
+    if found:
+        raise BundleError(f"{folder} would run {', '.join(found)}: if you trust that, add --trust.")
 
 
 def check(config: Config) -> None:
@@ -87,10 +108,10 @@ def open_task(config: Config) -> Task:
     """The task that the configuration names: data, network and device."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    splits = load_data(config.data, config.seed)
+    splits = load_data(config.data)
     images, _ = splits.search.fetch(torch.tensor([0]))
     model = load_model(config.model.name, config.model.weights, images.shape[1], splits.classes, config.data.name)
-    return make_task(f"{config.model.name} on {splits.source}", model, splits, pick_device(config.device))
+    return make_task(f"{Path(config.model.name).name} on {splits.source}", model, splits, pick_device(config.device))
 
 
 def pick_device(name: str) -> torch.device:
@@ -99,9 +120,11 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("it is neither cpu nor cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(f"--device {name} is not to be had here: {reason}") from None
     return device
 
@@ -111,11 +134,12 @@ def new_folder(config: Config) -> Path:
     if config.out is None:
         words = [config.model.name, config.data.name.partition(":")[0]]
         stem = "-".join("".join(c if c.isalnum() else "-" for c in Path(w).name) for w in words)
-        number = 1
-        while Path("amc-runs", f"{stem}-{number}").exists():
-            number += 1
-        return Path("amc-runs", f"{stem}-{number}")
-    folder = Path(config.out)
+        for number in count(1):
+            with contextlib.suppress(FileExistsError):
+                folder = Path("amc-runs", f"{stem}-{number}")
+                folder.mkdir(parents=True)
+                return folder
+    folder = Path(config.out or "")
     if (folder / "journal.jsonl").exists():
         raise BundleError(f"{folder} holds a run already: go on with --resume {folder}, or name another --out.")
     if folder.exists() and not folder.is_dir():
@@ -125,47 +149,64 @@ def new_folder(config: Config) -> Path:
 
 def compress_task(task: Task, config: Config, folder: Path, monitor: Monitor | None = None) -> Result:
     """The flow on a task. Whatever the folder's journal holds of an earlier attempt is not done again."""
+    check(config)
     torch.manual_seed(config.seed)
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     monitor = monitor or Silent()
-    monitor.say(f"{task.name}; everything goes to {folder} (after an interruption: --resume {folder})")
-    write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
     with Journal(folder / "journal.jsonl") as journal:
-        flow = _Flow(task, config, folder, journal, monitor)
-        with flow.stage("inspect"):
-            graph = build_graph(task.model, task.example)
-            space = flow.space(graph)
-        with flow.stage("calibrate"):
-            evaluator = flow.calibrate(graph, space)
-        with flow.stage("search"):
-            problem = flow.search(graph, space, evaluator)
-        with flow.stage("choose"):
-            chosen, candidates = flow.choose(problem, evaluator)
-        with flow.stage("fine-tune"):
-            model = flow.finetune(evaluator.pruned(chosen))
-        with flow.stage("export"):
-            parity = flow.export(model)
-            proof = flow.prove(space, chosen)
-        with flow.stage("measure"):
-            latency = flow.measure()
-        with flow.stage("test"):
-            scores = flow.test(model)
-        policy = make_policy(graph, fingerprint(task.model), evaluator.kept(chosen))
-        found = Findings(
-            original=space.costs(space.full),
-            final={**space.costs(chosen), "size": float((folder / "model.onnx").stat().st_size)},
-            limits=space.limits,
-            evaluations=len(problem.evaluations),
-            recalibrate=evaluator.recalibrate,
-            pruned_metric=flow.pruned_metric,
-            candidates=candidates,
-            proof=proof,
-            parity=parity,
-            latency=latency,
-            scores=scores,
-            stages=flow.stages(),
-        )
-        return flow.deliver(model, policy, problem, summarise(task, config, policy, found))
+        new = journal.last("run") is None
+        try:
+            return _compress(_Flow(task, config, folder, journal, monitor))
+        except AmcError:
+            if new and journal.last("evaluation") is None:  # a mistake seen before any work: no dead folder is left
+                for name in ("journal.jsonl", "config.yaml", "original.onnx"):
+                    (folder / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
+
+
+def _compress(flow: _Flow) -> Result:
+    """The stages, one after the other."""
+    task, config, folder = flow.task, flow.config, flow.folder
+    if flow.journal.last("done") is not None:
+        return flow.finished()
+    with flow.stage("inspect"):
+        graph = build_graph(task.model, task.example)
+        space = flow.space(graph)
+    with flow.stage("calibrate"):
+        evaluator = flow.calibrate(graph, space)
+    with flow.stage("search"):
+        problem = flow.search(graph, space, evaluator)
+    with flow.stage("choose"):
+        chosen, candidates = flow.choose(problem, evaluator)
+    with flow.stage("fine-tune"):
+        model = flow.finetune(evaluator.pruned(chosen))
+    with flow.stage("export"):
+        parity = flow.export(model)
+        proof = flow.prove(space, model)
+    with flow.stage("measure"):
+        latency = flow.measure()
+    with flow.stage("test"):
+        scores = flow.test(model)
+    policy = make_policy(graph, fingerprint(task.model), evaluator.kept(chosen))
+    found = Findings(
+        original=space.costs(space.full),
+        final={**space.costs(chosen), "size": float((folder / "model.onnx").stat().st_size)},
+        limits=space.limits,
+        evaluations=len(problem.evaluations),
+        recalibrate=evaluator.recalibrate,
+        pruned_metric=flow.pruned_metric,
+        candidates=candidates,
+        proof=proof,
+        parity=parity,
+        latency=latency,
+        scores=scores,
+        stages=flow.stages(),
+        precision=flow.precision(),
+    )
+    return flow.deliver(model, policy, problem, summarise(task, config, policy, found))
 
 
 class _Flow:
@@ -176,13 +217,15 @@ class _Flow:
         self.pruned_metric = 0.0
         self.journal, self.monitor = journal, monitor
         self._bind()
+        write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+        monitor.say(f"{task.name}; everything goes to {folder} (after an interruption: --resume {folder})")
 
     def _bind(self) -> None:
         """A folder belongs to one network, one configuration and one set of splits."""
         plain = {k: v for k, v in to_dict(self.config).items() if k not in ("out", "threads", "latency_threads")}
         identity = {
             "fingerprint": fingerprint(self.task.model),
-            "config": plain,
+            "config": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32],
             "splits": dict(self.task.splits.provenance),
         }
         before = self.journal.last("run")
@@ -206,6 +249,13 @@ class _Flow:
             with contextlib.suppress(OSError):  # the disk may be what stopped the stage
                 self.journal.append("stage", name=name, seconds=round(seconds, 3))
         self.monitor.end(seconds)
+
+    def finished(self) -> Result:
+        """The result of a run that has ended already."""
+        model = bundle.load(self.task.model, self.folder, self.task.example)
+        policy = Policy.load(self.folder / "policy.json")
+        evaluations = tuple(recorded(self.journal))
+        return Result(model, policy, evaluations, bundle.read_result(self.folder), self.folder)
 
     def space(self, graph: Graph) -> Space:
         """Legal widths under the budget, with exact costs."""
@@ -252,8 +302,8 @@ class _Flow:
             shown = f"best {self.task.objective.name} {100 * best:.2f} %" if best > -np.inf else "no policy works yet"
             self.monitor.progress(proposals / search.evaluations, f"{shown} before fine-tuning")
 
-        probe = self._probe(graph, evaluator) if search.reward == "error-latency" else None
         reward = load_reward(search.reward)
+        probe = self._probe(graph, evaluator) if getattr(reward, "needs_latency", False) else None
         problem = Problem(space, site_features(graph), evaluator, reward, self.journal, observe, probe, evaluator.error)
         load_searcher(search.searcher)(problem, search.evaluations, self.config.seed)
         failed = [e for e in problem.evaluations if e.error is not None]
@@ -267,8 +317,28 @@ class _Flow:
         """Measures a policy's latency on ONNX Runtime."""
         original = self.folder / "original.onnx"
         layout = file_layout(original, graph, self.task.model)
-        probe = LatencyProbe(original, layout, self.task.example.cpu().numpy(), self.config.latency_threads)
-        return lambda choice: {"latency": probe(evaluator.kept(choice))}
+        scale = self.journal.last("latency-scale")
+        probe = LatencyProbe(
+            original, layout, self.task.example.cpu().numpy(), self.config.latency_threads,
+            None if scale is None else scale["ms"],
+        )  # fmt: skip
+        if scale is None:
+            self.journal.append("latency-scale", ms=probe.original_ms)
+        cut = True
+        try:
+            probe(evaluator.kept(tuple(site.channels - 1 for site in graph.sites)))
+        except ExportError:
+            cut = False  # the file holds a width elsewhere, as a Reshape does: each policy is exported anew
+
+        def measured(choice: Choice) -> dict[str, float]:
+            if cut:
+                return {"latency": probe(evaluator.kept(choice))}
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "policy.onnx")
+                export_onnx(evaluator.network(choice), self.task.example, path)
+                return {"latency": probe.time(path.read_bytes())}
+
+        return measured
 
     @property
     def epochs(self) -> float:
@@ -301,9 +371,14 @@ class _Flow:
         told = [_candidate(e, scores[i][1], i == winner) for i, e in enumerate(best)]
         return best[winner].choice, told
 
+    def precision(self) -> str:
+        """The precision of training that was chosen or asked for."""
+        known = self.journal.last("precision")
+        return str(known["name"]) if known else self.config.finetune.precision
+
     def _plan(self, epochs: float, model: nn.Module) -> Plan:
         plan = make_plan(self.config.finetune, self.task, epochs, self.config.seed)
-        precision = {"float32": "channels_last", "bfloat16": "bfloat16"}.get(self.config.finetune.precision)
+        precision = asked_precision(self.config.finetune)
         if precision is None:
             known = self.journal.last("precision")
             precision = known["name"] if known else fastest_precision(model, self.task, plan, self.task.model)
@@ -326,19 +401,18 @@ class _Flow:
         images, _ = search.fetch(torch.arange(min(PARITY_SAMPLES, len(search))))
         return check_parity(model.cpu(), path, images, Runner(path))
 
-    def prove(self, space: Space, chosen: Choice) -> list[dict[str, Any]]:
+    def prove(self, space: Space, model: nn.Module) -> list[dict[str, Any]]:
         """Hold every limit against what was exported."""
-        counted = count_onnx(self.folder / "model.onnx", self.task.example)
-        predicted = space.costs(chosen)
+        path, traced = self.folder / "model.onnx", trace(model.cpu(), self.task.example.cpu())
+        found = {
+            "macs": (max(count_onnx_macs(path, self.task.example), traced.macs), "counted in model.onnx"),
+            "size": (path.stat().st_size, "bytes of model.onnx"),
+            "params": (sum(p.numel() for p in model.parameters()), "counted in the pruned network"),
+            "memory": (4 * int((traced.live @ traced.sizes).max()), "traced in the pruned network"),
+        }
         proof = []
         for resource, limit in space.limits.items():
-            if resource in ("macs", "size"):
-                value, how = (
-                    counted[resource],
-                    "counted in model.onnx" if resource == "macs" else "bytes of model.onnx",
-                )
-            else:
-                value, how = predicted[resource], "computed from the widths"
+            value, how = found[resource]
             proof.append({"resource": resource, "unit": UNITS[resource], "limit": limit, "exported": value,
                           "met": value <= limit, "how": how})  # fmt: skip
         broken = [p for p in proof if not p["met"]]
@@ -359,9 +433,8 @@ class _Flow:
 
     def test(self, model: nn.Module) -> dict[str, float]:
         """Both networks on the search split and, once, on the test split."""
-        known = self.journal.last("test")
+        known, model = self.journal.last("test"), model.to(self.task.device)
         if known is None:
-            model = model.to(self.task.device)
             scores = {
                 f"{name}_{part}": evaluate(network, self.task, split)[1]
                 for part, split in (("search", self.task.splits.search), ("test", self.task.splits.test))
@@ -387,6 +460,7 @@ class _Flow:
         policy.save(self.folder / "policy.json")
         write_json(self.folder / "result.json", summary)
         write_reports(self.folder)
+        self.journal.append("done")
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         return Result(model, policy, tuple(problem.evaluations), summary, self.folder)
 

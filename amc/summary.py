@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from amc.config import Config, to_dict
@@ -34,16 +35,18 @@ class Findings:
     scores: Mapping[str, float]
     """Metric of the ``original`` and the ``final`` network on ``search`` and ``test``."""
     stages: Sequence[Mapping[str, Any]]
+    precision: str
+    """Of training."""
 
 
 def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> dict[str, Any]:
     """The content of result.json."""
-    plain = to_dict(config)
+    plain = _nameless(to_dict(config))
     summary: dict[str, Any] = {
         "format": "amc-result",
         "version": VERSION,
         "task": task.name,
-        "model": {"name": config.model.name, "fingerprint": policy.fingerprint},
+        "model": {"name": plain["model"]["name"], "fingerprint": policy.fingerprint},
         "data": {"source": task.splits.source, "splits": dict(task.splits.provenance)},
         "metric": task.objective.name,
         "budget": {"asked": {k: v for k, v in plain["budget"].items() if v is not None}, "limits": dict(found.limits)},
@@ -57,16 +60,33 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
         "search": {
             "searcher": config.search.searcher,
             "evaluations": found.evaluations,
-            "criterion": config.search.criterion,
+            "criterion": plain["search"]["criterion"],
             "recalibrate": found.recalibrate,
-            "reward": config.search.reward,
+            "reward": plain["search"]["reward"],
         },
         "candidates": list(found.candidates),
+        "finetune": {"precision": found.precision},
         "stages": list(found.stages),
         "environment": environment(),
         "config": plain,
     }
     return {**summary, "notes": notes(summary)}
+
+
+_PATHS = (("model", "name"), ("model", "weights"), ("data", "name"), ("data", "root"), ("search", "criterion"),
+          ("search", "reward"))  # fmt: skip
+
+
+def _nameless(plain: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the last part of every path only: where files lie is the user's business."""
+    shown = {**plain, "model": dict(plain["model"]), "data": dict(plain["data"]), "search": dict(plain["search"])}
+    for part, key in _PATHS:
+        value = shown[part][key]
+        if isinstance(value, str):
+            kind, colon, path = value.partition(":")
+            prefixed = colon and not value.partition(".py:")[1] and kind in ("imagefolder", "torchvision", "timm")
+            shown[part][key] = f"{kind}:{Path(path).name}" if prefixed else Path(value).name
+    return {**shown, "out": None}
 
 
 def _row(name: str, costs: Mapping[str, float], found: Findings) -> dict[str, float]:
@@ -89,9 +109,8 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     time = summary["latency"]["ratio"]
     if time["low"] > 1.1 * macs:
         reasons = "; ".join(_reasons(summary))
-        told.append(
-            f"MACs fell to {macs:.2f} of the original, but the measured time only to {time['value']:.2f}: {reasons}."
-        )
+        fell = f"only to {time['value']:.2f}" if time["value"] < 1 else f"rose to {time['value']:.2f}"
+        told.append(f"MACs fell to {macs:.2f} of the original, but the measured time {fell}: {reasons}.")
     elif time["high"] < 0.9 * macs:
         told.append(f"The measured time fell further ({time['value']:.2f}) than the MACs ({macs:.2f}).")
     if time["high"] - time["low"] > 0.2 * time["value"]:

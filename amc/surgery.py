@@ -20,7 +20,8 @@ class Dresser:
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         self._model = model
-        self._cut = [layer for layer in layers if layer.output is not None or layer.input is not None]
+        # BatchNorms are set even where no site cuts them: reconstruction and recalibration change their statistics
+        self._cut = [x for x in layers if x.output is not None or x.input is not None or x.kind == "norm"]
         self._source = {
             layer.name: _own_tensors(_holder(model, layer.name)[0], layer.name, layer.kind) for layer in self._cut
         }

@@ -25,7 +25,7 @@ _IN_PLACE = frozenset(
     f"aten.{name}"
     for name in (
         "relu", "hardtanh", "clamp", "sigmoid", "tanh", "silu", "gelu", "elu", "hardswish", "hardsigmoid", "mish",
-        "leaky_relu", "native_batch_norm", "_native_batch_norm_legit_no_training", "dropout", "neg",
+        "leaky_relu", "native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training", "dropout", "neg",
     )
 )  # fmt: skip
 
@@ -37,6 +37,8 @@ class LayerCall:
     name: str
     input: tuple[int, ...]
     output: tuple[int, ...]
+    elements: int
+    """Elements of one output at batch 1; a network may fold other axes into the layer's batch."""
     calls: int
 
 
@@ -138,7 +140,8 @@ def _watching(model: nn.Module) -> Iterator[dict[str, LayerCall]]:
         def record(_: nn.Module, inputs: Any, output: Any) -> None:
             if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
                 calls = layers[name].calls + 1 if name in layers else 1
-                layers[name] = LayerCall(name, tuple(inputs[0].shape[1:]), tuple(output.shape[1:]), calls)
+                shapes = tuple(inputs[0].shape[1:]), tuple(output.shape[1:])
+                layers[name] = LayerCall(name, *shapes, output.numel(), calls)
 
         return record
 

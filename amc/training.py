@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from amc.bundle import read_result, save_weights
-from amc.config import Config, from_dict
+from amc.config import Config, from_yaml
 from amc.errors import BundleError
-from amc.finetune import fastest_precision, make_plan, train
+from amc.finetune import asked_precision, checkpoint_precision, fastest_precision, make_plan, train
 from amc.latency import Runner
 from amc.monitor import Monitor, Silent
-from amc.run import open_task
+from amc.run import open_task, refuse_plugins
 from amc.task import batches, evaluate, load_data
 
 
@@ -40,7 +40,7 @@ def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
     plan = replace(make_plan(config.finetune, task, epochs, config.seed), distillation=0.0)
     checkpoint = path.with_suffix(".checkpoint.pt")
     show.begin("train")
-    precision = {"float32": "channels_last", "bfloat16": "bfloat16"}.get(config.finetune.precision)
+    precision = asked_precision(config.finetune) or checkpoint_precision(checkpoint)
     plan = replace(plan, precision=precision or fastest_precision(task.model, task, plan, None))
     model = train(task.model, task, plan, None, checkpoint, lambda done, loss: show.progress(done, f"loss {loss:.3f}"))
     save_weights(model, path)
@@ -58,14 +58,19 @@ class Rerun:
     recorded: float
 
 
-def evaluate_bundle(folder: Path) -> Rerun:
+def evaluate_bundle(folder: Path, trust: bool = False) -> Rerun:
     """Run the bundle's model.onnx on the test split of its run's data."""
     from amc.task.metrics import CLASSIFICATION
 
     result = read_result(folder)
-    config = from_dict(result["config"])
-    split = load_data(config.data, config.seed).test
+    config = from_yaml(folder / "config.yaml")
+    if not trust:
+        refuse_plugins(config, folder)
+    split = load_data(config.data).test
     runner, total = Runner(folder / "model.onnx"), 0.0
     for images, targets in batches(split, 100):
         total += float(CLASSIFICATION.metric(torch.from_numpy(runner(images.numpy())), targets).sum())
-    return Rerun(result["metric"], total / len(split), float(result["final"]["test"]))
+    try:
+        return Rerun(str(result["metric"]), total / len(split), float(result["final"]["test"]))
+    except (KeyError, TypeError, ValueError):
+        raise BundleError(f"{folder / 'result.json'} is damaged: it has no final test score.") from None

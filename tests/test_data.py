@@ -1,8 +1,9 @@
 """Data: four disjoint splits, drawn with a seed; and every broken file is told in one line."""
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,26 +11,30 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from amc.config import DataConfig
 from amc.errors import ConfigError, DataError
 from amc.task.data import (
     Augmentation,
     DatasetSplit,
+    HeldSplit,
     ImageFiles,
     ImageSplit,
+    Split,
     Splits,
     digest,
+    hold,
     load_data,
     split_members,
+    splits_of,
 )
 
 PARTS = ("train", "calibration", "search", "test")
 
 
 def digits(seed: int = 0, **options: object) -> Splits:
-    return load_data(DataConfig(**options), seed)
+    return load_data(DataConfig(**options, seed=seed))
 
 
 # Splitting
@@ -118,7 +123,7 @@ def test_own_normalisation_and_split_sizes() -> None:
 )
 def test_options_that_do_not_fit(options: dict, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        load_data(DataConfig(**options), 0)
+        load_data(DataConfig(**options))
 
 
 # Augmentation
@@ -204,7 +209,7 @@ def folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), each: int = 8)
 
 
 def images_in(root: Path, seed: int = 0, **options: object) -> Splits:
-    return load_data(DataConfig(name=f"imagefolder:{root}", **options), seed)
+    return load_data(DataConfig(name=f"imagefolder:{root}", **options, seed=seed))
 
 
 def test_train_val_and_test_folders(tmp_path: Path) -> None:
@@ -375,14 +380,14 @@ def fashion(root: Path, packed: bool = False, **changes: bytes) -> Splits:
         (root / (f"{name}.gz" if packed else name)).write_bytes(gzip.compress(raw) if packed else raw)
     for name, raw in changes.items():
         (root / name).write_bytes(raw)
-    return load_data(DataConfig(name="fashion-mnist", root=str(root)), 0)
+    return load_data(DataConfig(name="fashion-mnist", root=str(root)))
 
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("inner", [".", "FashionMNIST/raw"])
 def test_idx_files(tmp_path: Path, packed: bool, inner: str) -> None:
     fashion(tmp_path / inner, packed)
-    splits = load_data(DataConfig(name="fashion-mnist", root=str(tmp_path), mean=(0.0,), std=(1.0,)), 0)
+    splits = load_data(DataConfig(name="fashion-mnist", root=str(tmp_path), mean=(0.0,), std=(1.0,)))
     images, labels = splits.test.fetch(torch.arange(10))
     expected = np.frombuffer(FILES["t10k-images-idx3-ubyte"], np.uint8, offset=16).reshape(10, 1, 6, 5)
     assert np.array_equal((images * 255).round().byte().numpy(), expected)
@@ -428,30 +433,143 @@ def test_labels_that_do_not_match_the_images(tmp_path: Path) -> None:
 
 def test_missing_idx_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no Fashion-MNIST files"):
-        load_data(DataConfig(name="fashion-mnist", root=str(tmp_path)), 0)
+        load_data(DataConfig(name="fashion-mnist", root=str(tmp_path)))
     fashion(tmp_path / "part")
     (tmp_path / "part" / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(DataError, match=r"cannot read .*t10k-labels"):
-        load_data(DataConfig(name="fashion-mnist", root=str(tmp_path / "part")), 0)
+        load_data(DataConfig(name="fashion-mnist", root=str(tmp_path / "part")))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_missing_cifar(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=f"{name} needs --data-root"):
-        load_data(DataConfig(name=name), 0)
+        load_data(DataConfig(name=name))
     with pytest.raises(DataError, match="--download"):
-        load_data(DataConfig(name=name, root=str(tmp_path)), 0)
+        load_data(DataConfig(name=name, root=str(tmp_path)))
+
+
+# Splits held in memory
+
+
+@pytest.mark.parametrize("indices", [[0, 1, 2], [5, 6], [3], [4, 2], [0, 2, 1, 3], [1, 1, 3], [0, 3, 9], []])
+def test_a_held_split_reads_what_the_split_reads(indices: list[int]) -> None:
+    split = digits(search=10).search
+    held, asked = hold(split, torch.device("cpu")), torch.tensor(indices, dtype=torch.long)
+    assert isinstance(held, HeldSplit)
+    assert len(held) == 10
+    for found, expected in zip(held.fetch(asked), split.fetch(asked), strict=True):
+        assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="not augmented"):
+        held.fetch(asked, generator())
+
+
+def test_what_does_not_fit_into_memory_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = digits(search=10).search
+    monkeypatch.setattr("amc.task.data._HOLD_BYTES", 10 * 64 * 4 - 1)
+    assert hold(split, torch.device("cpu")) is split
+
+
+def test_holding_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    hold(Noisy(40).as_split(), torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # The user's own
 
 
-def test_own_data(tmp_path: Path) -> None:
+class Noisy:
+    """A dataset that augments by itself: every reading is different."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.full((1, 4, 4), float(index)) + torch.rand(1, 4, 4) / 2, index % 3
+
+    def as_split(self) -> DatasetSplit:
+        return DatasetSplit(self, default_collate, torch.arange(self.count))
+
+
+def labels_of(split: Split) -> list[int]:
+    """Which samples of a Noisy dataset a split holds."""
+    images, targets = split.fetch(torch.arange(len(split)))
+    numbers = images[:, 0, 0, 0].floor().long()
+    assert torch.equal(numbers % 3, targets)
+    return numbers.tolist()
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_own_train_and_test(loader: bool) -> None:
+    data = [DataLoader(Noisy(n), batch_size=7, shuffle=True) if loader else Noisy(n) for n in (40, 10)]
+    splits = splits_of(data[0], data[1], None, DataConfig(seed=1))
+    read = {part: labels_of(getattr(splits, part)) for part in PARTS}
+    assert [len(read[part]) for part in PARTS] == [20, 10, 10, 10]
+    assert sorted(read["train"] + read["calibration"] + read["search"]) == list(range(40))
+    assert read["test"] == list(range(10))
+    again = splits_of(data[0], data[1], None, DataConfig(seed=1))
+    assert again.provenance == splits.provenance
+    for part in ("calibration", "search"):  # read once, whatever the dataset does at random
+        indices = torch.arange(5)
+        first = getattr(splits, part).fetch(indices)[0]
+        assert torch.equal(first, getattr(splits, part).fetch(indices)[0])
+        assert torch.equal(first, getattr(again, part).fetch(indices)[0])
+    assert not torch.equal(splits.train.fetch(indices)[0], splits.train.fetch(indices)[0])
+
+
+def test_own_train_search_and_test() -> None:
+    splits = splits_of(Noisy(40), Noisy(10), Noisy(30), DataConfig(search=12, calibration=8))
+    sizes = [len(getattr(splits, part)) for part in PARTS]
+    assert sizes == [32, 8, 12, 10]
+    assert max(labels_of(splits.search)) >= 12
+    assert sorted(labels_of(splits.train) + labels_of(splits.calibration)) == list(range(40))
+
+
+class Failing(Noisy):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        raise KeyError("first line\nsecond line")
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[int]:
+        return iter(())
+
+
+@pytest.mark.parametrize(
+    ("train", "told"),
+    [
+        (Noisy(3), "the calibration split has 0 samples: too few"),
+        (Failing(40), "must give .input, target. as tensors, numbers or arrays: KeyError"),
+        (Stream(), "train is a Stream, but must be a map-style dataset"),
+        (DataLoader(Stream()), "train is a DataLoader, but must be a map-style dataset"),
+        (5, "train is a int, but must be"),
+        ([(torch.zeros(1), "word")] * 40, "must give"),
+        ([(torch.zeros(i), 1) for i in range(40)], "must give"),
+    ],
+)
+def test_own_data_that_cannot_be_read(train: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told) as caught:
+        splits_of(train, Noisy(10), None, DataConfig())
+    assert "\n" not in str(caught.value)
+
+
+def test_own_data_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "own.py"
     file.write_text(
-        "from amc.config import DataConfig\nfrom amc.task.data import load_data\n"
-        "def good():\n    return load_data(DataConfig(), 3)\ndef bad():\n    return 5\n"
+        "import torch\nfrom amc.config import DataConfig\nfrom amc.task.data import load_data\n"
+        "data = [(torch.zeros(1, 2, 2), 1)] * 40\n"
+        "def good():\n    return load_data(DataConfig(seed=3))\n"
+        "def pair():\n    return data, data[:10]\n"
+        "def bad():\n    return 5\n"
+        "def fails():\n    return 1 / 0\n"
     )
-    assert load_data(DataConfig(name=f"{file}:good"), 0).provenance["seed"] == 3
+    assert load_data(DataConfig(name=f"{file}:good")).provenance["seed"] == 3
+    pair = load_data(DataConfig(name=f"{file}:pair"))
+    assert (len(pair.train), len(pair.test), pair.source) == (20, 10, "own.py:pair")
     with pytest.raises(DataError, match="gave a int, but must give"):
-        load_data(DataConfig(name=f"{file}:bad"), 0)
+        load_data(DataConfig(name=f"{file}:bad"))
+    with pytest.raises(DataError, match="fails: ZeroDivisionError"):
+        load_data(DataConfig(name=f"{file}:fails"))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from amc.errors import ExportError
-from amc.export import check_parity, count_onnx, export_onnx, file_layout, read_onnx
+from amc.export import check_parity, count_onnx_macs, export_onnx, file_layout, read_onnx
 from amc.latency import Runner, measure
 from amc.policy import legal_widths
 from amc.resources import ResourceModel
@@ -33,8 +33,8 @@ def test_size_and_macs_of_a_policy_are_those_of_its_file(resnet8, tmp_path):
     for seed in range(3):
         choice, own = pruned(model, graph, seed)
         export_onnx(own, example, tmp_path / "pruned.onnx")
-        counted, predicted = count_onnx(tmp_path / "pruned.onnx", example), resources.cost(choice)
-        assert (counted["size"], counted["macs"]) == (predicted["size"], predicted["macs"])
+        path, predicted = tmp_path / "pruned.onnx", resources.cost(choice)
+        assert (path.stat().st_size, count_onnx_macs(path, example)) == (predicted["size"], predicted["macs"])
         parity = check_parity(own, tmp_path / "pruned.onnx", torch.randn(4, 1, 8, 8), Runner(tmp_path / "pruned.onnx"))
         assert parity.largest_difference < 1e-4
 
@@ -55,7 +55,24 @@ def test_depthwise_convolutions_are_counted_too(tmp_path):
     Dresser(own, graph.layers).dress([np.arange(100)])  # 'group' then needs one byte less
     export_onnx(own, example, tmp_path / "pruned.onnx")
     assert resources.cost([100])["size"] == (tmp_path / "pruned.onnx").stat().st_size
-    assert count_onnx(tmp_path / "pruned.onnx", example)["macs"] == resources.cost([100])["macs"]
+    assert count_onnx_macs(tmp_path / "pruned.onnx", example) == resources.cost([100])["macs"]
+
+
+def test_transposed_weights_are_found_by_what_they_hold(tmp_path):
+    """A linear layer over [N, T, C] is exported as MatMul with its weight transposed and renamed."""
+    from amc.graph import build_graph
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 6)).eval()
+    example = torch.randn(1, 5, 6)
+    graph = build_graph(model, example)
+    export_onnx(model, example, tmp_path / "original.onnx")
+    resources = ResourceModel(graph, model, file_layout(tmp_path / "original.onnx", graph, model))
+    own = copy.deepcopy(model)
+    Dresser(own, graph.layers).dress([np.arange(9)])
+    export_onnx(own, example, tmp_path / "pruned.onnx")
+    assert resources.cost([9])["size"] == (tmp_path / "pruned.onnx").stat().st_size
+    assert resources.cost([9])["macs"] == count_onnx_macs(tmp_path / "pruned.onnx", example) == 2 * 5 * 6 * 9
 
 
 def test_a_network_that_differs_from_its_file_is_refused(resnet8, tmp_path):

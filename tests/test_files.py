@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from amc.files import replacing, write_json, write_text
+from amc.files import replacing, sweep, write_json, write_text
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -26,7 +26,12 @@ def test_the_new_content_replaces_the_old(tmp_path: Path) -> None:
         assert temporary.parent == tmp_path
         assert path.read_text() == "old"
     assert content(tmp_path) == {"a.txt": "new"}
-    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_has_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    write_text(tmp_path / "ours", "")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def test_an_exception_leaves_the_old_content_and_no_temporary_file(tmp_path: Path) -> None:
@@ -64,3 +69,14 @@ def test_what_json_cannot_say_is_refused_and_the_old_file_stays(tmp_path: Path, 
     with pytest.raises((ValueError, TypeError)):
         write_json(path, value)
     assert content(tmp_path) == {"a.json": "1\n"}
+
+
+def test_sweeping_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "a")
+    with replacing(tmp_path / "b.txt") as temporary:
+        temporary.write_text("b")
+        (tmp_path / "left").write_bytes(temporary.read_bytes())
+        left = tmp_path / temporary.name.replace("b.txt", "c.txt")
+    left.write_text("half")
+    sweep(tmp_path)
+    assert set(content(tmp_path)) == {"a.txt", "b.txt", "left"}

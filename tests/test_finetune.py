@@ -19,7 +19,7 @@ PLAN = Plan(12, 0.05, 16, 5e-4, 0.5, 4.0, seed=3)
 def task():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
-    return make_task("small", model, load_data(DataConfig(), 0), torch.device("cpu"))
+    return make_task("small", model, load_data(DataConfig()), torch.device("cpu"))
 
 
 def weights(model: nn.Module) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ def site(channels: int = 6, taps: int = 4, readers: int = 2, with_moments: bool 
         x = torch.randn(400, channels * taps, generator=generator).double()
         moments = Moments(x.mean(0), torch.atleast_2d(x.T.cov()), 400) if with_moments else None
         found.append(Reader(weight, torch.arange(channels), torch.arange(channels), moments))
-    return SiteView(channels, tuple(found), ())
+    return SiteView(channels, tuple(found))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,7 +51,7 @@ def test_obs_sees_that_a_copy_can_be_missed():
     x = torch.randn(500, 4, generator=generator).double()
     x[:, 1] = x[:, 0] + 0.01 * torch.randn(500, generator=generator)
     weight = torch.tensor([[5.0, 5.0, 1.0, 1.0], [5.0, 4.0, 1.0, -1.0]])[..., None]
-    view = SiteView(4, (Reader(weight, torch.arange(4), torch.arange(4), Moments(x.mean(0), x.T.cov(), 500)),), ())
+    view = SiteView(4, (Reader(weight, torch.arange(4), torch.arange(4), Moments(x.mean(0), x.T.cov(), 500)),))
     assert load_criterion("obs")(view)[-1] in (0, 1)
     assert load_criterion("l1")(view)[:2].tolist() == [0, 1]
 

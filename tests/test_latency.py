@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from amc.cli import main
-from amc.export import count_onnx, export_onnx, file_layout
+from amc.export import count_onnx_macs, export_onnx, file_layout
 from amc.journal import Journal
-from amc.latency import LatencyProbe
+from amc.latency import LatencyProbe, measure
 from amc.resources import ResourceModel
 
 
@@ -21,9 +21,9 @@ def test_the_cut_file_is_the_policys(resnet8, tmp_path):
     widths = [max(2, site.channels // 3) for site in graph.sites]
     kept = [np.arange(w) for w in widths]
     (tmp_path / "cut.onnx").write_bytes(probe.cut(kept))
-    counted = count_onnx(tmp_path / "cut.onnx", example)
     expected = ResourceModel(graph, model, layout).cost(widths)
-    assert (counted["macs"], counted["size"]) == (expected["macs"], expected["size"])
+    assert count_onnx_macs(tmp_path / "cut.onnx", example) == expected["macs"]
+    assert (tmp_path / "cut.onnx").stat().st_size == expected["size"]
     onnx.checker.check_model(onnx.load(str(tmp_path / "cut.onnx")))
     whole = [np.arange(site.channels) for site in graph.sites]
     assert probe.cut(whole) == (tmp_path / "original.onnx").read_bytes()
@@ -78,3 +78,24 @@ def test_measure_refuses_what_it_cannot_run(tmp_path, capsys, inputs, options, t
         onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
     assert main(["measure", str(path), *options]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_network_whose_file_holds_widths_elsewhere_is_exported_anew(tmp_path, monkeypatch):
+    """Flattening is a Reshape to a fixed length in the file; the probe cannot cut that."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 10))\n"
+    )
+    arguments = ["--flops", "0.6", "--reward", "error-latency", "--evaluations", "1", "--model", "net.py:make"]
+    assert main(["search", *arguments, "--finetune-epochs", "0", "--out", "run"]) == 0
+    with Journal(tmp_path / "run" / "journal.jsonl") as journal:
+        assert journal.last("evaluation")["costs"]["latency"] > 0
+
+
+def test_timing_leaves_denormals_as_they_are(resnet8, tmp_path):
+    _, model = resnet8
+    export_onnx(model, torch.randn(1, 1, 8, 8), tmp_path / "model.onnx")
+    measure({"model": tmp_path / "model.onnx"}, np.zeros((1, 1, 8, 8), np.float32), seconds=0.1)
+    assert float(torch.tensor(1e-40) * 1.0) > 0

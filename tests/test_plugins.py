@@ -1,5 +1,6 @@
 """Objects out of the user's own files."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,16 @@ def test_dataclasses_and_annotations_work(tmp_path: Path) -> None:
         "@dataclass\nclass Made:\n    x: list[int] = field(default_factory=list)\n",
     )
     assert load_plugin(f"{file}:Made")(x=[3]).x == [3]
+
+
+def test_a_file_may_import_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_own.py").write_text("answer = 42\n")
+    file, before = (
+        write(tmp_path, "import neighbour_of_own\ndef make(): return neighbour_of_own.answer\n"),
+        list(sys.path),
+    )
+    assert load_plugin(f"{file}:make")() == 42
+    assert sys.path == before
 
 
 def test_no_such_file(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A task is checked before anything is searched; the score is the mean over a split."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from amc.task import Task, batches, evaluate, load_data, make_task
 from amc.task.metrics import cross_entropy, top1
 from amc.task.models import build_model
 
-SPLITS = load_data(DataConfig(calibration=50, search=103), 0)
+SPLITS = load_data(DataConfig(calibration=50, search=103))
 CPU = torch.device("cpu")
 
 
@@ -66,7 +67,7 @@ LINEAR = nn.Linear(64, 10)
             "returns a list, but must return a tensor",
         ),
         (lambda: Net(lambda m, x: m.a(x.flatten(1)) / 0, a=LINEAR), ModelError, "gives NaN or infinity"),
-        (lambda: build_model("resnet8", False, 1, 9), DataError, r"shape \[2, 9\], but the data have 10 classes"),
+        (lambda: build_model("resnet8", False, 1, 9), DataError, r"shape \[64, 9\], but the data have 10 classes"),
         (lambda: Net(lambda m, x: m.a(x.flatten(1)).sum(1), a=LINEAR), DataError, "but the data have 10 classes"),
     ],
 )
@@ -76,13 +77,11 @@ def test_what_does_not_work_is_told(make: Callable[[], nn.Module], error: type[A
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("size", "limit", "lengths"), [(50, None, [50, 50, 3]), (50, 70, [50, 20]), (200, None, [103])]
-)
-def test_batches(size: int, limit: int | None, lengths: list[int]) -> None:
-    found = list(batches(SPLITS.search, size, limit))
+@pytest.mark.parametrize(("size", "lengths"), [(50, [50, 50, 3]), (103, [103]), (200, [103])])
+def test_batches(size: int, lengths: list[int]) -> None:
+    found = list(batches(SPLITS.search, size))
     assert [len(images) for images, _ in found] == [len(labels) for _, labels in found] == lengths
-    expected = SPLITS.search.fetch(torch.arange(sum(lengths)))
+    expected = SPLITS.search.fetch(torch.arange(103))
     assert torch.equal(torch.cat([images for images, _ in found]), expected[0])
     assert torch.equal(torch.cat([labels for _, labels in found]), expected[1])
 
@@ -103,6 +102,35 @@ def test_objectives_per_sample() -> None:
     losses = [math.log(1 + math.exp(-2)), math.log(2), math.log(1 + math.exp(3))]
     assert cross_entropy(outputs, targets).tolist() == pytest.approx(losses)
     assert top1(outputs, targets).tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [
+        (torch.full((103,), 10), "do not go with net's outputs"),
+        (torch.zeros(103, 2, dtype=torch.long), "do not go with net's outputs"),
+        (torch.full((103, 10), torch.nan), "losses of shape"),
+        (None, "must give tensors"),
+        (ValueError("no\nlabels"), "cannot be read: ValueError: no$"),
+    ],
+)
+def test_targets_that_do_not_fit(targets: Any, told: str) -> None:
+    """Out of range, of another shape, not a number, no tensor, or not to be had."""
+
+    class Search:
+        def __len__(self) -> int:
+            return 103
+
+        def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Tensor, Any]:
+            if isinstance(targets, Exception):
+                raise targets
+            images, _ = SPLITS.search.fetch(indices)
+            return images, None if targets is None else targets[indices]
+
+    splits = dataclasses.replace(SPLITS, search=Search())
+    with pytest.raises(DataError, match=told) as caught:
+        make_task("net", build_model("resnet8", False, 1, 10), splits, CPU)
+    assert "\n" not in str(caught.value)
 
 
 def test_half_precision_logits_are_judged_in_single() -> None:

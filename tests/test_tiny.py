@@ -13,7 +13,7 @@ import amc
 from amc.bundle import FILES
 from amc.cli import main
 from amc.config import DataConfig, from_dict
-from amc.export import count_onnx
+from amc.export import count_onnx_macs
 from amc.task import evaluate, load_data, load_model, make_task
 
 QUICK = ["--evaluations", "3", "--candidates", "2", "--finetune-epochs", "1", "--precision", "float32"]
@@ -33,7 +33,7 @@ def result(bundle: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def digits():
-    splits = load_data(DataConfig(), 0)
+    splits = load_data(DataConfig())
     model = load_model("resnet8", None, 1, 10, "digits")
     return make_task("digits", model, splits, torch.device("cpu"))
 
@@ -43,12 +43,11 @@ def test_the_bundle_is_whole_and_nothing_else_is_left(bundle: Path):
 
 
 def test_the_budget_holds_on_what_was_exported(bundle: Path, result: dict, digits):
-    counted = count_onnx(bundle / "model.onnx", digits.example)
-    original = count_onnx(bundle / "original.onnx", digits.example)
-    assert counted["macs"] == result["final"]["macs"] <= 0.5 * original["macs"]
-    assert counted["size"] == (bundle / "model.onnx").stat().st_size == result["final"]["size"]
-    assert counted["size"] <= 0.6 * original["size"]
-    assert original["macs"] == result["original"]["macs"] == 763_520
+    macs = {name: count_onnx_macs(bundle / f"{name}.onnx", digits.example) for name in ("original", "model")}
+    sizes = {name: (bundle / f"{name}.onnx").stat().st_size for name in ("original", "model")}
+    assert macs["model"] == result["final"]["macs"] <= 0.5 * macs["original"]
+    assert sizes["model"] == result["final"]["size"] <= 0.6 * sizes["original"]
+    assert macs["original"] == result["original"]["macs"] == 763_520
     assert [p["met"] for p in result["proof"]] == [True, True]
 
 
@@ -96,7 +95,7 @@ def test_a_finished_run_can_be_resumed_and_says_the_same(bundle: Path, result: d
                  for r in (result, again)]  # fmt: skip
         assert clean[0] == clean[1], key
     new = (bundle / "journal.jsonl").read_text().splitlines()[len(lines) :]
-    assert {json.loads(line)["kind"] for line in new} == {"stage"}
+    assert new == []
 
 
 def test_the_python_api(digits, tmp_path):

@@ -34,8 +34,6 @@ class SiteView:
 
     channels: int
     readers: tuple[Reader, ...]
-    producers: tuple[Tensor, ...]
-    """Weights ``[channels, ...]`` of the layers that make the channels."""
 
 
 Criterion = Callable[[SiteView], Tensor]
@@ -76,13 +74,23 @@ def rank(name: str, graph: Graph, model: nn.Module, moments: Mapping[str, Moment
     judge = load_criterion(name)
     orders = []
     for index, site in enumerate(graph.sites):
-        order = torch.as_tensor(judge(view(graph, model, moments, index))).cpu()
+        order = _asked(judge, name, view(graph, model, moments, index))
         if sorted(order.tolist()) != list(range(site.channels)):
             raise ConfigError(
                 f"the criterion {name} did not give every one of the {site.channels} channels of '{site.name}' once."
             )
         orders.append(order)
     return orders
+
+
+def _asked(judge: Criterion, name: str, site: SiteView) -> Tensor:
+    """The criterion's answer. Whatever a plug-in throws is its user's mistake."""
+    try:
+        return torch.as_tensor(judge(site)).cpu()
+    except Exception as error:
+        if not is_plugin(name):
+            raise
+        raise ConfigError(f"the criterion {name} fails: {type(error).__name__}: {error}") from error
 
 
 def view(graph: Graph, model: nn.Module, moments: Mapping[str, Moments], index: int) -> SiteView:
@@ -96,13 +104,7 @@ def view(graph: Graph, model: nn.Module, moments: Mapping[str, Moments], index: 
         channels = torch.from_numpy(layer.input.channel)[mine]
         found.append(Reader(weight.detach().flatten(2) if weight.ndim > 2 else weight.detach()[..., None],
                             mine.to(weight.device), channels.to(weight.device), moments.get(layer.name)))  # fmt: skip
-    makers = []
-    for layer in graph.layers:
-        if layer.output is not None and layer.kind in ("conv", "linear") and (layer.output.site == index).all():
-            weight = model.get_submodule(layer.name).weight
-            if isinstance(weight, Tensor) and len(weight) == site.channels:
-                makers.append(weight.detach())
-    return SiteView(site.channels, tuple(found), tuple(makers))
+    return SiteView(site.channels, tuple(found))
 
 
 def descending(scores: Tensor) -> Tensor:

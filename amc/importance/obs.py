@@ -63,7 +63,8 @@ class _Surgeon:
         self._w = self.reader.weight.flatten(1).to(c.dtype)
         variance = ((self._w @ c) * self._w).sum().clamp_min(torch.finfo(c.dtype).tiny)
         self._w = self._w / variance.sqrt()
-        self._h = torch.cholesky_inverse(torch.linalg.cholesky(c))
+        factor, bad = torch.linalg.cholesky_ex(c)
+        self._h = torch.linalg.pinv(c, hermitian=True) if int(bad) else torch.cholesky_inverse(factor)
         taps = self.reader.weight.shape[2]
         order = self.reader.channels.argsort(stable=True)
         per_channel = len(order) // self.channels

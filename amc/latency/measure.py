@@ -1,7 +1,11 @@
 """Measuring latency so that a noisy machine does not decide: all models in turn, in random order, many rounds.
 
-The minimum is what the machine can do; the 10th percentile is what is reported, since it repeats better. A ratio
-to the baseline is taken between values of the same rounds, with a bootstrap interval over rounds.
+The minimum is what the machine can do; the 10th percentile is what is reported, since it repeats better.
+
+Rounds come in blocks. Every block has sessions of its own, since where memory falls makes one and the same model a
+per cent faster or slower for as long as its session lives. A block gives one ratio to the baseline, of 10th
+percentiles; the ratio is the geometric mean over blocks, its interval Student's t over their logarithms. Rounds within
+a block are alike and are not counted as independent.
 """
 
 from __future__ import annotations
@@ -13,11 +17,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from amc.errors import ConfigError
-from amc.latency.session import Runner
+from amc.latency.session import Runner, denormals_as_zero
 
-WARMUP, LEAST_ROUNDS = 10, 40
+WARMUP, ROUNDS, LEAST_BLOCKS = 10, 40, 6
+LEAST_MS = 0.2
 
 
 @dataclass(frozen=True)
@@ -58,55 +64,71 @@ def measure(
 ) -> Measurement:
     """Time every model on ``inputs [B, ...]``; the first one is the baseline.
 
-    Rounds go on until every ratio's 95 % interval is within ``precision`` of it, or ``seconds`` are over, but for
-    40 rounds at least. A timing is of enough calls to last 0.2 ms.
+    Blocks of 40 rounds go on until every ratio's 95 % interval is within ``precision`` of it, or ``seconds`` are
+    over, but for six blocks at least. A timing is of enough calls to last 0.2 ms.
     """
     if threads < 1:
         raise ConfigError(f"threads is {threads}, but must be at least 1.")
-    names = list(models)
-    runners = {name: Runner(path, threads) for name, path in models.items()}
-    calls = {name: _calls(runner, inputs) for name, runner in runners.items()}
-    rng = np.random.default_rng(seed)
-    rows: list[list[float]] = []
+    names, rng = list(models), np.random.default_rng(seed)
+    blocks: list[NDArray[np.float64]] = []
     start = time.perf_counter()
     while True:
-        row = dict.fromkeys(names, 0.0)
-        for index in rng.permutation(len(names)):
-            name = names[index]
-            row[name] = time_call(runners[name], inputs, calls[name])
-        rows.append([row[name] for name in names])
-        if len(rows) % LEAST_ROUNDS == 0:
-            found = _measurement(names, np.array(rows), threads, seed)
-            spent = (time.perf_counter() - start) / seconds
-            if progress:
-                progress(min(1.0, spent), f"{found.latencies[names[-1]].ratio:.3f} of the time")
-            if found.spread <= precision or spent >= 1:
-                return found
+        blocks.append(_block(models, inputs, threads, rng))
+        if len(blocks) < LEAST_BLOCKS:
+            continue
+        found = _measurement(names, np.array(blocks), threads)
+        spent = (time.perf_counter() - start) / max(seconds, 1e-9)
+        if progress:
+            progress(min(1.0, spent), f"{found.latencies[names[-1]].ratio:.3f} of the time")
+        if found.spread <= precision or spent >= 1:
+            return found
 
 
-def _measurement(names: list[str], times: NDArray[np.float64], threads: int, seed: int) -> Measurement:
-    """The summary of all rounds ``[R, M]``; the bootstrap draws the same rounds for every model."""
-    draws = np.random.default_rng(seed).integers(0, len(times), (500, len(times)))
-    p10, spread = np.percentile(times, 10, axis=0), np.percentile(times[draws], 10, axis=1)  # [M], [500, M]
-    low, high = np.percentile(spread / spread[:, :1], [2.5, 97.5], axis=0)
+def _block(
+    models: Mapping[str, Path], inputs: NDArray[np.float32], threads: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Milliseconds ``[ROUNDS, M]`` with new sessions, made in random order."""
+    paths = list(models.values())
+    runners = {int(i): Runner(paths[i], threads) for i in rng.permutation(len(paths))}
+    with denormals_as_zero():
+        return _rounds(runners, inputs, rng)
+
+
+def _rounds(
+    runners: Mapping[int, Runner], inputs: NDArray[np.float32], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    for runner in runners.values():
+        for _ in range(WARMUP):
+            runner(inputs)
+    slowest = max(time_call(runner, inputs, 3) for runner in runners.values())
+    calls = max(1, int(np.ceil(LEAST_MS / slowest)))  # the same for all: a first call is slower than the next
+    times = np.empty((ROUNDS, len(runners)))
+    for row in times:
+        for index in rng.permutation(len(runners)):
+            row[index] = time_call(runners[int(index)], inputs, calls)
+    return times
+
+
+def _measurement(names: list[str], times: NDArray[np.float64], threads: int) -> Measurement:
+    """The summary of blocks ``[B, ROUNDS, M]``."""
+    blocks = len(times)
+    logs = np.log(np.percentile(times, 10, axis=1))  # [B, M]
+    ratios = logs - logs[:, :1]
+    middle = ratios.mean(0)
+    half = stats.t.ppf(0.975, blocks - 1) * ratios.std(0, ddof=1) / np.sqrt(blocks)
+    rounds = times.reshape(-1, len(names))
     found = {
         name: Latency(
-            float(times[:, i].min()),
-            float(p10[i]),
-            float(np.median(times[:, i])),
-            float(p10[i] / p10[0]),
-            float(low[i]),
-            float(high[i]),
+            float(rounds[:, i].min()),
+            float(np.percentile(rounds[:, i], 10)),
+            float(np.median(rounds[:, i])),
+            float(np.exp(middle[i])),
+            float(np.exp(middle[i] - half[i])),
+            float(np.exp(middle[i] + half[i])),
         )
         for i, name in enumerate(names)
     }
-    return Measurement(found, names[0], len(times), threads)
-
-
-def _calls(runner: Runner, inputs: NDArray[np.float32]) -> int:
-    for _ in range(WARMUP):
-        runner(inputs)
-    return max(1, int(np.ceil(0.2 / time_call(runner, inputs, 3))))
+    return Measurement(found, names[0], len(rounds), threads)
 
 
 def time_call(runner: Runner, inputs: NDArray[np.float32], calls: int) -> float:

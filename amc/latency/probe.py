@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from amc.channels import Kept
-from amc.errors import ConfigError
 from amc.latency.measure import WARMUP, time_call
-from amc.latency.session import Runner
+from amc.latency.session import Runner, denormals_as_zero
 from amc.resources import FileLayout
 
 ROUNDS = 30
@@ -25,14 +24,23 @@ ROUNDS = 30
 class LatencyProbe:
     """Milliseconds of one inference of any policy, relative to the original measured in the same rounds."""
 
-    def __init__(self, original: Path, layout: FileLayout, inputs: NDArray[np.float32], threads: int = 1) -> None:
+    def __init__(
+        self,
+        original: Path,
+        layout: FileLayout,
+        inputs: NDArray[np.float32],
+        threads: int = 1,
+        original_ms: float | None = None,
+    ) -> None:
+        """``original_ms``: what the original takes, where an earlier session has measured it."""
         self._proto = onnx.load(str(original))
         self._tensors = [numpy_helper.to_array(t) for t in self._proto.graph.initializer]
         self._layout, self._inputs, self._threads = layout, inputs, threads
         self._original = Runner(original, threads)
-        for _ in range(WARMUP):
-            self._original(inputs)
-        self._original_ms = min(time_call(self._original, inputs, 1) for _ in range(3 * ROUNDS))
+        with denormals_as_zero():
+            for _ in range(WARMUP):
+                self._original(inputs)
+            self.original_ms = original_ms or min(time_call(self._original, inputs, 1) for _ in range(3 * ROUNDS))
 
     def cut(self, kept: Kept) -> bytes:
         """The ONNX model whose sites keep these channels."""
@@ -55,16 +63,17 @@ class LatencyProbe:
         return data
 
     def __call__(self, kept: Kept) -> float:
-        """Milliseconds: the ratio of the two minima, times what the original takes on a quiet machine."""
-        try:
-            runner = Runner(self.cut(kept), self._threads)
+        """Milliseconds of the policy that keeps these channels. Raises ExportError where the cut file does not run."""
+        return self.time(self.cut(kept))
+
+    def time(self, model: bytes) -> float:
+        """Milliseconds of an ONNX model: the ratio of the two minima, times what the original takes."""
+        runner = Runner(model, self._threads)
+        with denormals_as_zero():
             for _ in range(WARMUP):
                 runner(self._inputs)
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"this network's latency cannot be measured during the search: {reason}") from error
-        pairs = [
-            (time_call(runner, self._inputs, 1), time_call(self._original, self._inputs, 1)) for _ in range(ROUNDS)
-        ]
-        mine, original = (min(times) for times in zip(*pairs, strict=True))
-        return float(self._original_ms * mine / original)
+            both = [
+                (time_call(runner, self._inputs, 1), time_call(self._original, self._inputs, 1)) for _ in range(ROUNDS)
+            ]
+        mine, original = (min(times) for times in zip(*both, strict=True))
+        return float(self.original_ms * mine / original)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import torch
 from numpy.typing import NDArray
 
-from amc.errors import ExportError
+from amc.errors import ExportError, first_line
+
+
+@contextmanager
+def denormals_as_zero() -> Iterator[None]:
+    """This thread treats denormals as zero, as the runtime's own threads do, and no longer than the block lasts."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 class Runner:
@@ -29,9 +41,11 @@ class Runner:
             source = model if isinstance(model, bytes) else str(model)
             self._session: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001  (the runtime's errors share no base class)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             name = "the model" if isinstance(model, bytes) else str(model)
             raise ExportError(f"ONNX Runtime cannot load {name}: {reason}") from None
+        # the runtime leaves denormals off in the thread that asked; torch's results must not depend on that
+        torch.set_flush_denormal(False)
         self._input = self._session.get_inputs()[0].name
 
     def inputs(self, shape: Sequence[int] | None = None, seed: int = 0) -> NDArray[np.float32]:
@@ -57,5 +71,8 @@ class Runner:
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """The first output for inputs ``[B, ...]``."""
-        output: NDArray[np.float32] = self._session.run(None, {self._input: images})[0]
+        try:
+            output: NDArray[np.float32] = self._session.run(None, {self._input: images})[0]
+        except Exception as error:  # noqa: BLE001
+            raise ExportError(f"ONNX Runtime cannot run the model: {first_line(error)}") from None
         return output

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from amc.errors import DataError, ModelError
+from amc.errors import AmcError, DataError, ModelError, first_line
 from amc.task.data import Split, Splits, load_data
 from amc.task.metrics import CLASSIFICATION, Objective
 from amc.task.models import load_model
@@ -55,22 +55,34 @@ def make_task(
         raise ModelError(f"{name}: the network has no parameters.")
     model = model.to(device).eval()
     task = Task(name, model, splits, objective, device)
-    images, targets = splits.search.fetch(torch.arange(min(2, len(splits.search))))
+    images, targets = _first_samples(splits.search)
     try:
         with torch.inference_mode():
             outputs = model(images.to(device))
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise DataError(f"{name} does not take these images of shape {list(images.shape[1:])}: {reason}") from error
-    objective.check(name, outputs, targets, splits.classes)
+    objective.check(name, outputs, targets.to(device), splits.classes)
     return task
 
 
-def batches(split: Split, size: int, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+def _first_samples(split: Split, count: int = 64) -> tuple[Tensor, Tensor]:
+    """Some samples, to see that they can be read. Whatever the user's dataset throws is told in one line."""
+    try:
+        images, targets = split.fetch(torch.arange(min(count, len(split))))
+    except AmcError:
+        raise
+    except Exception as error:
+        raise DataError(f"the data cannot be read: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(images, Tensor) or not isinstance(targets, Tensor):
+        raise DataError(f"the data give {type(images).__name__} and {type(targets).__name__}, but must give tensors.")
+    return images, targets
+
+
+def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The split in order, ``size`` at a time: images ``[B, C, H, W]`` normalised, and targets ``[B, ...]``."""
-    count = len(split) if limit is None else min(limit, len(split))
-    for start in range(0, count, size):
-        yield split.fetch(torch.arange(start, min(start + size, count)))
+    for start in range(0, len(split), size):
+        yield split.fetch(torch.arange(start, min(start + size, len(split))))
 
 
 def evaluate(model: nn.Module, task: Task, split: Split, batch_size: int = 250) -> tuple[float, float]:

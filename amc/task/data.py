@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from amc.config import DataConfig
-from amc.errors import AmcError, ConfigError, DataError, did_you_mean
+from amc.errors import AmcError, ConfigError, DataError, did_you_mean, first_line
 from amc.plugins import is_plugin, load_plugin
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -109,6 +109,45 @@ class DatasetSplit:
 
 
 @dataclass(frozen=True, eq=False)
+class HeldSplit:
+    """A split in memory as the network reads it, ``[N, ...]``: fetched without any work, never augmented."""
+
+    images: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        if augment is not None:
+            raise ValueError("a held split is for evaluation and is not augmented")
+        if len(indices) and bool((indices.diff() == 1).all()):  # in order: a view will do
+            part = slice(int(indices[0]), int(indices[-1]) + 1)
+            return self.images[part], self.targets[part]
+        return self.images[indices], self.targets[indices]
+
+
+_HOLD_BYTES = 1 << 30
+
+
+def hold(split: Split, device: torch.device, seed: int = 0) -> Split:
+    """The split in memory, on the device, where it fits into a gibibyte; else the split itself.
+
+    Whatever is random in reading it is drawn once, from ``seed``.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        first, _ = split.fetch(torch.tensor([0]))
+        if first.numel() * 4 * len(split) > _HOLD_BYTES:
+            return split
+        parts = [split.fetch(torch.arange(i, min(i + 500, len(split)))) for i in range(0, len(split), 500)]
+    images = torch.cat([p[0] for p in parts]).to(device)
+    if images.ndim == 4:
+        images = images.to(memory_format=torch.channels_last)
+    return HeldSplit(images, torch.cat([p[1] for p in parts]).to(device))
+
+
+@dataclass(frozen=True, eq=False)
 class Splits:
     """Disjoint splits. Searching reads ``search`` only; ``test`` is read once, at the end."""
 
@@ -123,13 +162,13 @@ class Splits:
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def load_data(config: DataConfig, seed: int) -> Splits:
+def load_data(config: DataConfig) -> Splits:
     """The splits that the configuration names."""
-    name = config.name
+    name, seed = config.name, config.seed
     if name.startswith("imagefolder:"):
         return _imagefolder(Path(name.removeprefix("imagefolder:")), config, seed)
     if is_plugin(name):
-        return _from_plugin(name, config, seed)
+        return _from_plugin(name, config)
     if name not in _SOURCES:
         raise ConfigError(
             f"unknown data '{name}'.{did_you_mean(name, [*_SOURCES, 'imagefolder:PATH', 'file.py:factory'])}"
@@ -137,58 +176,58 @@ def load_data(config: DataConfig, seed: int) -> Splits:
     return _SOURCES[name](config, seed)
 
 
-def _from_plugin(name: str, config: DataConfig, seed: int) -> Splits:
+def _from_plugin(name: str, config: DataConfig) -> Splits:
     """What a user's factory gives: (train, test) or (train, search, test), datasets or loaders; or Splits."""
     try:
         found = load_plugin(name)()
     except AmcError:
         raise
     except Exception as error:
-        raise DataError(f"{name} fails: {type(error).__name__}: {error}") from error
+        raise DataError(f"{name} fails: {type(error).__name__}: {first_line(error)}") from error
     if isinstance(found, Splits):
         return found
     if not isinstance(found, tuple) or len(found) not in (2, 3):
         raise DataError(f"{name} gave a {type(found).__name__}, but must give (train, test) or (train, search, test).")
-    return splits_of(found[0], found[-1], found[1] if len(found) == 3 else None, config, seed, Path(name).name)
+    return splits_of(found[0], found[-1], found[1] if len(found) == 3 else None, config, Path(name).name)
 
 
-def splits_of(train: Any, test: Any, search: Any, config: DataConfig, seed: int, source: str = "own data") -> Splits:
+def splits_of(train: Any, test: Any, search: Any, config: DataConfig, source: str = "own data") -> Splits:
     """Splits of map-style datasets of (input, target), or of DataLoaders over them.
 
     Calibration images are held out of ``train``, and so is the search split where ``search`` is None.
     """
     sources = {"train": _source(train, "train"), "test": _source(test, "test")}
     count = len(sources["train"][0])
-    calibration = min(config.calibration, count // 4)
     if search is None:
-        sizes = [calibration, min(config.search, count // 4)]
-        held, chosen, rest = split_members(count, sizes, seed)
+        calibration, chosen, rest = _holdout(count, config, config.seed, config.search)
         sources["search"] = sources["train"]
     else:
-        held, rest = split_members(count, [calibration], seed)
+        calibration, rest = split_members(count, [min(config.calibration, count // 4)], config.seed)
         sources["search"] = _source(search, "search")
-        chosen = split_members(len(sources["search"][0]), [config.search], seed)[0]
-    members = {
-        "train": rest,
-        "calibration": held,
-        "search": chosen,
-        "test": torch.arange(len(sources["test"][0])),
-    }
+        chosen = split_members(len(sources["search"][0]), [config.search], config.seed)[0]
     sources["calibration"] = sources["train"]
+    everything = torch.arange(len(sources["test"][0]))
+    members = {"train": rest, "calibration": calibration, "search": chosen, "test": everything}
     for part, indices in members.items():
         if len(indices) < 2:
             raise DataError(f"the {part} split has {len(indices)} samples: too few.")
-    parts = {part: DatasetSplit(*sources[part], members[part]) for part in members}
-    record = {part: {"count": len(m), "digest": digest(m)} for part, m in members.items()}
-    return Splits(
-        parts["train"],
-        parts["calibration"],
-        parts["search"],
-        parts["test"],
-        classes=None,
-        source="the caller's data",
-        provenance={"seed": seed, **record},
-    )
+    parts: dict[str, Split] = {part: DatasetSplit(*sources[part], members[part]) for part in members}
+    for part in ("calibration", "search"):  # read once: a loader's augmentation must not change them as we go
+        parts[part] = _readable(parts[part], part)
+    return Splits(**parts, classes=None, source=source, epochs=2.0, provenance=_record(config.seed, **members))
+
+
+def _readable(split: Split, part: str) -> Split:
+    """The split held in memory; whatever the user's dataset throws is told in one line."""
+    try:
+        return hold(split, torch.device("cpu"))
+    except AmcError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise DataError(
+            f"the {part} split must give (input, target) as tensors, numbers or arrays: {reason}"
+        ) from error
 
 
 def _source(data: Any, part: str) -> tuple[Any, Any]:

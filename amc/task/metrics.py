@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amc.errors import DataError, ModelError
+from amc.errors import DataError, ModelError, first_line
 
 PerSample = Callable[[Any, Tensor], Tensor]
 
@@ -25,6 +25,8 @@ class Objective:
     name: str
     loss: PerSample
     metric: PerSample
+    distils: bool = False
+    """Whether axis 1 of the output holds logits, so that the original can teach by soft targets."""
 
     def check(self, model: str, outputs: Any, targets: Tensor, classes: int | None) -> None:
         """Raise where the network's output and the targets cannot belong together."""
@@ -36,6 +38,15 @@ class Objective:
             raise DataError(
                 f"{model} gives outputs of shape {list(outputs.shape)}, but the data have {classes} classes."
             )
+        try:
+            losses = self.loss(outputs, targets)
+            wrong = list(losses.shape) != [len(targets)] or not bool(torch.isfinite(losses).all())
+            reason = f"they give losses of shape {list(losses.shape)}"
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            wrong, reason = True, first_line(error)
+        if wrong:
+            shape = f"{targets.dtype} of shape {list(targets.shape)}"
+            raise DataError(f"the targets ({shape}) do not go with {model}'s outputs {list(outputs.shape)}: {reason}")
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -48,4 +59,4 @@ def top1(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(1) == targets).float()
 
 
-CLASSIFICATION = Objective("accuracy", cross_entropy, top1)
+CLASSIFICATION = Objective("accuracy", cross_entropy, top1, distils=True)

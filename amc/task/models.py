@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amc.errors import ConfigError, ModelError, did_you_mean
+from amc.errors import ConfigError, ModelError, did_you_mean, first_line
 from amc.plugins import is_plugin, load_plugin
 
 EMBEDDED = Path(__file__).parent / "resnet8-digits.safetensors"
@@ -264,7 +264,7 @@ def _fetching(name: str, make: Callable[[], Any]) -> nn.Module:
     try:
         model: nn.Module = make()
     except (OSError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ModelError(f"{name}: {reason}") from error
     return model
 
@@ -279,7 +279,7 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise ModelError(f"cannot read the weights in {path}: {reason}") from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):

@@ -1,0 +1,85 @@
+"""Evaluating a policy: nothing of one policy is left in the next, and reconstruction is worth it."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from amc.config import DataConfig
+from amc.evaluate import Evaluator
+from amc.graph import build_graph
+from amc.importance import rank
+from amc.reconstruct import collect, readers
+from amc.task import evaluate, load_data, load_model, make_task
+
+
+@pytest.fixture(scope="module")
+def digits():
+    task = make_task(
+        "digits", load_model("resnet8", None, 1, 10, "digits"), load_data(DataConfig()), torch.device("cpu")
+    )
+    graph = build_graph(task.model, task.example)
+    moments = collect(task, readers(graph, task.model), 0)
+    return task, graph, rank("obs", graph, task.model, moments), moments
+
+
+HALF, QUARTER = (8, 8, 16, 16, 32, 32), (4, 4, 8, 8, 16, 16)
+
+
+def test_the_whole_network_is_the_original(digits):
+    task, graph, orders, moments = digits
+    full = tuple(site.channels for site in graph.sites)
+    score = Evaluator(task, graph, orders, moments)(full)
+    assert (score.loss, score.metric) == pytest.approx(evaluate(task.model, task, task.splits.search), rel=1e-5)
+
+
+@pytest.mark.parametrize("recalibrate", [False, True])
+def test_policies_leave_nothing_behind(digits, recalibrate):
+    task, graph, orders, moments = digits
+    evaluator = Evaluator(task, graph, orders, moments, recalibrate=recalibrate)
+    first = evaluator(HALF)
+    evaluator(QUARTER)
+    evaluator.recalibrate = not recalibrate
+    evaluator(HALF)
+    evaluator.recalibrate = recalibrate
+    assert evaluator(HALF) == first == Evaluator(task, graph, orders, moments, recalibrate=recalibrate)(HALF)
+
+
+def test_reconstruction_helps(digits):
+    task, graph, orders, moments = digits
+    plain = Evaluator(task, graph, orders, moments, reconstruct=False)(HALF)
+    solved = Evaluator(task, graph, orders, moments)(HALF)
+    assert solved.loss < 0.5 * plain.loss
+    assert solved.metric > plain.metric
+
+
+def test_a_failing_evaluation_leaves_batchnorm_in_evaluation_mode(digits, monkeypatch):
+    task, graph, orders, moments = digits
+    evaluator = Evaluator(task, graph, orders, moments, recalibrate=True)
+    first = evaluator(HALF)
+    with monkeypatch.context() as patched:
+        patched.setattr(nn.functional, "relu", lambda x: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluator(HALF)
+    assert evaluator(HALF) == first
+
+
+def test_site_errors_grow_as_sites_shrink(digits):
+    task, graph, orders, moments = digits
+    evaluator = Evaluator(task, graph, orders, moments)
+    for index, site in enumerate(graph.sites):
+        errors = [evaluator.error(index, width) for width in range(site.channels, 0, -max(1, site.channels // 8))]
+        assert errors[0] == pytest.approx(0, abs=1e-6)
+        assert all(b > a - 1e-6 for a, b in zip(errors, errors[1:], strict=False))
+        assert errors[-1] <= len(site.consumers) + 1e-6
+
+
+def test_a_pruned_network_is_its_own_and_trainable(digits):
+    task, graph, orders, moments = digits
+    evaluator = Evaluator(task, graph, orders, moments)
+    mine = evaluator.pruned(HALF)
+    before = [p.clone() for p in mine.parameters()]
+    evaluator(QUARTER)
+    assert all(p.requires_grad and torch.equal(p, b) for p, b in zip(mine.parameters(), before, strict=True))
+    assert {m.out_channels for m in mine.modules() if isinstance(m, nn.Conv2d)} == {8, 16, 32}
+    assert [np.sort(k).tolist() for k in evaluator.kept(HALF)] == [k.tolist() for k in evaluator.kept(HALF)]
