@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -107,6 +108,10 @@ def build_graph(model: nn.Module, example: Tensor) -> Graph:
 
     Raises ModelError when the network cannot be traced, or has nothing to prune.
     """
+    # one memory layout for all: another would run other operators
+    example = example.clone(memory_format=torch.contiguous_format)
+    if model.training:
+        raise ModelError("the network is in training mode: call .eval() first.")
     traced = _trace(model, example)
     dependencies = _dependency_graph(model, example)
     names = {module: name for name, module in reversed(list(model.named_modules()))}
@@ -123,7 +128,7 @@ def build_graph(model: nn.Module, example: Tensor) -> Graph:
             continue
         channels = module.weight.shape[0]
         try:
-            members = _members(dependencies, module, names, model)
+            members = _members(dependencies, module, names, model, int(traced.sizes.max()))
             seen |= {m.layer for m in members if m.side == "output"}
             site = _site(name, channels, members, model, traced)
             _with_axes(rough, [*groups, (site, members)], model)
@@ -196,12 +201,31 @@ def _layers(model: nn.Module, traced: Trace, norms: Mapping[str, str]) -> dict[s
     return layers
 
 
-def _members(dependencies: Any, module: Any, names: Mapping[Any, str], model: nn.Module) -> list[_Member]:
+@contextmanager
+def _bounded(most: int) -> Iterator[None]:
+    """Torch-Pruning's walk through a group raises when it names a channel past ``most``: it would never end."""
+    group = tp.dependency.Group
+    add = group.add_dep
+
+    def checked(self: Any, dep: Any, idxs: Any) -> None:
+        if max((i.idx for i in idxs), default=0) >= most:
+            raise OverflowError("its channels multiply without end")
+        add(self, dep, idxs)
+
+    group.add_dep = checked
+    try:
+        yield
+    finally:
+        group.add_dep = add
+
+
+def _members(dependencies: Any, module: Any, names: Mapping[Any, str], model: nn.Module, most: int) -> list[_Member]:
     """The group of all output channels of ``module``, as Torch-Pruning tells it."""
     count = module.weight.shape[0]
     prune = tp.prune_conv_out_channels if isinstance(module, CONVS) else tp.prune_linear_out_channels
     try:
-        group = dependencies.get_pruning_group(module, prune, idxs=list(range(count)))
+        with _bounded(most):
+            group = dependencies.get_pruning_group(module, prune, idxs=list(range(count)))
     except Exception as error:
         raise _Refused(f"its dependencies are not understood ({type(error).__name__}: {first_line(error)})") from error
     members: dict[tuple[str, str], tuple[str, list[int], list[int]]] = {}
@@ -314,9 +338,11 @@ class _Trial:
     def __init__(self, model: nn.Module, example: Tensor, traced: Trace) -> None:
         self._traced = traced
         self._copy = copy.deepcopy(model).requires_grad_(False)
+        _enliven(self._copy)
         # noise on top of the example: an image of zeros would hide mistakes
         generator = torch.Generator().manual_seed(0)
-        self._inputs = example + torch.randn(example.shape, generator=generator).to(example.device)
+        noise = torch.randn(example.shape, generator=generator).to(example.device)
+        self._inputs = (example + noise).clone(memory_format=torch.contiguous_format)
 
     def __call__(self, site: Site, members: list[_Member], layers: Mapping[str, Layer]) -> NDArray[np.float64]:
         """How each activation grows with a channel of the site ``[T]``; raises _Refused."""
@@ -363,6 +389,14 @@ class _Trial:
         finally:
             for module, weight in whole:
                 module._parameters["weight"] = weight
+
+
+def _enliven(model: nn.Module) -> None:
+    """Give parameters that are all zero some noise: behind a branch that gives nothing every mistake is hidden."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.numel() and not bool(parameter.any()):
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
 def _saved_macs(layers: Sequence[Layer], model: nn.Module, kept: Kept) -> int:

@@ -1,5 +1,7 @@
 """Evaluating a policy: nothing of one policy is left in the next, and reconstruction is worth it."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -70,7 +72,7 @@ def test_site_errors_grow_as_sites_shrink(digits):
     for index, site in enumerate(graph.sites):
         errors = [evaluator.error(index, width) for width in range(site.channels, 0, -max(1, site.channels // 8))]
         assert errors[0] == pytest.approx(0, abs=1e-6)
-        assert all(b > a - 1e-6 for a, b in zip(errors, errors[1:], strict=False))
+        assert all(b > a - 1e-6 for a, b in pairwise(errors))
         assert errors[-1] <= len(site.consumers) + 1e-6
 
 

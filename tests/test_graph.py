@@ -345,3 +345,42 @@ def test_a_network_that_fails_on_its_example() -> None:
 def test_a_copy_has_the_same_graph() -> None:
     model, example, graph, _ = built("resnet8")
     assert names(build_graph(copy.deepcopy(model), example)) == names(graph)
+
+
+def test_channels_that_multiply_without_end_are_refused_at_once() -> None:
+    """A product of two feature maps sends the tracer round in circles."""
+
+    class Bilinear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 6, 3), nn.Linear(48, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc((self.a(x).flatten(2) @ self.b(x).flatten(2).transpose(1, 2)).flatten(1))
+
+    with pytest.raises(ModelError, match="nothing to prune"):
+        build_graph(Bilinear().eval(), torch.randn(1, 3, 8, 8))
+
+
+def test_a_dead_branch_hides_nothing() -> None:
+    """Behind a BatchNorm of zeros, as fresh residual branches have, a mirrored sum looks harmless."""
+
+    class Dead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+            self.norm, self.fc = nn.BatchNorm2d(8), nn.Linear(8, 10)
+            nn.init.zeros_(self.norm.weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            y = self.a(x)
+            return self.fc((x + self.norm(self.b(y + y.flip(1)))).mean((2, 3)))
+
+    graph = build_graph(Dead().eval(), torch.randn(1, 3, 8, 8))
+    assert "a" not in [site.name for site in graph.sites]
+
+
+def test_a_model_in_training_mode_is_told() -> None:
+    with pytest.raises(ModelError, match="training mode"):
+        build_graph(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 8, 8))

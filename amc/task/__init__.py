@@ -39,7 +39,8 @@ class Task:
     @property
     def example(self) -> Tensor:
         """One image of the search split, ``[1, C, H, W]``, normalised, on the device."""
-        return self.splits.search.fetch(torch.tensor([0]))[0].to(self.device)
+        image = self.splits.search.fetch(torch.tensor([0]))[0].to(self.device)
+        return image.clone(memory_format=torch.contiguous_format)
 
 
 def make_task(
