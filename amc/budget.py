@@ -116,7 +116,9 @@ class Space:
     def fits(self, choices: ArrayLike) -> NDArray[np.bool_]:
         """Which of the policies ``[B, S]`` meet every limit, ``[B]``."""
         costs = self.model.costs(choices)
-        ok: NDArray[np.bool_] = np.logical_and.reduce([costs[name] <= limit for name, limit in self.limits.items()])
+        ok = np.ones(len(np.atleast_2d(np.asarray(choices))), bool)
+        for name, limit in self.limits.items():
+            ok &= costs[name] <= limit
         return ok
 
     def is_legal(self, choice: Sequence[int]) -> bool:

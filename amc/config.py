@@ -155,6 +155,9 @@ class Config:
         _check(0 < self.search.min_keep <= 1, "min_keep", self.search.min_keep, "above 0 and at most 1")
         _check(self.search.channel_step >= 0, "channel_step", self.search.channel_step, "0 or more")
         _check(self.finetune.candidates >= 1, "candidates", self.finetune.candidates, "at least 1")
+        _check(
+            self.finetune.epochs >= 0 or self.finetune.epochs == -1, "epochs", self.finetune.epochs, "0 or more, or -1"
+        )
         _check(self.finetune.lr > 0, "lr", self.finetune.lr, "above 0")
         _check(self.finetune.batch_size >= 2, "batch_size", self.finetune.batch_size, "at least 2")
         _check(0 <= self.finetune.distillation <= 1, "distillation", self.finetune.distillation, "in [0, 1]")

@@ -104,7 +104,7 @@ def fastest_precision(model: nn.Module, task: Task, plan: Plan, teacher: nn.Modu
         times = []
         for step in range(tried.steps):
             start = time.perf_counter()
-            step_once(step)
+            step_once(step)  # gives the loss, and so waits for the device
             times.append(time.perf_counter() - start)
         seconds[precision] = min(times[1:])
     best = min(seconds, key=lambda p: seconds[p])

@@ -6,7 +6,6 @@ A line that was being written when the machine went down is torn; it is dropped 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -70,13 +69,15 @@ class Journal:
 
 
 def _lock(file: FileIO, path: Path) -> None:
-    """Keep other processes out. Where the file system has no locks there are none."""
+    """Keep other processes out. Where the system has no such locks there are none."""
     try:
+        import fcntl
+
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise BundleError(f"{path.parent} is in use by another run.") from None
-    except OSError:
+    except (OSError, ImportError):
         pass
 
 

@@ -106,8 +106,6 @@ def check(config: Config) -> None:
 
 def open_task(config: Config) -> Task:
     """The task that the configuration names: data, network and device."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
     splits = load_data(config.data)
     images, _ = splits.search.fetch(torch.tensor([0]))
     model = load_model(config.model.name, config.model.weights, images.shape[1], splits.classes, config.data.name)
@@ -150,6 +148,8 @@ def new_folder(config: Config) -> Path:
 def compress_task(task: Task, config: Config, folder: Path, monitor: Monitor | None = None) -> Result:
     """The flow on a task. Whatever the folder's journal holds of an earlier attempt is not done again."""
     check(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)

@@ -30,6 +30,8 @@ class Trained:
 def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
     """Train the configuration's network and write its weights to ``config.out``; resumes where it stopped."""
     show = monitor or Silent()
+    if config.threads:
+        torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     task = open_task(config)
     path = Path(config.out or f"{Path(config.model.name).stem.replace(':', '-')}.safetensors")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from amc.cli import main
+from amc.errors import BundleError
 from amc.journal import Journal
 
 SEARCH = ["--flops", "0.5", "--evaluations", "8", "--candidates", "2", "--threads", "1"]
@@ -121,3 +122,40 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path):
         assert [r["n"] for r in journal.records("evaluation")] == [1]
         journal.append("evaluation", n=3)
     assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 3]
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path: Path):
+    with Journal(tmp_path / "journal.jsonl"), pytest.raises(BundleError, match="is in use by another run"):
+        Journal(tmp_path / "journal.jsonl")
+
+
+def test_a_mistake_seen_before_any_work_leaves_no_folder(tmp_path: Path, capsys):
+    folder = tmp_path / "run"
+    assert main(["search", "--flops", "0.01", "--out", str(folder)]) == 2
+    assert "the least reachable" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_a_damaged_evaluation_is_one_line(tmp_path: Path, capsys):
+    folder = tmp_path / "run"
+    arguments = ["--flops", "0.5", "--searcher", "uniform", "--evaluations", "1", "--finetune-epochs", "0"]
+    assert main(["search", *arguments, "--out", str(folder)]) == 0
+    path = folder / "journal.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    broken = [{"kind": r["kind"]} if r["kind"] == "evaluation" else r for r in lines if r["kind"] != "done"]
+    path.write_text("".join(json.dumps(r) + "\n" for r in broken))
+    capsys.readouterr()
+    assert main(["search", "--resume", str(folder)]) == 2
+    assert "damaged" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_that_names_python_files_is_not_run_without_trust(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("evil.py").write_text("open('ran', 'w')\ndef make():\n    return None\n")
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("data: {name: 'evil.py:make'}\nbudget: {flops: '0.5'}\n")
+    Path("run/result.json").write_text('{"format": "amc-result"}')
+    for arguments in (["search", "--resume", "run"], ["evaluate", "run"]):
+        assert main(arguments) == 2
+        assert "add --trust" in capsys.readouterr().err
+    assert not Path("ran").exists()
