@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from amc.config import Config
     from amc.errors import AmcError
     from amc.policy import Policy
-    from amc.run import Result, run
+    from amc.result import Result
+    from amc.run import run
 
 __version__ = "0.1.0"
 
@@ -29,7 +30,7 @@ _HOME = {
     "Budget": "amc.budget",
     "Config": "amc.config",
     "Policy": "amc.policy",
-    "Result": "amc.run",
+    "Result": "amc.result",
     "apply": "amc.bundle",
     "compress": "amc.api",
     "load": "amc.bundle",

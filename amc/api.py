@@ -20,7 +20,8 @@ from torch import nn
 from amc.budget import Budget
 from amc.config import BudgetConfig, Config, ModelConfig
 from amc.monitor import Monitor
-from amc.run import Result, compress_task, pick_device
+from amc.result import Result
+from amc.run import compress_task, pick_device
 from amc.task import Objective, make_task
 from amc.task.data import splits_of
 from amc.task.metrics import CLASSIFICATION

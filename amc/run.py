@@ -3,69 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-import yaml
-from torch import nn
 
-from amc import bundle
-from amc.budget import UNITS, Budget, Space
-from amc.config import Config, from_yaml, to_dict
-from amc.errors import AmcError, BundleError, ConfigError, ExportError, first_line
-from amc.evaluate import Evaluator
-from amc.export import Parity, check_parity, count_onnx_macs, export_onnx, file_layout
-from amc.files import sweep, write_json, write_text
-from amc.finetune import Plan, asked_precision, fastest_precision, make_plan, train
-from amc.graph import Graph, build_graph
-from amc.importance import load_criterion, rank
+from amc.budget import UNITS, Budget
+from amc.config import Config, from_yaml
+from amc.errors import AmcError, BundleError, ConfigError, first_line
+from amc.files import sweep
+from amc.graph import build_graph
+from amc.importance import load_criterion
 from amc.journal import Journal
-from amc.latency import LatencyProbe, Measurement, Runner, measure
 from amc.monitor import Monitor, Silent
 from amc.plugins import is_plugin
-from amc.policy import Choice, Policy, fingerprint, legal_widths, make_policy
-from amc.problem import Problem, recorded, site_features
-from amc.reconstruct import collect, readers
-from amc.resources import ResourceModel
-from amc.reward import Evaluation, load_reward
+from amc.policy import fingerprint, make_policy
+from amc.result import Result
+from amc.reward import load_reward
 from amc.search import load_searcher
+from amc.stages import Stages
 from amc.summary import Findings, summarise
-from amc.task import Task, evaluate, load_data, load_model, make_task
-from amc.trace import trace
-
-PARITY_SAMPLES = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """What a run gives."""
-
-    model: nn.Module
-    """The pruned, fine-tuned network: an ordinary module, in evaluation mode."""
-    policy: Policy
-    evaluations: tuple[Evaluation, ...]
-    summary: Mapping[str, Any]
-    """What result.json holds."""
-    folder: Path
-
-    def save(self, folder: str | Path) -> Path:
-        """Copy the bundle to another folder."""
-        import shutil
-
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        for name in bundle.FILES:
-            shutil.copyfile(self.folder / name, target / name)
-        return target
+from amc.task import Task, load_data, load_model, make_task
 
 
 def run(
@@ -157,7 +115,7 @@ def compress_task(task: Task, config: Config, folder: Path, monitor: Monitor | N
     with Journal(folder / "journal.jsonl") as journal:
         new = journal.last("run") is None
         try:
-            return _compress(_Flow(task, config, folder, journal, monitor))
+            return _compress(Stages(task, config, folder, journal, monitor))
         except AmcError:
             if new and journal.last("evaluation") is None:  # a mistake seen before any work: no dead folder is left
                 for name in ("journal.jsonl", "config.yaml", "original.onnx"):
@@ -167,7 +125,7 @@ def compress_task(task: Task, config: Config, folder: Path, monitor: Monitor | N
             raise
 
 
-def _compress(flow: _Flow) -> Result:
+def _compress(flow: Stages) -> Result:
     """The stages, one after the other."""
     task, config, folder = flow.task, flow.config, flow.folder
     if flow.journal.last("done") is not None:
@@ -207,263 +165,3 @@ def _compress(flow: _Flow) -> Result:
         precision=flow.precision(),
     )
     return flow.deliver(model, policy, problem, summarise(task, config, policy, found))
-
-
-class _Flow:
-    """The stages of one run, with what they share: the task, the folder, the journal."""
-
-    def __init__(self, task: Task, config: Config, folder: Path, journal: Journal, monitor: Monitor) -> None:
-        self.task, self.config, self.folder = task, config, folder
-        self.pruned_metric = 0.0
-        self.journal, self.monitor = journal, monitor
-        self._bind()
-        write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
-        monitor.say(f"{task.name}; everything goes to {folder} (after an interruption: --resume {folder})")
-
-    def _bind(self) -> None:
-        """A folder belongs to one network, one configuration and one set of splits."""
-        plain = {k: v for k, v in to_dict(self.config).items() if k not in ("out", "threads", "latency_threads")}
-        identity = {
-            "fingerprint": fingerprint(self.task.model),
-            "config": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32],
-            "splits": dict(self.task.splits.provenance),
-        }
-        before = self.journal.last("run")
-        if before is None:
-            self.journal.append("run", **identity)
-            return
-        for part, now in identity.items():
-            if before.get(part) != now:
-                word = {"fingerprint": "network", "config": "configuration", "splits": "data"}[part]
-                raise BundleError(f"{self.folder} was begun with another {word}: name another --out.")
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Shown, timed and journalled; time spent before an interruption counts."""
-        start = time.perf_counter()
-        self.monitor.begin(name)
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - start
-            with contextlib.suppress(OSError):  # the disk may be what stopped the stage
-                self.journal.append("stage", name=name, seconds=round(seconds, 3))
-        self.monitor.end(seconds)
-
-    def finished(self) -> Result:
-        """The result of a run that has ended already."""
-        model = bundle.load(self.task.model, self.folder, self.task.example)
-        policy = Policy.load(self.folder / "policy.json")
-        evaluations = tuple(recorded(self.journal))
-        return Result(model, policy, evaluations, bundle.read_result(self.folder), self.folder)
-
-    def space(self, graph: Graph) -> Space:
-        """Legal widths under the budget, with exact costs."""
-        original = self.folder / "original.onnx"
-        if not original.exists():
-            export_onnx(self.task.model, self.task.example, original)
-        resources = ResourceModel(graph, self.task.model, file_layout(original, graph, self.task.model))
-        search = self.config.search
-        settings = tuple(legal_widths(s.channels, search.min_keep, search.channel_step) for s in graph.sites)
-        limits = Budget.from_config(self.config.budget).limits(resources.cost([s.channels for s in graph.sites]))
-        return Space(tuple(s.name for s in graph.sites), settings, resources, limits)
-
-    def calibrate(self, graph: Graph, space: Space) -> Evaluator:
-        """Moments, the channels' order, and whether recalibrating BatchNorm helps."""
-        search, task = self.config.search, self.task
-        moments = collect(task, readers(graph, task.model), self.config.seed, progress=self.monitor.progress)
-        orders = rank(search.criterion, graph, task.model, moments)
-        evaluator = Evaluator(task, graph, orders, moments, search.reconstruct)
-        if search.recalibrate == "auto":
-            evaluator.recalibrate = self._recalibration_helps(evaluator, space.fit(np.ones(len(space.names))))
-        else:
-            evaluator.recalibrate = search.recalibrate == "on"
-        return evaluator
-
-    def _recalibration_helps(self, evaluator: Evaluator, choice: Choice) -> bool:
-        known = self.journal.last("recalibrate")
-        if known is None:
-            losses = {}
-            for tried in (False, True):
-                evaluator.recalibrate = tried
-                losses[tried] = evaluator(choice).loss
-            self.journal.append("recalibrate", helps=losses[True] < losses[False])
-            known = self.journal.last("recalibrate")
-        assert known is not None
-        return bool(known["helps"])
-
-    def search(self, graph: Graph, space: Space, evaluator: Evaluator) -> Problem:
-        """Let the searcher propose policies."""
-        search, best = self.config.search, -np.inf
-
-        def observe(evaluation: Evaluation, proposals: int) -> None:
-            nonlocal best
-            best = max(best, evaluation.metric if evaluation.error is None else -np.inf)
-            shown = f"best {self.task.objective.name} {100 * best:.2f} %" if best > -np.inf else "no policy works yet"
-            self.monitor.progress(proposals / search.evaluations, f"{shown} before fine-tuning")
-
-        reward = load_reward(search.reward)
-        probe = self._probe(graph, evaluator) if getattr(reward, "needs_latency", False) else None
-        problem = Problem(space, site_features(graph), evaluator, reward, self.journal, observe, probe, evaluator.error)
-        load_searcher(search.searcher)(problem, search.evaluations, self.config.seed)
-        failed = [e for e in problem.evaluations if e.error is not None]
-        if len(failed) == len(problem.evaluations):
-            raise ConfigError(f"every evaluation failed; the first: {failed[0].error}")
-        if failed:
-            self.monitor.say(f"{len(failed)} of {len(problem.evaluations)} evaluations failed: {failed[0].error}")
-        return problem
-
-    def _probe(self, graph: Graph, evaluator: Evaluator) -> Callable[[Choice], dict[str, float]]:
-        """Measures a policy's latency on ONNX Runtime."""
-        original = self.folder / "original.onnx"
-        layout = file_layout(original, graph, self.task.model)
-        scale = self.journal.last("latency-scale")
-        probe = LatencyProbe(
-            original, layout, self.task.example.cpu().numpy(), self.config.latency_threads,
-            None if scale is None else scale["ms"],
-        )  # fmt: skip
-        if scale is None:
-            self.journal.append("latency-scale", ms=probe.original_ms)
-        cut = True
-        try:
-            probe(evaluator.kept(tuple(site.channels - 1 for site in graph.sites)))
-        except ExportError:
-            cut = False  # the file holds a width elsewhere, as a Reshape does: each policy is exported anew
-
-        def measured(choice: Choice) -> dict[str, float]:
-            if cut:
-                return {"latency": probe(evaluator.kept(choice))}
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, "policy.onnx")
-                export_onnx(evaluator.network(choice), self.task.example, path)
-                return {"latency": probe.time(path.read_bytes())}
-
-        return measured
-
-    @property
-    def epochs(self) -> float:
-        """Epochs of fine-tuning: the user's, or what suits the data."""
-        asked = self.config.finetune.epochs
-        return asked if asked >= 0 else self.task.splits.epochs
-
-    def choose(self, problem: Problem, evaluator: Evaluator) -> tuple[Choice, list[dict[str, Any]]]:
-        """Fine-tune the best few briefly and take the winner: scores before training do not tell it."""
-        best = problem.best(self.config.finetune.candidates)
-        share = self.config.finetune.trial_share
-        if self.epochs == 0 or share == 0 or len(best) == 1:
-            return best[0].choice, [_candidate(e, None, i == 0) for i, e in enumerate(best)]
-        known = {tuple(r["choice"]): (r["loss"], r["metric"]) for r in self.journal.records("trial")}
-        scores = []
-        for index, candidate in enumerate(best):
-            if candidate.choice not in known:
-                model = evaluator.pruned(candidate.choice)
-                train(model, self.task, self._plan(share * self.epochs, model), self.task.model,
-                      progress=lambda done, _, i=index: self.monitor.progress((i + done) / len(best)))  # type: ignore[misc]  # fmt: skip
-                loss, metric = evaluate(model, self.task, self.task.splits.search)
-                self.journal.append("trial", choice=list(candidate.choice), loss=loss, metric=metric)
-                known[candidate.choice] = (loss, metric)
-            scores.append(known[candidate.choice])
-            top = max(metric for _, metric in scores)
-            self.monitor.progress(
-                (index + 1) / len(best), f"best {100 * top:.2f} % after {100 * share:.0f} % of the training"
-            )
-        winner = min(range(len(best)), key=lambda i: (-scores[i][1], scores[i][0]))
-        told = [_candidate(e, scores[i][1], i == winner) for i, e in enumerate(best)]
-        return best[winner].choice, told
-
-    def precision(self) -> str:
-        """The precision of training that was chosen or asked for."""
-        known = self.journal.last("precision")
-        return str(known["name"]) if known else self.config.finetune.precision
-
-    def _plan(self, epochs: float, model: nn.Module) -> Plan:
-        plan = make_plan(self.config.finetune, self.task, epochs, self.config.seed)
-        precision = asked_precision(self.config.finetune)
-        if precision is None:
-            known = self.journal.last("precision")
-            precision = known["name"] if known else fastest_precision(model, self.task, plan, self.task.model)
-            if known is None:
-                self.journal.append("precision", name=precision)
-        return replace(plan, precision=precision)
-
-    def finetune(self, model: nn.Module) -> nn.Module:
-        """Train the chosen network for good, with checkpoints."""
-        self.pruned_metric = evaluate(model, self.task, self.task.splits.search)[1]
-        if self.epochs > 0:
-            train(model, self.task, self._plan(self.epochs, model), self.task.model, self.folder / "checkpoint.pt",
-                  lambda done, loss: self.monitor.progress(done, f"loss {loss:.3f}"))  # fmt: skip
-        return model
-
-    def export(self, model: nn.Module) -> Parity:
-        """Write model.onnx and see that ONNX Runtime computes what torch does."""
-        path, search = self.folder / "model.onnx", self.task.splits.search
-        export_onnx(model, self.task.example, path)
-        images, _ = search.fetch(torch.arange(min(PARITY_SAMPLES, len(search))))
-        return check_parity(model.cpu(), path, images, Runner(path))
-
-    def prove(self, space: Space, model: nn.Module) -> list[dict[str, Any]]:
-        """Hold every limit against what was exported."""
-        path, traced = self.folder / "model.onnx", trace(model.cpu(), self.task.example.cpu())
-        found = {
-            "macs": (max(count_onnx_macs(path, self.task.example), traced.macs), "counted in model.onnx"),
-            "size": (path.stat().st_size, "bytes of model.onnx"),
-            "params": (sum(p.numel() for p in model.parameters()), "counted in the pruned network"),
-            "memory": (4 * int((traced.live @ traced.sizes).max()), "traced in the pruned network"),
-        }
-        proof = []
-        for resource, limit in space.limits.items():
-            value, how = found[resource]
-            proof.append({"resource": resource, "unit": UNITS[resource], "limit": limit, "exported": value,
-                          "met": value <= limit, "how": how})  # fmt: skip
-        broken = [p for p in proof if not p["met"]]
-        if broken:
-            p = broken[0]
-            raise ExportError(
-                f"the exported model has {p['exported']:,.0f} {p['unit']}, over the limit of {p['limit']:,.0f}."
-            )
-        return proof
-
-    def measure(self) -> Measurement:
-        """Time both networks side by side on one image."""
-        models = {"original": self.folder / "original.onnx", "final": self.folder / "model.onnx"}
-        inputs = self.task.example.cpu().numpy()
-        return measure(
-            models, inputs, self.config.latency_threads, seed=self.config.seed, progress=self.monitor.progress
-        )
-
-    def test(self, model: nn.Module) -> dict[str, float]:
-        """Both networks on the search split and, once, on the test split."""
-        known, model = self.journal.last("test"), model.to(self.task.device)
-        if known is None:
-            scores = {
-                f"{name}_{part}": evaluate(network, self.task, split)[1]
-                for part, split in (("search", self.task.splits.search), ("test", self.task.splits.test))
-                for name, network in (("original", self.task.model), ("final", model))
-            }
-            self.journal.append("test", scores=scores)
-            known = {"scores": scores}
-        scores = known["scores"]
-        self.monitor.progress(1.0, f"{self.task.objective.name} {100 * scores['final_test']:.2f} % on the test split")
-        return dict(scores)
-
-    def stages(self) -> list[dict[str, Any]]:
-        seconds: dict[str, float] = {}
-        for record in self.journal.records("stage"):
-            seconds[record["name"]] = seconds.get(record["name"], 0.0) + record["seconds"]
-        return [{"name": name, "seconds": round(total, 2)} for name, total in seconds.items()]
-
-    def deliver(self, model: nn.Module, policy: Policy, problem: Problem, summary: dict[str, Any]) -> Result:
-        """Write the rest of the bundle; result.json comes last but for the reports made of it."""
-        from amc.reports import write_reports
-
-        bundle.save_weights(model, self.folder / "model.safetensors")
-        policy.save(self.folder / "policy.json")
-        write_json(self.folder / "result.json", summary)
-        write_reports(self.folder)
-        self.journal.append("done")
-        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
-        return Result(model, policy, tuple(problem.evaluations), summary, self.folder)
-
-
-def _candidate(evaluation: Evaluation, after: float | None, chosen: bool) -> dict[str, Any]:
-    return {"choice": list(evaluation.choice), "before": evaluation.metric, "after": after, "chosen": chosen}

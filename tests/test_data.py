@@ -19,7 +19,6 @@ from amc.task.data import (
     Augmentation,
     DatasetSplit,
     HeldSplit,
-    ImageFiles,
     ImageSplit,
     Split,
     Splits,
@@ -29,6 +28,7 @@ from amc.task.data import (
     split_members,
     splits_of,
 )
+from amc.task.images import ImageFiles
 
 PARTS = ("train", "calibration", "search", "test")
 

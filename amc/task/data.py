@@ -9,7 +9,6 @@ import gzip
 import hashlib
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +22,6 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from amc.config import DataConfig
 from amc.errors import AmcError, ConfigError, DataError, did_you_mean, first_line
 from amc.plugins import is_plugin, load_plugin
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Split(Protocol):
@@ -166,7 +163,9 @@ def load_data(config: DataConfig) -> Splits:
     """The splits that the configuration names."""
     name, seed = config.name, config.seed
     if name.startswith("imagefolder:"):
-        return _imagefolder(Path(name.removeprefix("imagefolder:")), config, seed)
+        from amc.task.images import imagefolder
+
+        return imagefolder(Path(name.removeprefix("imagefolder:")), config, seed)
     if is_plugin(name):
         return _from_plugin(name, config)
     if name not in _SOURCES:
@@ -199,7 +198,7 @@ def splits_of(train: Any, test: Any, search: Any, config: DataConfig, source: st
     sources = {"train": _source(train, "train"), "test": _source(test, "test")}
     count = len(sources["train"][0])
     if search is None:
-        calibration, chosen, rest = _holdout(count, config, config.seed, config.search)
+        calibration, chosen, rest = holdout(count, config, config.seed, config.search)
         sources["search"] = sources["train"]
     else:
         calibration, rest = split_members(count, [min(config.calibration, count // 4)], config.seed)
@@ -214,7 +213,7 @@ def splits_of(train: Any, test: Any, search: Any, config: DataConfig, source: st
     parts: dict[str, Split] = {part: DatasetSplit(*sources[part], members[part]) for part in members}
     for part in ("calibration", "search"):  # read once: a loader's augmentation must not change them as we go
         parts[part] = _readable(parts[part], part)
-    return Splits(**parts, classes=None, source=source, epochs=2.0, provenance=_record(config.seed, **members))
+    return Splits(**parts, classes=None, source=source, epochs=2.0, provenance=record(config.seed, **members))
 
 
 def _readable(split: Split, part: str) -> Split:
@@ -255,14 +254,14 @@ def digest(members: Tensor) -> str:
     return hashlib.sha256(members.numpy().astype("<i8").tobytes()).hexdigest()[:16]
 
 
-def _record(seed: int, **members: Tensor) -> dict[str, Any]:
+def record(seed: int, **members: Tensor) -> dict[str, Any]:
     return {
         "seed": seed,
         **{part: {"count": len(m), "digest": digest(m)} for part, m in members.items()},
     }
 
 
-def _holdout(count: int, config: DataConfig, seed: int, search: int) -> list[Tensor]:
+def holdout(count: int, config: DataConfig, seed: int, search: int) -> list[Tensor]:
     """Calibration, search and train out of one set of images, never more than a quarter of it each."""
     calibration = min(config.calibration, count // 4)
     return split_members(count, [calibration, min(search, config.search, count // 4)], seed)
@@ -278,8 +277,8 @@ def _from_arrays(
     source: str,
     epochs: float = 2.0,
 ) -> Splits:
-    mean, std = _normalisation(config, defaults, train[0].shape[1])
-    calibration, search, rest = _holdout(len(train[0]), config, seed, 5000)
+    mean, std = normalisation(config, defaults, train[0].shape[1])
+    calibration, search, rest = holdout(len(train[0]), config, seed, 5000)
     everything = torch.arange(len(test[0]))
     return Splits(
         ImageSplit(*train, rest, mean, std, augmentation),
@@ -289,11 +288,11 @@ def _from_arrays(
         int(train[1].max()) + 1,
         source,
         epochs,
-        _record(seed, train=rest, calibration=calibration, search=search, test=everything),
+        record(seed, train=rest, calibration=calibration, search=search, test=everything),
     )
 
 
-def _normalisation(
+def normalisation(
     config: DataConfig, defaults: tuple[tuple[float, ...], tuple[float, ...]], channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     mean, std = config.mean or defaults[0], config.std or defaults[1]
@@ -398,116 +397,3 @@ _SOURCES: dict[str, Callable[[DataConfig, int], Splits]] = {
     "cifar10": _cifar("CIFAR10", (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
     "cifar100": _cifar("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
-
-
-class ImageFiles:
-    """Image files, decoded by a pool of threads and kept as uint8 while they fit into ``keep_bytes``."""
-
-    def __init__(self, files: Sequence[str], size: tuple[int, int], keep_bytes: int = 2 << 30) -> None:
-        self._files = list(files)
-        self._size = size
-        self._pool = ThreadPoolExecutor(thread_name_prefix="decode")
-        keeps = len(files) * 3 * size[0] * size[1] <= keep_bytes
-        self._kept = torch.empty((len(files), 3, *size), dtype=torch.uint8) if keeps else None
-        self._present = torch.zeros(len(files), dtype=torch.bool)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, indices: Tensor) -> Tensor:
-        if self._kept is None:
-            return torch.stack(list(self._pool.map(self._decode, indices.tolist())))
-        missing = indices[~self._present[indices]]
-        if len(missing):
-            for index, image in zip(missing.tolist(), self._pool.map(self._decode, missing.tolist()), strict=True):
-                self._kept[index] = image
-            self._present[missing] = True
-        return self._kept[indices]
-
-    def _decode(self, index: int) -> Tensor:
-        from PIL import Image, ImageOps
-
-        height, width = self._size
-        try:
-            with Image.open(self._files[index]) as image:
-                rgb = image.convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"cannot read the image {self._files[index]}: {error}.") from None
-        if rgb.size != (width, height):
-            rgb = ImageOps.fit(rgb, (width, height), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-
-
-def _imagefolder(root: Path, config: DataConfig, seed: int) -> Splits:
-    """``root/train``, ``root/val`` and ``root/test``, each CLASS/image; or ``root/CLASS/image`` alone.
-
-    Without ``val`` the search split is held out from ``train``; without ``test``, ``val`` is the test split.
-    """
-    parts = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()} or {"train": root}
-    if "train" not in parts:
-        raise DataError(f"{root} has {', '.join(sorted(parts))} but no train/ folder.")
-    if len(parts) == 2:
-        parts = {"train": parts["train"], "test": parts.get("test", parts.get("val", root))}
-    listed = {part: _list_images(folder) for part, folder in parts.items()}
-    classes = listed["train"][2]
-    for part, (_, _, names) in listed.items():
-        if names != classes:
-            raise DataError(f"{parts[part]} has the classes {names}, but {parts['train']} has {classes}.")
-    size = _image_size(listed["train"][0][0], config.image_size)
-    sets = {part: (ImageFiles(files, size), torch.tensor(labels)) for part, (files, labels, _) in listed.items()}
-    mean, std = _normalisation(config, (IMAGENET_MEAN, IMAGENET_STD), 3)
-    train, labels = sets["train"]
-    count = len(train)
-    if len(sets) == 3:
-        calibration, rest = split_members(count, [min(config.calibration, count // 4)], seed)
-        search_set, test_set = sets["val"], sets["test"]
-        search = split_members(len(search_set[0]), [config.search], seed)[0]
-        test = torch.arange(len(test_set[0]))
-    elif len(sets) == 2:
-        calibration, search, rest = _holdout(count, config, seed, 5000)
-        search_set, test_set = sets["train"], sets["test"]
-        test = torch.arange(len(test_set[0]))
-    else:
-        held = min(5000, count // 5)
-        sizes = [held, min(config.search, held), min(config.calibration, held)]
-        test, search, calibration, rest = split_members(count, sizes, seed)
-        search_set = test_set = sets["train"]
-    for part, members in (("train", rest), ("calibration", calibration), ("search", search), ("test", test)):
-        if len(members) < 2:
-            raise DataError(f"{root} has {count} training images: too few for the {part} split.")
-    augmentation = Augmentation(pad=max(1, size[0] // 8), flip=True)
-    return Splits(
-        ImageSplit(train, labels, rest, mean, std, augmentation),
-        ImageSplit(train, labels, calibration, mean, std),
-        ImageSplit(*search_set, search, mean, std),
-        ImageSplit(*test_set, test, mean, std),
-        len(classes),
-        f"image folder {root.name}",
-        2.0,
-        _record(seed, train=rest, calibration=calibration, search=search, test=test),
-    )
-
-
-def _list_images(folder: Path) -> tuple[list[str], list[int], list[str]]:
-    from torchvision.datasets import ImageFolder
-
-    try:
-        found = ImageFolder(str(folder))
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        reason = "it does not exist" if not folder.exists() else str(error).splitlines()[0]
-        raise DataError(f"no images in {folder}: {reason}. Expected CLASS/image.jpg in it.") from None
-    return [path for path, _ in found.samples], [label for _, label in found.samples], list(found.classes)
-
-
-def _image_size(first: str, asked: int | None) -> tuple[int, int]:
-    from PIL import Image
-
-    if asked is not None:
-        if asked < 1:
-            raise ConfigError(f"--image-size is {asked}, but must be at least 1.")
-        return asked, asked
-    try:
-        with Image.open(first) as image:
-            return image.height, image.width
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read the image {first}: {error}.") from None
