@@ -28,6 +28,8 @@ def start(folder: Path, *options: str) -> subprocess.Popen:
             [sys.executable, "-m", "amc", "search", *(options or (*QUICK, "--out", str(folder)))],
             stdout=subprocess.DEVNULL,
             stderr=log,
+            # where the tests run in the background of a script, children would inherit that Ctrl-C is ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 
