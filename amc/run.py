@@ -155,7 +155,7 @@ def _compress(flow: Stages) -> Result:
         limits=space.limits,
         evaluations=len(problem.evaluations),
         recalibrate=evaluator.recalibrate,
-        pruned_metric=flow.pruned_metric,
+        pruned_metric=next(e.metric for e in problem.evaluations if e.choice == chosen),
         candidates=candidates,
         proof=proof,
         parity=parity,

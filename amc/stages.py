@@ -48,7 +48,6 @@ class Stages:
 
     def __init__(self, task: Task, config: Config, folder: Path, journal: Journal, monitor: Monitor) -> None:
         self.task, self.config, self.folder = task, config, folder
-        self.pruned_metric = 0.0
         self.journal, self.monitor = journal, monitor
         self._bind()
         write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
@@ -222,7 +221,6 @@ class Stages:
 
     def finetune(self, model: nn.Module) -> nn.Module:
         """Train the chosen network for good, with checkpoints."""
-        self.pruned_metric = evaluate(model, self.task, self.task.splits.search)[1]
         if self.epochs > 0:
             train(model, self.task, self._plan(self.epochs, model), self.task.model, self.folder / "checkpoint.pt",
                   lambda done, loss: self.monitor.progress(done, f"loss {loss:.3f}"))  # fmt: skip
@@ -238,8 +236,10 @@ class Stages:
     def prove(self, space: Space, model: nn.Module) -> list[dict[str, Any]]:
         """Hold every limit against what was exported."""
         path, traced = self.folder / "model.onnx", trace(model.cpu(), self.task.example.cpu())
+        counted = count_onnx_macs(path, self.task.example)
+        how = "counted in model.onnx" if counted >= traced.macs else "traced in the pruned network"
         found = {
-            "macs": (max(count_onnx_macs(path, self.task.example), traced.macs), "counted in model.onnx"),
+            "macs": (max(counted, traced.macs), how),
             "size": (path.stat().st_size, "bytes of model.onnx"),
             "params": (sum(p.numel() for p in model.parameters()), "counted in the pruned network"),
             "memory": (4 * int((traced.live @ traced.sizes).max()), "traced in the pruned network"),
