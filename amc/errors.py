@@ -9,7 +9,8 @@
     ├── BudgetError      a limit that cannot be met
     ├── PolicyError      a policy of another network, or a broken one
     ├── BundleError      a run folder or bundle that is not one
-    └── ExportError      the ONNX model could not be made, or does not do what the network does
+    ├── ExportError      the ONNX model could not be made, or does not do what the network does
+    └── LatencyError     a latency model or a device that gives no milliseconds
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ class BundleError(AmcError):
 
 class ExportError(AmcError):
     """The ONNX model could not be made, or does not compute what the network computes."""
+
+
+class LatencyError(AmcError):
+    """A latency model or a device that gives no milliseconds."""
 
 
 def first_line(error: BaseException) -> str:

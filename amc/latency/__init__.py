@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from amc.latency.measure import Latency, Measurement, measure
+from amc.latency.model import (
+    LatencyModel,
+    LatencyProblem,
+    LayerShape,
+    Length,
+    Predictor,
+    layer_shapes,
+    load_latency_model,
+    runs_code,
+)
 from amc.latency.probe import LatencyProbe
 from amc.latency.session import Runner
 
-__all__ = ["Latency", "LatencyProbe", "Measurement", "Runner", "measure"]
+__all__ = [
+    "Latency", "LatencyModel", "LatencyProbe", "LatencyProblem", "LayerShape", "Length", "Measurement", "Predictor",
+    "Runner", "layer_shapes", "load_latency_model", "measure", "runs_code",
+]  # fmt: skip

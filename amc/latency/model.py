@@ -1,0 +1,255 @@
+"""Latency models: what says how many milliseconds a policy takes on a device.
+
+A model is an object with these attributes, a class of the user's own included:
+
+=====================  ==========================================================================================
+``name``               what reports call it
+``unit``               ``"ms"``; anything else is refused
+``prepare(problem)``   optional: called once, before the first prediction, with a `LatencyProblem`
+``predict(widths)``    milliseconds of one inference, a finite number above 0, given the channels kept at every
+                       site; the same for the same widths; better under 0.1 ms, since a search asks often
+``predict_all(rows)``  optional: the same for many policies at once, ``[B, S] -> [B]``, sites in the problem's order
+``measures``           optional: True where a prediction takes a measurement of seconds; it is then asked of few
+``any_speed``          optional: True for a device a hundred times as fast as this machine; otherwise so small a
+                       number is taken for seconds
+=====================  ==========================================================================================
+
+Whatever a model does is held against that (`Predictor`), and what is wrong is told in one line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from amc.channels import Axis
+from amc.errors import AmcError, ConfigError, LatencyError, did_you_mean, first_line
+from amc.graph import Graph
+from amc.plugins import is_plugin, load_plugin
+
+GROUP = "amc.latency_models"
+COMMAND = "command:"
+TABLES = (".csv", ".json")
+SUSPICIOUS = 0.01
+"""A device this many times this machine's time for the original: rather a model that gives seconds."""
+
+Widths = Mapping[str, int]
+"""For every site, by name in forward order, the channels kept."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long an axis of a layer is: ``constant + Σ per_channel[site] · widths[site]``."""
+
+    constant: int
+    per_channel: Mapping[str, int]
+
+    def __call__(self, widths: Widths) -> int:
+        return self.constant + sum(n * widths[site] for site, n in self.per_channel.items())
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """A convolution or linear layer. ``inputs`` and ``outputs`` are its channels; a depthwise layer's are alike."""
+
+    name: str
+    kind: str
+    """conv or linear."""
+    inputs: Length
+    outputs: Length
+    taps: int
+    """Elements of the kernel."""
+    positions: int
+    """Output positions of one inference, over all calls of the layer."""
+    depthwise: bool
+
+
+def _once(key: str, measure: Callable[[], float]) -> float:
+    return measure()
+
+
+@dataclass(frozen=True, eq=False)
+class LatencyProblem:
+    """What a latency model is told of the network and of the search."""
+
+    full: Widths
+    """The original's widths."""
+    settings: Mapping[str, tuple[int, ...]]
+    """For every site the widths that may be chosen, ascending; the last is the original's."""
+    layers: tuple[LayerShape, ...]
+    """In forward order."""
+    original: Path
+    """The original's ONNX file."""
+    input_shape: tuple[int, ...]
+    """Of one inference, batch included."""
+    threads: int
+    """That latency is to be measured with."""
+    cut: Callable[[Widths], bytes]
+    """The ONNX model of any policy, with weights of the original: good for measuring, not for computing."""
+    remember: Callable[[str, Callable[[], float]], float] = _once
+    """``remember(key, measure)``: what ``measure()`` gave for this key, which the run's journal keeps."""
+    original_ms: float | None = None
+    """What the original takes on this machine, where that is known."""
+    timeout: float = 120.0
+    """Longest time in seconds that a measurement may take."""
+    progress: Callable[[str], None] = lambda note: None
+    """Told of every measurement, which may take seconds."""
+
+    @property
+    def smallest(self) -> Widths:
+        """Every site cut as far as allowed."""
+        return {site: settings[0] for site, settings in self.settings.items()}
+
+
+class LatencyModel(Protocol):
+    """Milliseconds of one inference; what is optional is told at the top of this file."""
+
+    name: str
+    unit: str
+
+    def predict(self, widths: Widths) -> float: ...
+
+
+class Predictor:
+    """A latency model with all that it says checked. Raises LatencyError."""
+
+    def __init__(self, model: LatencyModel, problem: LatencyProblem) -> None:
+        """Prepare the model and ask it for the original and for the smallest network."""
+        self.model, self.name = model, str(getattr(model, "name", type(model).__name__))
+        self.measures = bool(getattr(model, "measures", False))
+        self._sites = tuple(problem.full)
+        self._all = getattr(model, "predict_all", None)
+        unit = getattr(model, "unit", None)
+        if unit != "ms":
+            raise LatencyError(f"the latency model {self.name} has the unit {unit!r}, but must give 'ms'.")
+        if not callable(getattr(model, "predict", None)):
+            raise LatencyError(f"the latency model {self.name} has no method predict(widths).")
+        prepare = getattr(model, "prepare", None)
+        if prepare is not None:
+            self._asked("prepare", lambda: prepare(problem))
+        self.original = self.predict(problem.full)
+        self._check(problem)
+
+    def _check(self, problem: LatencyProblem) -> None:
+        smallest = self.predict(problem.smallest)
+        if smallest > self.original:
+            raise LatencyError(
+                f"the latency model {self.name} gives {smallest:g} ms for the smallest network but "
+                f"{self.original:g} ms for the original: it does not follow the widths."
+            )
+        here = problem.original_ms
+        if here and self.original < SUSPICIOUS * here and not getattr(self.model, "any_speed", False):
+            raise LatencyError(
+                f"the latency model {self.name} gives {self.original:g} ms for the original, which takes {here:.3g} ms "
+                "on this machine: are these seconds? If the device is that fast, set any_speed (docs/extending.md)."
+            )
+
+    def predict(self, widths: Widths) -> float:
+        """Milliseconds of one policy."""
+        found = self._asked("predict", lambda: self.model.predict(widths))
+        return self._number(found, widths)
+
+    def __call__(self, choices: ArrayLike) -> NDArray[np.float64]:
+        """Milliseconds ``[B]`` of the widths ``choices [B, S]``."""
+        rows = np.atleast_2d(np.asarray(choices, np.int64))
+        if self._all is None:
+            return np.array([self.predict(dict(zip(self._sites, row, strict=True))) for row in rows.tolist()])
+        try:
+            found = np.asarray(self._asked("predict_all", lambda: self._all(rows)), np.float64)  # type: ignore[misc]
+        except (TypeError, ValueError):
+            raise LatencyError(f"the latency model {self.name} gives no numbers from predict_all.") from None
+        if found.shape != (len(rows),):
+            raise LatencyError(
+                f"the latency model {self.name} gives {list(found.shape)} numbers for {len(rows)} policies."
+            )
+        wrong = np.flatnonzero(~(np.isfinite(found) & (found > 0)))
+        if len(wrong):
+            self._number(float(found[wrong[0]]), dict(zip(self._sites, rows[wrong[0]].tolist(), strict=True)))
+        return found
+
+    def _asked(self, method: str, call: Callable[[], Any]) -> Any:
+        """What the model answers. Whatever a plug-in throws is its user's mistake."""
+        try:
+            return call()
+        except AmcError:
+            raise
+        except Exception as error:
+            raise LatencyError(
+                f"the latency model {self.name} fails in {method}: {type(error).__name__}: {first_line(error)}"
+            ) from error
+
+    def _number(self, found: Any, widths: Widths) -> float:
+        try:
+            ms = float(found)
+        except (TypeError, ValueError):
+            raise LatencyError(f"the latency model {self.name} gives {found!r}, which is no number.") from None
+        if not (math.isfinite(ms) and ms > 0):
+            told = ", ".join(f"{site} {width}" for site, width in list(widths.items())[:3])
+            raise LatencyError(
+                f"the latency model {self.name} gives {ms} ms for the widths {told} …: it must be above 0."
+            )
+        return ms
+
+
+def runs_code(name: str) -> bool:
+    """Whether a latency model of that name runs a Python file or a command of the user's."""
+    return is_plugin(name) or name.startswith(COMMAND)
+
+
+def load_latency_model(name: str) -> LatencyModel:
+    """A model by the name of an installed entry point, ``file.py:Class``, a table file, or ``command:...``."""
+    from amc.latency.command import CommandModel
+    from amc.latency.lookup import TableModel
+
+    if name.startswith(COMMAND):
+        return CommandModel(name.removeprefix(COMMAND))
+    if is_plugin(name):
+        return _made(load_plugin(name), name)
+    if name.lower().endswith(TABLES):
+        return TableModel(Path(name))
+    installed = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
+    if name not in installed:
+        known = [*installed, "file.py:Class", "table.csv", "command:./measure.sh {onnx}"]
+        raise ConfigError(f"unknown latency model '{name}'.{did_you_mean(name, known)}")
+    try:
+        return _made(installed[name].load(), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"the latency model {name} cannot be loaded: {first_line(error)}") from error
+
+
+def _made(factory: Callable[[], Any], name: str) -> LatencyModel:
+    try:
+        model: LatencyModel = factory()
+    except Exception as error:
+        raise ConfigError(f"the latency model {name} fails: {type(error).__name__}: {first_line(error)}") from error
+    return model
+
+
+def layer_shapes(graph: Graph) -> tuple[LayerShape, ...]:
+    """The convolutions and linear layers of a network, in forward order."""
+    order = list(graph.trace.layers)
+    found = []
+    for layer in graph.layers:
+        if layer.positions and layer.name in graph.trace.layers:
+            call = graph.trace.layers[layer.name]
+            where = 0 if layer.kind == "conv" else -1
+            outputs = _length(layer.output, call.output[where], graph)
+            inputs = outputs if layer.depthwise else _length(layer.input, call.input[where], graph)
+            found.append(
+                LayerShape(layer.name, layer.kind, inputs, outputs, layer.taps, layer.positions, layer.depthwise)
+            )
+    return tuple(sorted(found, key=lambda shape: order.index(shape.name)))
+
+
+def _length(axis: Axis | None, length: int, graph: Graph) -> Length:
+    if axis is None:
+        return Length(length, {})
+    slopes, constant = axis.counts(len(graph.sites))
+    return Length(constant, {s.name: int(n) for s, n in zip(graph.sites, slopes, strict=True) if n})
