@@ -59,8 +59,9 @@ class Budget:
 def parse_limit(field: str, value: float | str, original: float) -> float:
     """One limit as an absolute number: up to 1 without a unit, or with %, is a share of ``original``."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[a-zA-Z]*)\s*", str(value), re.IGNORECASE)
-    scales = _BYTES if field in ("size", "memory") else _COUNT
-    example = "0.5, 50% or 500KB" if field in ("size", "memory") else "0.5, 50% or 20M"
+    in_bytes = field.endswith(("size", "memory"))
+    scales = _BYTES if in_bytes else _COUNT
+    example = "0.5, 50% or 500KB" if in_bytes else "0.5, 50% or 20M"
     unit = match[2].upper() if match else ""
     if match is None or not (unit in scales or unit in ("", "%")):
         raise BudgetError(f"--{field} is {value!r}, but must be like {example}.")

@@ -34,6 +34,13 @@ EPILOG = {
     "measure": """examples:
   amc measure original.onnx model.onnx            how much faster, and how sure that is
   amc measure a.onnx b.onnx --threads 2 --seconds 60""",
+    "batch": """examples:
+  amc batch configs/batch-digits.yaml             every run of the matrix that is not done yet; again to go on
+  amc batch my.yaml --dry-run                     what would run, for how long, and what is there already
+  amc batch my.yaml --workers 4 --out DIR
+docs/batch.md describes the file.""",
+    "status": """examples:
+  amc status amc-runs/batch-digits                while a batch or a run is at work, or after it""",
     "searchers": "",
 }
 
@@ -328,6 +335,105 @@ def _measure(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _add_batch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE.yaml", help="the matrix of runs")
+    parser.add_argument("--out", metavar="DIR", help="folder of the batch, one folder a run in it [amc-runs/FILE]")
+    parser.add_argument("--dry-run", action="store_true", help="show what would run, and run nothing")
+    parser.add_argument("--workers", metavar="N", default="1", help="runs at a time; the cores are shared out [1]")
+    parser.add_argument("--retries", metavar="N", help="more attempts at a run that crashed [the file's, or 1]")
+    parser.add_argument("--worker-memory", metavar="SIZE", help="most memory of one run (4GB, 512MiB) [no limit]")
+    parser.add_argument("--yes", action="store_true", help="do begin with a matrix of very many runs")
+
+
+def _batch(parsed: argparse.Namespace) -> int:
+    from amc.batch.matrix import read_matrix
+    from amc.batch.plan import plan
+    from amc.batch.pool import Limits
+    from amc.batch.run import refuse_many, run_batch, threads_of
+    from amc.batch.screen import Screen
+
+    matrix = read_matrix(parsed.file, parsed.out)
+    refuse_many(matrix, parsed.yes or parsed.dry_run)
+    workers = _whole(parsed.workers, "--workers", 1)
+    retries = matrix.retries if parsed.retries is None else _whole(parsed.retries, "--retries", 0)
+    memory = _bytes(parsed.worker_memory, "--worker-memory") if parsed.worker_memory else 0
+    jobs = matrix.jobs()
+    if parsed.dry_run:
+        _print_plan(plan(jobs), workers)
+        return 0
+    with Screen(matrix.out) as screen:
+        ended = run_batch(jobs, matrix.out, Limits(workers, threads_of(workers), memory, retries), screen)
+    _print_batch(ended.folder)
+    return 1 if ended.failed else 0
+
+
+def _whole(value: str, flag: str, least: int) -> int:
+    number = convert(value, int, flag)
+    if number < least:
+        raise ConfigError(f"{flag} is {number}, but must be {least} or more.")
+    return int(number)
+
+
+def _bytes(value: str, flag: str) -> int:
+    """Bytes, or a share of what the machine has."""
+    from amc.budget import parse_limit
+
+    return int(parse_limit(flag.removeprefix("--"), value, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+
+
+def _print_plan(planned: Sequence[Any], workers: int) -> None:
+    from amc.reports.human import seconds
+
+    console = _console()
+    rows = [[p.job.name, p.state, _estimate(p)] for p in planned]
+    console.print(_table(["run", "state", "time"], rows))
+    rest = [p for p in planned if p.state != "done"]
+    unknown = sum(p.seconds is None for p in rest)
+    total = sum(p.seconds or 0.0 for p in rest) / workers
+    told = f"about {seconds(total)} with {workers} worker(s), by the runs that are done" if len(rest) > unknown else ""
+    honest = f"{unknown} of them of unknown length: no run like them is done yet" if unknown else ""
+    console.print(f"{len(planned)} runs, {len(planned) - len(rest)} done, {len(rest)} to do" +
+                  "".join(f"; {part}" for part in (told, honest) if part and rest))  # fmt: skip
+
+
+def _estimate(planned: Any) -> str:
+    from amc.reports.human import seconds
+
+    if planned.seconds is None:
+        return "unknown"
+    if planned.state == "done":
+        return f"took {seconds(planned.seconds)}"
+    return f"about {seconds(planned.seconds)} (from {planned.like} run{'s' if planned.like > 1 else ''})"
+
+
+def _print_batch(folder: Path) -> None:
+    from amc.reports.batch import COLUMNS, batch_rows, read_batch
+
+    networks, console = read_batch(folder), _console()
+    rows = batch_rows(networks)
+    axes = list(rows[0].place) if rows else []
+    console.print()
+    console.print(_table([*axes, *COLUMNS], [[*(row.place[axis] for axis in axes), *row.cells] for row in rows]))
+    for network in networks:
+        if network.reason:
+            console.print(f"failed: {network.name}: {network.reason}", markup=False, soft_wrap=True)
+    console.print(f"{folder}: batch.html, and a folder for every run", markup=False, soft_wrap=True)
+
+
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="the folder of a batch or of a run")
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    from amc.batch.screen import status_table, summary_line
+    from amc.batch.status import statuses
+
+    runs, console = statuses(Path(parsed.folder)), _console()
+    console.print(status_table(runs))
+    console.print(summary_line(runs), markup=False, soft_wrap=True)
+    return 0
+
+
 def _add_nothing(parser: argparse.ArgumentParser) -> None:
     """No options."""
 
@@ -349,6 +455,8 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Calla
     "inspect": ("list what can be pruned in a network, and what cannot and why", _add_inspect, _inspect),
     "evaluate": ("run a bundle's ONNX model on the test split again", _add_evaluate, _evaluate),
     "measure": ("time ONNX models side by side on ONNX Runtime", _add_measure, _measure),
+    "batch": ("run a matrix of networks, data, budgets, devices, searchers and seeds", _add_batch, _batch),
+    "status": ("how far a batch or a run is, from another shell", _add_status, _status),
     "searchers": ("list the searchers", _add_nothing, _searchers),
 }
 

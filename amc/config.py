@@ -186,15 +186,31 @@ def to_dict(config: Config) -> dict[str, Any]:
     return plain
 
 
+def binding(config: Config) -> dict[str, Any]:
+    """What of a configuration may not change while a run goes on: all but where it lies and how many threads it has."""
+    return {key: v for key, v in to_dict(config).items() if key not in ("out", "threads", "latency_threads")}
+
+
 def from_yaml(path: str | Path) -> Config:
     """A configuration from a YAML file, read with the safe loader."""
     return from_dict(read_yaml(path))
 
 
+class _Loader(yaml.SafeLoader):
+    """The safe loader, but a key that is there twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if key != "<<" and keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"the key '{twice}' is there twice, {str(node.start_mark).strip()}")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; ConfigError when there is none."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506  (it is a safe loader)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -68,6 +68,11 @@ class Journal:
         self.close()
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a journal that another process may be writing. Raises BundleError."""
+    return _read(path)[0]
+
+
 def _lock(file: FileIO, path: Path) -> None:
     """Keep other processes out. Where the system has no such locks there are none."""
     try:

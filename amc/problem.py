@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from amc.budget import Space
-from amc.errors import AmcError, BundleError, ConfigError, first_line
+from amc.errors import AmcError, BundleError, ConfigError, first_line, is_out_of_memory
 from amc.evaluate import Score
 from amc.graph import Graph
 from amc.journal import Journal
@@ -102,7 +102,9 @@ class Problem:
             costs |= self._measure(policy) if self._measure else {}
         except (AmcError, OSError, MemoryError):
             raise
-        except Exception as failure:  # noqa: BLE001  (one broken policy must not end a search of hours; it is shown)
+        except Exception as failure:  # one broken policy must not end a search of hours; it is shown
+            if is_out_of_memory(failure):  # that says nothing of the policy
+                raise MemoryError(first_line(failure)) from failure
             reason = first_line(failure)
             return Evaluation(policy, math.inf, 0.0, costs, time.perf_counter() - start, reason)
         evaluation = Evaluation(policy, score.loss, score.metric, costs, time.perf_counter() - start)
@@ -111,6 +113,8 @@ class Problem:
     def _rewarded(self, evaluation: Evaluation) -> float:
         try:
             reward = float(self._reward(evaluation))
+        except MemoryError:
+            raise
         except Exception as failure:
             raise ConfigError(f"the reward fails: {type(failure).__name__}: {failure}") from failure
         if not math.isfinite(reward):

@@ -18,6 +18,7 @@ from amc.journal import Journal
 from amc.monitor import Monitor, Silent
 from amc.plugins import is_plugin
 from amc.policy import fingerprint, make_policy
+from amc.progress import Recorder
 from amc.result import Result
 from amc.reward import load_reward
 from amc.search import load_searcher
@@ -110,15 +111,14 @@ def compress_task(task: Task, config: Config, folder: Path, monitor: Monitor | N
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
-    monitor = monitor or Silent()
-    with Journal(folder / "journal.jsonl") as journal:
+    with Journal(folder / "journal.jsonl") as journal, Recorder(folder, monitor or Silent()) as recorder:
+        sweep(folder)
         new = journal.last("run") is None
         try:
-            return _compress(Stages(task, config, folder, journal, monitor))
+            return _compress(Stages(task, config, folder, journal, recorder))
         except AmcError:
             if new and journal.last("evaluation") is None:  # a mistake seen before any work: no dead folder is left
-                for name in ("journal.jsonl", "config.yaml", "original.onnx"):
+                for name in ("journal.jsonl", "config.yaml", "original.onnx", "progress.json"):
                     (folder / name).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     folder.rmdir()

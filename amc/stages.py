@@ -19,7 +19,7 @@ from torch import nn
 
 from amc import bundle
 from amc.budget import UNITS, Budget, Space
-from amc.config import Config, to_dict
+from amc.config import Config, binding, to_dict
 from amc.errors import BundleError, ConfigError, ExportError
 from amc.evaluate import Evaluator
 from amc.export import Parity, check_parity, count_onnx_macs, export_onnx, file_layout
@@ -55,10 +55,9 @@ class Stages:
 
     def _bind(self) -> None:
         """A folder belongs to one network, one configuration and one set of splits."""
-        plain = {k: v for k, v in to_dict(self.config).items() if k not in ("out", "threads", "latency_threads")}
         identity = {
             "fingerprint": fingerprint(self.task.model),
-            "config": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32],
+            "config": hashlib.sha256(json.dumps(binding(self.config), sort_keys=True).encode()).hexdigest()[:32],
             "splits": dict(self.task.splits.provenance),
         }
         before = self.journal.last("run")
@@ -96,10 +95,7 @@ class Stages:
         if not original.exists():
             export_onnx(self.task.model, self.task.example, original)
         resources = ResourceModel(graph, self.task.model, file_layout(original, graph, self.task.model))
-        search = self.config.search
-        settings = tuple(legal_widths(s.channels, search.min_keep, search.channel_step) for s in graph.sites)
-        limits = Budget.from_config(self.config.budget).limits(resources.cost([s.channels for s in graph.sites]))
-        return Space(tuple(s.name for s in graph.sites), settings, resources, limits)
+        return make_space(self.config, graph, resources)
 
     def calibrate(self, graph: Graph, space: Space) -> Evaluator:
         """Moments, the channels' order, and whether recalibrating BatchNorm helps."""
@@ -297,6 +293,14 @@ class Stages:
         self.journal.append("done")
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         return Result(model, policy, tuple(problem.evaluations), summary, self.folder)
+
+
+def make_space(config: Config, graph: Graph, resources: ResourceModel) -> Space:
+    """Legal widths under the configuration's budget. Raises BudgetError when it cannot be met."""
+    search = config.search
+    settings = tuple(legal_widths(s.channels, search.min_keep, search.channel_step) for s in graph.sites)
+    limits = Budget.from_config(config.budget).limits(resources.cost([s.channels for s in graph.sites]))
+    return Space(tuple(s.name for s in graph.sites), settings, resources, limits)
 
 
 def _candidate(evaluation: Evaluation, after: float | None, chosen: bool) -> dict[str, Any]:

@@ -104,6 +104,20 @@ def tradeoff_chart(result: Mapping[str, Any], journal: Journal) -> str:
     return _svg("tradeoff", f"{result['metric']} against {NAMES[resource]}", 300, draw)
 
 
+def front_chart(
+    points: Sequence[tuple[float, float]], best: Sequence[tuple[float, float]], cost: str, metric: str, name: str
+) -> str:
+    """Networks as (cost, metric), and the line of the best: those that no other beats in both."""
+
+    def draw(axes: Any) -> None:
+        axes.scatter([x for x, _ in points], [100 * y for _, y in points], label="network", **_POINTS)
+        axes.plot([x for x, _ in best], [100 * y for _, y in best], color=CHOSEN, label="front")
+        axes.set_xlabel(cost)
+        _finish(axes, metric)
+
+    return _svg(name, f"{metric} against {cost}", 300, draw)
+
+
 def _finish(axes: Any, metric: str) -> None:
     axes.set_ylabel(f"{_shortened(metric)}, %")
     axes.grid(axis="y")

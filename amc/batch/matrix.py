@@ -1,0 +1,209 @@
+"""A batch file: a matrix of runs, with excludes and overrides. docs/batch.md describes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amc.config import BudgetConfig, Config, convert, from_dict, merge, read_yaml
+from amc.errors import AmcError, ConfigError, did_you_mean
+
+AXES = {"models": "model", "data": "data", "budgets": "budget", "devices": "device", "searchers": "searcher",
+        "seeds": "seed"}  # fmt: skip
+_KEYS = (*AXES, "common", "exclude", "overrides", "out", "retries")
+_LIMITS = {field.name for field in dataclasses.fields(BudgetConfig)}
+_TOP = {field.name for field in dataclasses.fields(Config)} - {"model", "data", "budget", "search", "seed", "out"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a batch: its place in the matrix, its configuration, its folder."""
+
+    name: str
+    place: Mapping[str, str]
+    """Axis → the entry's name: ``{"model": "resnet8", "budget": "half", "seed": "0"}``."""
+    config: Config
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What a batch file says. ``axes`` holds, for every axis, its entries by name."""
+
+    axes: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    common: Mapping[str, Any]
+    exclude: Sequence[Mapping[str, str]]
+    overrides: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]]
+    out: Path
+    retries: int
+
+    @property
+    def size(self) -> int:
+        """Runs before anything is excluded."""
+        return math.prod(len(entries) for entries in self.axes.values())
+
+    def jobs(self) -> list[Job]:
+        """Every run that is not excluded, the last axis changing fastest. Raises ConfigError, naming the run."""
+        found = []
+        for names in itertools.product(*self.axes.values()):
+            place = dict(zip(self.axes, names, strict=True))
+            if any(_matches(rule, place) for rule in self.exclude):
+                continue
+            name = "--".join(names)
+            try:
+                config = from_dict({**self._values(place), "out": str(self.out / name)})
+            except AmcError as error:
+                raise ConfigError(f"run {name}: {error}") from None
+            found.append(Job(name, place, config, self.out / name))
+        if not found:
+            raise ConfigError("nothing is left to run: 'exclude' takes every run away.")
+        return found
+
+    def _values(self, place: Mapping[str, str]) -> dict[str, Any]:
+        values = dict(self.common)
+        for axis, name in place.items():
+            entry = self.axes[axis][name]
+            double = set(entry.get("budget") or {}) & set(values.get("budget") or {})
+            if double:
+                word = min(double)
+                raise ConfigError(f"both the {axis} '{name}' and something else limit '{word}': say it in one place.")
+            values = merge(values, entry)
+        for rule, change in self.overrides:
+            if _matches(rule, place):
+                values = merge(values, change)
+        return values
+
+
+def _matches(rule: Mapping[str, str], place: Mapping[str, str]) -> bool:
+    return all(place[axis] == name for axis, name in rule.items())
+
+
+def read_matrix(path: str | Path, out: str | None = None) -> Matrix:
+    """The matrix in a YAML file. Raises ConfigError for whatever is not understood in it."""
+    values = read_yaml(path)
+    for key in values:
+        if key not in _KEYS:
+            raise ConfigError(f"{path}: unknown key '{key}'.{did_you_mean(str(key), _KEYS)}")
+    try:
+        axes = {word: dict(_entries(axis, values[axis])) for axis, word in AXES.items() if values.get(axis) is not None}
+        if not axes:
+            raise ConfigError(f"there is no matrix: give at least one of {', '.join(AXES)}.")
+        common = _mapping(values.get("common") or {}, "common")
+        retries = convert(values.get("retries", 1), int, "retries")
+        if retries < 0:
+            raise ConfigError(f"retries is {retries}, but must be 0 or more.")
+        return Matrix(
+            axes,
+            common,
+            [_rule(rule, axes, "exclude") for rule in _list(values.get("exclude"), "exclude")],
+            [_override(entry, axes) for entry in _list(values.get("overrides"), "overrides")],
+            Path(out or values.get("out") or Path("amc-runs", Path(path).stem)),
+            retries,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _entries(axis: str, given: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """An axis' entries, name → part of a configuration. Lists of values name themselves."""
+    if isinstance(given, Mapping):
+        pairs = [(str(name), value) for name, value in given.items()]
+    elif isinstance(given, list):
+        pairs = [(_named(axis, value), value) for value in given]
+    else:
+        raise ConfigError(f"{axis} is {given!r}, but must be a list, or names with what they stand for.")
+    if not pairs:
+        raise ConfigError(f"{axis} is empty: leave it out, or name something.")
+    seen: set[str] = set()
+    for name, value in pairs:
+        if not name or name != _slug(name):
+            raise ConfigError(f"{axis}: the name '{name}' must be of letters, digits, '.', '_' and '-'.")
+        if name in seen:
+            raise ConfigError(f"{axis}: there are two of the name '{name}'.")
+        seen.add(name)
+        yield name, _part(axis, name, value)
+
+
+def _named(axis: str, value: Any) -> str:
+    """The name of a list's entry: the value itself, or what a budget limits (``flops-0.5``)."""
+    if isinstance(value, Mapping):
+        if axis != "budgets":
+            raise ConfigError(f"{axis}: {value!r} has no name: write NAME: {{…}} instead of a list.")
+        return "-".join(_slug(f"{key}-{limit}") for key, limit in value.items())
+    return _slug(str(value).rpartition("/")[2])
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text).strip(".")
+
+
+def _part(axis: str, name: str, value: Any) -> dict[str, Any]:
+    """The part of a configuration that an entry stands for."""
+    if axis == "seeds":
+        return {"seed": name if value is None else value}
+    if axis in ("models", "data", "searchers"):
+        section, key = {"models": ("model", "name"), "data": ("data", "name"), "searchers": ("search", "searcher")}[
+            axis
+        ]
+        if not isinstance(value, Mapping):
+            return {section: {key: name if value is None else value}}
+        return {section: {key: name, **value}}
+    entry = _mapping(value, f"{axis}.{name}")
+    if axis == "budgets":
+        return {"budget": entry}
+    return _device(name, entry)
+
+
+def _device(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A device: limits, ``threads`` of ONNX Runtime, and whatever else of a run depends on it."""
+    part: dict[str, Any] = {}
+    for key, value in entry.items():
+        if key in _LIMITS:
+            part.setdefault("budget", {})[key] = value
+        elif key == "threads":
+            part["latency_threads"] = value
+        elif key in _TOP:
+            part[key] = value
+        else:
+            raise ConfigError(f"unknown key 'devices.{name}.{key}'.{did_you_mean(str(key), [*_LIMITS, *_TOP])}")
+    return part
+
+
+def _override(entry: Any, axes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, Any]]:
+    given = _mapping(entry, "overrides")
+    if set(given) != {"match", "set"}:
+        raise ConfigError(f"an override is {given!r}, but must have 'match' and 'set'.")
+    return _rule(given["match"], axes, "overrides"), _mapping(given["set"], "overrides.set")
+
+
+def _rule(rule: Any, axes: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, str]:
+    """Axis → name; a run is meant when all agree."""
+    found = {}
+    for axis, name in _mapping(rule, where).items():
+        if axis not in axes:
+            raise ConfigError(f"unknown key '{where}.{axis}'.{did_you_mean(str(axis), axes)}")
+        if str(name) not in axes[axis]:
+            raise ConfigError(f"{where}: there is no {axis} '{name}'.{did_you_mean(str(name), axes[axis])}")
+        found[axis] = str(name)
+    if not found:
+        raise ConfigError(f"{where}: an empty rule would mean every run.")
+    return found
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} is {value!r}, but must hold keys and values.")
+    return dict(value)
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ConfigError(f"{where} is {value!r}, but must be a list.")
+    return value

@@ -1,0 +1,81 @@
+"""What of a batch is there already, and how long the rest may take."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amc.batch.matrix import Job
+from amc.config import binding, from_yaml
+from amc.errors import AmcError, BundleError
+from amc.journal import read_records
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run and its state: ``new``, ``begun`` or ``done``."""
+
+    job: Job
+    state: str
+    seconds: float | None
+    """How long it took; of a run that is not done, an estimate from runs like it, None where there are none."""
+    like: int = 0
+    """How many runs the estimate is from."""
+
+
+def plan(jobs: Sequence[Job]) -> list[Planned]:
+    """The state of every run. Raises BundleError when a folder holds a run with another configuration."""
+    seen = [(job, *_look(job)) for job in jobs]
+    known = [(job, spent) for job, state, spent in seen if state == "done"]
+    return [_planned(job, state, spent, known) for job, state, spent in seen]
+
+
+def _look(job: Job) -> tuple[str, float]:
+    """A run's state, and the seconds that were spent on it."""
+    journal, config = job.folder / "journal.jsonl", job.folder / "config.yaml"
+    if not journal.exists() or not config.exists():
+        return "new", 0.0
+    try:
+        before = from_yaml(config)
+    except AmcError as error:
+        raise BundleError(f"run {job.name}: {error}") from None
+    changed = _difference(binding(before), binding(job.config))
+    if changed:
+        raise BundleError(f"{job.folder} was begun with another configuration ({changed}): name another --out, "
+                          "or move that folder away.")  # fmt: skip
+    records = read_records(journal)
+    spent = sum(float(r["seconds"]) for r in records if r["kind"] == "stage")
+    return ("done" if any(r["kind"] == "done" for r in records) else "begun"), spent
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> str:
+    """The first key in which two configurations differ, with both values; empty when they are the same."""
+    for key, value in now.items():
+        old = before.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            told = _difference(old, value, f"{where}{key}.")
+            if told:
+                return told
+        elif old != value:
+            return f"{where}{key} was {old}, now {value}"
+    return ""
+
+
+def _planned(job: Job, state: str, spent: float, known: Iterable[tuple[Job, float]]) -> Planned:
+    if state == "done":
+        return Planned(job, state, spent)
+    kinds: dict[int, list[float]] = {}
+    for other, seconds in known:
+        if (other.config.model, other.config.data) == (job.config.model, job.config.data):
+            near = _effort(other) == _effort(job)
+            kinds.setdefault(0 if near else 1, []).append(seconds)
+    if not kinds:
+        return Planned(job, state, None)
+    alike = kinds[min(kinds)]
+    return Planned(job, state, max(0.0, statistics.median(alike) - spent), len(alike))
+
+
+def _effort(job: Job) -> Any:
+    return job.config.search.searcher, job.config.search.evaluations, job.config.finetune

@@ -1,0 +1,103 @@
+"""The flow of a batch: read → look at what is there → examine → run → table and page."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from amc.batch.matrix import Job, Matrix
+from amc.batch.plan import Planned, plan
+from amc.batch.pool import Failure, Limits, Observer, Outcome, ask, run_all
+from amc.config import from_dict, to_dict
+from amc.errors import ConfigError
+from amc.journal import Journal
+
+MANY = 200
+"""A matrix of more runs is not begun without being asked for twice."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a batch has come to."""
+
+    folder: Path
+    done: int
+    failed: dict[str, str]
+
+
+def refuse_many(matrix: Matrix, yes: bool) -> None:
+    """Raise ConfigError for a matrix so large that it may be a slip."""
+    if matrix.size > MANY and not yes:
+        shape = " × ".join(f"{len(entries):,} {axis}" for axis, entries in matrix.axes.items())
+        raise ConfigError(f"this is a matrix of {matrix.size:,} runs ({shape}): if you mean it, add --yes.")
+
+
+def examine(planned: Sequence[Planned]) -> None:
+    """Raise ConfigError for runs that cannot work: no such network or data, a budget out of reach."""
+    jobs = [p.job for p in planned if p.state == "new"]
+    if not jobs:
+        return
+    found = ask(_examine, ([to_dict(job.config) for job in jobs],))
+    if isinstance(found, Failure):
+        raise ConfigError(f"the runs could not be looked at: {found.reason}.")
+    wrong = [f"run {job.name}: {message}" for job, message in zip(jobs, found, strict=True) if message]
+    if wrong:
+        others = f" (and {len(wrong) - 1} more of the {len(jobs)} runs cannot work)" if len(wrong) > 1 else ""
+        raise ConfigError(f"{wrong[0]}{others}")
+
+
+def _examine(values: Sequence[dict[str, object]]) -> list[str | None]:
+    from amc.batch.worker import examine as look
+
+    return list(look(map(from_dict, values)))
+
+
+def run_batch(jobs: Sequence[Job], folder: Path, limits: Limits, screen: Observer) -> Ended:
+    """Do every run that is not done yet, and write the report. Run it again to go on."""
+    from amc.reports.batch import write_batch_report
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with Journal(folder / "batch.jsonl") as journal:
+        planned = plan(jobs)
+        examine(planned)
+        journal.append("batch", runs=[{"name": j.name, "place": dict(j.place)} for j in jobs], time=time.time())
+        record = _Record(journal, screen)
+        try:
+            run_all([p.job for p in planned if p.state != "done"], limits, folder / "logs", record)
+        finally:
+            write_batch_report(folder)
+    done = sum(1 for job in jobs if job.name not in record.failed)
+    return Ended(folder, done, record.failed)
+
+
+def threads_of(workers: int) -> int:
+    """Threads for each of so many workers, so that together they want every core once."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    cores = int(asked) if asked.isdecimal() and int(asked) else len(os.sched_getaffinity(0))
+    return max(1, cores // workers)
+
+
+class _Record(Observer):
+    """Writes what happens into the batch's journal, and passes it on to the screen."""
+
+    def __init__(self, journal: Journal, screen: Observer) -> None:
+        self._journal, self._screen = journal, screen
+        self.failed: dict[str, str] = {}
+
+    def started(self, job: Job, attempt: int) -> None:
+        self._journal.append("start", name=job.name, attempt=attempt, time=time.time())
+        self._screen.started(job, attempt)
+
+    def ended(self, outcome: Outcome) -> None:
+        reason = outcome.failure.reason if outcome.failure else None
+        self._journal.append("end", name=outcome.job.name, attempt=outcome.attempt, error=reason, last=outcome.last,
+                             time=time.time())  # fmt: skip
+        if reason is not None and outcome.last:
+            self.failed[outcome.job.name] = reason
+        self._screen.ended(outcome)
+
+    def tick(self) -> None:
+        self._screen.tick()

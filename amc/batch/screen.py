@@ -1,0 +1,95 @@
+"""All runs of a batch on one screen; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from amc.batch.matrix import Job
+from amc.batch.pool import Observer, Outcome
+from amc.batch.status import Status, statuses, time_left
+from amc.errors import BundleError
+from amc.reports.human import seconds
+
+_EVERY = 2  # ticks between two looks at the folders
+_ROWS = 30
+_ORDER = ("running", "failed", "stopped", "waiting", "done")
+
+
+def status_table(runs: Sequence[Status]) -> Table:
+    """The runs that are being worked on first, and one line for all."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("run", "state", "stage", "evaluations", "a minute", "spent", "stage ends in"):
+        table.add_column(column, justify="left" if column in ("run", "state", "stage") else "right")
+    for run in sorted(runs, key=lambda r: _ORDER.index(r.state))[:_ROWS]:
+        stage = f"{run.stage} {100 * run.share:.0f} %" if run.state == "running" else escape(run.note)
+        rate = "" if run.rate is None else f"{run.rate:.0f}"
+        spent, left = (seconds(run.seconds) if run.seconds else ""), ("" if run.left is None else seconds(run.left))
+        table.add_row(escape(run.name), run.state, stage, str(run.evaluations or ""), rate, spent, left)
+    return table
+
+
+def summary_line(runs: Sequence[Status]) -> str:
+    """How many runs are in which state, and when all will be done."""
+    counts = {state: sum(run.state == state for run in runs) for state in _ORDER}
+    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    left = time_left(runs)
+    open_runs = counts["running"] + counts["waiting"] + counts["stopped"]
+    hidden = f" (the first {_ROWS} are shown)" if len(runs) > _ROWS else ""
+    when = "" if not open_runs else "; no run is done yet to tell the time left from" if left is None else (
+        f"; about {seconds(left)} left, if the rest take as long as those that are done")  # fmt: skip
+    return f"{len(runs)} runs: {told}{when}{hidden}"
+
+
+class Screen(Observer):
+    """Shows a batch while it runs."""
+
+    def __init__(self, folder: Path, console: Console | None = None) -> None:
+        self._folder = folder
+        self._console = console or Console(stderr=True, highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._ticks = 0
+
+    def __enter__(self) -> Screen:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def started(self, job: Job, attempt: int) -> None:
+        again = f" (attempt {attempt})" if attempt > 1 else ""
+        self._say(f"{job.name}: begins{again}")
+
+    def ended(self, outcome: Outcome) -> None:
+        name, failure = outcome.job.name, outcome.failure
+        again = "" if outcome.last else "; it is tried again"
+        self._say(f"{name}: done" if failure is None else f"{name}: failed: {failure.reason}{again}")
+
+    def tick(self) -> None:
+        self._ticks += 1
+        if self._live and self._ticks % _EVERY == 0:
+            self._live.update(self._picture(), refresh=True)
+
+    def _say(self, text: str) -> None:
+        self._console.print(escape(text), soft_wrap=True)
+
+    def _picture(self) -> Any:
+        from rich.console import Group
+
+        try:
+            runs = statuses(self._folder)
+        except BundleError:
+            return ""
+        return Group(status_table(runs), summary_line(runs))

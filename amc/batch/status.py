@@ -1,0 +1,76 @@
+"""How far runs are, read from their folders alone: another process may be at work in them, or none."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amc.errors import BundleError
+from amc.journal import read_records
+from amc.progress import read_progress
+
+
+@dataclass(frozen=True)
+class Status:
+    """One run. ``state``: waiting, running, stopped (can be gone on with), done or failed."""
+
+    name: str
+    state: str
+    stage: str = ""
+    share: float = 0.0
+    """Of the stage."""
+    note: str = ""
+    evaluations: int = 0
+    rate: float | None = None
+    """Evaluations a minute, over the last ones."""
+    seconds: float = 0.0
+    """Spent so far, without interruptions."""
+    left: float | None = None
+    """Seconds until the current stage ends; None where it cannot be told."""
+
+
+def statuses(folder: Path) -> list[Status]:
+    """The runs of a batch, or the one run in a folder. Raises BundleError where there is neither."""
+    if (folder / "batch.jsonl").is_file():
+        records = read_records(folder / "batch.jsonl")
+        runs: list[dict[str, Any]] = next((r["runs"] for r in reversed(records) if r["kind"] == "batch"), [])
+        ends = {r["name"]: r["error"] for r in records if r["kind"] == "end" and r["last"]}
+        return [status(folder / run["name"], ends.get(run["name"])) for run in runs]
+    if (folder / "journal.jsonl").is_file():
+        return [status(folder)]
+    raise BundleError(f"{folder} holds neither a run nor a batch.")
+
+
+def status(folder: Path, failure: str | None = None) -> Status:
+    """How far the run in a folder is; ``failure`` is why its last attempt ended, where it did not end well."""
+    path, now, name = folder / "journal.jsonl", time.time(), folder.resolve().name
+    records = read_records(path) if path.exists() else []
+    spent = sum(float(r["seconds"]) for r in records if r["kind"] == "stage")
+    times = [float(r["time"]) for r in records if r["kind"] == "evaluation" and "time" in r]
+    rate = (
+        60 * (len(times[-10:]) - 1) / (times[-1] - times[-10:][0]) if len(times) > 1 and times[-1] > times[0] else None
+    )
+    told = read_progress(folder)
+    if any(r["kind"] == "done" for r in records):
+        return Status(name, "done", evaluations=len(times), rate=None, seconds=spent)
+    if told is not None and told.alive:
+        inside = now - told.began
+        left = inside * (1 - told.share) / told.share if told.share > 0.02 else None
+        return Status(name, "running", told.stage, told.share, told.note, len(times), rate, spent + inside, left)
+    if failure is not None:
+        return Status(name, "failed", note=failure, evaluations=len(times), seconds=spent)
+    return Status(name, "stopped" if records else "waiting", evaluations=len(times), seconds=spent)
+
+
+def time_left(runs: Sequence[Status]) -> float | None:
+    """Seconds until all runs are done, if the rest take as long as those that are; None before the first is."""
+    done = [run.seconds for run in runs if run.state == "done"]
+    if not done:
+        return None
+    rest = [run.seconds for run in runs if run.state in ("waiting", "running", "stopped")]
+    typical, workers = statistics.median(done), max(1, sum(run.state == "running" for run in runs))
+    return sum(max(0.0, typical - spent) for spent in rest) / workers

@@ -1,0 +1,57 @@
+"""What a batch does in processes of its own: a run, and a look at whether runs are possible at all."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from amc.config import Config, to_dict
+from amc.errors import AmcError
+from amc.export import export_onnx, file_layout
+from amc.graph import build_graph
+from amc.monitor import Monitor
+from amc.resources import ResourceModel
+from amc.run import check, compress_task, open_task
+from amc.stages import make_space
+
+
+def work(config: Config, monitor: Monitor) -> None:
+    """Begin the run in ``config.out``, or go on with it."""
+    check(config)
+    compress_task(open_task(config), config, Path(config.out or ""), monitor)
+
+
+def examine(configs: Iterable[Config]) -> Iterator[str | None]:
+    """For every run what is wrong with it, as far as that can be seen without doing it."""
+
+    def same(config: Config) -> Any:
+        return [to_dict(config)[key] for key in ("model", "data", "device")]
+
+    for _, group in groupby(configs, same):
+        yield from _examine_group(list(group))
+
+
+def _examine_group(group: list[Config]) -> Iterator[str | None]:
+    """Runs of one network on one set of data: loaded once."""
+    try:
+        task = open_task(group[0])
+        graph = build_graph(task.model, task.example)
+    except AmcError as error:
+        yield from [str(error)] * len(group)
+        return
+    resources = ResourceModel(graph, task.model)
+    if any(config.budget.size for config in group):
+        with tempfile.TemporaryDirectory() as folder:
+            original = Path(folder, "original.onnx")
+            export_onnx(task.model, task.example, original)
+            resources = ResourceModel(graph, task.model, file_layout(original, graph, task.model))
+    for config in group:
+        try:
+            check(config)
+            make_space(config, graph, resources)
+            yield None
+        except AmcError as error:
+            yield str(error)

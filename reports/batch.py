@@ -1,0 +1,163 @@
+"""The report of a batch: one table and one page, out of the batch's journal and its runs' folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from amc.errors import BundleError
+from amc.files import write_text
+from amc.journal import read_records
+from amc.reports import human
+from amc.reports.charts import front_chart
+from amc.reports.read import read_result
+from amc.reports.table import judged_on, outcome
+
+CHOICES = ("searcher", "seed")
+"""The axes that a user chooses over: of all else the best network is asked for each."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """One run of a batch: its place in the matrix, and its result or why there is none."""
+
+    name: str
+    place: Mapping[str, str]
+    result: Mapping[str, Any] | None
+    reason: str
+    """Why the run failed; empty when it did not, or has not been tried yet."""
+
+    @property
+    def met(self) -> bool:
+        """Whether the exported model was proved to be within every limit."""
+        return self.result is not None and all(line["met"] for line in self.result["proof"])
+
+    @property
+    def question(self) -> tuple[tuple[str, str], ...]:
+        """What the network is an answer to: its place without the axes that are chosen over."""
+        return tuple((axis, name) for axis, name in self.place.items() if axis not in CHOICES)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the batch's table, as text; ``best`` is the network it tells of, where there is one."""
+
+    place: Mapping[str, str]
+    cells: Sequence[str]
+    best: Network | None
+
+
+COLUMNS = ("by", "metric", "was", "MACs", "model.onnx", "time", "runs")
+"""``by``: searcher and seed of the best network; ``time``: ms of one inference, and the ratio to the original's."""
+
+
+def read_batch(folder: Path) -> list[Network]:
+    """The runs of a batch, in the matrix' order. Raises BundleError."""
+    path = folder / "batch.jsonl"
+    if not path.is_file():
+        raise BundleError(f"{folder} holds no batch (there is no batch.jsonl).")
+    records = read_records(path)
+    runs: list[dict[str, Any]] = next((r["runs"] for r in reversed(records) if r["kind"] == "batch"), [])
+    reasons = {r["name"]: r["error"] or "" for r in records if r["kind"] == "end" and r["last"]}
+    return [_network(folder, run["name"], run["place"], reasons.get(run["name"], "")) for run in runs]
+
+
+def _network(folder: Path, name: str, place: Mapping[str, str], reason: str) -> Network:
+    path = folder / name / "result.json"
+    if not path.exists():
+        return Network(name, place, None, reason)
+    try:
+        return Network(name, place, read_result(path), "")
+    except BundleError as error:
+        return Network(name, place, None, str(error))
+
+
+def best(networks: Sequence[Network]) -> Network | None:
+    """The network that meets its budget and is best on the search split: the test split tells, it does not choose."""
+    good = [n for n in networks if n.result is not None and n.met]
+    return max(good, key=lambda n: n.result["final"]["search"], default=None)  # type: ignore[index]
+
+
+def batch_rows(networks: Sequence[Network]) -> list[Row]:
+    """The table: for every network, data, device and budget the best that was found."""
+    groups: dict[tuple[tuple[str, str], ...], list[Network]] = {}
+    for network in networks:
+        groups.setdefault(network.question, []).append(network)
+    return [_row(dict(question), members) for question, members in groups.items()]
+
+
+def _row(place: Mapping[str, str], members: Sequence[Network]) -> Row:
+    found, done = best(members), sum(m.result is not None for m in members)
+    runs = f"{done} of {len(members)}"
+    if found is None or found.result is None:
+        return Row(place, ["–", "none", *["–"] * (len(COLUMNS) - 3), runs], None)
+    original, final, split = found.result["original"], found.result["final"], judged_on(found.result)
+    ratio = found.result["latency"]["ratio"]["value"] if found.result.get("latency") else None
+    cells = [
+        ", ".join(found.place[axis] for axis in CHOICES if axis in found.place) or "–",
+        human.percent(final[split]),
+        human.percent(original[split]),
+        human.short_percent(human.quotient(final["macs"], original["macs"])),
+        human.size(final["size"]),
+        f"{human.milliseconds(final.get('latency_ms'))} ({human.ratio(ratio)})",
+        runs,
+    ]
+    return Row(place, cells, found)
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """The points (cost, score) that no other beats in both, by rising cost."""
+    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
+    found: list[int] = []
+    for index in order:
+        if not found or points[index][1] > points[found[-1]][1]:
+            found.append(index)
+    return found
+
+
+def _charts(networks: Sequence[Network]) -> Iterator[tuple[str, str]]:
+    """Title and SVG: the metric against time and against MACs, for every data set (and device, of time)."""
+    groups: dict[tuple[str, ...], list[Network]] = {}
+    for network in networks:
+        if network.result is not None:
+            data = str(network.result["data"]["source"])
+            groups.setdefault((data, network.place.get("device", "")), []).append(network)
+    for (data, device), members in groups.items():
+        where = f"{data}, {device}" if device else data
+        for cost, label, scale in (("latency_ms", "milliseconds", 1.0), ("macs", "MACs, millions", 1e-6)):
+            rows = [(n.place.get("model", ""), n.result[which], judged_on(n.result))
+                    for n in members if n.result is not None for which in ("original", "final")]  # fmt: skip
+            points = [(row[cost] * scale, row[split]) for _, row, split in rows if row.get(cost) is not None]
+            metric = str(members[0].result["metric"]) if members[0].result else "metric"
+            if len(set(points)) > 1:
+                chart = front_chart(points, [points[i] for i in front(points)], label, metric, f"{where}-{cost}")
+                yield f"{metric} against {label.partition(',')[0]}: {where}", chart
+
+
+def html_batch(name: str, networks: Sequence[Network]) -> str:
+    """The text of batch.html. Everything from the runs is escaped; only the charts are let through."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined,
+                              autoescape=True, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    rows = batch_rows(networks)
+    return environment.get_template("batch.html.jinja").render(
+        name=name,
+        axes=list(rows[0].place) if rows else [],
+        columns=COLUMNS,
+        rows=rows,
+        done=[(n, outcome(n.result), f"{quote(n.name)}/report.html") for n in networks if n.result is not None],
+        failed=[n for n in networks if n.reason],
+        waiting=[n for n in networks if n.result is None and not n.reason],
+        charts=[(title, Markup(svg)) for title, svg in _charts(networks)],
+    )
+
+
+def write_batch_report(folder: Path) -> None:
+    """Write batch.html into the batch's folder. Raises BundleError."""
+    networks = read_batch(folder)
+    write_text(folder / "batch.html", html_batch(folder.resolve().name, networks))
