@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from amc.policy import Policy
     from amc.result import Result
     from amc.run import run
+    from amc.task import Objective
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ _HOME = {
     "AmcError": "amc.errors",
     "Budget": "amc.budget",
     "Config": "amc.config",
+    "Objective": "amc.task",
     "Policy": "amc.policy",
     "Result": "amc.result",
     "apply": "amc.bundle",
@@ -37,7 +39,19 @@ _HOME = {
     "run": "amc.run",
 }
 
-__all__ = ["AmcError", "Budget", "Config", "Policy", "Result", "__version__", "apply", "compress", "load", "run"]
+__all__ = [
+    "AmcError",
+    "Budget",
+    "Config",
+    "Objective",
+    "Policy",
+    "Result",
+    "__version__",
+    "apply",
+    "compress",
+    "load",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

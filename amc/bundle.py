@@ -26,6 +26,7 @@ from torch import nn
 from amc.errors import BundleError
 from amc.files import replacing
 from amc.graph import build_graph
+from amc.nested import Nested
 from amc.policy import Policy
 from amc.surgery import Dresser
 from amc.task.models import load_weights
@@ -57,7 +58,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     return result
 
 
-def apply(model: nn.Module, policy: Policy, example: torch.Tensor) -> nn.Module:
+def apply(model: nn.Module, policy: Policy, example: Nested) -> nn.Module:
     """A pruned copy of ``model`` as the policy says, with the original's weights. Raises PolicyError.
 
     ``example`` is one input ``[1, ...]``; it tells which channels hang together.
@@ -71,7 +72,7 @@ def apply(model: nn.Module, policy: Policy, example: torch.Tensor) -> nn.Module:
     return copy.deepcopy(own).train(was_training)
 
 
-def load(model: nn.Module, folder: str | Path, example: torch.Tensor) -> nn.Module:
+def load(model: nn.Module, folder: str | Path, example: Nested) -> nn.Module:
     """The bundle's network: ``model``, the original, pruned as the policy says and given the bundle's weights."""
     where = Path(folder)
     if not where.is_dir():

@@ -143,6 +143,11 @@ class Config:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    objective: str = option(
+        "classification",
+        "the loss and the metric: classification, or path/to/file.py:factory of an amc.Objective",
+        "--objective",
+    )
     seed: int = option(0, "seed of the search and the training; the splits have their own", "--seed")
     device: str = option("auto", "auto, cpu, cuda or cuda:N", "--device")
     threads: int = option(0, "threads of torch [0: all cores]", "--threads")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from amc import nested
 from amc.channels import Kept
 from amc.graph import BATCH_NORMS, Graph, consumers
 from amc.policy import Choice
@@ -101,8 +102,8 @@ class Evaluator:
             for module in self._norms:
                 _forget(module)
             with torch.no_grad():
-                for images, _ in batches(calibration, size):
-                    self._scratch(images.to(self._task.device))
+                for inputs, _ in batches(calibration, size):
+                    nested.call(self._scratch, nested.to(inputs, self._task.device))
         finally:
             for module, momentum in zip(self._norms, saved, strict=True):
                 module.momentum = momentum

@@ -23,30 +23,33 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from amc import nested
 from amc.channels import Axis, Layer
 from amc.errors import ExportError, first_line
 from amc.files import replacing
 from amc.graph import Graph
+from amc.nested import Nested
 from amc.resources import FileLayout, StoredTensor
 
-INPUT, OUTPUT = "input", "output"
 _TRANSIENT = ("metadata_props", "doc_string")
 
 
-def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
+def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
     """Write ``model`` (evaluation mode) as ONNX with a dynamic batch. Raises ExportError."""
     own = copy.deepcopy(model).cpu().eval()
-    inputs = example.cpu().repeat(2, *[1] * (example.ndim - 1))
+    args, kwargs, shapes = arguments(example)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 own,
-                (inputs,),
+                args,
+                kwargs=kwargs,
                 dynamo=True,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=nested.names(example, "input"),
+                output_names=nested.names(nested.call(own, nested.to(example, "cpu")), "output"),
+                dynamic_shapes=shapes,
                 verbose=False,
             )
     except Exception as error:  # the exporter's own errors are many
@@ -60,8 +63,18 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
 
 
+def arguments(example: Nested) -> tuple[tuple[Tensor, ...], dict[str, Tensor], Any]:
+    """Positional and keyword arguments for torch's exporters, of two samples, and which axes are dynamic: the first."""
+    twice = nested.mapped(lambda leaf: leaf.cpu().repeat(2, *[1] * (leaf.ndim - 1)), example)
+    batch = {0: torch.export.Dim("batch")}
+    if isinstance(twice, dict):
+        return (), twice, dict.fromkeys(twice, batch)
+    args = (twice,) if isinstance(twice, Tensor) else twice
+    return args, {}, (batch,) * len(args)
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter talks on every channel there is."""
     noisy = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch._dynamo")]
     levels = [log.level for log in noisy]
@@ -183,28 +196,44 @@ class Parity:
 PARITY_LIMIT = 1e-3
 
 
-def check_parity(model: nn.Module, path: Path, images: Tensor, runner: Any) -> Parity:
-    """Compare ``runner(images) -> array`` with torch, all at once and one by one. Raises ExportError."""
+def check_parity(model: nn.Module, path: Path, inputs: Nested, runner: Any) -> Parity:
+    """Compare ``runner.outputs(feeds) -> arrays`` with torch, all at once and one by one. Raises ExportError."""
+    model, worst = model.cpu(), 0.0
+    first = nested.mapped(lambda leaf: leaf[:1], inputs)
     with torch.inference_mode():
-        expected = model.cpu()(images).numpy()
-    scale = float(np.abs(expected).max()) or 1.0
-    worst = 0.0
-    for found, wanted in ((runner(images.numpy()), expected), (runner(images[:1].numpy()), expected[:1])):
-        if found.shape != wanted.shape:
-            raise ExportError(f"{path.name} gives outputs of shape {list(found.shape)}, torch {list(wanted.shape)}.")
-        worst = max(worst, float(np.abs(found - wanted).max()) / scale)
+        expected = tensors_of(nested.call(model, inputs))
+        alone = tensors_of(nested.call(model, first))
+    for given, all_wanted in ((inputs, expected), (first, alone)):
+        for found, wanted, whole in zip(runner.outputs(nested.feeds(given)), all_wanted, expected, strict=True):
+            if found.shape != wanted.shape:
+                shapes = f"{list(found.shape)}, torch {list(wanted.shape)}"
+                raise ExportError(f"{path.name} gives outputs of shape {shapes}.")
+            worst = max(worst, _difference(found, wanted.numpy(), whole.numpy()))
     if not worst <= PARITY_LIMIT:
         raise ExportError(
             f"{path.name} differs from the network by {worst:.2g} of the largest output (at most {PARITY_LIMIT:g})."
         )
-    return Parity(len(images), worst)
+    return Parity(nested.length(inputs), worst)
 
 
-def count_onnx_macs(path: Path, example: Tensor) -> int:
+def tensors_of(outputs: Any) -> list[Tensor]:
+    """The tensors that a network gives, in order."""
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _difference(found: NDArray[Any], wanted: NDArray[Any], whole: NDArray[Any]) -> float:
+    """The largest difference, relative to the largest value of ``whole``."""
+    if not wanted.size:
+        return 0.0
+    scale = float(np.abs(whole.astype(np.float64)).max()) or 1.0
+    return float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max()) / scale
+
+
+def count_onnx_macs(path: Path, example: Nested) -> int:
     """MACs of one inference, counted in the ONNX file itself: convolutions and matrix products."""
-    proto = read_onnx(path)
+    proto, sizes = read_onnx(path), {name: array.shape for name, array in nested.feeds(example).items()}
     for value in proto.graph.input:
-        for dim, size in zip(value.type.tensor_type.shape.dim, example.shape, strict=True):
+        for dim, size in zip(value.type.tensor_type.shape.dim, sizes[value.name], strict=True):
             dim.ClearField("dim_param")
             dim.dim_value = size
     for value in proto.graph.output:

@@ -22,9 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amc import nested
 from amc.config import FinetuneConfig
 from amc.errors import BundleError, ModelError, first_line
 from amc.files import replacing
+from amc.nested import Nested
 from amc.task import Task
 
 CHECKPOINT_SECONDS = 20.0
@@ -126,7 +128,7 @@ class _Stepper:
         self._optimizer = optimizer
         self._teacher = teacher if plan.distillation > 0 else None
         self._layout = torch.contiguous_format if plan.precision == "float32" else torch.channels_last
-        if task.example.ndim == 4:
+        if any(leaf.ndim == 4 for leaf in nested.leaves(task.example)):
             model.to(memory_format=self._layout)
         model.train()
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
@@ -138,18 +140,18 @@ class _Stepper:
             return self._step(step)
 
     def _step(self, step: int) -> float:
-        images, targets = self._batch(step)
+        inputs, targets = self._batch(step)
         for group in self._optimizer.param_groups:
             group["lr"] = self._plan.lr * one_cycle(step, self._plan.steps)
         self._optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            outputs = self._model(images)
-            loss = self._loss(images, outputs, targets)
+            outputs = nested.call(self._model, inputs)
+            loss = self._loss(inputs, outputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return float(loss.detach())
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, step: int) -> tuple[Nested, Nested]:
         train, plan = self._task.splits.train, self._plan
         per_epoch = len(train) // plan.batch_size
         epoch, place = divmod(step, per_epoch)
@@ -157,25 +159,23 @@ class _Stepper:
             shuffle = torch.Generator().manual_seed(plan.seed * 1_000_003 + epoch)
             self._epoch, self._order = epoch, torch.randperm(len(train), generator=shuffle)
         indices = self._order[place * plan.batch_size : (place + 1) * plan.batch_size]
-        images, targets = train.fetch(indices, torch.Generator().manual_seed(plan.seed * 7_368_787 + step + 1))
-        images = images.to(self._task.device)
-        if images.ndim == 4:
-            images = images.to(memory_format=self._layout)
-        return images, targets.to(self._task.device)
+        inputs, targets = train.fetch(indices, torch.Generator().manual_seed(plan.seed * 7_368_787 + step + 1))
+        device = self._task.device
+        return nested.channels_last(nested.to(inputs, device), self._layout), nested.to(targets, device)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._plan.precision == "bfloat16":
             return torch.autocast(self._task.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
-    def _loss(self, images: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
-        loss = self._task.objective.loss(outputs, targets).mean()
-        if self._teacher is None or not self._task.objective.distils:
+    def _loss(self, inputs: Nested, outputs: Any, targets: Nested) -> Tensor:
+        loss, logits = self._task.objective.loss(outputs, targets).mean(), self._task.objective.logits
+        if self._teacher is None or logits is None:
             return loss
         with torch.no_grad():
-            wanted = self._teacher(images)
+            wanted = nested.call(self._teacher, inputs)
         share, t = self._plan.distillation, self._plan.temperature
-        return (1 - share) * loss + share * soft_targets(outputs, wanted, t)
+        return (1 - share) * loss + share * soft_targets(logits(outputs), logits(wanted), t)
 
 
 def soft_targets(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:

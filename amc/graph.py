@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from amc import nested
 from amc.channels import Axis, Ints, Kept, Layer
 from amc.errors import ModelError, first_line
+from amc.nested import Nested
 from amc.surgery import Dresser
 from amc.trace import Trace, trace
 
@@ -103,13 +105,13 @@ class _Refused(Exception):
     """Why a group cannot be a site."""
 
 
-def build_graph(model: nn.Module, example: Tensor) -> Graph:
-    """The channel groups of ``model``, each tried on a copy. ``example`` is one input ``[1, ...]``.
+def build_graph(model: nn.Module, example: Nested) -> Graph:
+    """The channel groups of ``model``, each tried on a copy. ``example`` is one sample ``[1, ...]``.
 
     Raises ModelError when the network cannot be traced, or has nothing to prune.
     """
     # one memory layout for all: another would run other operators
-    example = example.clone(memory_format=torch.contiguous_format)
+    example = nested.mapped(lambda leaf: leaf.clone(memory_format=torch.contiguous_format), example)
     if model.training:
         raise ModelError("the network is in training mode: call .eval() first.")
     traced = _trace(model, example)
@@ -143,21 +145,24 @@ def build_graph(model: nn.Module, example: Tensor) -> Graph:
     return Graph(tuple(s for s, _ in groups), layers, tuple(refusals), traced, np.stack(growth, 1))
 
 
-def _trace(model: nn.Module, example: Tensor) -> Trace:
+def _trace(model: nn.Module, example: Nested) -> Trace:
     try:
         return trace(model, example)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ModelError(f"the network fails on its example input: {first_line(error)}") from error
 
 
-def _dependency_graph(model: nn.Module, example: Tensor) -> Any:
+def _dependency_graph(model: nn.Module, example: Nested) -> Any:
     wanted = [p for p in model.parameters() if not p.requires_grad]
     try:
         for parameter in wanted:  # the dependency graph is read off autograd's
             parameter.requires_grad_(True)
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            return tp.DependencyGraph().build_dependency(model, example_inputs=example.clone(), verbose=False)
+            own = nested.mapped(torch.clone, example)
+            return tp.DependencyGraph().build_dependency(
+                model, example_inputs=own, forward_fn=nested.call, output_transform=_differentiable, verbose=False
+            )
     except Exception as error:  # whatever a foreign tracer throws at a foreign network
         raise ModelError(
             f"the network's channels cannot be traced: {type(error).__name__}: {first_line(error)}"
@@ -165,6 +170,10 @@ def _dependency_graph(model: nn.Module, example: Tensor) -> Any:
     finally:
         for parameter in wanted:
             parameter.requires_grad_(False)
+
+
+def _differentiable(outputs: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.requires_grad]
 
 
 def _is_depthwise(module: nn.Module) -> bool:
@@ -335,14 +344,13 @@ def _length(module: nn.Module, side: str) -> int:
 class _Trial:
     """Prunes one group at a time on a copy and compares with what is expected."""
 
-    def __init__(self, model: nn.Module, example: Tensor, traced: Trace) -> None:
+    def __init__(self, model: nn.Module, example: Nested, traced: Trace) -> None:
         self._traced = traced
         self._copy = copy.deepcopy(model).requires_grad_(False)
         _enliven(self._copy)
         # noise on top of the example: an image of zeros would hide mistakes
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(example.shape, generator=generator).to(example.device)
-        self._inputs = (example + noise).clone(memory_format=torch.contiguous_format)
+        self._inputs = nested.mapped(lambda leaf: _noisy(leaf, generator), example)
 
     def __call__(self, site: Site, members: list[_Member], layers: Mapping[str, Layer]) -> NDArray[np.float64]:
         """How each activation grows with a channel of the site ``[T]``; raises _Refused."""
@@ -385,10 +393,17 @@ class _Trial:
                 silenced[:, m.positions[np.isin(m.channels, removed)]] = 0
                 module._parameters["weight"] = nn.Parameter(silenced, requires_grad=False)
             with torch.no_grad():
-                return [t for t in tree_leaves(self._copy(self._inputs)) if isinstance(t, Tensor)]
+                return [t for t in tree_leaves(nested.call(self._copy, self._inputs)) if isinstance(t, Tensor)]
         finally:
             for module, weight in whole:
                 module._parameters["weight"] = weight
+
+
+def _noisy(leaf: Tensor, generator: torch.Generator) -> Tensor:
+    if not leaf.is_floating_point():
+        return leaf
+    noise = torch.randn(leaf.shape, generator=generator).to(leaf.device)
+    return (leaf + noise).clone(memory_format=torch.contiguous_format)
 
 
 def _enliven(model: nn.Module) -> None:

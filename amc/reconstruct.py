@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amc import nested
 from amc.channels import Kept, Layer
 from amc.graph import Graph
 from amc.task import Task, batches
@@ -100,8 +101,8 @@ def collect(
     try:
         with torch.inference_mode():
             for inputs, _ in batches(task.splits.calibration, batch_size):
-                task.model(inputs.to(task.device))
-                done += len(inputs)
+                nested.call(task.model, nested.to(inputs, task.device))
+                done += nested.length(inputs)
                 if progress:
                     progress(done / images)
     finally:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from amc import nested
 from amc.budget import UNITS, Budget
 from amc.config import Config, from_yaml
 from amc.errors import AmcError, BundleError, ConfigError, first_line
@@ -24,7 +25,7 @@ from amc.reward import load_reward
 from amc.search import load_searcher
 from amc.stages import Stages
 from amc.summary import Findings, summarise
-from amc.task import Task, load_data, load_model, make_task
+from amc.task import Task, load_data, load_model, load_objective, make_task
 
 
 def run(
@@ -49,7 +50,7 @@ def run(
 
 def refuse_plugins(config: Config, folder: Path) -> None:
     """Raise when a folder, which may be anybody's, would have Python files run."""
-    named = [config.model.name, config.data.name, config.search.criterion, config.search.reward]
+    named = [config.model.name, config.data.name, config.objective, config.search.criterion, config.search.reward]
     found = [name for name in named if is_plugin(name)]
     if found:
         raise BundleError(f"{folder} would run {', '.join(found)}: if you trust that, add --trust.")
@@ -61,14 +62,17 @@ def check(config: Config) -> None:
     load_searcher(config.search.searcher)
     load_criterion(config.search.criterion)
     load_reward(config.search.reward)
+    load_objective(config.objective)
 
 
 def open_task(config: Config) -> Task:
     """The task that the configuration names: data, network and device."""
     splits = load_data(config.data)
-    images, _ = splits.search.fetch(torch.tensor([0]))
-    model = load_model(config.model.name, config.model.weights, images.shape[1], splits.classes, config.data.name)
-    return make_task(f"{Path(config.model.name).name} on {splits.source}", model, splits, pick_device(config.device))
+    first = nested.leaves(splits.search.fetch(torch.tensor([0]))[0])[0]
+    channels = first.shape[1] if first.ndim > 1 else 1
+    model = load_model(config.model.name, config.model.weights, channels, splits.classes, config.data.name)
+    name, objective = f"{Path(config.model.name).name} on {splits.source}", load_objective(config.objective)
+    return make_task(name, model, splits, pick_device(config.device), objective)
 
 
 def pick_device(name: str) -> torch.device:

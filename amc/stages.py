@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import nn
 
-from amc import bundle
+from amc import bundle, nested
 from amc.budget import UNITS, Budget, Space
 from amc.config import Config, binding, to_dict
 from amc.errors import BundleError, ConfigError, ExportError
@@ -148,7 +148,7 @@ class Stages:
         layout = file_layout(original, graph, self.task.model)
         scale = self.journal.last("latency-scale")
         probe = LatencyProbe(
-            original, layout, self.task.example.cpu().numpy(), self.config.latency_threads,
+            original, layout, nested.feeds(self.task.example), self.config.latency_threads,
             None if scale is None else scale["ms"],
         )  # fmt: skip
         if scale is None:
@@ -226,12 +226,12 @@ class Stages:
         """Write model.onnx and see that ONNX Runtime computes what torch does."""
         path, search = self.folder / "model.onnx", self.task.splits.search
         export_onnx(model, self.task.example, path)
-        images, _ = search.fetch(torch.arange(min(PARITY_SAMPLES, len(search))))
-        return check_parity(model.cpu(), path, images, Runner(path))
+        inputs, _ = search.fetch(torch.arange(min(PARITY_SAMPLES, len(search))))
+        return check_parity(model.cpu(), path, inputs, Runner(path))
 
     def prove(self, space: Space, model: nn.Module) -> list[dict[str, Any]]:
         """Hold every limit against what was exported."""
-        path, traced = self.folder / "model.onnx", trace(model.cpu(), self.task.example.cpu())
+        path, traced = self.folder / "model.onnx", trace(model.cpu(), nested.to(self.task.example, "cpu"))
         counted = count_onnx_macs(path, self.task.example)
         how = "counted in model.onnx" if counted >= traced.macs else "traced in the pruned network"
         found = {
@@ -254,9 +254,9 @@ class Stages:
         return proof
 
     def measure(self) -> Measurement:
-        """Time both networks side by side on one image."""
+        """Time both networks side by side on one sample."""
         models = {"original": self.folder / "original.onnx", "final": self.folder / "model.onnx"}
-        inputs = self.task.example.cpu().numpy()
+        inputs = nested.feeds(self.task.example)
         return measure(
             models, inputs, self.config.latency_threads, seed=self.config.seed, progress=self.monitor.progress
         )

@@ -19,6 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from amc import nested
+from amc.nested import Nested
+
 # Element-wise operators that a runtime does in place or fuses: they need no memory of their own when their
 # input is not used again. BatchNorm is folded into the convolution before it.
 _IN_PLACE = frozenset(
@@ -102,27 +105,26 @@ def operator_macs(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     return int(counter(*args, **kwargs, out_val=out)) // 2 if counter else 0
 
 
-def trace(model: nn.Module, example: Tensor) -> Trace:
+def trace(model: nn.Module, example: Nested) -> Trace:
     """Run ``model`` (evaluation mode) on one example ``[1, ...]`` and record it."""
     constants = [*model.parameters(), *model.buffers()]
     recorder = _Recorder([c for c in constants if c.numel()])
     with torch.no_grad(), _watching(model) as layers, recorder:
-        source = recorder.activation(example)
-        outputs = [t for t in tree_leaves(model(example)) if isinstance(t, Tensor)]
+        sources = [i for leaf in nested.leaves(example) if (i := recorder.activation(leaf)) is not None]
+        outputs = [t for t in tree_leaves(nested.call(model, example)) if isinstance(t, Tensor)]
     ends = [i for t in outputs if (i := recorder.activation(t)) is not None]
-    live = _liveness(recorder, source, ends)
+    live = _liveness(recorder, sources, ends)
     return Trace(layers, recorder.macs, np.array(recorder.sizes, np.int64), live, tuple(outputs))
 
 
-def _liveness(recorder: _Recorder, source: int | None, ends: list[int]) -> NDArray[np.bool_]:
+def _liveness(recorder: _Recorder, sources: list[int], ends: list[int]) -> NDArray[np.bool_]:
     first = np.zeros(len(recorder.sizes), np.int64)
     last = np.zeros(len(recorder.sizes), np.int64)
     for step, (reads, made, _) in enumerate(recorder.steps):
         last[[*reads, *made]] = step
         first[made] = step
     last[ends] = len(recorder.steps)
-    if source is not None:
-        first[source] = 0
+    first[sources] = 0
     for step, (reads, made, in_place) in enumerate(recorder.steps):
         if in_place and reads and made and last[reads[0]] == step:
             last[reads[0]] = step - 1  # hands its memory to the result

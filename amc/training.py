@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from amc import nested
 from amc.bundle import read_result, save_weights
 from amc.config import Config, from_yaml
 from amc.errors import BundleError
@@ -14,7 +15,7 @@ from amc.finetune import asked_precision, checkpoint_precision, fastest_precisio
 from amc.latency import Runner
 from amc.monitor import Monitor, Silent
 from amc.run import open_task, refuse_plugins
-from amc.task import batches, evaluate, load_data
+from amc.task import batches, evaluate, load_data, load_objective
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,14 @@ class Rerun:
 
 def evaluate_bundle(folder: Path, trust: bool = False) -> Rerun:
     """Run the bundle's model.onnx on the test split of its run's data."""
-    from amc.task.metrics import CLASSIFICATION
-
     result = read_result(folder)
     config = from_yaml(folder / "config.yaml")
     if not trust:
         refuse_plugins(config, folder)
-    split = load_data(config.data).test
+    split, objective = load_data(config.data).test, load_objective(config.objective)
     runner, total = Runner(folder / "model.onnx"), 0.0
-    for images, targets in batches(split, 100):
-        total += float(CLASSIFICATION.metric(torch.from_numpy(runner(images.numpy())), targets).sum())
+    for inputs, targets in batches(split, 100):
+        total += float(objective.metric(runner.structured(nested.feeds(inputs)), targets).sum())
     try:
         return Rerun(str(result["metric"]), total / len(split), float(result["final"]["test"]))
     except (KeyError, TypeError, ValueError):

@@ -79,7 +79,7 @@ def test_a_model_with_nothing_to_prune(capsys):
 def test_a_model_of_the_wrong_shape(capsys):
     Path("net.py").write_text(NOTHING_TO_PRUNE.replace("64", "63"))
     message = complaint(capsys, "search", "--flops", "0.5", "--model", "net.py:make")
-    assert "does not take these images of shape [1, 8, 8]" in message
+    assert "does not take these inputs of shape [1, 8, 8]" in message
 
 
 def test_weights_that_hold_nan(capsys):

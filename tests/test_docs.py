@@ -26,6 +26,19 @@ def test_the_examples_of_extending(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "run" / "report.html").exists()
 
 
+def test_the_example_of_tasks(tmp_path, monkeypatch):
+    """Segmentation: half the MACs, and what was found before is still found."""
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks((DOCS / "tasks.md").read_text(), "python")
+    names: dict = {}
+    exec(compile(code, "tasks.md", "exec"), names)
+    summary = names["result"].summary
+    assert summary["metric"] == "IoU"
+    assert summary["original"]["test"] > 0.6
+    assert summary["final"]["test"] > 0.6
+    assert summary["final"]["macs"] <= 0.5 * summary["original"]["macs"]
+
+
 def test_links_and_commands_of_the_readme_exist():
     root = DOCS.parent
     text = (root / "README.md").read_text()

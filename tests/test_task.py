@@ -58,8 +58,8 @@ LINEAR = nn.Linear(64, 10)
         (lambda: poisoned("layer2.0.conv1.weight", math.nan), ModelError, "NaN or infinity in 'layer2.0.conv1.weight'"),
         (lambda: poisoned("bn1.running_var", math.inf), ModelError, "NaN or infinity in 'bn1.running_var'"),
         (lambda: nn.Flatten(), ModelError, "has no parameters"),
-        (lambda: build_model("resnet8", False, 3, 10), DataError, r"does not take these images of shape \[1, 8, 8\]"),
-        (lambda: nn.Linear(3, 10), DataError, "does not take these images"),
+        (lambda: build_model("resnet8", False, 3, 10), DataError, r"does not take these inputs of shape \[1, 8, 8\]"),
+        (lambda: nn.Linear(3, 10), DataError, "does not take these inputs"),
         (lambda: Net(lambda m, x: _three_channels(x), a=LINEAR), DataError, "three channels, please"),
         (
             lambda: Net(lambda m, x: [m.a(x.flatten(1))], a=LINEAR),

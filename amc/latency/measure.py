@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from amc.errors import ConfigError
-from amc.latency.session import Runner, denormals_as_zero
+from amc.latency.session import Inputs, Runner, denormals_as_zero
 
 WARMUP, ROUNDS, LEAST_BLOCKS = 10, 40, 6
 LEAST_MS = 0.2
@@ -55,14 +55,14 @@ class Measurement:
 
 def measure(
     models: Mapping[str, Path],
-    inputs: NDArray[np.float32],
+    inputs: Inputs,
     threads: int = 1,
     seconds: float = 5.0,
     precision: float = 0.005,
     seed: int = 0,
     progress: Callable[[float, str], None] | None = None,
 ) -> Measurement:
-    """Time every model on ``inputs [B, ...]``; the first one is the baseline.
+    """Time every model on ``inputs``; the first one is the baseline.
 
     Blocks of 40 rounds go on until every ratio's 95 % interval is within ``precision`` of it, or ``seconds`` are
     over, but for six blocks at least. A timing is of enough calls to last 0.2 ms.
@@ -84,9 +84,7 @@ def measure(
             return found
 
 
-def _block(
-    models: Mapping[str, Path], inputs: NDArray[np.float32], threads: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _block(models: Mapping[str, Path], inputs: Inputs, threads: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Milliseconds ``[ROUNDS, M]`` with new sessions, made in random order."""
     paths = list(models.values())
     runners = {int(i): Runner(paths[i], threads) for i in rng.permutation(len(paths))}
@@ -94,9 +92,7 @@ def _block(
         return _rounds(runners, inputs, rng)
 
 
-def _rounds(
-    runners: Mapping[int, Runner], inputs: NDArray[np.float32], rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _rounds(runners: Mapping[int, Runner], inputs: Inputs, rng: np.random.Generator) -> NDArray[np.float64]:
     for runner in runners.values():
         for _ in range(WARMUP):
             runner(inputs)
@@ -131,7 +127,7 @@ def _measurement(names: list[str], times: NDArray[np.float64], threads: int) -> 
     return Measurement(found, names[0], len(rounds), threads)
 
 
-def time_call(runner: Runner, inputs: NDArray[np.float32], calls: int) -> float:
+def time_call(runner: Runner, inputs: Inputs, calls: int) -> float:
     """Milliseconds a call."""
     start = time.perf_counter()
     for _ in range(calls):

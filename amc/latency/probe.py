@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from amc.channels import Kept
 from amc.latency.measure import WARMUP, time_call
-from amc.latency.session import Runner, denormals_as_zero
+from amc.latency.session import Inputs, Runner, denormals_as_zero
 from amc.resources import FileLayout
 
 ROUNDS = 30
@@ -28,7 +27,7 @@ class LatencyProbe:
         self,
         original: Path,
         layout: FileLayout,
-        inputs: NDArray[np.float32],
+        inputs: Inputs,
         threads: int = 1,
         original_ms: float | None = None,
     ) -> None:

@@ -12,7 +12,12 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from amc import nested
 from amc.errors import ExportError, first_line
+from amc.nested import Feeds, Nested
+
+Inputs = NDArray[Any] | Feeds
+"""An array for the model's one input, or arrays by name."""
 
 
 @contextmanager
@@ -47,6 +52,7 @@ class Runner:
         # the runtime leaves denormals off in the thread that asked; torch's results must not depend on that
         torch.set_flush_denormal(False)
         self._input = self._session.get_inputs()[0].name
+        self._names = [output.name for output in self._session.get_outputs()]
 
     def inputs(self, shape: Sequence[int] | None = None, seed: int = 0) -> NDArray[np.float32]:
         """Random inputs for the model: one sample of the shape it declares, or of ``shape`` without the batch."""
@@ -69,10 +75,19 @@ class Runner:
             )
         return np.random.default_rng(seed).standard_normal((batch, *rest), dtype=np.float32)
 
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __call__(self, inputs: Inputs) -> NDArray[np.float32]:
         """The first output for inputs ``[B, ...]``."""
+        return self.outputs(inputs)[0]
+
+    def outputs(self, inputs: Inputs) -> list[NDArray[Any]]:
+        """All outputs for inputs ``[B, ...]``: an array, or arrays by name."""
+        given = {self._input: inputs} if isinstance(inputs, np.ndarray) else dict(inputs)
         try:
-            output: NDArray[np.float32] = self._session.run(None, {self._input: images})[0]
+            found: list[NDArray[Any]] = self._session.run(None, given)
         except Exception as error:  # noqa: BLE001
             raise ExportError(f"ONNX Runtime cannot run the model: {first_line(error)}") from None
-        return output
+        return found
+
+    def structured(self, inputs: Inputs) -> Nested:
+        """The outputs as the network gave them: a tensor, a tuple or a dict of tensors."""
+        return nested.restored(self._names, [torch.from_numpy(array) for array in self.outputs(inputs)], "output")

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from amc import nested
 from amc.errors import AmcError, DataError, ModelError, first_line
+from amc.nested import Nested
 from amc.task.data import Split, Splits, load_data
-from amc.task.metrics import CLASSIFICATION, Objective
+from amc.task.metrics import CLASSIFICATION, Objective, load_objective
 from amc.task.models import load_model
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "evaluate",
     "load_data",
     "load_model",
+    "load_objective",
     "make_task",
 ]
 
@@ -37,10 +40,10 @@ class Task:
     device: torch.device
 
     @property
-    def example(self) -> Tensor:
-        """One image of the search split, ``[1, C, H, W]``, normalised, on the device."""
-        image = self.splits.search.fetch(torch.tensor([0]))[0].to(self.device)
-        return image.clone(memory_format=torch.contiguous_format)
+    def example(self) -> Nested:
+        """One sample of the search split, ``[1, ...]``, as the network takes it, on the device."""
+        sample = nested.to(self.splits.search.fetch(torch.tensor([0]))[0], self.device)
+        return nested.mapped(lambda leaf: leaf.clone(memory_format=torch.contiguous_format), sample)
 
 
 def make_task(
@@ -56,32 +59,35 @@ def make_task(
         raise ModelError(f"{name}: the network has no parameters.")
     model = model.to(device).eval()
     task = Task(name, model, splits, objective, device)
-    images, targets = _first_samples(splits.search)
+    inputs, targets = _first_samples(splits.search)
     try:
         with torch.inference_mode():
-            outputs = model(images.to(device))
+            outputs = nested.call(model, nested.to(inputs, device))
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         reason = first_line(error)
-        raise DataError(f"{name} does not take these images of shape {list(images.shape[1:])}: {reason}") from error
-    objective.check(name, outputs, targets.to(device), splits.classes)
+        raise DataError(f"{name} does not take these inputs of shape {nested.shape(inputs)}: {reason}") from error
+    objective.check(name, outputs, nested.to(targets, device), splits.classes)
     return task
 
 
-def _first_samples(split: Split, count: int = 64) -> tuple[Tensor, Tensor]:
+def _first_samples(split: Split, count: int = 64) -> tuple[Nested, Nested]:
     """Some samples, to see that they can be read. Whatever the user's dataset throws is told in one line."""
     try:
-        images, targets = split.fetch(torch.arange(min(count, len(split))))
+        inputs, targets = split.fetch(torch.arange(min(count, len(split))))
     except AmcError:
         raise
     except Exception as error:
         raise DataError(f"the data cannot be read: {type(error).__name__}: {first_line(error)}") from error
-    if not isinstance(images, Tensor) or not isinstance(targets, Tensor):
-        raise DataError(f"the data give {type(images).__name__} and {type(targets).__name__}, but must give tensors.")
-    return images, targets
+    for given in (inputs, targets):
+        if nested.nested(given) is None:
+            raise DataError(
+                f"the data give a {type(given).__name__}, but must give tensors, or tuples or dicts of tensors."
+            )
+    return inputs, targets
 
 
-def batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The split in order, ``size`` at a time: images ``[B, C, H, W]`` normalised, and targets ``[B, ...]``."""
+def batches(split: Split, size: int) -> Iterator[tuple[Nested, Nested]]:
+    """The split in order, ``size`` at a time: inputs as the network takes them, and targets, all ``[B, ...]``."""
     for start in range(0, len(split), size):
         yield split.fetch(torch.arange(start, min(start + size, len(split))))
 
@@ -90,8 +96,8 @@ def evaluate(model: nn.Module, task: Task, split: Split, batch_size: int = 250) 
     """Mean loss and mean metric of ``model`` (in evaluation mode, on the task's device) over ``split``."""
     loss, metric = 0.0, 0.0
     with torch.inference_mode():
-        for images, targets in batches(split, batch_size):
-            outputs, truth = model(images.to(task.device)), targets.to(task.device)
+        for inputs, targets in batches(split, batch_size):
+            outputs, truth = nested.call(model, nested.to(inputs, task.device)), nested.to(targets, task.device)
             loss += float(task.objective.loss(outputs, truth).double().sum())
             metric += float(task.objective.metric(outputs, truth).double().sum())
     return loss / len(split), metric / len(split)

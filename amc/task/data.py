@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from amc import nested
 from amc.config import DataConfig
 from amc.errors import AmcError, ConfigError, DataError, did_you_mean, first_line
+from amc.nested import Nested
 from amc.plugins import is_plugin, load_plugin
 
 
@@ -29,8 +31,8 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Inputs ``[B, C, H, W]``, normalised, float32, and targets; augmented where a generator is given."""
+    def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Nested, Nested]:
+        """Inputs ``[B, ...]`` as the network takes them, and targets; augmented where a generator is given."""
         ...
 
 
@@ -99,29 +101,35 @@ class DatasetSplit:
     def __len__(self) -> int:
         return len(self.members)
 
-    def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        samples = [self.dataset[i] for i in self.members[indices].tolist()]
-        inputs, targets = self.collate(samples)
-        return inputs, targets
+    def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Nested, Nested]:
+        inputs, targets = self.collate([self.dataset[i] for i in self.members[indices].tolist()])
+        return _nested(inputs, "inputs"), _nested(targets, "targets")
+
+
+def _nested(value: Any, what: str) -> Nested:
+    found = nested.nested(value)
+    if found is None:
+        raise DataError(f"the data must give {what} as tensors, or as tuples or dicts of tensors.")
+    return found
 
 
 @dataclass(frozen=True, eq=False)
 class HeldSplit:
     """A split in memory as the network reads it, ``[N, ...]``: fetched without any work, never augmented."""
 
-    images: Tensor
-    targets: Tensor
+    inputs: Nested
+    targets: Nested
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return nested.length(self.targets)
 
-    def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Nested, Nested]:
         if augment is not None:
             raise ValueError("a held split is for evaluation and is not augmented")
+        part: slice | Tensor = indices
         if len(indices) and bool((indices.diff() == 1).all()):  # in order: a view will do
             part = slice(int(indices[0]), int(indices[-1]) + 1)
-            return self.images[part], self.targets[part]
-        return self.images[indices], self.targets[indices]
+        return nested.mapped(lambda x: x[part], self.inputs), nested.mapped(lambda x: x[part], self.targets)
 
 
 _HOLD_BYTES = 1 << 30
@@ -135,13 +143,11 @@ def hold(split: Split, device: torch.device, seed: int = 0) -> Split:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         first, _ = split.fetch(torch.tensor([0]))
-        if first.numel() * 4 * len(split) > _HOLD_BYTES:
+        if sum(leaf.numel() for leaf in nested.leaves(first)) * 4 * len(split) > _HOLD_BYTES:
             return split
         parts = [split.fetch(torch.arange(i, min(i + 500, len(split)))) for i in range(0, len(split), 500)]
-    images = torch.cat([p[0] for p in parts]).to(device)
-    if images.ndim == 4:
-        images = images.to(memory_format=torch.channels_last)
-    return HeldSplit(images, torch.cat([p[1] for p in parts]).to(device))
+    inputs, targets = (nested.to(nested.joined(column), device) for column in zip(*parts, strict=True))
+    return HeldSplit(nested.channels_last(inputs), targets)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,44 +9,90 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
-from amc.errors import DataError, ModelError, first_line
+from amc import nested
+from amc.errors import ConfigError, DataError, ModelError, did_you_mean, first_line
+from amc.nested import Nested
+from amc.plugins import is_plugin, load_plugin
 
-PerSample = Callable[[Any, Tensor], Tensor]
+PerSample = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss and a metric. Both take the network's output and the targets and give one number a sample, ``[N]``.
+    """A loss and a metric. Both take what the network gives and the targets, and give one number a sample, ``[N]``.
 
     The metric lies in [0, 1] and higher is better; ``1 - metric`` is AMC's Error.
     """
 
     name: str
+    """The metric's name, for people."""
     loss: PerSample
     metric: PerSample
-    distils: bool = False
-    """Whether axis 1 of the output holds logits, so that the original can teach by soft targets."""
+    logits: Callable[[Any], Tensor] | None = None
+    """Picks the logits, classes along axis 1, out of what the network gives: with them the original teaches by soft
+    targets (distillation). None: no distillation."""
 
-    def check(self, model: str, outputs: Any, targets: Tensor, classes: int | None) -> None:
+    def check(self, model: str, outputs: Any, targets: Nested, classes: int | None) -> None:
         """Raise where the network's output and the targets cannot belong together."""
-        if not isinstance(outputs, Tensor):
-            raise ModelError(f"{model} returns a {type(outputs).__name__}, but must return a tensor of logits.")
-        if not bool(torch.isfinite(outputs).all()):
-            raise ModelError(f"{model} gives NaN or infinity on the first images of the search split.")
-        if classes is not None and (outputs.ndim < 2 or outputs.shape[1] < classes):
-            raise DataError(
-                f"{model} gives outputs of shape {list(outputs.shape)}, but the data have {classes} classes."
-            )
+        found = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        if not all(bool(torch.isfinite(leaf).all()) for leaf in found):
+            raise ModelError(f"{model} gives NaN or infinity on the first samples of the search split.")
+        if self.logits is not None:
+            self._check_logits(model, outputs, classes)
+        count = nested.length(targets)
+        for word, function in (("losses", self.loss), ("metrics", self.metric)):
+            try:
+                values = function(outputs, targets)
+                wrong = list(values.shape) != [count] or not bool(torch.isfinite(values).all())
+                reason = f"they give {word} of shape {list(values.shape)}, not one finite number a sample ([{count}])"
+            except Exception as error:  # noqa: BLE001  (a user's function throws what it likes)
+                wrong, reason = True, first_line(error)
+            if wrong:
+                kinds = ", ".join(f"{leaf.dtype} of shape {list(leaf.shape)}" for leaf in nested.leaves(targets))
+                raise DataError(f"the targets ({kinds}) do not go with {model}'s outputs {_told(outputs)}: {reason}")
+
+    def _check_logits(self, model: str, outputs: Any, classes: int | None) -> None:
+        assert self.logits is not None
         try:
-            losses = self.loss(outputs, targets)
-            wrong = list(losses.shape) != [len(targets)] or not bool(torch.isfinite(losses).all())
-            reason = f"they give losses of shape {list(losses.shape)}"
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            wrong, reason = True, first_line(error)
-        if wrong:
-            shape = f"{targets.dtype} of shape {list(targets.shape)}"
-            raise DataError(f"the targets ({shape}) do not go with {model}'s outputs {list(outputs.shape)}: {reason}")
+            logits = self.logits(outputs)
+        except Exception as error:
+            raise ModelError(f"{model} gives no logits for {self.name}: {first_line(error)}") from error
+        if not isinstance(logits, Tensor):
+            raise ModelError(
+                f"{model} returns a {type(logits).__name__}, but must return a tensor of logits for {self.name}: "
+                "pass an objective whose loss and metric take what it returns."
+            )
+        if classes is not None and (logits.ndim < 2 or logits.shape[1] < classes):
+            raise DataError(
+                f"{model} gives outputs of shape {list(logits.shape)}, but the data have {classes} classes."
+            )
+
+
+def _told(outputs: Any) -> str:
+    """The shape of a tensor, or of the tensors in a structure."""
+    if isinstance(outputs, Tensor):
+        return str(list(outputs.shape))
+    shapes = [str(list(leaf.shape)) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    return f"({type(outputs).__name__} of {', '.join(shapes) or 'no tensors'})"
+
+
+def load_objective(name: str) -> Objective:
+    """An objective by name, or what ``file.py:factory`` gives. Raises ConfigError."""
+    if name == "classification":
+        return CLASSIFICATION
+    if not is_plugin(name):
+        raise ConfigError(f"unknown objective '{name}'.{did_you_mean(name, ['classification', 'file.py:factory'])}")
+    try:
+        found = load_plugin(name)()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{name} fails: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(found, Objective):
+        raise ConfigError(f"{name} gave a {type(found).__name__}, but must give an amc.Objective.")
+    return found
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -59,4 +105,4 @@ def top1(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(1) == targets).float()
 
 
-CLASSIFICATION = Objective("accuracy", cross_entropy, top1, distils=True)
+CLASSIFICATION = Objective("accuracy", cross_entropy, top1, logits=lambda outputs: outputs)

@@ -1,0 +1,106 @@
+"""What networks take and give: a tensor, or several of them in a tuple or a dict.
+
+A tuple holds positional arguments, a dict arguments by keyword; the first axis of every tensor is the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Nested = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+
+Feeds = Mapping[str, NDArray[Any]]
+"""A runtime's inputs by name."""
+
+
+def nested(value: Any) -> Nested | None:
+    """``value`` as a tensor, a tuple or a dict of tensors; None where it is none of these."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping) and value and all(isinstance(k, str) for k in value):
+        value = dict(value)
+    elif isinstance(value, Sequence) and not isinstance(value, str) and value:
+        value = tuple(value)
+    else:
+        return None
+    return value if all(isinstance(leaf, Tensor) for leaf in leaves(value)) else None
+
+
+def leaves(value: Nested) -> list[Tensor]:
+    """The tensors, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    return list(value.values()) if isinstance(value, dict) else list(value)
+
+
+def mapped(function: Callable[[Tensor], Tensor], value: Nested) -> Nested:
+    """The same structure with ``function`` of every tensor."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: function(leaf) for key, leaf in value.items()}
+    return tuple(function(leaf) for leaf in value)
+
+
+def to(value: Nested, device: torch.device | str) -> Nested:
+    """On another device."""
+    return mapped(lambda leaf: leaf.to(device), value)
+
+
+def joined(values: Sequence[Nested]) -> Nested:
+    """Batches one after the other, as one batch."""
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.cat([leaf for value in values for leaf in leaves(value)])
+    columns = [torch.cat(column) for column in zip(*map(leaves, values), strict=True)]
+    return dict(zip(first, columns, strict=True)) if isinstance(first, dict) else tuple(columns)
+
+
+def length(value: Nested) -> int:
+    """Samples in the batch."""
+    return len(leaves(value)[0])
+
+
+def shape(value: Nested) -> str:
+    """The shapes without the batch, for people: ``[3, 32, 32]``, or several."""
+    names = list(value) if isinstance(value, dict) else []
+    shapes = [str(list(leaf.shape[1:])) for leaf in leaves(value)]
+    return ", ".join(f"{name} {s}" for name, s in zip(names, shapes, strict=True)) if names else ", ".join(shapes)
+
+
+def call(model: nn.Module, inputs: Nested) -> Any:
+    """The network's output: a tensor is its one argument, a tuple its arguments, a dict its keyword arguments."""
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+
+
+def names(value: Any, kind: str) -> list[str]:
+    """Names for what a runtime gets and gives: a dict's keys, ``kind`` for one tensor, ``kind_0`` … for a tuple."""
+    if isinstance(value, Mapping):
+        return list(value)
+    return [f"{kind}_{i}" for i in range(len(value))] if isinstance(value, tuple | list) else [kind]
+
+
+def restored(found: Sequence[str], tensors: Sequence[Tensor], kind: str) -> Nested:
+    """The structure that has these ``names``."""
+    if list(found) == [kind]:
+        return tensors[0]
+    if list(found) == [f"{kind}_{i}" for i in range(len(found))]:
+        return tuple(tensors)
+    return dict(zip(found, tensors, strict=True))
+
+
+def feeds(inputs: Nested) -> Feeds:
+    """The inputs by the names they have in the ONNX file."""
+    return dict(zip(names(inputs, "input"), (leaf.cpu().numpy() for leaf in leaves(inputs)), strict=True))
+
+
+def channels_last(inputs: Nested, layout: torch.memory_format = torch.channels_last) -> Nested:
+    """Images ``[N, C, H, W]`` in another memory layout; other tensors as they are."""
+    return mapped(lambda leaf: leaf.to(memory_format=layout) if leaf.ndim == 4 else leaf, inputs)
