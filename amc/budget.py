@@ -144,15 +144,16 @@ class Space:
         the sites that lost most by it. With equal shares this is the uniform policy.
         """
         wanted = np.asarray(shares, np.float64) * np.array(self.full)
-        low, high = 0.0, float(np.max(np.array(self.full) / wanted))
-        choice = self._scaled(wanted, high)
-        if bool(self.fits([choice])[0]):
-            return choice
-        for _ in range(40):
-            middle = (low + high) / 2
-            fits = bool(self.fits([self._scaled(wanted, middle)])[0])
+        # the widths change only where a scaled one meets a setting: these scales are all there is to try
+        scales = np.unique(np.concatenate([np.array(s) / w for s, w in zip(self.settings, wanted, strict=True)]))
+        if bool(self.fits([self.full])[0]):
+            return self.full
+        low, high = -1, len(scales) - 1  # scales[high] gives the whole network, which does not fit
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = bool(self.fits([self._scaled(wanted, scales[middle])])[0])
             low, high = (middle, high) if fits else (low, middle)
-        return self.fill(self._scaled(wanted, low), wanted * low)
+        return self.fill(self._scaled(wanted, scales[low]) if low >= 0 else self.smallest, wanted)
 
     def fill(self, choice: Choice, wanted: Floats) -> Choice:
         """Widen sites one step at a time while the budget allows, those first that fall furthest short."""

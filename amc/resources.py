@@ -153,38 +153,44 @@ def varint(values: ArrayLike) -> Ints:
     """Bytes that protobuf needs for each non-negative integer."""
     v = np.asarray(values, np.int64)
     count = np.ones(v.shape, np.int64)
+    largest = int(v.max(initial=0))
     for bits in range(7, 63, 7):
+        if largest < 1 << bits:
+            break
         count += v >= (1 << bits)
     return count
 
 
 class _FileSize:
-    """Bytes of the ONNX file: every tensor's record, its length prefixes, and the rest that does not change."""
+    """Bytes of the ONNX file: every tensor's record, its length prefixes, and the rest that does not change.
+
+    T tensors of up to D dimensions; missing dimensions are of length 1 and written nowhere.
+    """
 
     def __init__(self, layout: FileLayout, sites: int, full: Ints) -> None:
-        self._tensors = [
-            (
-                [_line(axis, dim, sites) for axis, dim in zip(t.axes, t.dims, strict=True)],
-                t.itemsize,
-                t.fixed,
-                t.is_group,
-            )
-            for t in layout.tensors
-            if any(axis is not None for axis in t.axes)
-        ]
+        tensors = [t for t in layout.tensors if any(axis is not None for axis in t.axes)]
+        longest = max((len(t.dims) for t in tensors), default=1)
+        self._slopes = np.zeros((sites, len(tensors), longest), np.int64)
+        self._constant = np.ones((len(tensors), longest), np.int64)
+        self._written = np.zeros((len(tensors), longest), np.int64)
+        for row, tensor in enumerate(tensors):
+            for column, (axis, dim) in enumerate(zip(tensor.axes, tensor.dims, strict=True)):
+                self._slopes[:, row, column], self._constant[row, column] = _line(axis, dim, sites)
+                self._written[row, column] = 1
+        self._itemsize = np.array([t.itemsize for t in tensors], np.int64)
+        self._fixed = np.array([t.fixed for t in tensors], np.int64)
+        self._groups = np.array([t.is_group for t in tensors], np.int64)
         inside = int(self._changing(full[None])[0])
         self._graph_rest = layout.graph - inside
         self._rest = layout.total - layout.graph - int(varint(layout.graph))
 
     def _changing(self, w: Ints) -> Ints:
-        total = np.zeros(len(w), np.int64)
-        for lines, itemsize, fixed, is_group in self._tensors:
-            dims = [w @ slopes + constant for slopes, constant in lines]
-            raw = itemsize * np.prod(dims, axis=0)
-            record = fixed + raw + varint(raw) + sum(varint(d) for d in dims)
-            total += record + varint(record)
-            if is_group:
-                total += varint(dims[0])
+        """Bytes of the tensors that follow the sites ``[B]``."""
+        dims = np.tensordot(w, self._slopes, 1) + self._constant  # [B, T, D]
+        raw = dims.prod(2) * self._itemsize
+        prefixes = varint(dims)
+        record = self._fixed + raw + varint(raw) + (prefixes * self._written).sum(2)
+        total: Ints = (record + varint(record) + prefixes[:, :, 0] * self._groups).sum(1)
         return total
 
     def __call__(self, w: Ints) -> Ints:
