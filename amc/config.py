@@ -100,6 +100,17 @@ class SearchConfig:
     min_keep: float = option(0.2, "least share of a site's channels to keep", "--min-keep")
     channel_step: int = option(0, "widths are multiples of this [0: 4 or 8, by the site's width]", "--channel-step")
     reconstruct: bool = option(True, "re-solve the following layers by least squares", "--reconstruct")
+    drift: bool = option(
+        True,
+        "re-solve the best policies' layers once more, on what really reaches them in the pruned network",
+        "--drift",
+    )
+    race: bool = option(
+        True, "stop reading images for a policy that is seen to be worse than the best so far", "--race"
+    )
+    refine: int = option(
+        10, "policies of the search that are scored again with --drift before the candidates are taken", "--refine"
+    )
     recalibrate: str = option(
         "auto",
         "recompute BatchNorm statistics in every evaluation (auto: try both on the uniform policy)",
@@ -158,6 +169,7 @@ class Config:
         _check(0 <= self.seed < 2**32, "seed", self.seed, "at least 0 and less than 2**32")
         _check(self.search.evaluations >= 1, "evaluations", self.search.evaluations, "at least 1")
         _check(0 < self.search.min_keep <= 1, "min_keep", self.search.min_keep, "above 0 and at most 1")
+        _check(self.search.refine >= 1, "refine", self.search.refine, "at least 1")
         _check(self.search.channel_step >= 0, "channel_step", self.search.channel_step, "0 or more")
         _check(self.finetune.candidates >= 1, "candidates", self.finetune.candidates, "at least 1")
         _check(

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import copy
+import time
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from amc import nested
 from amc.channels import Kept
+from amc.drift import Drift
 from amc.graph import BATCH_NORMS, Graph, consumers
 from amc.policy import Choice
 from amc.reconstruct import Moments, Reconstructor, elements, unexplained
 from amc.surgery import Dresser
-from amc.task import Task, batches, evaluate
-from amc.task.data import hold
+from amc.task import Task, batches
+from amc.task.data import hold, shuffled
+
+BLOCK = 250  # images: one forward pass, and how often a race may be called
+CLEAR = 3.0  # standard errors of the paired difference at which a race is lost
+_SMALL = 4e6  # MACs
+_KEPT = 4  # policies whose losses per image are remembered
 
 
 @dataclass(frozen=True)
 class Score:
-    """Mean loss and metric over the search split."""
+    """Mean loss and metric over the search split; estimates where only a ``share`` of it was read."""
 
     loss: float
     metric: float
+    share: float = 1.0
 
 
 class Evaluator:
@@ -39,17 +49,21 @@ class Evaluator:
         moments: Mapping[str, Moments],
         reconstruct: bool = True,
         recalibrate: bool = False,
+        drift: Drift | None = None,
     ) -> None:
         """``orders``: per site its channels, the most important first. ``moments``: of the layers' inputs."""
         self.recalibrate = recalibrate
-        self._task, self._graph = task, graph
+        self.precision = "float32"
+        """Of the forward passes of the search; refined networks are scored in float32."""
+        self._task, self._graph, self._drift = task, graph, drift
         self._orders = [o.numpy() for o in orders]
         self._scratch = copy.deepcopy(task.model).requires_grad_(False)
         self._dresser = Dresser(self._scratch, graph.layers)
         self._solve = Reconstructor(graph, task.model, moments) if reconstruct else None
         self._moments = moments
         self._errors: dict[tuple[int, int], float] = {}
-        self._search = hold(task.splits.search, task.device)
+        self._search = shuffled(hold(task.splits.search, task.device))
+        self._samples: OrderedDict[Choice, Tensor] = OrderedDict()
         self._norms = [m for m in self._scratch.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
 
     def kept(self, choice: Choice) -> Kept:
@@ -58,10 +72,21 @@ class Evaluator:
 
     def network(self, choice: Choice) -> nn.Module:
         """The pruned network in evaluation mode. It is the scratch copy: the next call changes it."""
-        kept = self.kept(choice)
-        self._dresser.dress(kept, self._solve(kept) if self._solve else None)
+        self._dress(choice)
         if self.recalibrate:
             self._recalibrate()
+        return self._scratch
+
+    def refined(self, choice: Choice) -> nn.Module:
+        """The same, but re-solved on what really reaches every layer (`amc.drift`): better, and slower to get."""
+        if self._drift is None:
+            return self.network(choice)
+        self._drift(self._dress(choice), self.kept(choice))
+        return self._scratch
+
+    def _dress(self, choice: Choice) -> nn.Module:
+        kept = self.kept(choice)
+        self._dresser.dress(kept, self._solve(kept) if self._solve else None)
         return self._scratch
 
     def error(self, site: int, width: int) -> float:
@@ -81,8 +106,8 @@ class Evaluator:
                 yield unexplained(weight.detach().flatten(1), moments, elements(positions, weight[0, 0].numel()))
 
     def pruned(self, choice: Choice) -> nn.Module:
-        """The pruned network as a module of its own, trainable."""
-        own = copy.deepcopy(self.network(choice))
+        """The refined network as a module of its own, trainable."""
+        own = copy.deepcopy(self.refined(choice))
         wanted = {name: p.requires_grad for name, p in self._task.model.named_parameters()}
         for name, parameter in own.named_parameters():
             parameter.requires_grad_(wanted[name])
@@ -90,8 +115,63 @@ class Evaluator:
 
     def __call__(self, choice: Choice) -> Score:
         """Mean loss and metric of the pruned network over the search split."""
-        loss, metric = evaluate(self.network(choice), self._task, self._search)
-        return Score(loss, metric)
+        return self._finish(choice, torch.cat(list(self._blocks(self.network(choice), self.precision)), 1))
+
+    def refined_score(self, choice: Choice) -> Score:
+        """The same for the refined network."""
+        return _mean(torch.cat(list(self._blocks(self.refined(choice), "float32")), 1))
+
+    def faster_precision(self) -> str:
+        """bfloat16 where the original runs clearly faster with it here (its ranking is the same), else float32.
+
+        Networks so small that it hardly matters stay with float32.
+        """
+        if self._graph.trace.macs < _SMALL:
+            return "float32"
+        seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+        for _ in range(3):
+            for name, times in seconds.items():
+                start = time.perf_counter()
+                next(self._blocks(self._task.model, name))
+                times.append(time.perf_counter() - start)
+        return "bfloat16" if min(seconds["bfloat16"]) < 0.9 * min(seconds["float32"]) else "float32"
+
+    def race(self, choice: Choice, rival: Choice) -> Score:
+        """The score, read only as far as it takes to see that ``rival`` is better.
+
+        Both are read on the same images. When the mean difference of their losses is `CLEAR` standard errors above
+        0, the rest is not read, and the score is the rival's plus the difference so far.
+        """
+        if rival not in self._samples:
+            self(rival)
+        other, seen = self._samples[rival], torch.zeros(2, 0, dtype=torch.float64)
+        for block in self._blocks(self.network(choice), self.precision):
+            seen = torch.cat([seen, block], 1)
+            count = seen.shape[1]
+            difference = seen - other[:, :count]
+            error = float(difference[0].std()) / count**0.5
+            if count < other.shape[1] and float(difference[0].mean()) > CLEAR * error:
+                loss, metric = (other.mean(1) + difference.mean(1)).tolist()
+                return Score(loss, min(max(metric, 0.0), 1.0), count / other.shape[1])
+        return self._finish(choice, seen)
+
+    def _blocks(self, network: nn.Module, precision: str) -> Iterator[Tensor]:
+        """Loss and metric per image, ``[2, B]`` float64, block by block in one random order."""
+        objective, device = self._task.objective, self._task.device
+        halved = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+        for inputs, targets in batches(self._search, BLOCK):
+            with torch.inference_mode():
+                with halved:
+                    outputs = nested.call(network, nested.to(inputs, device))
+                outputs, truth = tree_map_only(Tensor, _whole, outputs), nested.to(targets, device)
+                yield torch.stack([objective.loss(outputs, truth), objective.metric(outputs, truth)]).double().cpu()
+
+    def _finish(self, choice: Choice, samples: Tensor) -> Score:
+        self._samples[choice] = samples
+        self._samples.move_to_end(choice)
+        if len(self._samples) > _KEPT:
+            self._samples.popitem(last=False)
+        return _mean(samples)
 
     def _recalibrate(self) -> None:
         """Statistics of every BatchNorm anew over the calibration split (EagleEye, arXiv:2007.02491)."""
@@ -108,6 +188,15 @@ class Evaluator:
             for module, momentum in zip(self._norms, saved, strict=True):
                 module.momentum = momentum
                 module.eval()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+
+
+def _mean(samples: Tensor) -> Score:
+    loss, metric = samples.mean(1).tolist()
+    return Score(loss, metric)
 
 
 def _forget(module: nn.modules.batchnorm._BatchNorm) -> None:

@@ -64,15 +64,19 @@ class Problem:
         observer: Observer | None = None,
         measure: Callable[[Choice], dict[str, float]] | None = None,
         error: Callable[[int, int], float] | None = None,
+        race: Callable[[Choice, Choice], Score] | None = None,
     ) -> None:
-        """``measure`` adds costs that are measured, such as ``latency`` in ms; ``error`` is `site_error`."""
+        """``measure`` adds costs that are measured, such as ``latency`` in ms; ``error`` is `site_error`.
+
+        ``race`` scores a policy as far as it takes to see that another one, the best so far, is better.
+        """
         self.space = space
         self.features = tuple(features)
         self.proposals = 0
         self._score, self._reward, self._measure = score, reward, measure
         self._journal = journal or Journal(None)
         self._observer = observer
-        self._error = error
+        self._error, self._race = error, race
         self._known = {e.choice: e for e in recorded(self._journal)}
         # what a resumed search may see is what it has proposed anew, or it would not repeat itself
         self._proposed: dict[Choice, Evaluation] = {}
@@ -96,7 +100,8 @@ class Problem:
         costs = self.space.costs(policy)
         start = time.perf_counter()
         try:
-            score = self._score(policy)
+            rival = self._rival()
+            score = self._race(policy, rival) if self._race and rival else self._score(policy)
             if not math.isfinite(score.loss):
                 raise ArithmeticError(f"the loss is {score.loss}")
             costs |= self._measure(policy) if self._measure else {}
@@ -107,8 +112,14 @@ class Problem:
                 raise MemoryError(first_line(failure)) from failure
             reason = first_line(failure)
             return Evaluation(policy, math.inf, 0.0, costs, time.perf_counter() - start, reason)
-        evaluation = Evaluation(policy, score.loss, score.metric, costs, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        evaluation = Evaluation(policy, score.loss, score.metric, costs, seconds, share=score.share)
         return replace(evaluation, reward=self._rewarded(evaluation))
+
+    def _rival(self) -> Choice | None:
+        """The policy of least loss so far, of those that were read whole."""
+        whole = [e for e in self._proposed.values() if e.error is None and e.share == 1]
+        return min(whole, key=lambda e: e.loss).choice if whole else None
 
     def _rewarded(self, evaluation: Evaluation) -> float:
         try:
@@ -136,9 +147,12 @@ class Problem:
         return list(self._proposed.values())
 
     def best(self, count: int) -> list[Evaluation]:
-        """The best distinct policies, the best first; equal rewards are told apart by the loss."""
+        """The best distinct policies, the best first; equal rewards are told apart by the loss.
+
+        Those that lost a race come after all that were read whole.
+        """
         good = [e for e in self._proposed.values() if e.error is None]
-        return sorted(good, key=lambda e: (-e.reward, e.loss))[:count]
+        return sorted(good, key=lambda e: (e.share < 1, -e.reward, e.loss))[:count]
 
 
 def recorded(journal: Journal) -> Iterator[Evaluation]:
@@ -155,6 +169,7 @@ def _to_record(evaluation: Evaluation) -> dict[str, object]:
         "costs": dict(evaluation.costs),
         "reward": None if failed else evaluation.reward,
         "seconds": round(evaluation.seconds, 6),
+        "share": evaluation.share,
         "error": evaluation.error,
     }
 
@@ -167,6 +182,7 @@ def _from_record(record: dict[str, Any]) -> Evaluation:
         if failed is not None:
             return Evaluation(choice, math.inf, 0.0, costs, seconds, str(failed))
         loss, metric, reward = (float(record[key]) for key in ("loss", "metric", "reward"))
+        share = float(record.get("share", 1.0))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise BundleError("the journal holds an evaluation that is damaged: begin the search anew.") from None
-    return Evaluation(choice, loss, metric, costs, seconds, None, reward)
+    return Evaluation(choice, loss, metric, costs, seconds, None, reward, share)

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -48,15 +49,16 @@ class Moments:
     count: int
 
 
+def solvable(model: nn.Module, layer: Layer) -> bool:
+    """Whether a layer's weights can be re-solved: dense convolutions (1-D, 2-D) and linear layers of bounded rows."""
+    module = _module(model, layer.name)
+    dense = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1)
+    return dense and _row(module) <= MOST_ELEMENTS
+
+
 def readers(graph: Graph, model: nn.Module) -> list[Layer]:
-    """The layers that can be re-solved: dense convolutions (1-D, 2-D) and linear layers behind a site."""
-    found = []
-    for layer in graph.layers:
-        module = _module(model, layer.name)
-        solvable = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1)
-        if layer.input is not None and solvable and _row(module) <= MOST_ELEMENTS:
-            found.append(layer)
-    return found
+    """The layers that can be re-solved and have a site before them."""
+    return [layer for layer in graph.layers if layer.input is not None and solvable(model, layer)]
 
 
 def _row(module: nn.Module | None) -> int:
@@ -120,26 +122,60 @@ def _moments(count: int, total: Tensor, products: Tensor, shift: Tensor) -> Mome
 
 def rows_of(module: nn.Module, x: Tensor, per_image: int, generator: torch.Generator) -> Tensor:
     """Rows ``[N · P, D]`` that the layer multiplies with its weights, at P random positions of each image."""
+    return rows_at(module, x, choose_positions(module, x, per_image, generator))
+
+
+def choose_positions(module: nn.Module, x: Tensor, per_image: int, generator: torch.Generator) -> Tensor:
+    """Random positions ``[N, P]`` of the layer's output for each image of ``x``, flattened; all where there are few."""
+    size = x[0].numel() // x.shape[-1] if isinstance(module, nn.Linear) else prod(_output_size(module, x))
+    if size <= per_image:
+        return torch.arange(size).expand(len(x), -1)
+    return torch.randint(size, (len(x), per_image), generator=generator)
+
+
+def rows_at(module: nn.Module, x: Tensor, chosen: Tensor) -> Tensor:
+    """Rows ``[N · P, D]`` that the layer multiplies with its weights at the positions ``chosen [N, P]``."""
     if isinstance(module, nn.Linear):
-        x = x.reshape(len(x), -1, x.shape[-1])
-        if x.shape[1] > per_image:
-            x = x[:, torch.randperm(x.shape[1], generator=generator)[:per_image].to(x.device)]
-        return x.reshape(-1, x.shape[-1])
+        return outputs_at(module, x, chosen)
     assert isinstance(module, nn.Conv1d | nn.Conv2d)
+    width = _output_size(module, x)[1]
     padding = list(module._reversed_padding_repeated_twice)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
     x = F.pad(x, padding, mode=mode)
-    kernel, stride, dilation = tuple(module.kernel_size), tuple(module.stride), tuple(module.dilation)
+    kernel, stride, dilation = _geometry(module)
     if isinstance(module, nn.Conv1d):
-        x, kernel, stride, dilation = x[:, :, None], (1, *kernel), (1, *stride), (1, *dilation)
+        x = x[:, :, None]
+    chosen = chosen[..., None, None].to(x.device)
+    rows = chosen // width * stride[0] + dilation[0] * torch.arange(kernel[0], device=x.device)[:, None]
+    columns = chosen % width * stride[1] + dilation[1] * torch.arange(kernel[1], device=x.device)
+    image = torch.arange(len(x), device=x.device)[:, None, None, None]
+    patches = x.permute(0, 2, 3, 1)[image, rows, columns]  # [N, P, kh, kw, C]
+    return patches.permute(0, 1, 4, 2, 3).flatten(2).flatten(0, 1)
+
+
+def outputs_at(module: nn.Module, y: Tensor, chosen: Tensor) -> Tensor:
+    """The layer's outputs, or what has their shape, at the positions ``chosen [N, P]``: ``[N · P, C]``."""
+    y = y.reshape(len(y), -1, y.shape[-1]) if isinstance(module, nn.Linear) else y.flatten(2).transpose(1, 2)
+    image = torch.arange(len(y), device=y.device)[:, None]
+    return y[image, chosen.to(y.device)].flatten(0, 1)
+
+
+def _geometry(module: nn.Conv1d | nn.Conv2d) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Kernel, stride and dilation, each for height and width."""
+    flat = (1,) if isinstance(module, nn.Conv1d) else ()
+    return (*flat, *module.kernel_size), (*flat, *module.stride), (*flat, *module.dilation)
+
+
+def _output_size(module: nn.Module, x: Tensor) -> tuple[int, int]:
+    assert isinstance(module, nn.Conv1d | nn.Conv2d)
+    kernel, stride, dilation = _geometry(module)
+    pads = list(module._reversed_padding_repeated_twice)
+    padded = [size + before + after for size, before, after in zip(x.shape[:1:-1], pads[::2], pads[1::2], strict=True)]
+    sizes = [1, *padded[::-1]][-2:] if isinstance(module, nn.Conv1d) else padded[::-1]
     height, width = (
-        (size - d * (k - 1) - 1) // s + 1 for size, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
+        (size - d * (k - 1) - 1) // s + 1 for size, k, s, d in zip(sizes, kernel, stride, dilation, strict=True)
     )
-    chosen = torch.randperm(height * width, generator=generator)[:per_image]
-    rows = (chosen // width * stride[0])[:, None] + dilation[0] * torch.arange(kernel[0])
-    columns = (chosen % width * stride[1])[:, None] + dilation[1] * torch.arange(kernel[1])
-    patches = x[:, :, rows[:, :, None].to(x.device), columns[:, None, :].to(x.device)]  # [N, C, P, kh, kw]
-    return patches.permute(0, 2, 1, 3, 4).reshape(len(x) * len(chosen), -1)
+    return height, width
 
 
 def elements(positions: Tensor, taps: int) -> Tensor:

@@ -36,6 +36,8 @@ class Evaluation:
     error: str | None = None
     """Why the evaluation failed; its loss is then infinite and its metric 0."""
     reward: float = field(default=-math.inf)
+    share: float = 1.0
+    """Of the search split that was read; below 1 where the policy was seen to be worse than another before its end."""
 
 
 Reward = Callable[[Evaluation], float]

@@ -159,7 +159,7 @@ def _compress(flow: Stages) -> Result:
         limits=space.limits,
         evaluations=len(problem.evaluations),
         recalibrate=evaluator.recalibrate,
-        pruned_metric=next(e.metric for e in problem.evaluations if e.choice == chosen),
+        pruned_metric=next(c["before"] for c in candidates if c["chosen"]),
         candidates=candidates,
         proof=proof,
         parity=parity,

@@ -20,8 +20,9 @@ from torch import nn
 from amc import bundle, nested
 from amc.budget import UNITS, Budget, Space
 from amc.config import Config, binding, to_dict
+from amc.drift import Drift
 from amc.errors import BundleError, ConfigError, ExportError
-from amc.evaluate import Evaluator
+from amc.evaluate import Evaluator, Score
 from amc.export import Parity, check_parity, count_onnx_macs, export_onnx, file_layout
 from amc.files import write_json, write_text
 from amc.finetune import Plan, asked_precision, fastest_precision, make_plan, train
@@ -102,7 +103,14 @@ class Stages:
         search, task = self.config.search, self.task
         moments = collect(task, readers(graph, task.model), self.config.seed, progress=self.monitor.progress)
         orders = rank(search.criterion, graph, task.model, moments)
-        evaluator = Evaluator(task, graph, orders, moments, search.reconstruct)
+        drift = Drift(task, graph, self.config.seed) if search.reconstruct and search.drift else None
+        evaluator = Evaluator(task, graph, orders, moments, search.reconstruct, drift=drift)
+        known = self.journal.last("evaluation-precision")
+        if known is None:
+            self.journal.append("evaluation-precision", name=evaluator.faster_precision())
+            known = self.journal.last("evaluation-precision")
+        assert known is not None
+        evaluator.precision = str(known["name"])
         if search.recalibrate == "auto":
             evaluator.recalibrate = self._recalibration_helps(evaluator, space.fit(np.ones(len(space.names))))
         else:
@@ -133,7 +141,10 @@ class Stages:
 
         reward = load_reward(search.reward)
         probe = self._probe(graph, evaluator) if getattr(reward, "needs_latency", False) else None
-        problem = Problem(space, site_features(graph), evaluator, reward, self.journal, observe, probe, evaluator.error)
+        problem = Problem(
+            space, site_features(graph), evaluator, reward, self.journal, observe, probe, evaluator.error,
+            evaluator.race if search.race else None,
+        )  # fmt: skip
         load_searcher(search.searcher)(problem, search.evaluations, self.config.seed)
         failed = [e for e in problem.evaluations if e.error is not None]
         if len(failed) == len(problem.evaluations):
@@ -176,29 +187,44 @@ class Stages:
         return asked if asked >= 0 else self.task.splits.epochs
 
     def choose(self, problem: Problem, evaluator: Evaluator) -> tuple[Choice, list[dict[str, Any]]]:
-        """Fine-tune the best few briefly and take the winner: scores before training do not tell it."""
-        best = problem.best(self.config.finetune.candidates)
+        """Refine the best policies, fine-tune the best of those briefly, and take the winner.
+
+        Scores before training do not tell it; without training the best refined one is taken.
+        """
+        refined = self._refine(problem, evaluator)
+        best = sorted(refined, key=lambda choice: (-refined[choice].metric, refined[choice].loss))
+        best = best[: self.config.finetune.candidates]
         share = self.config.finetune.trial_share
         if self.epochs == 0 or share == 0 or len(best) == 1:
-            return best[0].choice, [_candidate(e, None, i == 0) for i, e in enumerate(best)]
+            return best[0], [_candidate(c, refined[c], None, i == 0) for i, c in enumerate(best)]
         known = {tuple(r["choice"]): (r["loss"], r["metric"]) for r in self.journal.records("trial")}
         scores = []
-        for index, candidate in enumerate(best):
-            if candidate.choice not in known:
-                model = evaluator.pruned(candidate.choice)
+        for index, choice in enumerate(best):
+            if choice not in known:
+                model = evaluator.pruned(choice)
                 train(model, self.task, self._plan(share * self.epochs, model), self.task.model,
                       progress=lambda done, _, i=index: self.monitor.progress((i + done) / len(best)))  # type: ignore[misc]  # fmt: skip
                 loss, metric = evaluate(model, self.task, self.task.splits.search)
-                self.journal.append("trial", choice=list(candidate.choice), loss=loss, metric=metric)
-                known[candidate.choice] = (loss, metric)
-            scores.append(known[candidate.choice])
+                self.journal.append("trial", choice=list(choice), loss=loss, metric=metric)
+                known[choice] = (loss, metric)
+            scores.append(known[choice])
             top = max(metric for _, metric in scores)
             self.monitor.progress(
                 (index + 1) / len(best), f"best {100 * top:.2f} % after {100 * share:.0f} % of the training"
             )
         winner = min(range(len(best)), key=lambda i: (-scores[i][1], scores[i][0]))
-        told = [_candidate(e, scores[i][1], i == winner) for i, e in enumerate(best)]
-        return best[winner].choice, told
+        return best[winner], [_candidate(c, refined[c], scores[i][1], i == winner) for i, c in enumerate(best)]
+
+    def _refine(self, problem: Problem, evaluator: Evaluator) -> dict[Choice, Score]:
+        """The best policies with their scores as refined networks."""
+        known = {tuple(r["choice"]): Score(r["loss"], r["metric"]) for r in self.journal.records("refined")}
+        best = problem.best(max(self.config.search.refine, self.config.finetune.candidates))
+        for index, found in enumerate(best):
+            if found.choice not in known:
+                score = known[found.choice] = evaluator.refined_score(found.choice)
+                self.journal.append("refined", choice=list(found.choice), loss=score.loss, metric=score.metric)
+            self.monitor.progress((index + 1) / len(best), "refining the best policies")
+        return {e.choice: known[e.choice] for e in best}
 
     def precision(self) -> str:
         """The precision of training that was chosen or asked for."""
@@ -303,5 +329,5 @@ def make_space(config: Config, graph: Graph, resources: ResourceModel) -> Space:
     return Space(tuple(s.name for s in graph.sites), settings, resources, limits)
 
 
-def _candidate(evaluation: Evaluation, after: float | None, chosen: bool) -> dict[str, Any]:
-    return {"choice": list(evaluation.choice), "before": evaluation.metric, "after": after, "chosen": chosen}
+def _candidate(choice: Choice, before: Score, after: float | None, chosen: bool) -> dict[str, Any]:
+    return {"choice": list(choice), "before": before.metric, "after": after, "chosen": chosen}

@@ -85,3 +85,35 @@ def test_a_pruned_network_is_its_own_and_trainable(digits):
     assert all(p.requires_grad and torch.equal(p, b) for p, b in zip(mine.parameters(), before, strict=True))
     assert {m.out_channels for m in mine.modules() if isinstance(m, nn.Conv2d)} == {8, 16, 32}
     assert [np.sort(k).tolist() for k in evaluator.kept(HALF)] == [k.tolist() for k in evaluator.kept(HALF)]
+
+
+class TestRace:
+    def test_a_clear_loser_is_not_read_to_the_end(self, digits):
+        task, graph, orders, moments = digits
+        evaluator = Evaluator(task, graph, orders, moments)
+        poor = (4, 4, 7, 7, 13, 13)
+        lost, whole = evaluator.race(poor, HALF), evaluator(poor)
+        assert lost.share < 1 == whole.share
+        assert lost.loss > evaluator(HALF).loss
+        assert lost.loss == pytest.approx(whole.loss, rel=0.5)
+
+    def test_a_winner_is_scored_as_without_a_race(self, digits):
+        task, graph, orders, moments = digits
+        evaluator = Evaluator(task, graph, orders, moments)
+        assert evaluator.race(HALF, (4, 4, 7, 7, 13, 13)) == evaluator(HALF)
+
+    def test_what_the_evaluator_remembers_does_not_matter(self, digits):
+        task, graph, orders, moments = digits
+        first, second = (Evaluator(task, graph, orders, moments) for _ in range(2))
+        first(HALF)
+        assert first.race(QUARTER, HALF) == second.race(QUARTER, HALF)
+
+
+def test_bfloat16_scores_nearly_the_same(digits):
+    task, graph, orders, moments = digits
+    evaluator = Evaluator(task, graph, orders, moments)
+    full = evaluator(HALF)
+    evaluator.precision = "bfloat16"
+    half = evaluator(HALF)
+    assert half.loss == pytest.approx(full.loss, rel=0.02)
+    assert evaluator.faster_precision() == "float32", "it is too small for the choice to matter"

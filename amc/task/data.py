@@ -151,6 +151,29 @@ def hold(split: Split, device: torch.device, seed: int = 0) -> Split:
 
 
 @dataclass(frozen=True, eq=False)
+class Shuffled:
+    """A split in another order."""
+
+    split: Split
+    order: Tensor
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Nested, Nested]:
+        return self.split.fetch(self.order[indices], augment)
+
+
+def shuffled(split: Split, seed: int = 0) -> Split:
+    """The split in a random order, so that any beginning of it stands for the whole."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    if isinstance(split, HeldSplit):
+        inputs, targets = split.fetch(order)
+        return HeldSplit(nested.channels_last(inputs), targets)
+    return Shuffled(split, order)
+
+
+@dataclass(frozen=True, eq=False)
 class Splits:
     """Disjoint splits. Searching reads ``search`` only; ``test`` is read once, at the end."""
 

@@ -1,0 +1,239 @@
+"""Reconstruction that is aware of drift: every layer re-solved on what really reaches it in the pruned network.
+
+`amc.reconstruct` fits each layer to the original's inputs, so a solution depends on widths alone and is kept. What it
+cannot see is that the inputs have drifted: every layer before has an error of its own. Here one forward pass over
+calibration samples re-solves layer after layer *while it runs*: when the pass reaches a layer, its inputs come from
+the finished prefix. Notation as in `amc.reconstruct`, for one layer:
+
+=====  =========================================================================================
+x̃      its inputs in the pruned network
+y      its outputs in the original
+d      where its output is added to a stream, what the stream lacks: original's minus pruned one's
+W'     argmin over V of E‖y + d/s − V x̃ − const‖² + λ‖V − W₀‖², W₀ the solution without drift,
+       s the scale of the BatchNorm between the layer and the stream
+=====  =========================================================================================
+
+Regression on the pruned network's own features is He et al.'s (arXiv:1707.06168, section 3.2); the correction by the
+stream is theirs for residual branches ("multi-branch enhancement"), here for every addition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from amc import nested
+from amc.channels import Kept, Layer
+from amc.graph import Graph
+from amc.nested import Nested
+from amc.reconstruct import RIDGE, choose_positions, outputs_at, rows_at, solvable
+from amc.task import Task
+
+SAMPLES = 512
+ROWS = 12288
+_LEAST_SCALE = 1e-2  # of a BatchNorm, as a share of its largest: what is nearly silenced corrects nothing
+
+
+_Norm = tuple[Any, Tensor]
+Visit = Callable[[Layer, Any, Tensor], None]
+
+
+class Drift:
+    """Re-solves a pruned network's layers in place. The original is run once and remembered."""
+
+    def __init__(self, task: Task, graph: Graph, seed: int, samples: int = SAMPLES) -> None:
+        self._task, self._seed = task, seed
+        ran = graph.trace.layers
+        self._layers = {x.name: x for x in graph.layers if solvable(task.model, x) and ran[x.name].calls == 1}
+        self._streams = find_joins(task.model, self._layers, task.example)
+        chosen = torch.randperm(len(task.splits.calibration), generator=torch.Generator().manual_seed(seed))[:samples]
+        self._inputs = nested.to(task.splits.calibration.fetch(chosen)[0], task.device)
+        self._positions: dict[str, Tensor] = {}
+        self._outputs: dict[str, Tensor] = {}
+        self._added: dict[str, Tensor] = {}
+
+    def __call__(self, network: nn.Module, kept: Kept) -> None:
+        """Re-solve ``network``, which wears the policy ``kept`` with the solution without drift."""
+        if not self._outputs:
+            self._remember()
+        watch = _Operators(self._streams)
+        cut = False
+
+        def visit(layer: Layer, module: Any, x: Tensor) -> None:
+            nonlocal cut
+            outputs = None if layer.output is None else torch.from_numpy(layer.output.kept(kept)).to(x.device)
+            if cut:
+                target = _cut(self._outputs[layer.name], outputs)
+                norm = self._norm(network, layer, outputs)
+                if layer.name in watch.found:
+                    now = outputs_at(module, watch.found[layer.name], self._positions[layer.name])
+                    target = target + (_cut(self._added[layer.name], outputs) - now) * _undo(norm, now)
+                _solve(module, norm, rows_at(module, x, self._positions[layer.name]), target)
+            cut = cut or (layer.output is not None and len(outputs) < len(layer.output.site))  # type: ignore[arg-type]
+            watch.forget(layer.name)
+
+        self._walk(network, visit, watch)
+
+    def _remember(self) -> None:
+        """One pass of the original: every layer's outputs, and what they are added to, at random positions."""
+        watch = _Operators(self._streams)
+
+        def visit(layer: Layer, module: Any, x: Tensor) -> None:
+            generator = torch.Generator().manual_seed(self._seed + len(self._positions))
+            chosen = choose_positions(module, x, -(-ROWS // len(x)), generator)
+            self._positions[layer.name] = chosen
+            self._outputs[layer.name] = F.linear(rows_at(module, x, chosen), module.weight.flatten(1), module.bias)
+            if layer.name in watch.found:
+                self._added[layer.name] = outputs_at(module, watch.found[layer.name], chosen)
+            watch.forget(layer.name)
+
+        self._walk(self._task.model, visit, watch)
+
+    def _norm(self, network: nn.Module, layer: Layer, outputs: Tensor | None) -> _Norm | None:
+        """The BatchNorm behind a layer, with the mean that it had in the original."""
+        if layer.norm is None:
+            return None
+        module = network.get_submodule(layer.norm)
+        mean = self._task.model.get_submodule(layer.norm).running_mean
+        assert isinstance(mean, Tensor)
+        return module, mean if outputs is None else mean.index_select(0, outputs)
+
+    def _walk(self, network: nn.Module, visit: Visit, watch: _Operators) -> None:
+        """One forward pass; ``visit`` sees every solvable layer with its input before it runs."""
+
+        def hook(layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def pause(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                watch.paused = True
+                visit(layer, module, inputs[0])
+                watch.paused = False
+
+            return pause
+
+        handles = [network.get_submodule(n).register_forward_pre_hook(hook(x)) for n, x in self._layers.items()]
+        try:
+            with torch.no_grad(), watch:
+                nested.call(network, self._inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _cut(rows: Tensor, outputs: Tensor | None) -> Tensor:
+    return rows if outputs is None else rows.index_select(1, outputs)
+
+
+def _undo(norm: _Norm | None, like: Tensor) -> Tensor:
+    """What takes a difference behind the BatchNorm to one before it ``[C]``; 0 for channels that it nearly silences."""
+    if norm is None:
+        return torch.ones_like(like[0])
+    module, _ = norm
+    deviation = (module.running_var + module.eps).sqrt()
+    scale = (torch.ones_like(deviation) if module.weight is None else module.weight) / deviation
+    heard = scale.abs() > _LEAST_SCALE * scale.abs().max()
+    return torch.where(heard, 1 / torch.where(heard, scale, 1.0), 0.0)
+
+
+def _solve(module: Any, norm: _Norm | None, x: Tensor, y: Tensor) -> None:
+    """Give ``module`` the weights that make ``y [n, C]`` of ``x [n, D]``, pulled towards those that it has."""
+    before = module.weight.flatten(1)
+    has_constant = module.bias is not None or norm is not None
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    if has_constant:
+        x, y = x - x_mean, y - y_mean
+    c = x.T @ x / len(x)
+    ridge = RIDGE * c.diagonal().mean().clamp_min(torch.finfo(c.dtype).tiny)
+    target = (x.T @ y / len(x) + ridge * before.T).double()
+    c = c.double()
+    c.diagonal().add_(ridge)
+    factor, bad = torch.linalg.cholesky_ex(c)
+    if int(bad):
+        return
+    solved = torch.cholesky_solve(target, factor).T.to(before.dtype)
+    module.weight = nn.Parameter(solved.reshape(module.weight.shape).contiguous(), requires_grad=False)
+    constant = y_mean - solved @ x_mean
+    if module.bias is not None:
+        module.bias = nn.Parameter(constant, requires_grad=False)
+    elif norm is not None:  # what the BatchNorm subtracts less is what the layer gives less
+        norm[0].running_mean = norm[1] - constant
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operators of a pass and holds what some of them leave, until it has been used."""
+
+    def __init__(self, streams: Mapping[str, int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.paused = False
+        self._count = 0
+        self.found: dict[str, Tensor] = {}
+        self._wanted: dict[int, list[str]] = {}
+        for layer, index in streams.items():
+            self._wanted.setdefault(index, []).append(layer)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not self.paused:
+            for layer in self._wanted.get(self._count, ()):
+                self.found[layer] = next(t for t in tree_leaves(out) if isinstance(t, Tensor))
+            self._count += 1
+        return out
+
+    def forget(self, layer: str) -> None:
+        self.found.pop(layer, None)
+
+
+def find_joins(model: nn.Module, layers: Mapping[str, Layer], example: Nested) -> dict[str, int]:
+    """Layers whose outputs are added to a stream that was there before they ran, and the operator that left it.
+
+    Operators are numbered as they run; only those of the network count, not those of hooks.
+    """
+    finder = _Joins()
+    handles = []
+    for name, layer in layers.items():
+        module, last = model.get_submodule(name), model.get_submodule(layer.norm or name)
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: finder.begin(name)))
+        handles.append(last.register_forward_hook(lambda m, i, out, name=name: finder.end(name, out)))
+    try:
+        with torch.no_grad(), finder:
+            nested.call(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return finder.joins
+
+
+class _Joins(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.joins: dict[str, int] = {}
+        self._count = 0
+        self._writer: dict[int, int] = {}
+        self._alive: list[Any] = []  # an identity must not be used twice while we record
+        self._begun: dict[str, int] = {}
+        self._made: dict[int, str] = {}
+
+    def begin(self, layer: str) -> None:
+        self._begun[layer] = self._count
+
+    def end(self, layer: str, output: Tensor) -> None:
+        self._made[self._writer.get(id(output), -1)] = layer
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.add, torch.ops.aten.add_):
+            first, second = (self._writer.get(id(a), -2) for a in args[:2])
+            for mine, other in ((first, second), (second, first)):
+                layer = self._made.get(mine)
+                if layer is not None and 0 <= other < self._begun[layer] and args[0].shape == args[1].shape:
+                    self.joins[layer] = other
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._alive.append(tensor)
+                self._writer[id(tensor)] = self._count
+        self._count += 1
+        return out

@@ -1,0 +1,121 @@
+"""Re-solving on the pruned network's own features: against direct regressions, and for what it is worth."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from amc import drift
+from amc.drift import Drift, find_joins
+from amc.evaluate import Evaluator
+from amc.graph import build_graph
+from amc.reconstruct import collect, readers
+from amc.task import make_task
+from amc.task.data import HeldSplit, Splits
+
+SAMPLES = 64
+
+
+class Residual(nn.Module):
+    """Two residual branches without anything that is not linear: regressions tell every weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(12, 8)
+        self.wide1, self.narrow1 = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.wide2, self.narrow2 = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.narrow1(self.wide1(x))
+        x = self.narrow2(self.wide2(x)) + x
+        return self.head(x)
+
+
+def linear_task():
+    torch.manual_seed(0)
+    x = torch.randn(4 * SAMPLES, 12)
+    parts = [HeldSplit(x[i::4], torch.arange(SAMPLES) % 3) for i in range(4)]
+    return make_task("linear", Residual(), Splits(*parts, classes=3, source="noise"), torch.device("cpu"))
+
+
+def regression(x: torch.Tensor, y: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    ones = torch.cat([x, torch.ones(len(x), 1)], 1).double()
+    solved = np.linalg.lstsq(ones.numpy(), y.double().numpy(), rcond=None)[0]
+    return solved[:-1].T, solved[-1]
+
+
+def test_every_layer_is_the_regression_on_what_reaches_it(monkeypatch):
+    monkeypatch.setattr(drift, "RIDGE", 1e-9)
+    task = linear_task()
+    graph = build_graph(task.model, task.example)
+    order = {site.name: np.arange(site.channels) for site in graph.sites}
+    kept = [order[s.name][: 3 if s.name.startswith("wide") else None] for s in graph.sites]
+    correct = Drift(task, graph, 0)
+    from amc.surgery import Dresser
+
+    network = copy.deepcopy(task.model)
+    Dresser(network, graph.layers).dress(kept)
+    correct(network, kept)
+    net, old = network, task.model
+    with torch.no_grad():
+        x = correct._inputs
+        stream, before = net.stem(x), old.stem(x)
+        for wide, narrow in (("wide1", "narrow1"), ("wide2", "narrow2")):
+            inner = net.get_submodule(wide)(stream)
+            branch = old.get_submodule(narrow)(old.get_submodule(wide)(before))
+            weight, bias = regression(inner, branch + before - stream)
+            np.testing.assert_allclose(net.get_submodule(narrow).weight, weight, atol=2e-3)
+            np.testing.assert_allclose(net.get_submodule(narrow).bias, bias, atol=2e-3)
+            stream, before = stream + net.get_submodule(narrow)(inner), before + branch
+        weight, _ = regression(stream, old.head(before))
+        np.testing.assert_allclose(net.head.weight, weight, atol=2e-3)
+
+
+def test_joins_are_where_a_branch_meets_a_stream_that_was_there():
+    task = linear_task()
+    graph = build_graph(task.model, task.example)
+    assert set(find_joins(task.model, {x.name: x for x in graph.layers}, task.example)) == {"narrow1", "narrow2"}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    from amc.config import DataConfig
+    from amc.importance import rank
+    from amc.task import load_data, load_model
+
+    task = make_task(
+        "digits", load_model("resnet8", None, 1, 10, "digits"), load_data(DataConfig()), torch.device("cpu")
+    )
+    graph = build_graph(task.model, task.example)
+    moments = collect(task, readers(graph, task.model), 0)
+    orders = rank("obs", graph, task.model, moments)
+    return task, Evaluator(task, graph, orders, moments, drift=Drift(task, graph, 0))
+
+
+def test_the_whole_network_is_left_alone(digits):
+    task, evaluator = digits
+    whole = evaluator.refined(tuple(s.channels for s in evaluator._graph.sites))
+    for name, tensor in task.model.state_dict().items():
+        assert torch.equal(whole.state_dict()[name], tensor), name
+
+
+def test_it_is_better_and_repeats_itself(digits):
+    _, evaluator = digits
+    quarter = (4, 4, 8, 8, 16, 16)
+    plain, refined = evaluator(quarter), evaluator.refined_score(quarter)
+    assert refined.loss < 0.9 * plain.loss
+    assert evaluator(quarter) == plain
+    assert evaluator.refined_score(quarter) == refined
+
+
+def test_the_original_is_not_changed_and_keeps_no_hooks(digits):
+    task, evaluator = digits
+    before = copy.deepcopy(task.model.state_dict())
+    evaluator.refined((4, 4, 8, 8, 16, 16))
+    assert all(torch.equal(t, before[n]) for n, t in task.model.state_dict().items())
+    for network in (task.model, evaluator._scratch):
+        assert not any(m._forward_pre_hooks or m._forward_hooks for m in network.modules())
