@@ -1,5 +1,10 @@
 """The probe: the original's file with its tensors cut runs, has the policy's shapes and size, and takes its time."""
 
+import json
+import re
+import sys
+import time
+
 import numpy as np
 import onnx
 import pytest
@@ -8,7 +13,7 @@ import torch
 from amc.cli import main
 from amc.export import count_onnx_macs, export_onnx, file_layout
 from amc.journal import Journal
-from amc.latency import LatencyProbe, measure
+from amc.latency import LatencyProbe, measure, peak_memory
 from amc.resources import ResourceModel
 
 
@@ -42,16 +47,78 @@ def test_a_search_for_latency_records_it(tmp_path, monkeypatch):
     assert len(found) == 2
 
 
+def onnx_model(path, nodes, inputs, opset=17):
+    """A model of nodes from ``x0`` to ``y``."""
+    infos = [onnx.helper.make_tensor_value_info(f"x{i}", *info) for i, info in enumerate(inputs)]
+    output = onnx.helper.make_tensor_value_info("y", inputs[0][0], None)
+    graph = onnx.helper.make_graph(nodes, "g", infos, [output])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=9), path)
+
+
 def test_measure_prints_the_ratio_and_where_it_was_measured(resnet8, tmp_path, capsys):
     _, model = resnet8
     export_onnx(model, torch.randn(1, 1, 8, 8), tmp_path / "model.onnx")
     path = str(tmp_path / "model.onnx")
-    assert main(["measure", path, path, "--seconds", "0.2"]) == 0
+    assert main(["measure", path, path, "--seconds", "0.2", "--json", str(tmp_path / "m.json")]) == 0
     out = capsys.readouterr().out
     assert "1. model.onnx" in out
     assert "2. model.onnx" in out
     assert "ONNX Runtime" in out
     assert "inputs [1, 1, 8, 8]" in out
+    written = json.loads((tmp_path / "m.json").read_text())
+    assert (written["format"], written["threads"], written["inputs"]) == ("amc-measure", 1, [1, 1, 8, 8])
+    assert {"cpu", "runtime", "load_before", "load_after", "too_noisy"} <= written.keys()
+    first, second = written["models"].values()
+    assert first["ratio"] == 1
+    assert 0 < second["min_ms"] <= second["p10_ms"] <= second["median_ms"]
+    assert second["ratio_low"] < second["ratio"] < second["ratio_high"]
+    assert second["peak_memory"] > (tmp_path / "model.onnx").stat().st_size
+
+
+def test_a_machine_too_noisy_to_tell_says_so(resnet8, tmp_path, capsys):
+    _, model = resnet8
+    export_onnx(model, torch.randn(1, 1, 8, 8), tmp_path / "model.onnx")
+    path = str(tmp_path / "model.onnx")
+    assert main(["measure", path, path, "--seconds", "0.1", "--precision", "1e-9"]) == 0
+    assert "too noisy to tell" in capsys.readouterr().out
+
+
+def test_what_one_model_takes_to_another(resnet8, tmp_path):
+    """The ratio of any two is that of their blocks, and the inverse of the other way round."""
+    _, model = resnet8
+    for name in "ab":
+        export_onnx(model, torch.randn(1, 1, 8, 8), tmp_path / name)
+    inputs = np.zeros((1, 1, 8, 8), np.float32)
+    found = measure({n: tmp_path / n for n in ("a", "b")}, inputs, seconds=0.1)
+    x = found.latencies["b"]
+    assert found.ratio("b", "a") == pytest.approx((x.ratio, x.ratio_low, x.ratio_high))
+    value, low, high = found.ratio("a", "b")
+    assert (1 / value, 1 / high, 1 / low) == pytest.approx(found.ratio("b", "a"))
+    assert found.logs.shape[1] == 2
+
+
+def test_slow_models_have_fewer_rounds(monkeypatch, tmp_path):
+    """Time that is up ends the rounds: three of each block are the least."""
+    calls = []
+
+    class Slow:
+        def __init__(self, model, threads):
+            pass
+
+        def __call__(self, inputs):
+            calls.append(1)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(sys.modules["amc.latency.measure"], "Runner", Slow)
+    found = measure({"a": tmp_path}, np.zeros(1), seconds=0.01)
+    assert found.rounds == 3 * 6
+    assert len(calls) == 4 * 6
+    assert found.latencies["a"].min_ms >= 10
+
+
+def test_the_peak_memory_of_a_model_that_does_not_run_is_unknown(tmp_path):
+    (tmp_path / "broken.onnx").write_bytes(b"no")
+    assert peak_memory(tmp_path / "broken.onnx", (1, 3)) is None
 
 
 FLOAT, DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
@@ -60,24 +127,50 @@ FLOAT, DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
 @pytest.mark.parametrize(
     ("inputs", "options", "told"),
     [
-        ([(FLOAT, ["n", 3, "h", "w"])], [], "say which with --shape"),
-        ([(FLOAT, ["n", 3, "h", "w"])], ["--shape", "4,8,8"], "but the model takes [3, 'h', 'w']"),
-        ([(FLOAT, ["n", 3]), (FLOAT, ["n", 3])], [], "the model has 2 inputs"),
+        ([(FLOAT, ["n", 3, "h", "w"])], [], "say which with --input-size"),
+        ([(FLOAT, ["n", 3, "h", "w"])], ["--input-size", "4,8,8"], "model.onnx takes [3, 'h', 'w']"),
+        ([(FLOAT, ["n", 3]), (FLOAT, ["n", 3])], [], "has 2 inputs"),
         ([(DOUBLE, ["n", 3])], [], "only float32"),
         ([(FLOAT, ["n", 3])], ["--threads", "0"], "threads is 0"),
+        ([(FLOAT, ["n", 3])], ["--input-size", "3,x"], "must be a whole number"),
         ([], [], "cannot load"),
     ],
 )
 def test_measure_refuses_what_it_cannot_run(tmp_path, capsys, inputs, options, told):
     path = tmp_path / "model.onnx"
     if inputs:
-        infos = [onnx.helper.make_tensor_value_info(f"x{i}", *info) for i, info in enumerate(inputs)]
-        output = onnx.helper.make_tensor_value_info("y", inputs[0][0], None)
-        graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x0"], ["y"])], "g", infos, [output])
-        opset = [onnx.helper.make_opsetid("", 17)]
-        onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+        onnx_model(path, [onnx.helper.make_node("Relu", ["x0"], ["y"])], inputs)
     assert main(["measure", str(path), *options]) == 2
-    assert told in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"this is not ONNX", "cannot load .*other.onnx"),
+        ("unknown operator", "cannot load .*other.onnx.*Nothing"),
+        ("operator of another type", "cannot load .*other.onnx.*implementation"),
+        ("another shape", "cannot run .*other.onnx"),
+    ],
+)
+def test_measure_names_the_model_that_is_wrong(tmp_path, capsys, content, told):
+    good, bad = tmp_path / "model.onnx", tmp_path / "other.onnx"
+    relu, shape = [onnx.helper.make_node("Relu", ["x0"], ["y"])], [(FLOAT, [1, 3])]
+    onnx_model(good, relu, shape)
+    if isinstance(content, bytes):
+        bad.write_bytes(content)
+    elif content == "another shape":
+        onnx_model(bad, relu, [(FLOAT, [1, 4])])
+    elif content == "unknown operator":
+        onnx_model(bad, [onnx.helper.make_node("Nothing", ["x0"], ["y"])], shape)
+    else:
+        onnx_model(bad, [onnx.helper.make_node("Relu", ["x0"], ["y"])], [(onnx.TensorProto.BFLOAT16, [1, 3])])
+    assert main(["measure", str(good), str(bad), "--seconds", "0.1"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(told, error)
+    assert error.count("\n") == 1
 
 
 def test_a_network_whose_file_holds_widths_elsewhere_is_exported_anew(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ def problem():
         settings={s.name: legal_widths(s.channels, 0.2, 0) for s in graph.sites},
         layers=layer_shapes(graph),
         original=Path("original.onnx"),
-        input_shape=tuple(example.shape),
+        input_shapes={"input": tuple(example.shape)},
         threads=1,
         cut=lambda widths: json.dumps(dict(widths)).encode(),
         original_ms=0.2,

@@ -13,10 +13,11 @@ from amc.latency.model import (
     load_latency_model,
     runs_code,
 )
+from amc.latency.peak import peak_memory
 from amc.latency.probe import LatencyProbe
 from amc.latency.session import Runner
 
 __all__ = [
     "Latency", "LatencyModel", "LatencyProbe", "LatencyProblem", "LayerShape", "Length", "Measurement", "Predictor",
-    "Runner", "layer_shapes", "load_latency_model", "measure", "runs_code",
+    "Runner", "layer_shapes", "load_latency_model", "measure", "peak_memory", "runs_code",
 ]  # fmt: skip

@@ -22,7 +22,7 @@ from scipy import stats
 from amc.errors import ConfigError
 from amc.latency.session import Inputs, Runner, denormals_as_zero
 
-WARMUP, ROUNDS, LEAST_BLOCKS = 10, 40, 6
+WARMUP, ROUNDS, LEAST_ROUNDS, LEAST_BLOCKS = 10, 40, 3, 6
 LEAST_MS = 0.2
 
 
@@ -38,7 +38,7 @@ class Latency:
     ratio_high: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measurement:
     """Latencies of several models that were measured side by side."""
 
@@ -46,11 +46,19 @@ class Measurement:
     baseline: str
     rounds: int
     threads: int
+    logs: NDArray[np.float64]
+    """Logarithm of every block's 10th percentile in ms, ``[B, M]``."""
 
     @property
     def spread(self) -> float:
         """Half the widest interval of a ratio, as a share of the ratio."""
         return max((x.ratio_high - x.ratio_low) / (2 * x.ratio) for x in self.latencies.values())
+
+    def ratio(self, name: str, to: str) -> tuple[float, float, float]:
+        """A model's time as a share of another's, with its 95 % interval."""
+        names = list(self.latencies)
+        found = _ratios(self.logs, names.index(to))[:, names.index(name)]
+        return float(found[0]), float(found[1]), float(found[2])
 
 
 def measure(
@@ -65,7 +73,8 @@ def measure(
     """Time every model on ``inputs``; the first one is the baseline.
 
     Blocks of 40 rounds go on until every ratio's 95 % interval is within ``precision`` of it, or ``seconds`` are
-    over, but for six blocks at least. A timing is of enough calls to last 0.2 ms.
+    over, but for six blocks at least, which have fewer rounds where the models are slow. A timing is of enough calls
+    to last 0.2 ms.
     """
     if threads < 1:
         raise ConfigError(f"threads is {threads}, but must be at least 1.")
@@ -73,58 +82,78 @@ def measure(
     blocks: list[NDArray[np.float64]] = []
     start = time.perf_counter()
     while True:
-        blocks.append(_block(models, inputs, threads, rng))
-        if len(blocks) < LEAST_BLOCKS:
-            continue
-        found = _measurement(names, np.array(blocks), threads)
+        blocks.append(_block(models, inputs, threads, rng, seconds / LEAST_BLOCKS))
         spent = (time.perf_counter() - start) / max(seconds, 1e-9)
+        if len(blocks) < LEAST_BLOCKS:
+            if progress:
+                progress(min(1.0, spent), f"block {len(blocks)} of at least {LEAST_BLOCKS}")
+            continue
+        found = _measurement(names, blocks, threads)
         if progress:
             progress(min(1.0, spent), f"{found.latencies[names[-1]].ratio:.3f} of the time")
         if found.spread <= precision or spent >= 1:
             return found
 
 
-def _block(models: Mapping[str, Path], inputs: Inputs, threads: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Milliseconds ``[ROUNDS, M]`` with new sessions, made in random order."""
+def _block(
+    models: Mapping[str, Path], inputs: Inputs, threads: int, rng: np.random.Generator, seconds: float
+) -> NDArray[np.float64]:
+    """Milliseconds ``[R, M]`` with new sessions, made in random order."""
     paths = list(models.values())
     runners = {int(i): Runner(paths[i], threads) for i in rng.permutation(len(paths))}
     with denormals_as_zero():
-        return _rounds(runners, inputs, rng)
+        return _rounds(runners, inputs, rng, seconds)
 
 
-def _rounds(runners: Mapping[int, Runner], inputs: Inputs, rng: np.random.Generator) -> NDArray[np.float64]:
+def _rounds(
+    runners: Mapping[int, Runner], inputs: Inputs, rng: np.random.Generator, seconds: float
+) -> NDArray[np.float64]:
+    start, slowest = time.perf_counter(), 0.0
     for runner in runners.values():
-        for _ in range(WARMUP):
-            runner(inputs)
-    slowest = max(time_call(runner, inputs, 3) for runner in runners.values())
+        slowest = max(slowest, _warmed(runner, inputs, seconds / (4 * len(runners))))
     calls = max(1, int(np.ceil(LEAST_MS / slowest)))  # the same for all: a first call is slower than the next
-    times = np.empty((ROUNDS, len(runners)))
-    for row in times:
+    rows: list[NDArray[np.float64]] = []
+    while len(rows) < ROUNDS and (len(rows) < LEAST_ROUNDS or time.perf_counter() - start < seconds):
+        row = np.empty(len(runners))
         for index in rng.permutation(len(runners)):
             row[index] = time_call(runners[int(index)], inputs, calls)
-    return times
+        rows.append(row)
+    return np.array(rows)
 
 
-def _measurement(names: list[str], times: NDArray[np.float64], threads: int) -> Measurement:
-    """The summary of blocks ``[B, ROUNDS, M]``."""
-    blocks = len(times)
-    logs = np.log(np.percentile(times, 10, axis=1))  # [B, M]
-    ratios = logs - logs[:, :1]
-    middle = ratios.mean(0)
-    half = stats.t.ppf(0.975, blocks - 1) * ratios.std(0, ddof=1) / np.sqrt(blocks)
-    rounds = times.reshape(-1, len(names))
+def _warmed(runner: Runner, inputs: Inputs, seconds: float) -> float:
+    """Milliseconds of a call after ten, or after as many as the time allows."""
+    start = time.perf_counter()
+    for _ in range(WARMUP):
+        ms = time_call(runner, inputs, 1)
+        if time.perf_counter() - start > seconds:
+            break
+    return ms
+
+
+def _ratios(logs: NDArray[np.float64], baseline: int) -> NDArray[np.float64]:
+    """Every model's ratio to the baseline, and its 95 % interval ``[3, M]``, from blocks ``[B, M]``."""
+    differences = logs - logs[:, baseline : baseline + 1]
+    middle = differences.mean(0)
+    half = stats.t.ppf(0.975, len(logs) - 1) * differences.std(0, ddof=1) / np.sqrt(len(logs))
+    ratios: NDArray[np.float64] = np.exp(np.stack([middle, middle - half, middle + half]))
+    return ratios
+
+
+def _measurement(names: list[str], blocks: list[NDArray[np.float64]], threads: int) -> Measurement:
+    """The summary of blocks ``[R, M]``."""
+    logs = np.log([np.percentile(block, 10, axis=0) for block in blocks])
+    ratios, rounds = _ratios(logs, 0).T.tolist(), np.concatenate(blocks)
     found = {
         name: Latency(
             float(rounds[:, i].min()),
             float(np.percentile(rounds[:, i], 10)),
             float(np.median(rounds[:, i])),
-            float(np.exp(middle[i])),
-            float(np.exp(middle[i] - half[i])),
-            float(np.exp(middle[i] + half[i])),
+            *ratios[i],
         )
         for i, name in enumerate(names)
     }
-    return Measurement(found, names[0], len(rounds), threads)
+    return Measurement(found, names[0], len(rounds), threads, logs)
 
 
 def time_call(runner: Runner, inputs: Inputs, calls: int) -> float:

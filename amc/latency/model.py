@@ -87,8 +87,8 @@ class LatencyProblem:
     """In forward order."""
     original: Path
     """The original's ONNX file."""
-    input_shape: tuple[int, ...]
-    """Of one inference, batch included."""
+    input_shapes: Mapping[str, tuple[int, ...]]
+    """Of one inference by the input's name, batch included."""
     threads: int
     """That latency is to be measured with."""
     cut: Callable[[Widths], bytes]

@@ -42,13 +42,12 @@ class Runner:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        self._name = "the model" if isinstance(model, bytes) else str(model)
         try:
             source = model if isinstance(model, bytes) else str(model)
             self._session: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001  (the runtime's errors share no base class)
-            reason = first_line(error)
-            name = "the model" if isinstance(model, bytes) else str(model)
-            raise ExportError(f"ONNX Runtime cannot load {name}: {reason}") from None
+            raise ExportError(f"ONNX Runtime cannot load {self._name}: {first_line(error)}") from None
         # the runtime leaves denormals off in the thread that asked; torch's results must not depend on that
         torch.set_flush_denormal(False)
         self._input = self._session.get_inputs()[0].name
@@ -58,20 +57,20 @@ class Runner:
         """Random inputs for the model: one sample of the shape it declares, or of ``shape`` without the batch."""
         declared = self._session.get_inputs()
         if len(declared) > 1:
-            raise ExportError(f"the model has {len(declared)} inputs; only models with one can be measured.")
+            raise ExportError(f"{self._name} has {len(declared)} inputs; only models with one can be measured.")
         if declared[0].type != "tensor(float)":
-            raise ExportError(f"the model's input is {declared[0].type}; only float32 can be measured.")
+            raise ExportError(f"the input of {self._name} is {declared[0].type}; only float32 can be measured.")
         first, *rest = declared[0].shape or [1]
         batch = first if isinstance(first, int) else 1
         if shape is not None:
             if len(shape) != len(rest) or any(
                 isinstance(known, int) and known != asked for known, asked in zip(rest, shape, strict=True)
             ):
-                raise ExportError(f"--shape is {list(shape)}, but the model takes {rest} after the batch.")
+                raise ExportError(f"--input-size is {list(shape)}, but {self._name} takes {rest} after the batch.")
             rest = list(shape)
         if not all(isinstance(size, int) for size in rest):
             raise ExportError(
-                f"the model takes inputs of shape {rest} after the batch: say which with --shape 3,224,224."
+                f"{self._name} takes inputs of shape {rest} after the batch: say which with --input-size 3,224,224."
             )
         return np.random.default_rng(seed).standard_normal((batch, *rest), dtype=np.float32)
 
@@ -85,7 +84,7 @@ class Runner:
         try:
             found: list[NDArray[Any]] = self._session.run(None, given)
         except Exception as error:  # noqa: BLE001
-            raise ExportError(f"ONNX Runtime cannot run the model: {first_line(error)}") from None
+            raise ExportError(f"ONNX Runtime cannot run {self._name}: {first_line(error)}") from None
         return found
 
     def structured(self, inputs: Inputs) -> Nested:
