@@ -1,15 +1,16 @@
 """The folder that a run leaves for use, and getting a network out of it again.
 
-==================  ========================================================
+==================  ==================================================================
 model.onnx          the pruned, fine-tuned network
 original.onnx       the network it came from, to be measured beside it
 model.safetensors   the pruned network's tensors
 policy.json         site → channels kept
 result.json         everything in the final table, and how it came about
 journal.jsonl       every evaluation
+study.log           the same as an Optuna study, where the searcher is one of Optuna's
 config.yaml         the configuration
 report.md, .html    for people
-==================  ========================================================
+==================  ==================================================================
 """
 
 from __future__ import annotations

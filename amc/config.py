@@ -89,6 +89,16 @@ class SearchConfig:
         "tpe", "who proposes policies: tpe, spdy, amc (DDPG), uniform … (amc searchers lists all)", "--searcher"
     )
     evaluations: int = option(60, "policies to evaluate", "--evaluations")
+    storage: str | None = option(
+        None,
+        "where the study of an Optuna searcher is kept and shared with other processes: a database's URL "
+        "(sqlite:///FILE, postgresql://…; $NAME is taken from the environment) or a file (.db: SQLite, .log: Optuna's "
+        "journal) [study.log in the run's folder, not shared]",
+        "--storage",
+    )
+    study_name: str | None = option(
+        None, "name of the study in --storage [one for each network, data, budget and search]", "--study-name"
+    )
     criterion: str = option("obs", "which channels go first: obs, l1, l2, or path/to/file.py:function", "--criterion")
     reward: str = option(
         "error",

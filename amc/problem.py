@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,6 +38,19 @@ class SiteFeatures:
     macs: float
 
 
+@dataclass(frozen=True)
+class StudyPlace:
+    """Where a searcher that keeps a study of its own keeps it."""
+
+    url: str
+    """A file, or the URL of a database."""
+    name: str
+    identity: str = ""
+    """Of the network, the data and the search: what is found is of use only where it is the same."""
+    shared: bool = False
+    """Whether other processes work on the same study."""
+
+
 def site_features(graph: Graph) -> list[SiteFeatures]:
     """What the environment tells of each site. A site's MACs are those of the layers its channels come out of."""
     macs = {}
@@ -65,12 +78,14 @@ class Problem:
         measure: Callable[[Choice], dict[str, float]] | None = None,
         error: Callable[[int, int], float] | None = None,
         race: Callable[[Choice, Choice], Score] | None = None,
+        study: StudyPlace | None = None,
     ) -> None:
         """``measure`` adds costs that are measured, such as ``latency`` in ms; ``error`` is `site_error`.
 
         ``race`` scores a policy as far as it takes to see that another one, the best so far, is better.
         """
         self.space = space
+        self.study = study
         self.features = tuple(features)
         self.proposals = 0
         self._score, self._reward, self._measure = score, reward, measure
@@ -88,8 +103,23 @@ class Problem:
             raise ValueError(f"the policy {policy} is not legal or over the budget {dict(self.space.limits)}")
         if policy not in self._known:
             evaluation = self._evaluate(policy)
-            self._journal.append("evaluation", **_to_record(evaluation), time=time.time())
-            self._known[policy] = evaluation
+            self._remember(evaluation)
+        return self._propose(policy)
+
+    def learn(self, evaluation: Evaluation) -> None:
+        """Take over what another process has found. Raises ValueError when it is not of this problem."""
+        policy = evaluation.choice
+        if not self.space.is_legal(policy) or not bool(self.space.fits([policy])[0]):
+            raise ValueError(f"the policy {policy} is not legal or over the budget {dict(self.space.limits)}")
+        if policy not in self._known:
+            self._remember(evaluation)
+        self._propose(policy)
+
+    def _remember(self, evaluation: Evaluation) -> None:
+        self._journal.append("evaluation", **to_record(evaluation), time=time.time())
+        self._known[evaluation.choice] = evaluation
+
+    def _propose(self, policy: Choice) -> Evaluation:
         self.proposals += 1
         found = self._proposed[policy] = self._known[policy]
         if self._observer:
@@ -141,6 +171,22 @@ class Problem:
             return self._error(site, setting)
         return 1 - setting / self.space.full[site]
 
+    def cost(self, evaluation: Evaluation) -> float:
+        """The share of the budget that a policy uses, of the limit that it comes closest to."""
+        return max(evaluation.costs[name] / limit for name, limit in self.space.limits.items())
+
+    def front(self) -> list[Evaluation]:
+        """The policies that no other beats in both reward and cost, the cheapest first."""
+        ranked = sorted(
+            (e for e in self._proposed.values() if e.error is None and e.share == 1),
+            key=lambda e: (self.cost(e), -e.reward),
+        )
+        found: list[Evaluation] = []
+        for evaluation in ranked:
+            if not found or evaluation.reward > found[-1].reward:
+                found.append(evaluation)
+        return found
+
     @property
     def evaluations(self) -> list[Evaluation]:
         """All distinct evaluations, in the order in which they were first proposed."""
@@ -157,10 +203,11 @@ class Problem:
 
 def recorded(journal: Journal) -> Iterator[Evaluation]:
     """The evaluations in a journal. Raises BundleError."""
-    return map(_from_record, journal.records("evaluation"))
+    return map(from_record, journal.records("evaluation"))
 
 
-def _to_record(evaluation: Evaluation) -> dict[str, object]:
+def to_record(evaluation: Evaluation) -> dict[str, object]:
+    """An evaluation as plain values."""
     failed = evaluation.error is not None
     return {
         "choice": list(evaluation.choice),
@@ -174,7 +221,8 @@ def _to_record(evaluation: Evaluation) -> dict[str, object]:
     }
 
 
-def _from_record(record: dict[str, Any]) -> Evaluation:
+def from_record(record: Mapping[str, Any]) -> Evaluation:
+    """The evaluation in plain values. Raises BundleError."""
     try:
         choice = tuple(int(setting) for setting in record["choice"])
         costs = {str(name): float(value) for name, value in record["costs"].items()}

@@ -22,7 +22,7 @@ from amc.policy import fingerprint, make_policy
 from amc.progress import Recorder
 from amc.result import Result
 from amc.reward import load_reward
-from amc.search import load_searcher
+from amc.search import load_searcher, searchers
 from amc.stages import Stages
 from amc.summary import Findings, summarise
 from amc.task import Task, load_data, load_model, load_objective, make_task
@@ -54,12 +54,19 @@ def refuse_plugins(config: Config, folder: Path) -> None:
     found = [name for name in named if is_plugin(name)]
     if found:
         raise BundleError(f"{folder} would run {', '.join(found)}: if you trust that, add --trust.")
+    if config.search.storage:
+        raise BundleError(
+            f"{folder} would use the study in another place that it names: if you trust that, add --trust."
+        )
 
 
 def check(config: Config) -> None:
     """Raise AmcError for what can be seen to be wrong before anything is loaded."""
     Budget.from_config(config.budget).limits(dict.fromkeys(UNITS, 1e12))
     load_searcher(config.search.searcher)
+    if config.search.storage and not searchers()[config.search.searcher].study:
+        able = ", ".join(s.name for s in searchers().values() if s.study)
+        raise ConfigError(f"--storage is for the searchers that keep a study: {able}.")
     load_criterion(config.search.criterion)
     load_reward(config.search.reward)
     load_objective(config.objective)
@@ -122,7 +129,7 @@ def compress_task(task: Task, config: Config, folder: Path, monitor: Monitor | N
             return _compress(Stages(task, config, folder, journal, recorder))
         except AmcError:
             if new and journal.last("evaluation") is None:  # a mistake seen before any work: no dead folder is left
-                for name in ("journal.jsonl", "config.yaml", "original.onnx", "progress.json"):
+                for name in ("journal.jsonl", "config.yaml", "original.onnx", "progress.json", "study.log"):
                     (folder / name).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     folder.rmdir()

@@ -32,12 +32,12 @@ from amc.journal import Journal
 from amc.latency import LatencyProbe, Measurement, Runner, measure
 from amc.monitor import Monitor
 from amc.policy import Choice, Policy, fingerprint, legal_widths
-from amc.problem import Problem, recorded, site_features
+from amc.problem import Problem, StudyPlace, recorded, site_features
 from amc.reconstruct import collect, readers
 from amc.resources import ResourceModel
 from amc.result import Result
 from amc.reward import Evaluation, load_reward
-from amc.search import load_searcher
+from amc.search import load_searcher, searchers
 from amc.task import Task, evaluate
 from amc.trace import trace
 
@@ -143,7 +143,7 @@ class Stages:
         probe = self._probe(graph, evaluator) if getattr(reward, "needs_latency", False) else None
         problem = Problem(
             space, site_features(graph), evaluator, reward, self.journal, observe, probe, evaluator.error,
-            evaluator.race if search.race else None,
+            evaluator.race if search.race and searchers()[search.searcher].races else None, self._study(),
         )  # fmt: skip
         load_searcher(search.searcher)(problem, search.evaluations, self.config.seed)
         failed = [e for e in problem.evaluations if e.error is not None]
@@ -152,6 +152,18 @@ class Stages:
         if failed:
             self.monitor.say(f"{len(failed)} of {len(problem.evaluations)} evaluations failed: {failed[0].error}")
         return problem
+
+    def _study(self) -> StudyPlace:
+        """Where a searcher's study is kept: in the run's folder, unless the user names a storage."""
+        config, name = self.config, self.config.search.study_name
+        stem = f"{Path(config.model.name).name} on {Path(config.data.name).name}"
+        if config.search.storage is None:
+            return StudyPlace(str(self.folder / "study.log"), name or stem)
+        said = to_dict(config)
+        search = {k: v for k, v in said["search"].items() if k not in ("evaluations", "storage", "study_name")}
+        same = [fingerprint(self.task.model), dict(self.task.splits.provenance), said["budget"], search, config.seed]
+        identity = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:32]
+        return StudyPlace(config.search.storage, name or f"{stem}, {identity[:8]}", identity, shared=True)
 
     def _probe(self, graph: Graph, evaluator: Evaluator) -> Callable[[Choice], dict[str, float]]:
         """Measures a policy's latency on ONNX Runtime."""

@@ -29,6 +29,10 @@ class Searcher:
     summary: str
     where: str
     """``module:function``, the module within this room."""
+    study: bool = False
+    """Whether it keeps an Optuna study, which several processes can share."""
+    races: bool = True
+    """Whether a policy that is worse than the best so far need not be read whole: not so on a front."""
 
     def load(self) -> Search:
         module, _, function = self.where.partition(":")
@@ -42,19 +46,38 @@ _SEARCHERS = (
     Searcher("sac", "Stable-Baselines3's SAC as it is, on the same environment", "agents:sac"),
     Searcher("ppo", "Stable-Baselines3's PPO as it is, on the same environment", "agents:ppo"),
     Searcher(
-        "tpe", "Optuna's tree-structured Parzen estimator over proportions, from the uniform policy", "samplers:tpe"
+        "tpe",
+        "Optuna's tree-structured Parzen estimator over proportions, from the uniform policy",
+        "samplers:tpe",
+        study=True,
     ),
-    Searcher("gp", "Optuna's Gaussian process over proportions, from the uniform policy", "samplers:gp"),
-    Searcher("cmaes", "Optuna's CMA-ES over proportions, from the uniform policy", "samplers:cmaes"),
-    Searcher("qmc", "Optuna's quasi-random proportions", "samplers:qmc"),
+    Searcher("gp", "Optuna's Gaussian process over proportions, from the uniform policy", "samplers:gp", study=True),
+    Searcher("cmaes", "Optuna's CMA-ES over proportions, from the uniform policy", "samplers:cmaes", study=True),
+    Searcher("qmc", "Optuna's quasi-random proportions", "samplers:qmc", study=True),
+    Searcher(
+        "nsga2",
+        "Optuna's NSGA-II: the front of reward against cost up to the budget",
+        "samplers:nsga2",
+        study=True,
+        races=False,
+    ),
+    Searcher("nsga3", "Optuna's NSGA-III: the same with reference points", "samplers:nsga3", study=True, races=False),
     Searcher(
         "allocate", "least reconstruction error within the budget, without evaluations: one policy", "allocate:search"
     ),
     Searcher("spdy", "the allocator with searched coefficients per site (Frantar & Alistarh 2022)", "spdy:search"),
     Searcher("netadapt", "narrow one site a step, the one that hurts least (Yang et al. 2018)", "netadapt:search"),
+    Searcher(
+        "sensitivity",
+        "measure how much every site is missed, then narrow the least missed (Li et al. 2017)",
+        "sensitivity:search",
+    ),
     Searcher("annealing", "simulated annealing over neighbouring policies", "annealing:search"),
     Searcher("evolution", "evolution with crossover, mutation and repair", "evolution:search"),
+    Searcher("particles", "particle filter over policies (Anwar et al. 2015)", "particles:search"),
+    Searcher("trylearn", "try-and-learn agents, REINFORCE over kept steps (Huang et al. 2018)", "trylearn:search"),
     Searcher("random", "random proportions, scaled to the budget", "random:search"),
+    Searcher("threshold", "one threshold over the importance of all channels: one policy", "threshold:search"),
     Searcher("uniform", "the same share of every site: one policy", "uniform:search"),
 )
 

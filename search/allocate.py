@@ -1,14 +1,17 @@
 """The allocator: the policy of least estimated error within the budget, found without a single evaluation.
 
-A site's error at a width is known in closed form from the calibration moments (`Problem.site_error`). From the
-whole network, the site is narrowed next that loses least error for what it saves, until every limit is met; what
-is left of the budget then goes where it helps most. Costs are exact, and sites that share a layer are accounted
-for, since every step asks the resource model.
+A site's error at a width is known in closed form from the calibration moments (`Problem.site_error`). The sum over the
+sites is minimised exactly (see `amc.search.exact`): by dynamic programming, or by an integer programme where there are
+several limits or too many cases. Where neither can be (peak memory is no sum over pairs of sites), greedy steps decide:
+from the whole network, the site is narrowed next that loses least error for what it saves, until every limit is met;
+what is left of the budget then goes where it helps most.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +19,11 @@ from numpy.typing import NDArray
 from amc.budget import Space
 from amc.policy import Choice
 from amc.problem import Problem
+from amc.search.exact import PairCosts, pair_costs, solve_front, solve_programme
 
 Floats = NDArray[np.float64]
+
+_TRIES = 5
 
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:
@@ -38,10 +44,70 @@ def error_tables(problem: Problem) -> list[Floats]:
 
 def decode(space: Space, tables: Sequence[Floats], coefficients: Floats) -> Choice:
     """The policy of least error, where site s counts ``coefficients[s]`` times its table."""
+    errors = [c * table for c, table in zip(coefficients, tables, strict=True)]
+    return _exact(space, errors) or _greedy(space, errors)
+
+
+def quick_decoder(space: Space, tables: Sequence[Floats]) -> Callable[[Floats], Choice]:
+    """`decode` for one who asks often: where exactness takes more than dynamic programming, greedy steps decide."""
+    quick = len(space.limits) == 1 and _exact(space, tables, programme=False) is not None
+
+    def decoded(coefficients: Floats) -> Choice:
+        errors = [c * table for c, table in zip(coefficients, tables, strict=True)]
+        return (_exact(space, errors, programme=False) if quick else None) or _greedy(space, errors)
+
+    return decoded
+
+
+def front(space: Space, tables: Sequence[Floats], shares: Sequence[float]) -> list[Choice]:
+    """From one table the policies for many budgets, each the least error at ``share`` of the space's one limit.
+
+    Raises BudgetError where a budget cannot be reached, and ValueError where the space has more than one limit.
+    """
+    if len(space.limits) != 1:
+        raise ValueError(f"a front runs along one limit, but there are {', '.join(space.limits)}")
+    ((resource, limit),) = space.limits.items()
+    spaces = [replace(space, limits={resource: share * limit}) for share in shares]
+    costs = _pair_costs(space, resource)
+    solved = solve_front(space, costs, tables, max(shares) * limit) if costs else None
+    found = [solved.within(s.limits[resource]) if solved else None for s in spaces]
+    return [
+        choice if choice and bool(s.fits([choice])[0]) else decode(s, tables, np.ones(len(tables)))
+        for s, choice in zip(spaces, found, strict=True)
+    ]
+
+
+@lru_cache(maxsize=8)
+def _pair_costs(space: Space, resource: str) -> PairCosts | None:
+    return pair_costs(space, resource)
+
+
+def _exact(space: Space, errors: Sequence[Floats], programme: bool = True) -> Choice | None:
+    """The best policy, or None where the costs do not allow finding it."""
+    costs = [_pair_costs(space, resource) for resource in space.limits]
+    known = [c for c in costs if c is not None]
+    if len(known) < len(costs):
+        return None
+    limits = np.array(list(space.limits.values()))
+    for _ in range(_TRIES):  # once; again where the costs were taken apart but for a few bytes
+        solved = solve_front(space, known[0], errors, float(limits[0])) if len(known) == 1 else None
+        choice = solved.within(float(limits[0])) if solved else None
+        if choice is None and programme:
+            choice = solve_programme(space, known, errors, limits.tolist())
+        if choice is None:
+            return None
+        over = np.array([space.costs(choice)[name] - limit for name, limit in space.limits.items()])
+        if (over <= 0).all():
+            return choice
+        limits = limits - np.maximum(over, 0) - 1e-9 * limits
+    return None
+
+
+def _greedy(space: Space, errors: Sequence[Floats]) -> Choice:
     places = [len(settings) - 1 for settings in space.settings]
     while not bool(space.fits([_choice(space, places)])[0]):
-        _narrow(space, tables, coefficients, places)
-    while _widen(space, tables, coefficients, places):
+        _narrow(space, errors, places)
+    while _widen(space, errors, places):
         pass
     return _choice(space, places)
 
@@ -68,21 +134,21 @@ def _excess(space: Space, choices: Sequence[Choice]) -> Floats:
     return np.asarray(np.sum(over, axis=0))
 
 
-def _narrow(space: Space, tables: Sequence[Floats], coefficients: Floats, places: list[int]) -> None:
+def _narrow(space: Space, errors: Sequence[Floats], places: list[int]) -> None:
     sites, choices = _neighbours(space, places, -1)
     saved = _excess(space, [_choice(space, places)])[0] - _excess(space, choices)
-    lost = np.array([coefficients[s] * (tables[s][places[s] - 1] - tables[s][places[s]]) for s in sites])
+    lost = np.array([errors[s][places[s] - 1] - errors[s][places[s]] for s in sites])
     price = np.where(saved > 0, lost / np.maximum(saved, 1e-300), np.inf)
     if np.isinf(price).all():  # no single step saves anything (a peak held by several sites): the cheapest goes
         price = lost
     places[sites[int(np.argmin(price))]] -= 1
 
 
-def _widen(space: Space, tables: Sequence[Floats], coefficients: Floats, places: list[int]) -> bool:
+def _widen(space: Space, errors: Sequence[Floats], places: list[int]) -> bool:
     sites, choices = _neighbours(space, places, +1)
     if not sites:
         return False
-    won = np.array([coefficients[s] * (tables[s][places[s]] - tables[s][places[s] + 1]) for s in sites])
+    won = np.array([errors[s][places[s]] - errors[s][places[s] + 1] for s in sites])
     won[~space.fits(choices)] = -1
     if won.max() < 0:
         return False

@@ -28,3 +28,12 @@ def neighbour(space: Space, choice: Choice, rng: np.random.Generator, moves: int
         step = int(rng.integers(1, 4)) * (1 if rng.random() < 0.5 else -1)
         moved[site] = settings[int(np.clip(settings.index(moved[site]) + step, 0, len(settings) - 1))]
     return repair(space, tuple(moved))
+
+
+def narrowed(space: Space, choice: Choice, site: int, step: int) -> Choice:
+    """The policy with one site narrowed by ``step`` and the others widened by what that frees."""
+    settings = space.settings[site]
+    place = max(0, settings.index(choice[site]) - step)
+    wanted = np.array(choice, np.float64)
+    wanted[site] = 0.0
+    return space.fill((*choice[:site], settings[place], *choice[site + 1 :]), wanted)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from amc.policy import Choice
 from amc.problem import Problem
+from amc.search.neighbours import narrowed
 
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:
@@ -20,18 +20,8 @@ def search(problem: Problem, evaluations: int, seed: int) -> None:
     spent, step = 1, 1
     while spent < evaluations:
         sites = rng.permutation(len(space.names))[: evaluations - spent]
-        tried = [problem.evaluate(_narrowed(problem, best.choice, int(site), step)) for site in sites]
+        tried = [problem.evaluate(narrowed(space, best.choice, int(site), step)) for site in sites]
         spent += len(tried)
         winner = max(tried, key=lambda e: (e.reward, -e.loss))
         step = 1 if winner.reward > best.reward else step % 3 + 1
         best = max(best, winner, key=lambda e: (e.reward, -e.loss))
-
-
-def _narrowed(problem: Problem, choice: Choice, site: int, step: int) -> Choice:
-    """The policy with one site narrowed by ``step`` and the others widened by what that frees."""
-    settings = problem.space.settings[site]
-    place = max(0, settings.index(choice[site]) - step)
-    narrowed = (*choice[:site], settings[place], *choice[site + 1 :])
-    wanted = np.array(choice, np.float64)
-    wanted[site] = 0.0
-    return problem.space.fill(narrowed, wanted)

@@ -1,60 +1,121 @@
-"""Optuna's samplers over the sites' proportions, which are then scaled together to the budget (see Space.fit)."""
+"""Optuna's samplers over the sites' proportions, which are then scaled together to the budget (see Space.fit).
+
+NSGA-II and III look for the whole front of accuracy against cost at and below the budget: one parameter more says how
+much of the way from the least reachable cost to the budget is used, and the study is told of both.
+"""
 
 from __future__ import annotations
 
-import math
 import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 
 import optuna
+from optuna.distributions import FloatDistribution
+from optuna.samplers import BaseSampler
 
+from amc.budget import Space
+from amc.policy import Choice
 from amc.problem import Problem
+from amc.search.study import Design, fill
 
 _LOW, _HIGH = 0.1, 1.0
 
 
 def tpe(problem: Problem, evaluations: int, seed: int) -> None:
     """Tree-structured Parzen estimator, all sites together."""
-    startup = min(10, 1 + evaluations // 4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=startup)
-    _sample(problem, evaluations, sampler)
+    startup, shared = _startup(evaluations), problem.study is not None and problem.study.shared
+    with _quiet():
+        sampler = optuna.samplers.TPESampler(
+            seed=seed, multivariate=True, n_startup_trials=startup, constant_liar=shared
+        )
+    fill(problem, evaluations, sampler, proportions(problem))
 
 
 def gp(problem: Problem, evaluations: int, seed: int) -> None:
     """Gaussian process with expected improvement."""
-    _sample(problem, evaluations, optuna.samplers.GPSampler(seed=seed, n_startup_trials=min(10, 1 + evaluations // 4)))
+    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=_startup(evaluations))
+    fill(problem, evaluations, sampler, proportions(problem))
 
 
 def cmaes(problem: Problem, evaluations: int, seed: int) -> None:
     """Covariance matrix adaptation."""
-    _sample(problem, evaluations, optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False))
+    sampler = optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+    fill(problem, evaluations, sampler, proportions(problem))
 
 
 def qmc(problem: Problem, evaluations: int, seed: int) -> None:
     """Scrambled Sobol points."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with _quiet():
         sampler = optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
-    _sample(problem, evaluations, sampler)
+    fill(problem, evaluations, sampler, proportions(problem))
 
 
-def _names(problem: Problem) -> list[str]:
-    return [f"{number:03d} {name}" for number, name in enumerate(problem.space.names)]
+def nsga2(problem: Problem, evaluations: int, seed: int) -> None:
+    """Non-dominated sorting with crowding distances (Deb et al. 2002)."""
+    sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=_population(evaluations))
+    fill(problem, evaluations, sampler, front(problem))
 
 
-def _sample(problem: Problem, evaluations: int, sampler: optuna.samplers.BaseSampler) -> None:
-    """Start with the uniform policy, then let the sampler propose proportions."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    names = _names(problem)
-    study.enqueue_trial(dict.fromkeys(names, _HIGH))
-    proportion: optuna.distributions.BaseDistribution = optuna.distributions.FloatDistribution(_LOW, _HIGH)
-    space = dict.fromkeys(names, proportion)
-    for _ in range(evaluations):
-        trial = study.ask(space)
-        found = problem.evaluate(problem.space.fit([trial.params[name] for name in names]))
-        if math.isfinite(found.reward):
-            study.tell(trial, found.reward)
-        else:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+def nsga3(problem: Problem, evaluations: int, seed: int) -> None:
+    """Non-dominated sorting with reference points (Deb & Jain 2014)."""
+    size = _population(evaluations)
+    with _quiet():
+        sampler: BaseSampler = optuna.samplers.NSGAIIISampler(
+            seed=seed, population_size=size, dividing_parameter=size - 1
+        )
+    fill(problem, evaluations, sampler, front(problem))
+
+
+def proportions(problem: Problem) -> Design:
+    """One parameter a site; the first policy is the uniform one; the reward is what counts."""
+    parameters = _parameters(problem)
+    return Design(
+        parameters,
+        first=dict.fromkeys(parameters, _HIGH),
+        choice=lambda p: problem.space.fit([p[name] for name in parameters]),
+        values=lambda found: [found.reward],
+    )
+
+
+def front(problem: Problem) -> Design:
+    """Proportions and the share of the budget; the reward and the cost count."""
+    sites = _parameters(problem)
+    parameters = {"budget": FloatDistribution(0.0, 1.0), **sites}
+
+    def choice(given: Mapping[str, float]) -> Choice:
+        return tightened(problem.space, given["budget"]).fit([given[name] for name in sites])
+
+    return Design(
+        parameters,
+        first={"budget": 1.0, **dict.fromkeys(sites, _HIGH)},
+        choice=choice,
+        values=lambda found: [found.reward, problem.cost(found)],
+        objectives=(("reward", "maximize"), ("share of the budget used", "minimize")),
+    )
+
+
+def tightened(space: Space, share: float) -> Space:
+    """The space with limits at ``share`` of the way from the least reachable costs to the budget."""
+    least = space.costs(space.smallest)
+    limits = {name: least[name] + share * (limit - least[name]) for name, limit in space.limits.items()}
+    return replace(space, limits=limits)
+
+
+def _parameters(problem: Problem) -> dict[str, FloatDistribution]:
+    names = [f"{number:03d} {name}" for number, name in enumerate(problem.space.names)]
+    return dict.fromkeys(names, FloatDistribution(_LOW, _HIGH))
+
+
+def _startup(evaluations: int) -> int:
+    """Random trials before a model is fitted."""
+    return min(10, 1 + evaluations // 4)
+
+
+def _population(evaluations: int) -> int:
+    """Optuna's 50, or less where that would leave less than five generations."""
+    return max(4, min(50, evaluations // 5))
+
+
+def _quiet() -> warnings.catch_warnings[None]:
+    return warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning)

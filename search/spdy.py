@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from amc.problem import Problem
-from amc.search.allocate import decode, error_tables
+from amc.search.allocate import error_tables, quick_decoder
 
 SPREAD = 1.0  # deviation of a perturbation, in the logarithm of a coefficient
 _TRIES = 30
@@ -20,8 +20,8 @@ def search(problem: Problem, evaluations: int, seed: int) -> None:
     """Propose the allocated policy, the uniform one, then policies from perturbed coefficients."""
     rng, space = np.random.default_rng(seed), problem.space
     tables, sites = error_tables(problem), len(problem.space.names)
-    best = np.zeros(sites)
-    reward = problem.evaluate(decode(space, tables, np.exp(best))).reward
+    best, decode = np.zeros(sites), quick_decoder(space, tables)
+    reward = problem.evaluate(decode(np.exp(best))).reward
     if evaluations > 1:
         problem.evaluate(space.fit(np.ones(sites)))
     seen = {e.choice for e in problem.evaluations}
@@ -29,7 +29,7 @@ def search(problem: Problem, evaluations: int, seed: int) -> None:
         share = max(2 / sites, 0.5 * (1 - done / evaluations))
         for _ in range(_TRIES):
             step = np.where(rng.random(sites) < share, rng.normal(0, SPREAD, sites), 0.0)
-            choice = decode(space, tables, np.exp(best + step))
+            choice = decode(np.exp(best + step))
             if choice not in seen:
                 break
         seen.add(choice)

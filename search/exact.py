@@ -1,0 +1,241 @@
+"""Exact allocation: of all policies within the budget, the one whose sites' errors add up to least.
+
+Notation, for S sites where site s has settings k:
+
+=========  ====================================================================================
+e_s[k]     error of a setting
+c_s[k]     what the setting costs more than the site's smallest
+c_st[k,l]  what two sites that meet in a layer cost more together: their widths are multiplied
+frontier   decided sites that meet an undecided one
+label      (cost, error) of a partial policy; dominated when another of the same frontier settings
+           is no worse in both
+=========  ====================================================================================
+
+Costs are taken apart into c_s and c_st by asking the cost model, which is exact for MACs and parameters (a tensor lies
+between two sites) and within a few bytes for the file's size. Under one limit the sites are decided in forward order,
+keeping for every settings of the frontier all labels that are not dominated: what is left at the end is the front of
+error against cost, for every budget at once. Several limits, and chains of many wide settings, go to an integer
+programme (HiGHS), where products of settings become variables of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from amc.budget import Space
+from amc.policy import Choice
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+MOST_LABELS = 200_000
+"""Where a step has more to look through, dynamic programming gives up: ResNet-56 needs 110,000 at most."""
+_MOST_FRONTIERS = 4_000
+_MOST_VARIABLES = 20_000
+"""Where the integer programme needs more, it is not tried: VGG-16 needs 17,000 and two seconds."""
+_NODES = 2_000
+_PROBES, _TOLERANCE = 64, 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class PairCosts:
+    """A resource's cost as ``least + Σ single[s][k] + Σ pairs[s, t][k, l]``, s < t."""
+
+    least: float
+    single: tuple[Floats, ...]
+    pairs: dict[tuple[int, int], Floats]
+
+    def __call__(self, places: Sequence[int]) -> float:
+        """The cost of the policy that takes the setting ``places[s]`` of every site."""
+        total = self.least + sum(c[k] for c, k in zip(self.single, places, strict=True))
+        return float(total + sum(c[places[s], places[t]] for (s, t), c in self.pairs.items()))
+
+
+def pair_costs(space: Space, resource: str) -> PairCosts | None:
+    """A resource's cost taken apart, or None where it is not made of pairs of sites (as peak memory)."""
+    base = np.array(space.smallest)
+    sites = range(len(base))
+
+    def ask(moves: Sequence[Sequence[tuple[int, int]]]) -> Floats:
+        choices = np.tile(base, (len(moves), 1))
+        for row, changes in enumerate(moves):
+            for site, setting in changes:
+                choices[row, site] = setting
+        return np.asarray(space.model.costs(choices)[resource], np.float64)
+
+    least = float(ask([()])[0])
+    single = tuple(ask([[(s, w)] for w in space.settings[s]]) - least for s in sites)
+    both = [(s, t) for s in sites for t in sites if s < t]
+    wide = ask([[(s, space.full[s]), (t, space.full[t])] for s, t in both]) - least if both else np.zeros(0)
+    meeting = [p for p, cost in zip(both, wide, strict=True) if abs(cost - single[p[0]][-1] - single[p[1]][-1]) > 1e-9]
+    pairs = {}
+    for s, t in meeting:
+        cost = ask([[(s, v), (t, w)] for v in space.settings[s] for w in space.settings[t]]) - least
+        pairs[s, t] = cost.reshape(len(single[s]), -1) - single[s][:, None] - single[t][None, :]
+    found, rng = PairCosts(least, single, pairs), np.random.default_rng(0)
+    probes = np.stack([rng.integers(0, len(s), _PROBES) for s in space.settings], 1)
+    true = ask([[(s, space.settings[s][k]) for s, k in enumerate(row)] for row in probes])
+    wrong = max(abs(found(row) - cost) for row, cost in zip(probes.tolist(), true, strict=True))
+    return found if wrong <= _TOLERANCE * max(1.0, abs(float(true.max()))) else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """What was decided with one site: for every label the one it came from, and the setting."""
+
+    parent: Ints
+    setting: Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """The least errors for rising costs, and the policies behind them."""
+
+    cost: Floats
+    error: Floats
+    _space: Space
+    _steps: tuple[_Step, ...]
+
+    def within(self, limit: float) -> Choice | None:
+        """The policy of least error that costs at most ``limit``; None where none does."""
+        label = int(np.searchsorted(self.cost, limit, side="right")) - 1
+        if label < 0:
+            return None
+        places = []
+        for step in reversed(self._steps):
+            places.append(int(step.setting[label]))
+            label = int(step.parent[label])
+        return tuple(s[k] for s, k in zip(self._space.settings, reversed(places), strict=True))
+
+
+def solve_front(space: Space, costs: PairCosts, errors: Sequence[Floats], limit: float) -> Front | None:
+    """The front of error against one cost up to ``limit``. None where there are too many cases."""
+    sites, sizes = len(space.settings), [len(s) for s in space.settings]
+    frontiers = _frontiers(costs, sites)
+    if any(np.prod([sizes[f] for f in f_], dtype=np.float64) > _MOST_FRONTIERS for f_ in frontiers):
+        return None
+    rest = _least_to_come(costs, sites)
+    state = np.zeros(1, np.int64)  # the frontier's settings of each label, as one number
+    cost, error = np.array([costs.least]), np.zeros(1)
+    steps = []
+    for site, (before, after) in enumerate(zip([(), *frontiers], frontiers, strict=False)):
+        if len(state) * sizes[site] > MOST_LABELS:
+            return None
+        held = dict(zip(before, _digits(state, [sizes[f] for f in before]), strict=True))
+        added = np.tile(costs.single[site], (len(state), 1))
+        for met, where in held.items():
+            if (met, site) in costs.pairs:
+                added += costs.pairs[met, site][where]
+        grown = (cost[:, None] + added).ravel()
+        summed = (error[:, None] + errors[site]).ravel()
+        held = {f: np.repeat(where, sizes[site]) for f, where in held.items()}
+        held[site] = np.tile(np.arange(sizes[site]), len(state))
+        state = _number([held[f] for f in after], [sizes[f] for f in after], len(grown))
+        kept = _undominated(state, grown, summed, limit - rest[site])
+        steps.append(_Step(kept // sizes[site], kept % sizes[site]))
+        state, cost, error = state[kept], grown[kept], summed[kept]
+    return Front(cost, error, space, tuple(steps))
+
+
+def _frontiers(costs: PairCosts, sites: int) -> list[tuple[int, ...]]:
+    """After each site, the decided ones that meet an undecided one."""
+    last = [max([t for pair in costs.pairs if s in pair for t in pair], default=s) for s in range(sites)]
+    return [tuple(s for s in range(site + 1) if last[s] > site) for site in range(sites)]
+
+
+def _least_to_come(costs: PairCosts, sites: int) -> Floats:
+    """What the sites after each add at least ``[S]``."""
+    least = np.array([c.min() for c in costs.single])
+    for (_, t), cost in costs.pairs.items():
+        least[t] += cost.min()
+    return np.asarray(least[::-1].cumsum()[::-1] - least)[:sites]
+
+
+def _digits(state: Ints, sizes: Sequence[int]) -> list[Ints]:
+    found = []
+    for size in reversed(sizes):
+        found.append(state % size)
+        state = state // size
+    return found[::-1]
+
+
+def _number(digits: Sequence[Ints], sizes: Sequence[int], count: int) -> Ints:
+    state = np.zeros(count, np.int64)
+    for digit, size in zip(digits, sizes, strict=True):
+        state = state * size + digit
+    return state
+
+
+def _undominated(state: Ints, cost: Floats, error: Floats, limit: float) -> Ints:
+    """The labels that are not dominated, by state and rising cost."""
+    fits = np.flatnonzero(cost <= limit)
+    order = fits[np.lexsort((error[fits], cost[fits], state[fits]))]
+    first = np.ones(len(order), bool)
+    first[1:] = np.diff(state[order]) > 0
+    ranked = np.unique(error[order], return_inverse=True)[1]  # whole numbers, so that groups can be told apart exactly
+    ranked = ranked - np.cumsum(first) * (len(order) + 1)
+    better = np.ones(len(order), bool)
+    better[1:] = ranked[1:] < np.minimum.accumulate(ranked)[:-1]
+    return order[better]
+
+
+def solve_programme(
+    space: Space, costs: Sequence[PairCosts], errors: Sequence[Floats], limits: Sequence[float]
+) -> Choice | None:
+    """The policy of least error under any number of limits, by HiGHS. None where it is too large or finds no proof."""
+    starts = np.concatenate([[0], np.cumsum([len(s) for s in space.settings])])
+    meeting = sorted({pair for c in costs for pair in c.pairs})
+    shapes = {p: (len(space.settings[p[0]]), len(space.settings[p[1]])) for p in meeting}
+    offsets, total = {}, int(starts[-1])
+    for pair in meeting:
+        offsets[pair] = total
+        total += shapes[pair][0] * shapes[pair][1]
+    if total > _MOST_VARIABLES:
+        return None
+    rows = [_one_each(starts, total)]
+    bounds = [(1.0, 1.0)] * len(space.settings)
+    for (s, t), (m, n) in shapes.items():
+        for axis, site, count in ((0, s, m), (1, t, n)):
+            block = sparse.lil_matrix((count, total))
+            for k in range(count):
+                block[k, offsets[s, t] + (np.arange(n) + k * n if axis == 0 else np.arange(m) * n + k)] = 1.0
+                block[k, starts[site] + k] = -1.0
+            rows.append(block.tocsr())
+            bounds += [(0.0, 0.0)] * count
+    for cost, limit in zip(costs, limits, strict=True):
+        line = np.zeros(total)
+        line[: starts[-1]] = np.concatenate(cost.single)
+        for pair, table in cost.pairs.items():
+            line[offsets[pair] : offsets[pair] + table.size] = table.ravel()
+        rows.append(sparse.csr_matrix(line / limit))
+        bounds.append((-np.inf, (limit - cost.least) / limit))
+    objective = np.concatenate([*errors, np.zeros(total - starts[-1])])
+    scale = max(float(np.abs(objective).max()), 1e-300)
+    whole = np.concatenate([np.ones(starts[-1]), np.zeros(total - starts[-1])])
+    low, high = np.array(bounds).T
+    found = milp(
+        objective / scale,
+        integrality=whole,
+        bounds=Bounds(0, 1),
+        constraints=LinearConstraint(sparse.vstack(rows), low, high),
+        options={"mip_rel_gap": 1e-9, "node_limit": _NODES},
+    )
+    if found.status != 0:
+        return None
+    places = [int(np.argmax(found.x[a:b])) for a, b in pairwise(starts)]
+    return tuple(s[k] for s, k in zip(space.settings, places, strict=True))
+
+
+def _one_each(starts: Ints, total: int) -> sparse.csr_matrix:
+    """One setting a site."""
+    block = sparse.lil_matrix((len(starts) - 1, total))
+    for site, (a, b) in enumerate(pairwise(starts)):
+        block[site, a:b] = 1.0
+    return block.tocsr()

@@ -1,0 +1,70 @@
+"""The try-and-learn agents of Huang et al. 2018 (arXiv:1801.07365): REINFORCE over keep-or-drop decisions.
+
+Every site has an agent, which keeps each of the site's K - 1 steps between its least and its full width with
+probability p = σ(θ); with k steps kept, ∂ log P / ∂θ = k - (K - 1) p. The paper's agents see the filters' weights and
+decide on each filter, one layer after the other; here they see nothing, act together, and which channels stay is the
+criterion's part. See docs/deviations.md.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amc.policy import Choice
+from amc.problem import Problem
+
+Floats = NDArray[np.float64]
+
+_TRIES = 5  # policies drawn before the agents learn
+_RATE = 0.6
+_SURE = 3.0  # |θ| stays below: no agent ever stops trying
+
+
+def search(problem: Problem, evaluations: int, seed: int) -> None:
+    """Try a few policies, learn from them, and again; the uniform policy is the first."""
+    rng, space = np.random.default_rng(seed), problem.space
+    steps = np.array([len(s) - 1 for s in space.settings], np.float64)
+    uniform = space.fit(np.ones(len(steps)))
+    places = np.array([s.index(w) for s, w in zip(space.settings, uniform, strict=True)])
+    theta = np.clip(_logit((places + 0.5) / (steps + 1)), -_SURE, _SURE)
+    usual = problem.evaluate(uniform).reward
+    spent = 1
+    while spent < evaluations:
+        tries = min(_TRIES, evaluations - spent)
+        kept = rng.binomial(steps.astype(int), _sigmoid(theta), (tries, len(steps)))
+        rewards = np.array([problem.evaluate(_policy(problem, row)).reward for row in kept])
+        spent += tries
+        theta = _learn(theta, steps, kept, rewards, usual)
+        usual = float(np.mean(rewards[np.isfinite(rewards)])) if np.isfinite(rewards).any() else usual
+
+
+def _policy(problem: Problem, kept: NDArray[np.int64]) -> Choice:
+    """What was kept, scaled to the budget."""
+    space = problem.space
+    widths = [settings[k] for settings, k in zip(space.settings, kept.tolist(), strict=True)]
+    return space.fit(np.array(widths, np.float64) / np.array(space.full))
+
+
+def _learn(theta: Floats, steps: Floats, kept: NDArray[np.int64], rewards: Floats, usual: float) -> Floats:
+    """One policy-gradient step on the rewards over the baseline, in units of their deviation."""
+    rewards = np.where(np.isfinite(rewards), rewards, rewards[np.isfinite(rewards)].min(initial=usual))
+    baseline = usual if math.isfinite(usual) else float(rewards.mean())
+    gain = rewards - baseline
+    spread = float(np.sqrt(np.mean(gain**2)))
+    if not (spread > 0 and math.isfinite(spread)):
+        return theta
+    p = _sigmoid(theta)
+    noise = np.sqrt(np.maximum(steps, 1) * p * (1 - p))  # so that wide sites do not learn faster
+    gradient = ((gain / spread)[:, None] * (kept - steps * p) / noise).mean(0)
+    return np.asarray(np.clip(theta + _RATE * gradient, -_SURE, _SURE))
+
+
+def _sigmoid(x: Floats) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def _logit(p: Floats) -> Floats:
+    return np.asarray(np.log(p / (1 - p)))
