@@ -6,9 +6,11 @@ Options come from the configuration's dataclasses. Heavy imports are inside the 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -43,6 +45,10 @@ EPILOG = {
 docs/batch.md describes the file.""",
     "status": """examples:
   amc status amc-runs/batch-digits                while a batch or a run is at work, or after it""",
+    "cache": """examples:
+  amc cache                                       what is kept, and how large it is
+  amc cache --clear
+$AMC_CACHE names the folder, $AMC_CACHE_BYTES the most that it may hold (2 GiB).""",
     "searchers": "",
 }
 
@@ -171,6 +177,8 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     _add_options(parser)
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, as it was configured")
     parser.add_argument("--trust", action="store_true", help="with --resume: run the Python files that the run names")
+    parser.add_argument("--ray", metavar="ADDRESS", help="evaluate on a Ray cluster: auto (the one here) or HOST:PORT")
+    parser.add_argument("--workers", metavar="N", default="2", help="with --ray: policies evaluated at a time [2]")
 
 
 def _search(parsed: argparse.Namespace) -> int:
@@ -181,10 +189,23 @@ def _search(parsed: argparse.Namespace) -> int:
     if parsed.resume and (given or parsed.config):
         raise ConfigError("--resume goes on with a run as it was configured: give no other options with it.")
     config = Config() if parsed.resume else _configuration(parsed)
-    with shown() as monitor:
-        result = run(config, parsed.resume, monitor, parsed.trust)
+    with shown() as monitor, _elsewhere(parsed) as elsewhere:
+        result = run(config, parsed.resume, monitor, parsed.trust, elsewhere)
     _print_result(result.summary, result.folder)
     return 0
+
+
+@contextlib.contextmanager
+def _elsewhere(parsed: argparse.Namespace) -> Iterator[Any]:
+    """Where policies are scored: None for here."""
+    if parsed.ray is None:
+        yield None
+        return
+    from amc.batch.cluster import RemoteScores, connected
+
+    count = _whole(parsed.workers, "--workers", 1)
+    with connected(parsed.ray):
+        yield functools.partial(RemoteScores, count=count)
 
 
 def _print_result(summary: Any, folder: Path) -> None:
@@ -373,15 +394,18 @@ def _add_batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", help="folder of the batch, one folder a run in it [amc-runs/FILE]")
     parser.add_argument("--dry-run", action="store_true", help="show what would run, and run nothing")
     parser.add_argument("--workers", metavar="N", default="1", help="runs at a time; the cores are shared out [1]")
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="run on a Ray cluster: auto (the one that runs here) or HOST:PORT"
+    )
     parser.add_argument("--retries", metavar="N", help="more attempts at a run that crashed [the file's, or 1]")
     parser.add_argument("--worker-memory", metavar="SIZE", help="most memory of one run (4GB, 512MiB) [no limit]")
     parser.add_argument("--yes", action="store_true", help="do begin with a matrix of very many runs")
 
 
 def _batch(parsed: argparse.Namespace) -> int:
+    from amc.batch.drive import Limits
     from amc.batch.matrix import read_matrix
     from amc.batch.plan import plan
-    from amc.batch.pool import Limits
     from amc.batch.run import refuse_many, run_batch, threads_of
     from amc.batch.screen import Screen
 
@@ -394,8 +418,9 @@ def _batch(parsed: argparse.Namespace) -> int:
     if parsed.dry_run:
         _print_plan(plan(jobs), workers)
         return 0
+    threads = 1 if parsed.ray else threads_of(workers)
     with Screen(matrix.out) as screen:
-        ended = run_batch(jobs, matrix.out, Limits(workers, threads_of(workers), memory, retries), screen)
+        ended = run_batch(jobs, matrix.out, Limits(workers, threads, memory, retries), screen, parsed.ray)
     _print_batch(ended.folder)
     return 1 if ended.failed else 0
 
@@ -467,6 +492,29 @@ def _status(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folder", metavar="DIR", help="another folder than the user's own")
+    parser.add_argument("--clear", action="store_true", help="remove everything that is kept")
+
+
+def _cache(parsed: argparse.Namespace) -> int:
+    from amc.cache import Cache, cache_folder
+    from amc.reports.human import size
+
+    cache = Cache(Path(parsed.folder) if parsed.folder else cache_folder())
+    if parsed.clear:
+        print(f"{cache.folder}: {size(cache.clear())} freed")
+        return 0
+    kinds: dict[str, list[int]] = {}
+    for entry in cache.entries():
+        kinds.setdefault(entry.kind, []).append(entry.size)
+    if kinds:
+        rows = [[kind, str(len(sizes)), size(sum(sizes))] for kind, sizes in sorted(kinds.items())]
+        _console().print(_table(["kind", "entries", "size"], rows))
+    print(f"{cache.folder}: {size(sum(map(sum, kinds.values())))} of at most {size(cache.limit)}")
+    return 0
+
+
 def _add_nothing(parser: argparse.ArgumentParser) -> None:
     """No options."""
 
@@ -490,6 +538,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Calla
     "measure": ("time ONNX models side by side on ONNX Runtime", _add_measure, _measure),
     "batch": ("run a matrix of networks, data, budgets, devices, searchers and seeds", _add_batch, _batch),
     "status": ("how far a batch or a run is, from another shell", _add_status, _status),
+    "cache": ("what is kept for runs to share, and clearing it", _add_cache, _cache),
     "searchers": ("list the searchers", _add_nothing, _searchers),
 }
 

@@ -173,6 +173,12 @@ class Config:
     device: str = option("auto", "auto, cpu, cuda or cuda:N", "--device")
     threads: int = option(0, "threads of torch [0: all cores]", "--threads")
     latency_threads: int = option(1, "threads of ONNX Runtime when latency is measured", "--latency-threads")
+    cache: str | None = option(
+        None,
+        "keep what other runs can use (moments, orders, scores, the original's ONNX file) in this folder, and take "
+        "from it what is there; auto: $AMC_CACHE or ~/.cache/amc [off; in a batch: auto]",
+        "--cache",
+    )
     out: str | None = option(None, "folder of the run [amc-runs/MODEL-DATA-N]", "--out")
 
     def __post_init__(self) -> None:
@@ -215,7 +221,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def binding(config: Config) -> dict[str, Any]:
     """What of a configuration may not change while a run goes on: all but where it lies and how many threads it has."""
-    return {key: v for key, v in to_dict(config).items() if key not in ("out", "threads", "latency_threads")}
+    return {key: v for key, v in to_dict(config).items() if key not in ("out", "cache", "threads", "latency_threads")}
 
 
 def from_yaml(path: str | Path) -> Config:
@@ -223,7 +229,7 @@ def from_yaml(path: str | Path) -> Config:
     return from_dict(read_yaml(path))
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """The safe loader, but a key that is there twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -231,7 +237,8 @@ class _Loader(yaml.SafeLoader):
         twice = next((key for key in keys if key != "<<" and keys.count(key) > 1), None)
         if twice is not None:
             raise yaml.YAMLError(f"the key '{twice}' is there twice, {str(node.start_mark).strip()}")
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -79,10 +79,13 @@ class Problem:
         error: Callable[[int, int], float] | None = None,
         race: Callable[[Choice, Choice], Score] | None = None,
         study: StudyPlace | None = None,
+        ahead: Callable[[Sequence[Choice]], None] | None = None,
+        kind: str = "evaluation",
     ) -> None:
         """``measure`` adds costs that are measured, such as ``latency`` in ms; ``error`` is `site_error`.
 
-        ``race`` scores a policy as far as it takes to see that another one, the best so far, is better.
+        ``race`` scores a policy as far as it takes to see that another one, the best so far, is better. ``ahead`` is
+        told what ``score`` will be asked for next. ``kind`` names the evaluations in the journal.
         """
         self.space = space
         self.study = study
@@ -92,7 +95,8 @@ class Problem:
         self._journal = journal or Journal(None)
         self._observer = observer
         self._error, self._race = error, race
-        self._known = {e.choice: e for e in recorded(self._journal)}
+        self._ahead, self._kind = ahead, kind
+        self._known = {e.choice: e for e in recorded(self._journal, kind)}
         # what a resumed search may see is what it has proposed anew, or it would not repeat itself
         self._proposed: dict[Choice, Evaluation] = {}
 
@@ -116,7 +120,7 @@ class Problem:
         self._propose(policy)
 
     def _remember(self, evaluation: Evaluation) -> None:
-        self._journal.append("evaluation", **to_record(evaluation), time=time.time())
+        self._journal.append(self._kind, **to_record(evaluation), time=time.time())
         self._known[evaluation.choice] = evaluation
 
     def _propose(self, policy: Choice) -> Evaluation:
@@ -125,6 +129,27 @@ class Problem:
         if self._observer:
             self._observer(found, self.proposals)
         return found
+
+    def under(self, limits: Mapping[str, float]) -> Problem:
+        """The same problem under other limits, to learn from: what is evaluated there is no candidate here.
+
+        It is journalled apart, and counts among this problem's proposals.
+        """
+
+        def observe(evaluation: Evaluation, proposals: int) -> None:
+            self.proposals += 1
+            if self._observer:
+                self._observer(evaluation, self.proposals)
+
+        space = replace(self.space, limits=dict(limits))
+        return Problem(space, self.features, self._score, self._reward, self._journal, observe, self._measure,
+                       self._error, self._race, ahead=self._ahead, kind="other-evaluation")  # fmt: skip
+
+    def announce(self, choices: Sequence[Sequence[int]]) -> None:
+        """Say which policies come next: where there are many workers, they begin with all of them at once."""
+        if self._ahead is not None:
+            policies = dict.fromkeys(tuple(int(setting) for setting in choice) for choice in choices)
+            self._ahead([policy for policy in policies if policy not in self._known])
 
     def _evaluate(self, policy: Choice) -> Evaluation:
         costs = self.space.costs(policy)
@@ -201,9 +226,9 @@ class Problem:
         return sorted(good, key=lambda e: (e.share < 1, -e.reward, e.loss))[:count]
 
 
-def recorded(journal: Journal) -> Iterator[Evaluation]:
+def recorded(journal: Journal, kind: str = "evaluation") -> Iterator[Evaluation]:
     """The evaluations in a journal. Raises BundleError."""
-    return map(from_record, journal.records("evaluation"))
+    return map(from_record, journal.records(kind))
 
 
 def to_record(evaluation: Evaluation) -> dict[str, object]:

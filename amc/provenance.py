@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import hashlib
 import os
 import platform
+from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,6 +49,24 @@ def environment() -> dict[str, Any]:
 def runtime_version() -> str:
     """The runtime that latency is measured on."""
     return f"ONNX Runtime {metadata.version('onnxruntime')}"
+
+
+@cache
+def code_version() -> str:
+    """A digest of this package's own source files: what one version has computed another need not believe."""
+    sha, root = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        sha.update(f"{path.relative_to(root)}:".encode() + path.read_bytes())
+    return sha.hexdigest()[:32]
+
+
+def library_versions(packages: Sequence[str] = ("torch", "torchvision", "timm", "numpy")) -> dict[str, str]:
+    """What computes: torch and the libraries that networks come from, where they are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def load() -> float:

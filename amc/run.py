@@ -20,20 +20,26 @@ from amc.monitor import Monitor, Silent
 from amc.plugins import is_plugin
 from amc.policy import fingerprint, make_policy
 from amc.progress import Recorder
+from amc.quiet import Machine
 from amc.result import Result
 from amc.reward import load_reward
 from amc.search import load_searcher, searchers
-from amc.stages import Stages
+from amc.stages import Elsewhere, Stages
 from amc.summary import Findings, summarise
 from amc.task import Task, load_data, load_model, load_objective, make_task
 
 
 def run(
-    config: Config, resume: str | Path | None = None, monitor: Monitor | None = None, trust: bool = False
+    config: Config,
+    resume: str | Path | None = None,
+    monitor: Monitor | None = None,
+    trust: bool = False,
+    elsewhere: Elsewhere | None = None,
 ) -> Result:
     """Do what the configuration says; ``resume`` goes on with the run in a folder, by that run's configuration.
 
-    A resumed run that names Python files of its own is refused unless you ``trust`` it.
+    A resumed run that names Python files of its own is refused unless you ``trust`` it. ``elsewhere`` scores policies
+    on other machines.
     """
     if resume is not None:
         folder = Path(resume)
@@ -42,10 +48,10 @@ def run(
         config = from_yaml(folder / "config.yaml")
         if not trust:
             refuse_plugins(config, folder)
-        return compress_task(open_task(config), config, folder, monitor)
+        return compress_task(open_task(config), config, folder, monitor, elsewhere)
     check(config)
     task = open_task(config)
-    return compress_task(task, config, new_folder(config), monitor)
+    return compress_task(task, config, new_folder(config), monitor, elsewhere)
 
 
 def refuse_plugins(config: Config, folder: Path) -> None:
@@ -115,18 +121,24 @@ def new_folder(config: Config) -> Path:
     return folder
 
 
-def compress_task(task: Task, config: Config, folder: Path, monitor: Monitor | None = None) -> Result:
+def compress_task(
+    task: Task, config: Config, folder: Path, monitor: Monitor | None = None, elsewhere: Elsewhere | None = None
+) -> Result:
     """The flow on a task. Whatever the folder's journal holds of an earlier attempt is not done again."""
     check(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    with Journal(folder / "journal.jsonl") as journal, Recorder(folder, monitor or Silent()) as recorder:
+    with (
+        Journal(folder / "journal.jsonl") as journal,
+        Machine() as machine,
+        Recorder(folder, monitor or Silent(), machine.pause) as recorder,
+    ):
         sweep(folder)
         new = journal.last("run") is None
         try:
-            return _compress(Stages(task, config, folder, journal, recorder))
+            return _compress(Stages(task, config, folder, journal, recorder, machine, elsewhere))
         except AmcError:
             if new and journal.last("evaluation") is None:  # a mistake seen before any work: no dead folder is left
                 for name in ("journal.jsonl", "config.yaml", "original.onnx", "progress.json", "study.log"):

@@ -7,10 +7,10 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,32 +24,56 @@ from amc.drift import Drift
 from amc.errors import BundleError, ConfigError, ExportError
 from amc.evaluate import Evaluator, Score
 from amc.export import Parity, check_parity, count_onnx_macs, export_onnx, file_layout
-from amc.files import write_json, write_text
+from amc.files import replacing, write_json, write_text
 from amc.finetune import Plan, asked_precision, fastest_precision, make_plan, train
 from amc.graph import Graph
-from amc.importance import rank
 from amc.journal import Journal
 from amc.latency import LatencyProbe, Measurement, Runner, measure
 from amc.monitor import Monitor
 from amc.policy import Choice, Policy, fingerprint, legal_widths
 from amc.problem import Problem, StudyPlace, recorded, site_features
-from amc.reconstruct import collect, readers
+from amc.quiet import Machine
 from amc.resources import ResourceModel
 from amc.result import Result
 from amc.reward import Evaluation, load_reward
 from amc.search import load_searcher, searchers
+from amc.shared import Shared, open_cache
 from amc.task import Task, evaluate
 from amc.trace import trace
 
 PARITY_SAMPLES = 64
 
 
+class Scorer(Protocol):
+    """Scores policies; it is told beforehand what it will be asked for."""
+
+    def announce(self, choices: Sequence[Choice]) -> None: ...
+
+    def __call__(self, choice: Choice) -> Score: ...
+
+
+Elsewhere = Callable[[Config, Evaluator], Scorer]
+"""Gives a scorer that does on other machines what the evaluator does on this one."""
+
+
 class Stages:
     """The stages of one run, with what they share: the task, the folder, the journal."""
 
-    def __init__(self, task: Task, config: Config, folder: Path, journal: Journal, monitor: Monitor) -> None:
+    def __init__(
+        self,
+        task: Task,
+        config: Config,
+        folder: Path,
+        journal: Journal,
+        monitor: Monitor,
+        machine: Machine,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
+        """``elsewhere`` scores policies on other machines."""
         self.task, self.config, self.folder = task, config, folder
-        self.journal, self.monitor = journal, monitor
+        self.journal, self.monitor, self.machine = journal, monitor, machine
+        self._elsewhere = elsewhere
+        self.shared = Shared(open_cache(config), task, config)
         self._bind()
         write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
         monitor.say(f"{task.name}; everything goes to {folder} (after an interruption: --resume {folder})")
@@ -94,20 +118,27 @@ class Stages:
         """Legal widths under the budget, with exact costs."""
         original = self.folder / "original.onnx"
         if not original.exists():
-            export_onnx(self.task.model, self.task.example, original)
+            with replacing(original) as temporary:
+                temporary.write_bytes(self.shared.original_onnx(self._exported))
         resources = ResourceModel(graph, self.task.model, file_layout(original, graph, self.task.model))
         return make_space(self.config, graph, resources)
+
+    def _exported(self) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "original.onnx")
+            export_onnx(self.task.model, self.task.example, path)
+            return path.read_bytes()
 
     def calibrate(self, graph: Graph, space: Space) -> Evaluator:
         """Moments, the channels' order, and whether recalibrating BatchNorm helps."""
         search, task = self.config.search, self.task
-        moments = collect(task, readers(graph, task.model), self.config.seed, progress=self.monitor.progress)
-        orders = rank(search.criterion, graph, task.model, moments)
+        moments = self.shared.moments(graph, self.monitor.progress)
+        orders = self.shared.orders(graph, moments)
         drift = Drift(task, graph, self.config.seed) if search.reconstruct and search.drift else None
         evaluator = Evaluator(task, graph, orders, moments, search.reconstruct, drift=drift)
         known = self.journal.last("evaluation-precision")
         if known is None:
-            self.journal.append("evaluation-precision", name=evaluator.faster_precision())
+            self.journal.append("evaluation-precision", name=self.shared.precision(evaluator))
             known = self.journal.last("evaluation-precision")
         assert known is not None
         evaluator.precision = str(known["name"])
@@ -120,10 +151,10 @@ class Stages:
     def _recalibration_helps(self, evaluator: Evaluator, choice: Choice) -> bool:
         known = self.journal.last("recalibrate")
         if known is None:
-            losses = {}
+            losses, score = {}, self.shared.score(evaluator)
             for tried in (False, True):
                 evaluator.recalibrate = tried
-                losses[tried] = evaluator(choice).loss
+                losses[tried] = score(choice).loss
             self.journal.append("recalibrate", helps=losses[True] < losses[False])
             known = self.journal.last("recalibrate")
         assert known is not None
@@ -141,9 +172,12 @@ class Stages:
 
         reward = load_reward(search.reward)
         probe = self._probe(graph, evaluator) if getattr(reward, "needs_latency", False) else None
+        scorer = self._elsewhere(self.config, evaluator) if self._elsewhere else None
+        score, error = self.shared.score(evaluator, scorer), self.shared.site_error(evaluator)
+        racing = search.race and searchers()[search.searcher].races and scorer is None
         problem = Problem(
-            space, site_features(graph), evaluator, reward, self.journal, observe, probe, evaluator.error,
-            evaluator.race if search.race and searchers()[search.searcher].races else None, self._study(),
+            space, site_features(graph), score, reward, self.journal, observe, probe, error,
+            self.shared.race(evaluator) if racing else None, self._study(), scorer.announce if scorer else None,
         )  # fmt: skip
         load_searcher(search.searcher)(problem, search.evaluations, self.config.seed)
         failed = [e for e in problem.evaluations if e.error is not None]
@@ -170,10 +204,11 @@ class Stages:
         original = self.folder / "original.onnx"
         layout = file_layout(original, graph, self.task.model)
         scale = self.journal.last("latency-scale")
-        probe = LatencyProbe(
-            original, layout, nested.feeds(self.task.example), self.config.latency_threads,
-            None if scale is None else scale["ms"],
-        )  # fmt: skip
+        with self.machine.measuring():
+            probe = LatencyProbe(
+                original, layout, nested.feeds(self.task.example), self.config.latency_threads,
+                None if scale is None else scale["ms"],
+            )  # fmt: skip
         if scale is None:
             self.journal.append("latency-scale", ms=probe.original_ms)
         cut = True
@@ -184,11 +219,13 @@ class Stages:
 
         def measured(choice: Choice) -> dict[str, float]:
             if cut:
-                return {"latency": probe(evaluator.kept(choice))}
+                with self.machine.measuring():
+                    return {"latency": probe(evaluator.kept(choice))}
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "policy.onnx")
                 export_onnx(evaluator.network(choice), self.task.example, path)
-                return {"latency": probe.time(path.read_bytes())}
+                with self.machine.measuring():
+                    return {"latency": probe.time(path.read_bytes())}
 
         return measured
 
@@ -231,9 +268,10 @@ class Stages:
         """The best policies with their scores as refined networks."""
         known = {tuple(r["choice"]): Score(r["loss"], r["metric"]) for r in self.journal.records("refined")}
         best = problem.best(max(self.config.search.refine, self.config.finetune.candidates))
+        score_refined = self.shared.refined(evaluator)
         for index, found in enumerate(best):
             if found.choice not in known:
-                score = known[found.choice] = evaluator.refined_score(found.choice)
+                score = known[found.choice] = score_refined(found.choice)
                 self.journal.append("refined", choice=list(found.choice), loss=score.loss, metric=score.metric)
             self.monitor.progress((index + 1) / len(best), "refining the best policies")
         return {e.choice: known[e.choice] for e in best}
@@ -295,19 +333,18 @@ class Stages:
         """Time both networks side by side on one sample."""
         models = {"original": self.folder / "original.onnx", "final": self.folder / "model.onnx"}
         inputs = nested.feeds(self.task.example)
-        return measure(
-            models, inputs, self.config.latency_threads, seed=self.config.seed, progress=self.monitor.progress
-        )
+        threads, told = self.config.latency_threads, self.monitor.progress
+        with self.machine.measuring():
+            return measure(models, inputs, threads, seed=self.config.seed, progress=told)
 
     def test(self, model: nn.Module) -> dict[str, float]:
         """Both networks on the search split and, once, on the test split."""
         known, model = self.journal.last("test"), model.to(self.task.device)
         if known is None:
-            scores = {
-                f"{name}_{part}": evaluate(network, self.task, split)[1]
-                for part, split in (("search", self.task.splits.search), ("test", self.task.splits.test))
-                for name, network in (("original", self.task.model), ("final", model))
-            }
+            scores = {}
+            for part, split in (("search", self.task.splits.search), ("test", self.task.splits.test)):
+                scores[f"original_{part}"] = self.shared.original_score(part, split)[1]
+                scores[f"final_{part}"] = evaluate(model, self.task, split)[1]
             self.journal.append("test", scores=scores)
             known = {"scores": scores}
         scores = known["scores"]

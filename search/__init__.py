@@ -66,6 +66,9 @@ _SEARCHERS = (
         "allocate", "least reconstruction error within the budget, without evaluations: one policy", "allocate:search"
     ),
     Searcher("spdy", "the allocator with searched coefficients per site (Frantar & Alistarh 2022)", "spdy:search"),
+    Searcher(
+        "transfer", "spdy at one budget for all: many budgets of one network share its evaluations", "transfer:search"
+    ),
     Searcher("netadapt", "narrow one site a step, the one that hurts least (Yang et al. 2018)", "netadapt:search"),
     Searcher(
         "sensitivity",

@@ -20,7 +20,9 @@ def search(problem: Problem, evaluations: int, seed: int) -> None:
     spent, step = 1, 1
     while spent < evaluations:
         sites = rng.permutation(len(space.names))[: evaluations - spent]
-        tried = [problem.evaluate(narrowed(space, best.choice, int(site), step)) for site in sites]
+        choices = [narrowed(space, best.choice, int(site), step) for site in sites]
+        problem.announce(choices)
+        tried = [problem.evaluate(choice) for choice in choices]
         spent += len(tried)
         winner = max(tried, key=lambda e: (e.reward, -e.loss))
         step = 1 if winner.reward > best.reward else step % 3 + 1

@@ -9,10 +9,15 @@ import numpy as np
 
 from amc.problem import Problem
 
+_AHEAD = 32  # policies that are announced at a time
+
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:
     """Propose random policies."""
-    rng = np.random.default_rng(seed)
-    for _ in range(evaluations):
-        shares = rng.uniform(0.1, 1.0, len(problem.space.names))
-        problem.evaluate(problem.space.fit(shares))
+    rng, space = np.random.default_rng(seed), problem.space
+    for done in range(0, evaluations, _AHEAD):
+        count = min(_AHEAD, evaluations - done)
+        choices = [space.fit(rng.uniform(0.1, 1.0, len(space.names))) for _ in range(count)]
+        problem.announce(choices)
+        for choice in choices:
+            problem.evaluate(choice)

@@ -7,10 +7,12 @@ all ones; then a (1+1) search that perturbs the best coefficients, some of them 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from amc.problem import Problem
-from amc.search.allocate import error_tables, quick_decoder
+from amc.search.allocate import Floats, error_tables, quick_decoder
 
 SPREAD = 1.0  # deviation of a perturbation, in the logarithm of a coefficient
 _TRIES = 30
@@ -18,10 +20,15 @@ _TRIES = 30
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:
     """Propose the allocated policy, the uniform one, then policies from perturbed coefficients."""
-    rng, space = np.random.default_rng(seed), problem.space
-    tables, sites = error_tables(problem), len(problem.space.names)
+    climb(problem, error_tables(problem), evaluations, seed)
+
+
+def climb(problem: Problem, tables: Sequence[Floats], evaluations: int, seed: int) -> list[tuple[float, Floats]]:
+    """The search; gives, of every policy that coefficients led to, the reward and their logarithms ``[S]``."""
+    rng, space, sites = np.random.default_rng(seed), problem.space, len(problem.space.names)
     best, decode = np.zeros(sites), quick_decoder(space, tables)
     reward = problem.evaluate(decode(np.exp(best))).reward
+    found = [(reward, best)]
     if evaluations > 1:
         problem.evaluate(space.fit(np.ones(sites)))
     seen = {e.choice for e in problem.evaluations}
@@ -33,6 +40,7 @@ def search(problem: Problem, evaluations: int, seed: int) -> None:
             if choice not in seen:
                 break
         seen.add(choice)
-        found = problem.evaluate(choice).reward
-        if found >= reward:
-            best, reward = best + step, found
+        found.append((problem.evaluate(choice).reward, best + step))
+        if found[-1][0] >= reward:
+            reward, best = found[-1]
+    return found

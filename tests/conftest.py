@@ -9,6 +9,15 @@ settings.register_profile("amc", deadline=None, derandomize=True, database=None,
 settings.load_profile("amc")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """No test reads or writes the user's cache, or waits for what else runs on the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMC_LOCKS", str(tmp_path_factory.mktemp("locks")))
+        patch.setenv("AMC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def resnet8():
     """The embedded architecture, untrained, with its graph."""

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from amc.batch import pool
+from amc.batch.drive import Failure, described
 from amc.batch.matrix import read_matrix
 from amc.batch.plan import plan
-from amc.batch.pool import Failure, described
 from amc.batch.status import statuses
 from amc.cli import main
 from amc.config import to_dict

@@ -42,30 +42,32 @@ class TestContract:
         assert [e.choice for e in first.evaluations] == [e.choice for e in second.evaluations]
 
     def test_resuming_is_not_stopping(self, name: str, tmp_path):
-        whole = run(name)
         path = tmp_path / "journal.jsonl"
         toy, _ = toy_problem()
-        calls = 0
+        calls, stop = 0, 0
 
         def score(choice):
             nonlocal calls
             calls += 1
-            if calls == 6:
+            if calls == stop:
                 raise KeyboardInterrupt
-            return Score(1 - e.metric, e.metric) if (e := known.get(choice)) else None
+            return toy._score(choice)
 
-        known = {e.choice: e for e in whole.evaluations}
-        if len(known) > 6:
-            with Journal(path) as journal, pytest.raises(KeyboardInterrupt):
-                load_searcher(name)(
-                    Problem(toy.space, toy.features, score, journal=journal, error=toy.site_error), EVALUATIONS, 0
-                )
-        with Journal(path) as journal:
-            done = len(list(journal.records("evaluation")))
+        def go(journal: Journal | None) -> Problem:
             problem = Problem(toy.space, toy.features, score, journal=journal, error=toy.site_error)
             load_searcher(name)(problem, EVALUATIONS, 0)
+            return problem
+
+        whole = go(None)
+        needed, calls, stop = calls, 0, 6
+        if needed > 6:
+            with Journal(path) as journal, pytest.raises(KeyboardInterrupt):
+                go(journal)
+        stopped, stop = calls, 0
+        with Journal(path) as journal:
+            problem = go(journal)
         assert [e.choice for e in problem.evaluations] == [e.choice for e in whole.evaluations]
-        assert calls == len(whole.evaluations) + (1 if done else 0)
+        assert calls == needed + (1 if stopped else 0)
 
     def test_a_failing_evaluation_does_not_end_the_search(self, name: str):
         toy, _ = toy_problem()
@@ -95,6 +97,7 @@ def test_searching_beats_the_uniform_policy_on_the_toy():
         "allocate",
         "sensitivity",
         "particles",
+        "transfer",
         "trylearn",
     ):
         assert run(name, evaluations=40).best(1)[0].metric > uniform, name
@@ -134,6 +137,20 @@ def test_systematic_resampling_draws_as_often_as_weighed():
 
 def test_tpe_starts_with_the_uniform_policy():
     assert run("tpe", 1).evaluations[0].choice == run("uniform", 1).evaluations[0].choice
+
+
+def test_budgets_of_one_network_share_what_transfer_evaluates():
+    asked: list[set] = []
+    for share in (0.3, 0.5, 0.8):
+        toy, _ = toy_problem(share=share)
+        asked.append(set())
+        problem = Problem(
+            toy.space, toy.features, lambda c, toy=toy: (asked[-1].add(c), toy._score(c))[1], error=toy.site_error
+        )
+        load_searcher("transfer")(problem, 40, 0)
+        assert problem.proposals == 40
+        assert len(problem.evaluations) <= 4
+    assert len(set.union(*asked)) <= 36 + 3 * 4
 
 
 def test_random_stays_near_the_budget():

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class Job:
     """Axis → the entry's name: ``{"model": "resnet8", "budget": "half", "seed": "0"}``."""
     config: Config
     folder: Path
+    resources: Mapping[str, float] = field(default_factory=dict)
+    """What it needs of a cluster's node besides a processor: ``{"GPU": 1, "phone": 1}``."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Matrix:
     overrides: Sequence[tuple[Mapping[str, str], Mapping[str, Any]]]
     out: Path
     retries: int
+    resources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Device → what a run for it needs of a cluster's node."""
 
     @property
     def size(self) -> int:
@@ -59,13 +63,14 @@ class Matrix:
                 config = from_dict({**self._values(place), "out": str(self.out / name)})
             except AmcError as error:
                 raise ConfigError(f"run {name}: {error}") from None
-            found.append(Job(name, place, config, self.out / name))
+            needs = self.resources.get(place.get("device", ""), {})
+            found.append(Job(name, place, config, self.out / name, needs))
         if not found:
             raise ConfigError("nothing is left to run: 'exclude' takes every run away.")
         return found
 
     def _values(self, place: Mapping[str, str]) -> dict[str, Any]:
-        values = dict(self.common)
+        values = {"cache": "auto", **self.common}
         for axis, name in place.items():
             entry = self.axes[axis][name]
             double = set(entry.get("budget") or {}) & set(values.get("budget") or {})
@@ -104,6 +109,7 @@ def read_matrix(path: str | Path, out: str | None = None) -> Matrix:
             [_override(entry, axes) for entry in _list(values.get("overrides"), "overrides")],
             Path(out or values.get("out") or Path("amc-runs", Path(path).stem)),
             retries,
+            dict(_resources(values.get("devices"))),
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -167,11 +173,22 @@ def _device(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
             part.setdefault("budget", {})[key] = value
         elif key == "threads":
             part["latency_threads"] = value
+        elif key == "resources":
+            continue  # see _resources
         elif key in _TOP:
             part[key] = value
         else:
-            raise ConfigError(f"unknown key 'devices.{name}.{key}'.{did_you_mean(str(key), [*_LIMITS, *_TOP])}")
+            known = [*_LIMITS, *_TOP, "threads", "resources"]
+            raise ConfigError(f"unknown key 'devices.{name}.{key}'.{did_you_mean(str(key), known)}")
     return part
+
+
+def _resources(devices: Any) -> Iterator[tuple[str, dict[str, float]]]:
+    """What the devices' runs need of a cluster's node, by device."""
+    for name, entry in devices.items() if isinstance(devices, Mapping) else ():
+        where = f"devices.{name}.resources"
+        needs = _mapping((entry or {}).get("resources") or {}, where)
+        yield str(name), {str(key): convert(value, float, f"{where}.{key}") for key, value in needs.items()}
 
 
 def _override(entry: Any, axes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, Any]]:

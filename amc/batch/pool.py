@@ -13,84 +13,39 @@ import resource
 import signal
 import sys
 import traceback
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from amc.batch.drive import Failure, Limits, described
 from amc.batch.matrix import Job
 from amc.config import Config, from_dict, to_dict
-from amc.errors import AmcError, first_line, is_out_of_memory
-
-_TICK = 0.25  # seconds
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a run did not end well, and whether trying again may help."""
+class Processes:
+    """A workforce of this machine's processes."""
 
-    reason: str
-    again: bool
+    def __init__(self, limits: Limits, logs: Path) -> None:
+        self._limits, self._logs = limits, logs
+        self._running: dict[int, tuple[Any, Connection]] = {}
 
+    def room(self) -> int:
+        return self._limits.workers
 
-@dataclass(frozen=True)
-class Outcome:
-    """The end of one attempt at a run."""
+    def begin(self, job: Job, attempt: int) -> int:
+        config = replace(job.config, threads=job.config.threads or self._limits.threads)
+        process, pipe = start(_run, (to_dict(config), self._limits.memory), self._logs / f"{job.name}.log")
+        self._running[process.sentinel] = (process, pipe)
+        return int(process.sentinel)
 
-    job: Job
-    attempt: int
-    failure: Failure | None
-    last: bool
-    """Whether there will be no other attempt."""
+    def ended(self, seconds: float) -> list[tuple[Hashable, Failure | None]]:
+        found = [sentinel for sentinel in wait(list(self._running), seconds) if isinstance(sentinel, int)]
+        return [(sentinel, told(*self._running.pop(sentinel))) for sentinel in found]
 
-
-class Observer:
-    """Told of what happens; does nothing with it."""
-
-    def started(self, job: Job, attempt: int) -> None:
-        """An attempt, counted from 1, begins."""
-
-    def ended(self, outcome: Outcome) -> None:
-        """An attempt is over."""
-
-    def tick(self) -> None:
-        """Some time has passed."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the processes may use: how many there are, threads of each, bytes of memory of each (0: no limit)."""
-
-    workers: int = 1
-    threads: int = 0
-    memory: int = 0
-    retries: int = 1
-
-
-def run_all(jobs: Sequence[Job], limits: Limits, logs: Path, observer: Observer) -> None:
-    """Run every job, ``limits.workers`` at a time. On Ctrl-C all are stopped; each can be resumed."""
-    waiting = deque((job, 1) for job in jobs)
-    running: dict[Any, tuple[Job, int, Any, Connection]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < limits.workers:
-                job, attempt = waiting.popleft()
-                config = replace(job.config, threads=job.config.threads or limits.threads)
-                process, pipe = start(_run, (to_dict(config), limits.memory), logs / f"{job.name}.log")
-                running[process.sentinel] = (job, attempt, process, pipe)
-                observer.started(job, attempt)
-            for sentinel in wait(list(running), _TICK):
-                job, attempt, process, pipe = running.pop(sentinel)
-                failure = told(process, pipe)
-                again = failure is not None and failure.again and attempt <= limits.retries
-                if again:
-                    waiting.append((job, attempt + 1))
-                observer.ended(Outcome(job, attempt, failure, not again))
-            observer.tick()
-    finally:
-        _stop([process for _, _, process, _ in running.values()])
+    def stop(self) -> None:
+        _stop([process for process, _ in self._running.values()])
 
 
 def ask(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -170,18 +125,6 @@ def _run(values: dict[str, Any], memory: int, pipe: Connection, log: Path) -> No
         sys.stdout.flush()
         sys.stderr.flush()
         pipe.send(failure)
-
-
-def described(error: Exception) -> Failure:
-    """What a run threw, as a failure: a user's mistake stays one, however often it is tried."""
-    if is_out_of_memory(error):
-        return Failure(f"out of memory: {first_line(error)}", False)
-    if isinstance(error, AmcError):
-        return Failure(str(error), False)
-    if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
-        return Failure(f"{error.strerror or error}{where}", True)
-    return Failure(f"{type(error).__name__}: {first_line(error)}", True)
 
 
 def _answer(function: Callable[..., Any], arguments: tuple[Any, ...], pipe: Connection, log: None) -> None:

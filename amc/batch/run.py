@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from amc.batch.drive import Failure, Limits, Observer, Outcome, Workforce, drive
 from amc.batch.matrix import Job, Matrix
 from amc.batch.plan import Planned, plan
-from amc.batch.pool import Failure, Limits, Observer, Outcome, ask, run_all
+from amc.batch.pool import Processes, ask
 from amc.config import from_dict, to_dict
 from amc.errors import ConfigError
 from amc.journal import Journal
@@ -55,22 +57,39 @@ def _examine(values: Sequence[dict[str, object]]) -> list[str | None]:
     return list(look(map(from_dict, values)))
 
 
-def run_batch(jobs: Sequence[Job], folder: Path, limits: Limits, screen: Observer) -> Ended:
-    """Do every run that is not done yet, and write the report. Run it again to go on."""
+def run_batch(jobs: Sequence[Job], folder: Path, limits: Limits, screen: Observer, ray: str | None = None) -> Ended:
+    """Do every run that is not done yet, and write the report. Run it again to go on.
+
+    ``ray`` is the address of a Ray cluster to run on; None: processes of this machine.
+    """
     from amc.reports.batch import write_batch_report
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with Journal(folder / "batch.jsonl") as journal:
+    with _workforce(jobs, limits, folder / "logs", ray) as force:
         planned = plan(jobs)
         examine(planned)
-        journal.append("batch", runs=[{"name": j.name, "place": dict(j.place)} for j in jobs], time=time.time())
-        record = _Record(journal, screen)
-        try:
-            run_all([p.job for p in planned if p.state != "done"], limits, folder / "logs", record)
-        finally:
-            write_batch_report(folder)
+        with Journal(folder / "batch.jsonl") as journal:
+            runs = [{"name": job.name, "place": dict(job.place)} for job in jobs]
+            journal.append("batch", runs=runs, time=time.time())
+            record = _Record(journal, screen)
+            try:
+                drive([p.job for p in planned if p.state != "done"], limits.retries, force, record)
+            finally:
+                write_batch_report(folder)
     done = sum(1 for job in jobs if job.name not in record.failed)
     return Ended(folder, done, record.failed)
+
+
+@contextlib.contextmanager
+def _workforce(jobs: Sequence[Job], limits: Limits, logs: Path, ray: str | None) -> Iterator[Workforce]:
+    """What does the runs: this machine's processes, or a cluster."""
+    if ray is None:
+        yield Processes(limits, logs)
+        return
+    from amc.batch.cluster import RayTasks, connected, refuse_impossible
+
+    with connected(ray):
+        refuse_impossible(jobs, limits)
+        yield RayTasks(limits, logs)
 
 
 def threads_of(workers: int) -> int:

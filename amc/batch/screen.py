@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,13 +13,14 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from amc.batch.drive import Observer, Outcome
 from amc.batch.matrix import Job
-from amc.batch.pool import Observer, Outcome
 from amc.batch.status import Status, statuses, time_left
 from amc.errors import BundleError
 from amc.reports.human import seconds
 
-_EVERY = 2  # ticks between two looks at the folders
+_EVERY = 0.5  # seconds between two looks at the folders, at least
+_SHARE = 10  # and so many times what the last look took: with thousands of runs it takes long
 _ROWS = 30
 _ORDER = ("running", "failed", "stopped", "waiting", "done")
 
@@ -55,7 +57,8 @@ class Screen(Observer):
         self._folder = folder
         self._console = console or Console(stderr=True, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
-        self._ticks = 0
+        self._settled: dict[str, Status] = {}
+        self._next = 0.0
 
     def __enter__(self) -> Screen:
         if self._live:
@@ -78,9 +81,10 @@ class Screen(Observer):
         self._say(f"{name}: done" if failure is None else f"{name}: failed: {failure.reason}{again}")
 
     def tick(self) -> None:
-        self._ticks += 1
-        if self._live and self._ticks % _EVERY == 0:
+        begun = time.monotonic()
+        if self._live and begun >= self._next:
             self._live.update(self._picture(), refresh=True)
+            self._next = time.monotonic() + max(_EVERY, _SHARE * (time.monotonic() - begun))
 
     def _say(self, text: str) -> None:
         self._console.print(escape(text), soft_wrap=True)
@@ -89,7 +93,7 @@ class Screen(Observer):
         from rich.console import Group
 
         try:
-            runs = statuses(self._folder)
+            runs = statuses(self._folder, self._settled)
         except BundleError:
             return ""
         return Group(status_table(runs), summary_line(runs))

@@ -33,13 +33,19 @@ class Status:
     """Seconds until the current stage ends; None where it cannot be told."""
 
 
-def statuses(folder: Path) -> list[Status]:
-    """The runs of a batch, or the one run in a folder. Raises BundleError where there is neither."""
+def statuses(folder: Path, settled: dict[str, Status] | None = None) -> list[Status]:
+    """The runs of a batch, or the one run in a folder. Raises BundleError where there is neither.
+
+    ``settled`` is for who looks again and again: what is done is put into it, and not looked at any more.
+    """
     if (folder / "batch.jsonl").is_file():
         records = read_records(folder / "batch.jsonl")
         runs: list[dict[str, Any]] = next((r["runs"] for r in reversed(records) if r["kind"] == "batch"), [])
         ends = {r["name"]: r["error"] for r in records if r["kind"] == "end" and r["last"]}
-        return [status(folder / run["name"], ends.get(run["name"])) for run in runs]
+        known = {} if settled is None else settled
+        found = [known.get(run["name"]) or status(folder / run["name"], ends.get(run["name"])) for run in runs]
+        known |= {run.name: run for run in found if run.state == "done"}
+        return found
     if (folder / "journal.jsonl").is_file():
         return [status(folder)]
     raise BundleError(f"{folder} holds neither a run nor a batch.")
@@ -50,7 +56,7 @@ def status(folder: Path, failure: str | None = None) -> Status:
     path, now, name = folder / "journal.jsonl", time.time(), folder.resolve().name
     records = read_records(path) if path.exists() else []
     spent = sum(float(r["seconds"]) for r in records if r["kind"] == "stage")
-    times = [float(r["time"]) for r in records if r["kind"] == "evaluation" and "time" in r]
+    times = [float(r["time"]) for r in records if r["kind"].endswith("evaluation") and "time" in r]
     rate = (
         60 * (len(times[-10:]) - 1) / (times[-1] - times[-10:][0]) if len(times) > 1 and times[-1] > times[0] else None
     )

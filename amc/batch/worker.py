@@ -10,12 +10,15 @@ from typing import Any
 
 from amc.config import Config, to_dict
 from amc.errors import AmcError
+from amc.evaluate import Evaluator
 from amc.export import export_onnx, file_layout
 from amc.graph import build_graph
-from amc.monitor import Monitor
+from amc.journal import Journal
+from amc.monitor import Monitor, Silent
+from amc.quiet import Machine
 from amc.resources import ResourceModel
 from amc.run import check, compress_task, open_task
-from amc.stages import make_space
+from amc.stages import Stages, make_space
 
 
 def work(config: Config, monitor: Monitor) -> None:
@@ -24,11 +27,20 @@ def work(config: Config, monitor: Monitor) -> None:
     compress_task(open_task(config), config, Path(config.out or ""), monitor)
 
 
+def evaluator_of(config: Config, folder: Path) -> Evaluator:
+    """The evaluator of the run that a configuration describes; ``folder`` is for what it leaves."""
+    task = open_task(config)
+    with Machine() as machine:
+        flow = Stages(task, config, folder, Journal(None), Silent(), machine)
+        graph = build_graph(task.model, task.example)
+        return flow.calibrate(graph, flow.space(graph))
+
+
 def examine(configs: Iterable[Config]) -> Iterator[str | None]:
     """For every run what is wrong with it, as far as that can be seen without doing it."""
 
     def same(config: Config) -> Any:
-        return [to_dict(config)[key] for key in ("model", "data", "device")]
+        return [to_dict(config)[key] for key in ("model", "data", "device", "objective")]
 
     for _, group in groupby(configs, same):
         yield from _examine_group(list(group))

@@ -1,0 +1,318 @@
+"""Runs on a Ray cluster, each a task with resources. The only room that knows Ray.
+
+A task works in a folder of its node's own. It begins with what the batch's folder holds of its run, and what it writes
+comes back while it runs, so that a node that dies costs what it did since its last word: the next attempt goes on from
+there on another node. Networks, weights and data that are named by a path must be where the node can read them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amc.batch.drive import Failure, Limits, described
+from amc.batch.matrix import Job
+from amc.config import Config, from_dict, to_dict
+from amc.errors import ConfigError, ExportError, first_line
+from amc.files import replacing
+
+if TYPE_CHECKING:
+    from amc.evaluate import Evaluator, Score
+    from amc.policy import Choice
+
+Files = dict[str, bytes]
+_EVERY = 0.5  # seconds between two words of a task
+_LEAST_ROOM = 4  # tasks that are submitted at a time, at least; twice the cluster's processors otherwise
+_GROWING = "journal.jsonl"
+_SENT = (_GROWING, "progress.json", "checkpoint.pt", "config.yaml", "original.onnx")
+"""What is sent while a run goes on: all that the next attempt needs, and what `amc status` reads."""
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[None]:
+    """A connection to the cluster at ``HOST:PORT``, or to the one that runs here (``auto``). Raises ConfigError."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("--ray needs Ray: pip install 'amc-compress[ray]'.") from None
+    _reach(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="amc")
+    except Exception as error:  # noqa: BLE001  (Ray's own errors share no base class)
+        raise ConfigError(f"no Ray cluster answers at {address}: {first_line(error)}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raise at once where nobody listens: Ray itself would try for a minute."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise ConfigError(f"no Ray cluster answers at {address}: {error}") from None
+
+
+class RayTasks:
+    """A workforce of the connected cluster's nodes."""
+
+    def __init__(self, limits: Limits, logs: Path) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        logs.mkdir(parents=True, exist_ok=True)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._limits, self._logs = limits, logs
+        self._running: dict[Any, tuple[Job, int]] = {}
+
+    def room(self) -> int:
+        import ray
+
+        return max(_LEAST_ROOM, int(2 * ray.cluster_resources().get("CPU", 0)))
+
+    def begin(self, job: Job, attempt: int) -> Hashable:
+        ref = _submit(job, attempt, self._limits, self._mailbox)
+        self._running[ref] = (job, attempt)
+        return ref  # type: ignore[no-any-return]
+
+    def ended(self, seconds: float) -> list[tuple[Hashable, Failure | None]]:
+        import ray
+
+        found, _ = ray.wait(list(self._running), timeout=seconds)
+        folders = {_token(job, attempt): job.folder for job, attempt in self._running.values()}
+        _receive(ray.get(self._mailbox.take.remote()), folders)
+        return [(ref, _result(ref, self._running.pop(ref)[0], self._logs)) for ref in found]
+
+    def stop(self) -> None:
+        import ray
+
+        for ref in self._running:
+            ray.cancel(ref, force=True)
+        ray.kill(self._mailbox)
+
+
+def resources_of(job: Job, limits: Limits) -> dict[str, float]:
+    """What a run needs of its node: ``CPU`` as many as its threads, and what its device asks for."""
+    return {"CPU": float(job.config.threads or limits.threads or 1), **job.resources}
+
+
+def refuse_impossible(jobs: Sequence[Job], limits: Limits) -> None:
+    """Raise ConfigError for a run that no node of the cluster can ever take: Ray would wait for one for ever."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for job in jobs:
+        needs = resources_of(job, limits)
+        if not any(all(node.get(name, 0) >= amount for name, amount in needs.items()) for node in nodes):
+            told = ", ".join(f"{amount:g} {name}" for name, amount in needs.items())
+            raise ConfigError(f"run {job.name} needs {told}, and no node of the Ray cluster has that.")
+
+
+def _token(job: Job, attempt: int) -> str:
+    """Names an attempt: what an earlier one still sends is not listened to."""
+    return f"{job.name}#{attempt}"
+
+
+def _submit(job: Job, attempt: int, limits: Limits, mailbox: Any) -> Any:
+    import ray
+
+    needs = resources_of(job, limits)
+    options = {"num_cpus": needs.pop("CPU"), "num_gpus": needs.pop("GPU", 0), "resources": needs, "max_retries": 0}
+    values = {**to_dict(job.config), "threads": job.config.threads or limits.threads}
+    task = ray.remote(remote_run).options(**options)
+    return task.remote(values, _contents(job.folder), _token(job, attempt), mailbox, str(Path.cwd()))
+
+
+def _result(ref: Any, job: Job, logs: Path) -> Failure | None:
+    """The end of a task: its files are written; a node that died is a failure to be tried again."""
+    import ray
+
+    try:
+        failure, files, said = ray.get(ref)
+    except ray.exceptions.OutOfMemoryError:
+        return Failure("out of memory: Ray ended it, as its node had none left", False)
+    except ray.exceptions.RayError as error:
+        return Failure(f"its node or its process died ({type(error).__name__})", True)
+    (job.folder / "progress.json").unlink(missing_ok=True)
+    for name, content in files.items():
+        _write(job.folder / name, content)
+    with (logs / f"{job.name}.log").open("a", encoding="utf-8") as log:
+        log.write(said)
+    return failure  # type: ignore[no-any-return]
+
+
+def _receive(messages: Sequence[tuple[str, str, int, bytes]], folders: Mapping[str, Path]) -> None:
+    """Write what running tasks have sent: (attempt, file, the byte where it belongs, content)."""
+    for token, file, start, content in messages:
+        if token not in folders:
+            continue  # of an attempt that is over
+        path = folders[token] / file
+        if file != _GROWING:
+            _write(path, content)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as journal:
+            journal.truncate(start)
+            journal.write(content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _contents(folder: Path) -> Files:
+    return {p.name: p.read_bytes() for p in folder.glob("*") if p.is_file() and not p.name.startswith(".")}
+
+
+class RemoteScores:
+    """Scores policies on the connected cluster: so many evaluators, each an actor with a processor of its own.
+
+    An evaluator whose node dies is begun anew on another, and its evaluation is done again.
+    """
+
+    def __init__(self, config: Config, evaluator: Evaluator, count: int) -> None:
+        import ray
+
+        search = replace(config.search, recalibrate="on" if evaluator.recalibrate else "off")
+        values = {**to_dict(replace(config, search=search)), "threads": config.threads or 1}
+        kind = ray.remote(RemoteEvaluator).options(num_cpus=values["threads"], max_restarts=-1, max_task_retries=3)
+        self._actors = [kind.remote(values, str(Path.cwd())) for _ in range(count)]
+        self._busy = [0] * count
+        self._asked: dict[Choice, tuple[int, Any]] = {}
+
+    def announce(self, choices: Sequence[Choice]) -> None:
+        """Begin with these policies, each at the evaluator that has least to do."""
+        for choice in choices:
+            if choice not in self._asked:
+                index = self._busy.index(min(self._busy))
+                self._busy[index] += 1
+                self._asked[choice] = (index, self._actors[index].score.remote(choice))
+
+    def __call__(self, choice: Choice) -> Score:
+        import ray
+
+        from amc.evaluate import Score
+
+        self.announce([choice])
+        index, ref = self._asked.pop(choice)
+        self._busy[index] -= 1
+        try:
+            return Score(*ray.get(ref))
+        except ray.exceptions.RayTaskError as error:
+            raise RuntimeError(first_line(error.cause or error)) from error
+        except ray.exceptions.RayError as error:
+            raise ExportError(f"the cluster lost an evaluation ({type(error).__name__}): resume the run.") from None
+
+
+class RemoteEvaluator:
+    """On a node: an evaluator of its own."""
+
+    def __init__(self, values: dict[str, Any], place: str) -> None:
+        from amc.batch.worker import evaluator_of
+
+        if Path(place).is_dir():
+            os.chdir(place)
+        config = from_dict(values)
+        with tempfile.TemporaryDirectory(prefix="amc-") as folder:
+            self._evaluator = evaluator_of(config, Path(folder))
+
+    def score(self, choice: Choice) -> tuple[float, float]:
+        """Loss and metric."""
+        found = self._evaluator(choice)
+        return found.loss, found.metric
+
+
+class Mailbox:
+    """On the cluster: keeps what tasks say until the batch asks for it."""
+
+    def __init__(self) -> None:
+        self._messages: list[tuple[str, str, int, bytes]] = []
+
+    def put(self, messages: list[tuple[str, str, int, bytes]]) -> None:
+        """Add messages."""
+        self._messages += messages
+
+    def take(self) -> list[tuple[str, str, int, bytes]]:
+        """All messages since the last time."""
+        taken, self._messages = self._messages, []
+        return taken
+
+
+class Courier:
+    """In a task: a monitor that sends what is new in the run's folder. It waits for no answer."""
+
+    def __init__(self, folder: Path, token: str, mailbox: Any) -> None:
+        self._folder, self._token, self._mailbox = folder, token, mailbox
+        self._sent: dict[str, tuple[int, int]] = {}
+        self._last = 0.0
+
+    def begin(self, stage: str) -> None:
+        self._send()
+
+    def progress(self, share: float, note: str = "") -> None:
+        if time.monotonic() - self._last > _EVERY:
+            self._send()
+
+    def end(self, seconds: float) -> None:
+        self._send()
+
+    def say(self, text: str) -> None:
+        print(text)
+
+    def _send(self) -> None:
+        self._last = time.monotonic()
+        messages = []
+        for file in _SENT:
+            path = self._folder / file
+            with contextlib.suppress(FileNotFoundError):
+                state = (path.stat().st_size, path.stat().st_mtime_ns)
+                before = self._sent.get(file, (0, 0))
+                if state == before:
+                    continue
+                content = path.read_bytes()
+                start = before[0] if file == _GROWING else 0
+                messages.append((self._token, file, start, content[start:]))
+                self._sent[file] = (len(content), state[1])
+        if messages:
+            self._mailbox.put.remote(messages)
+
+
+def remote_run(
+    values: dict[str, Any], files: Files, token: str, mailbox: Any, place: str
+) -> tuple[Failure | None, Files, str]:
+    """On a node: the run, in a folder of the node's own; how it ended, its files, what it said."""
+    import traceback
+
+    import torch
+
+    from amc.batch.worker import work
+
+    if Path(place).is_dir():
+        os.chdir(place)
+    torch.set_num_threads(max(1, int(values.get("threads") or 1)))
+    with tempfile.TemporaryDirectory(prefix="amc-") as temporary:
+        folder = Path(temporary, token.partition("#")[0])
+        for file, content in files.items():
+            _write(folder / file, content)
+        failure, said = None, f"on {socket.gethostname()}, process {os.getpid()}\n"
+        try:
+            work(from_dict({**values, "out": str(folder)}), Courier(folder, token, mailbox))
+        except Exception as error:  # noqa: BLE001  (it ends this run only, and is told)
+            failure, said = described(error), said + "".join(traceback.format_exception(error))
+        sys.stdout.flush()
+        return failure, _contents(folder) if folder.exists() else {}, said

@@ -1,0 +1,224 @@
+"""What runs on one network and one set of data have in common: computed by the first, found by the others.
+
+Every identity holds what its content depends on: the network's weights, structure and outputs, the images themselves,
+the settings, the code of this package, and the libraries. Orders and scores of a criterion that is a plug-in are its
+file's too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import astuple
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from amc import nested
+from amc.cache import Cache, cache_folder
+from amc.config import Config
+from amc.evaluate import Evaluator, Score
+from amc.graph import Graph
+from amc.importance import rank
+from amc.nested import Nested
+from amc.plugins import is_plugin
+from amc.policy import Choice, fingerprint
+from amc.provenance import code_version, cpu_name, library_versions
+from amc.reconstruct import Moments, collect, readers
+from amc.task import Split, Task, batches, evaluate
+
+
+def open_cache(config: Config) -> Cache:
+    """The cache that a configuration names: none, the user's own (``auto``), or a folder."""
+    if config.cache is None:
+        return Cache(None)
+    return Cache(cache_folder() if config.cache == "auto" else Path(config.cache))
+
+
+class Shared:
+    """One run's view of the cache."""
+
+    def __init__(self, cache: Cache, task: Task, config: Config) -> None:
+        self._cache, self._task, self._config = cache, task, config
+
+    @cached_property
+    def _basis(self) -> dict[str, Any]:
+        """The network, and whatever computes."""
+        task = self._task
+        outputs, _ = self._outputs
+        return {
+            "weights": fingerprint(task.model),
+            "structure": hashlib.sha256(repr(task.model).encode()).hexdigest(),
+            "outputs": digest(outputs),
+            "device": task.device.type,
+            "code": code_version(),
+            "plugins": {name: _file_digest(name) for name in (self._config.model.name, self._config.data.name)
+                        if is_plugin(name)},
+            "libraries": library_versions(),
+        }  # fmt: skip
+
+    @cached_property
+    def _outputs(self) -> tuple[Any, Nested]:
+        """What the network gives for the first few samples, and the targets."""
+        task = self._task
+        inputs, targets = task.splits.search.fetch(torch.arange(min(8, len(task.splits.search))))
+        with torch.inference_mode():
+            return nested.call(task.model, nested.to(inputs, task.device)), nested.to(targets, task.device)
+
+    @cached_property
+    def _judged(self) -> list[str]:
+        """The objective, by what it does: the losses and metrics of the first few samples."""
+        objective = self._task.objective
+        return [objective.name, digest(objective.loss(*self._outputs)), digest(objective.metric(*self._outputs))]
+
+    @cached_property
+    def _calibration(self) -> str:
+        return split_digest(self._task.splits.calibration)
+
+    @cached_property
+    def _search(self) -> str:
+        return split_digest(self._task.splits.search)
+
+    def moments(self, graph: Graph, progress: Callable[[float], None] | None = None) -> dict[str, Moments]:
+        """See `amc.reconstruct.collect`."""
+
+        def compute() -> dict[str, Tensor]:
+            found = collect(self._task, readers(graph, self._task.model), self._config.seed, progress=progress)
+            return _flat(found)
+
+        return _moments(self._cache.tensors("moments", self._calibrated, compute))
+
+    def orders(self, graph: Graph, moments: Mapping[str, Moments]) -> list[Tensor]:
+        """See `amc.importance.rank`."""
+        name = self._config.search.criterion
+
+        def compute() -> dict[str, Tensor]:
+            found = rank(name, graph, self._task.model, moments)
+            return {f"{index:04d}": order for index, order in enumerate(found)}
+
+        found = self._cache.tensors("orders", self._ordered, compute)
+        return [found[name] for name in sorted(found)]
+
+    def score(
+        self, evaluator: Evaluator, elsewhere: Callable[[Choice], Score] | None = None
+    ) -> Callable[[Choice], Score]:
+        """The evaluator, or who does it ``elsewhere``, but what any run has scored already is not scored again."""
+        table = self._cache.table("scores", self._scored)
+
+        def score(choice: Choice) -> Score:
+            found = table.once(_how(evaluator, choice), lambda: astuple((elsewhere or evaluator)(choice)))
+            return Score(*found)
+
+        return score
+
+    def race(self, evaluator: Evaluator) -> Callable[[Choice, Choice], Score]:
+        """See `amc.evaluate.Evaluator.race`. A score that was estimated is of use in the same race only."""
+        table = self._cache.table("scores", self._scored)
+
+        def race(choice: Choice, rival: Choice) -> Score:
+            key = [*_how(evaluator, choice), "against", list(rival)]
+            return Score(*table.once(key, lambda: astuple(evaluator.race(choice, rival))))
+
+        return race
+
+    def refined(self, evaluator: Evaluator) -> Callable[[Choice], Score]:
+        """See `amc.evaluate.Evaluator.refined_score`."""
+        table = self._cache.table("scores", self._scored)
+
+        def refined(choice: Choice) -> Score:
+            key = [*_how(evaluator, choice), "refined", self._config.search.drift]
+            return Score(*table.once(key, lambda: astuple(evaluator.refined_score(choice))))
+
+        return refined
+
+    def precision(self, evaluator: Evaluator) -> str:
+        """See `amc.evaluate.Evaluator.faster_precision`: runs whose scores are shared must not differ in it."""
+        here = [cpu_name(), torch.get_num_threads()]
+        return str(self._cache.table("precisions", lambda: self._basis).once(here, evaluator.faster_precision))
+
+    def site_error(self, evaluator: Evaluator) -> Callable[[int, int], float]:
+        """See `amc.evaluate.Evaluator.error`."""
+        table = self._cache.table("errors", self._ordered)
+
+        def error(site: int, setting: int) -> float:
+            return float(table.once([site, setting], lambda: evaluator.error(site, setting)))
+
+        return error
+
+    def original_score(self, part: str, split: Split) -> tuple[float, float]:
+        """Mean loss and metric of the original on a split."""
+        table = self._cache.table("baselines", lambda: self._judged_on(part, split))
+        known = table.once(part, lambda: list(evaluate(self._task.model, self._task, split)))
+        return known[0], known[1]
+
+    def original_onnx(self, export: Callable[[], bytes]) -> bytes:
+        """The original's ONNX file."""
+
+        def compute() -> dict[str, Tensor]:
+            return {"onnx": torch.frombuffer(bytearray(export()), dtype=torch.uint8)}
+
+        found = self._cache.tensors("onnx", self._exported, compute)
+        return found["onnx"].numpy().tobytes()
+
+    def _exported(self) -> dict[str, Any]:
+        return {**self._basis, "example": digest(self._task.example), "onnx": library_versions(("onnx", "onnxscript"))}
+
+    def _calibrated(self) -> dict[str, Any]:
+        return {**self._basis, "calibration": self._calibration, "seed": self._config.seed}
+
+    def _ordered(self) -> dict[str, Any]:
+        name = self._config.search.criterion
+        return {**self._calibrated(), "criterion": [name, _file_digest(name) if is_plugin(name) else ""]}
+
+    def _scored(self) -> dict[str, Any]:
+        reconstruct = self._config.search.reconstruct
+        return {**self._ordered(), "search": self._search, "judged": self._judged, "reconstruct": reconstruct}
+
+    def _judged_on(self, part: str, split: Split) -> dict[str, Any]:
+        return {**self._basis, "judged": self._judged, part: self._search if part == "search" else split_digest(split)}
+
+
+def _how(evaluator: Evaluator, choice: Choice) -> list[Any]:
+    """A policy, and what else its score depends on that a run decides on its way."""
+    return [list(choice), evaluator.recalibrate, evaluator.precision]
+
+
+def split_digest(split: Split) -> str:
+    """SHA-256 over what a split gives: every input and target."""
+    sha = hashlib.sha256()
+    for batch in batches(split, 250):
+        sha.update(digest(batch).encode())
+    return sha.hexdigest()
+
+
+def digest(tensors: Any) -> str:
+    """SHA-256 over the tensors in any structure: their types, shapes and values, in order."""
+    sha = hashlib.sha256()
+    for tensor in tree_leaves(tensors):
+        if isinstance(tensor, Tensor):
+            plain = tensor.detach().cpu().contiguous()
+            sha.update(f"{plain.dtype}:{list(plain.shape)}:".encode())
+            sha.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _file_digest(plugin: str) -> str:
+    return hashlib.sha256(Path(plugin.rpartition(":")[0]).read_bytes()).hexdigest()
+
+
+def _flat(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
+    flat: dict[str, Tensor] = {}
+    for name, found in moments.items():
+        flat |= {f"mean:{name}": found.mean, f"covariance:{name}": found.covariance,
+                 f"count:{name}": torch.tensor(found.count)}  # fmt: skip
+    return flat
+
+
+def _moments(flat: Mapping[str, Tensor]) -> dict[str, Moments]:
+    names = [key.removeprefix("mean:") for key in flat if key.startswith("mean:")]
+    return {name: Moments(flat[f"mean:{name}"], flat[f"covariance:{name}"], int(flat[f"count:{name}"]))
+            for name in names}  # fmt: skip

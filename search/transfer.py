@@ -1,0 +1,38 @@
+"""One search for all budgets of a network: SPDY's coefficients, found at one budget and used at every other.
+
+What the coefficients make up for, how layers act on each other, is the network's more than the budget's. So they are
+searched half-way between the smallest network and the whole one, whatever the budget; nine tenths of the evaluations
+go there, and the best few coefficients are then decoded to the budget and evaluated. Runs of one network at many
+budgets ask for the same policies at the middle: with a cache (`--cache`, or in a batch) each of those is evaluated
+once, and ten budgets cost twice what one does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from amc.budget import Space
+from amc.problem import Problem
+from amc.search.allocate import error_tables, quick_decoder
+from amc.search.spdy import climb
+
+_OWN = 10  # one evaluation in so many is at the budget itself
+
+
+def search(problem: Problem, evaluations: int, seed: int) -> None:
+    """Search coefficients at the middle, then propose what the best of them give at the budget."""
+    own, space, tables = -(-evaluations // _OWN), problem.space, error_tables(problem)
+    ranked = [np.zeros(len(space.names))]
+    if evaluations > own:
+        found = climb(problem.under(middle(space)), tables, evaluations - own, seed)
+        ranked = [coefficients for _, coefficients in sorted(found, key=lambda pair: -pair[0])]
+    decode = quick_decoder(space, tables)
+    choices = list(dict.fromkeys(decode(np.exp(coefficients)) for coefficients in ranked))
+    for index in range(own):
+        problem.evaluate(choices[min(index, len(choices) - 1)])
+
+
+def middle(space: Space) -> dict[str, float]:
+    """The limit half-way between the smallest policy's MACs and the whole network's."""
+    least, most = (space.costs(choice)["macs"] for choice in (space.smallest, space.full))
+    return {"macs": (least + most) / 2}

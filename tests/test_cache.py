@@ -1,0 +1,328 @@
+"""What was computed once is found again, and nothing else is: not what changed, not what is damaged, not half of it."""
+
+import errno
+import json
+import multiprocessing as mp
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from amc.cache import Cache
+from amc.cli import main
+from amc.config import DataConfig, from_dict
+from amc.evaluate import Evaluator
+from amc.graph import build_graph
+from amc.shared import Shared
+from amc.task import load_data, load_model, make_task
+
+ME = {"weights": "a", "seed": 0}
+
+
+def me() -> dict:
+    return ME
+
+
+def ones() -> dict[str, torch.Tensor]:
+    return {"x": torch.ones(3), "y": torch.tensor(7)}
+
+
+def never() -> dict[str, torch.Tensor]:
+    raise AssertionError("this must not be computed again")
+
+
+def only(cache: Cache) -> Path:
+    (entry,) = cache.entries()
+    return entry.path
+
+
+# Entries
+
+
+def test_tensors_are_computed_once(tmp_path: Path):
+    first = Cache(tmp_path).tensors("moments", me, ones)
+    again = Cache(tmp_path).tensors("moments", me, never)
+    assert again.keys() == first.keys()
+    assert all(torch.equal(again[k], first[k]) and again[k].dtype == first[k].dtype for k in first)
+    with pytest.raises(AssertionError):
+        Cache(tmp_path).tensors("moments", lambda: {**ME, "seed": 1}, never)
+    with pytest.raises(AssertionError):
+        Cache(tmp_path).tensors("orders", me, never)
+
+
+def test_a_table_grows_and_is_seen_by_others(tmp_path: Path):
+    mine, yours = Cache(tmp_path).table("scores", me), Cache(tmp_path).table("scores", me)
+    mine.put([1, 2], [0.5, 0.25])
+    assert yours.get([1, 2]) == [0.5, 0.25]
+    yours.put([3], 1.0)
+    assert mine.get([3]) == 1.0
+    assert mine.get([4]) is None
+    assert Cache(tmp_path).table("scores", lambda: {"weights": "b"}).get([1, 2]) is None
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cache = Cache(None)
+    assert torch.equal(cache.tensors("moments", never, ones)["x"], torch.ones(3))
+    cache.table("scores", never).put(1, 2)
+    assert cache.table("scores", never).get(1) is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", [0.02, 0.3, 0.95])
+@pytest.mark.parametrize("kind", ["flip", "cut"])
+def test_damaged_tensors_are_computed_anew(tmp_path: Path, place: float, kind: str):
+    cache = Cache(tmp_path)
+    cache.tensors("moments", me, lambda: {"x": torch.arange(64.0)})
+    path = only(cache)
+    content = bytearray(path.read_bytes())
+    index = int(place * len(content))
+    path.write_bytes(
+        content[:index] + (b"" if kind == "cut" else bytes([content[index] ^ 0x10]) + content[index + 1 :])
+    )
+    assert torch.equal(cache.tensors("moments", me, ones)["x"], torch.ones(3))
+    assert torch.equal(cache.tensors("moments", me, never)["x"], torch.ones(3))
+
+
+def test_every_damaged_byte_of_a_table_costs_its_line_only(tmp_path: Path):
+    cache = Cache(tmp_path)
+    table = cache.table("scores", me)
+    for key in range(3):
+        table.put(key, key * 10)
+    path = only(cache)
+    content = path.read_bytes()
+    for index in range(len(content)):
+        path.write_bytes(content[:index] + bytes([content[index] ^ 0x01]) + content[index + 1 :])
+        found = [cache.table("scores", me).get(key) for key in range(3)]
+        assert all(value in (None, key * 10) for key, value in enumerate(found))
+    for end in range(len(content)):  # a writer that was killed: what comes after is whole again
+        path.write_bytes(content[:end])
+        cache.table("scores", me).put("new", 1)
+        assert cache.table("scores", me).get("new") == 1
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path: Path):
+    cache = Cache(tmp_path, limit=10_000)
+    for number in range(4):
+        cache.tensors("moments", lambda n=number: {"n": n}, lambda: {"x": torch.zeros(800)})  # 3.2 kB and a head
+        for entry in cache.entries():
+            os.utime(entry.path, (entry.used - 10, entry.used - 10))
+        if number == 2:
+            cache.tensors("moments", lambda: {"n": 1}, never)
+    assert sum(entry.size for entry in cache.entries()) <= 10_000
+    cache.tensors("moments", lambda: {"n": 1}, never)
+    cache.tensors("moments", lambda: {"n": 3}, never)
+    with pytest.raises(AssertionError):
+        cache.tensors("moments", lambda: {"n": 0}, never)
+
+
+def test_a_full_disk_keeps_nothing_and_stops_nothing(tmp_path: Path, monkeypatch):
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert torch.equal(Cache(tmp_path).tensors("moments", me, ones)["x"], torch.ones(3))
+    assert not Cache(tmp_path).entries()
+    monkeypatch.undo()
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    cache = Cache(tmp_path / "file")
+    assert torch.equal(cache.tensors("moments", me, ones)["x"], torch.ones(3))
+    table = cache.table("scores", me)
+    table.put(1, 2)
+    assert table.get(1) == 2
+
+
+# Many processes
+
+
+def _write(folder: Path, number: int) -> None:
+    cache = Cache(folder)
+    table = cache.table("scores", me)
+    for key in range(200):
+        if table.get([number, key]) is None:
+            table.put([number, key], number * 1000 + key)
+
+
+def _compute(folder: Path) -> None:
+    def slow() -> dict[str, torch.Tensor]:
+        with (folder / "computed").open("ab") as file:
+            file.write(b"x")
+        time.sleep(0.2)
+        return ones()
+
+    Cache(folder).tensors("moments", me, slow)
+
+
+def forked(target, *arguments):
+    process = mp.get_context("fork").Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def test_writers_at_the_same_time_lose_nothing(tmp_path: Path):
+    writers = [forked(_write, tmp_path, number) for number in range(4)]
+    for writer in writers:
+        writer.join()
+    table = Cache(tmp_path).table("scores", me)
+    assert [table.get([n, k]) for n in range(4) for k in range(200)] == [
+        n * 1000 + k for n in range(4) for k in range(200)
+    ]
+
+
+def test_one_computes_and_the_others_wait(tmp_path: Path):
+    for process in [forked(_compute, tmp_path) for _ in range(4)]:
+        process.join()
+    assert (tmp_path / "computed").read_bytes() == b"x"
+
+
+def _score(folder: Path) -> None:
+    table = Cache(folder).table("scores", me)
+    for key in range(20):
+
+        def slow(key=key) -> int:
+            with (folder / "scored").open("ab") as file:
+                file.write(b"x")
+            time.sleep(0.01)
+            return key + 1
+
+        assert table.once(key, slow) == key + 1
+
+
+def test_what_many_want_at_the_same_time_is_computed_once(tmp_path: Path):
+    for process in [forked(_score, tmp_path) for _ in range(4)]:
+        process.join()
+        assert process.exitcode == 0
+    assert (tmp_path / "scored").read_bytes() == b"x" * 20
+
+
+def test_writers_killed_at_any_moment_leave_a_whole_cache(tmp_path: Path):
+    for number in range(40):
+        writer = forked(_write, tmp_path, number)
+        time.sleep(0.001 * (number % 20))
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+    _write(tmp_path, 99)
+    table = Cache(tmp_path).table("scores", me)
+    assert [table.get([99, k]) for k in range(200)] == [99_000 + k for k in range(200)]
+    found = [table.get([n, k]) for n in range(40) for k in range(200)]
+    assert all(v in (None, n * 1000 + k) for v, (n, k) in zip(found, np.ndindex(40, 200), strict=True))
+
+
+# What a run shares
+
+
+@pytest.fixture(scope="module")
+def task():
+    splits = load_data(DataConfig(calibration=64, search=50))
+    return make_task("digits", load_model("resnet8", None, 1, 10, "digits"), splits, torch.device("cpu"))
+
+
+CONFIG = from_dict({"budget": {"flops": "0.5"}})
+
+
+def kinds(folder: Path) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for entry in Cache(folder).entries():
+        found[entry.kind] = found.get(entry.kind, 0) + 1
+    return found
+
+
+def use(folder: Path, task, config=CONFIG) -> tuple[float, float]:
+    """Do with the cache what a run does; gives a score and a site's error."""
+    shared = Shared(Cache(folder), task, config)
+    graph = build_graph(task.model, task.example)
+    moments = shared.moments(graph)
+    evaluator = Evaluator(task, graph, shared.orders(graph, moments), moments)
+    choice = tuple(site.channels // 2 for site in graph.sites)
+    shared.original_score("test", task.splits.search)
+    return shared.score(evaluator)(choice).loss, shared.site_error(evaluator)(0, 4)
+
+
+def test_a_second_run_computes_nothing_and_finds_the_same(tmp_path: Path, task, monkeypatch):
+    first = use(tmp_path, task)
+    assert kinds(tmp_path) == {"moments": 1, "orders": 1, "scores": 1, "errors": 1, "baselines": 1}
+    for name in ("amc.shared.collect", "amc.shared.rank", "amc.shared.evaluate"):
+        monkeypatch.setattr(name, never)
+    monkeypatch.setattr(Evaluator, "__call__", never)
+    monkeypatch.setattr(Evaluator, "error", never)
+    assert use(tmp_path, task) == first
+
+
+def changed(task, monkeypatch, what: str):
+    """The task or the configuration with one thing changed."""
+    config = CONFIG
+    if what == "weights":
+        model = load_model("resnet8", None, 1, 10, "digits")
+        model.fc.bias.data[0] += 1e-3
+        task = make_task("digits", model, task.splits, task.device)
+    elif what == "forward":
+        model = load_model("resnet8", None, 1, 10, "digits")
+        kind = type(model)
+        model.__class__ = type(kind.__name__, (kind,), {"forward": lambda m, x: 2 * kind.forward(m, x)})
+        task = make_task("digits", model, task.splits, task.device)
+    elif what == "split":
+        task = replace(task, splits=load_data(DataConfig(calibration=64, search=50, seed=1)))
+    elif what == "pixels":
+        images = task.splits.search.images.clone()
+        images[task.splits.search.members[-1], 0, 0, 0] += 1
+        images[task.splits.calibration.members[-1], 0, 0, 0] += 1
+        parts = {name: replace(getattr(task.splits, name), images=images) for name in ("search", "calibration")}
+        task = replace(task, splits=replace(task.splits, **parts))
+    elif what == "objective":
+        plain = task.objective.loss
+        task = replace(
+            task, objective=replace(task.objective, loss=lambda outputs, targets: 2 * plain(outputs, targets))
+        )
+    elif what == "seed":
+        config = replace(CONFIG, seed=1)
+    elif what == "criterion":
+        config = replace(CONFIG, search=replace(CONFIG.search, criterion="l2"))
+    elif what == "code":
+        monkeypatch.setattr("amc.shared.code_version", lambda: "another")
+    elif what == "library":
+        monkeypatch.setattr("amc.shared.library_versions", lambda: {"torch": "9.9"})
+    return task, config
+
+
+@pytest.mark.parametrize(
+    "what", ["weights", "forward", "split", "pixels", "objective", "seed", "criterion", "code", "library"]
+)
+def test_what_has_changed_is_never_found(tmp_path: Path, task, monkeypatch, what: str):
+    use(tmp_path, task)
+    before = kinds(tmp_path)
+    use(tmp_path, *changed(task, monkeypatch, what))
+    same = {
+        "objective": {"moments", "orders", "errors"},
+        "seed": {"baselines"},
+        "criterion": {"moments", "baselines"},
+    }.get(what, set())
+    assert kinds(tmp_path) == {kind: count if kind in same else count + 1 for kind, count in before.items()}
+
+
+def test_the_cache_is_shown_and_cleared(tmp_path: Path, task, monkeypatch, capsys):
+    monkeypatch.setenv("AMC_CACHE", str(tmp_path / "c"))
+    use(tmp_path / "c", task)
+    assert main(["cache"]) == 0
+    out = capsys.readouterr().out
+    assert "moments" in out
+    assert f"{tmp_path / 'c'}: " in out
+    assert main(["cache", "--clear"]) == 0
+    assert not Cache(tmp_path / "c").entries()
+    assert main(["cache"]) == 0
+    assert "0 B of at most" in capsys.readouterr().out
+
+
+def test_tables_are_plain_text(tmp_path: Path):
+    table = Cache(tmp_path).table("scores", me)
+    table.put([1, 2], [0.5, 0.25])
+    lines = only(Cache(tmp_path)).read_text().splitlines()
+    assert [json.loads(line.partition(" ")[2]) for line in lines] == [ME, [[1, 2], [0.5, 0.25]]]

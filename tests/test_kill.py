@@ -1,0 +1,142 @@
+"""Killed at any of many random moments, a run comes to the result of one that was not, and repeats next to nothing."""
+
+import ctypes
+import errno
+import json
+import multiprocessing as mp
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from amc.cli import main
+from amc.config import from_dict, to_dict
+
+KILLS = int(os.environ.get("AMC_KILLS", "30"))  # CI asks for a hundred
+SAME = ("model.onnx", "model.safetensors", "policy.json")
+
+
+class Warm:
+    """Runs forked off `tests/warm.py`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("warm.py")), str(folder)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self._line() == "ready"
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def run(self, folder: Path, seconds: float = -1.0, writes: int = -1) -> int:
+        """The exit status of a run that is killed after so many seconds, or not at all, on a disk with so much room."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{json.dumps([str(folder), seconds, writes])}\n")
+        self._process.stdin.flush()
+        return int(self._line())
+
+    def close(self) -> None:
+        self._process.communicate(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("warm")
+    server = Warm(folder)
+    assert server.run(folder / "whole") == 0
+    yield server, folder / "whole"
+    server.close()
+
+
+def spans(whole: Path, length: float) -> list[tuple[float, float]]:
+    """When each stage began and ended in a run of so many seconds; the last span is what comes after the stages."""
+    found, start = [], 0.0
+    for record in map(json.loads, (whole / "journal.jsonl").read_text().splitlines()):
+        if record["kind"] == "stage":
+            found.append((start, start + record["seconds"]))
+            start += record["seconds"]
+    return [*found, (start, length)]
+
+
+def stage_at_death(folder: Path) -> str:
+    """The stage that a killed run was in, by the journal: the one after the last that ended."""
+    lines = (folder / "journal.jsonl").read_bytes().splitlines() if (folder / "journal.jsonl").exists() else []
+    ended = [json.loads(line)["name"] for line in lines if b'"stage"' in line and line.endswith(b"}")]
+    order = ["inspect", "calibrate", "search", "choose", "fine-tune", "export", "measure", "test", "deliver"]
+    return order[order.index(ended[-1]) + 1] if ended else "inspect"
+
+
+def test_runs_killed_at_any_moment_come_to_the_same_result(warm, tmp_path: Path):
+    server, whole = warm
+    begun = time.monotonic()
+    assert server.run(tmp_path / "timed") == 0
+    length = time.monotonic() - begun
+    moments = spans(whole, length)
+    dice, kills, met = random.Random(0), 0, Counter()
+    wanted = {name: (whole / name).read_bytes() for name in SAME}
+    while kills < KILLS:
+        folder, mine = tmp_path / f"run{kills}", 0
+        while kills < KILLS and server.run(folder, dice.uniform(*dice.choice(moments))) == signal.SIGKILL:
+            kills, mine = kills + 1, mine + 1
+            met[stage_at_death(folder)] += 1
+        assert server.run(folder) == 0
+        assert {name: (folder / name).read_bytes() for name in SAME} == wanted
+        assert not list(folder.rglob("*.tmp"))
+        calls = folder.with_suffix(".calls").read_text().splitlines()
+        assert len(calls) - len(set(calls)) <= mine
+    if KILLS >= 100:
+        assert min(met[stage] for stage in ("calibrate", "search", "choose", "fine-tune", "export")) > 0
+    print(f"{kills} kills in {dict(met)}; a run takes {length:.2f} s")
+
+
+def test_a_disk_that_is_full_at_any_write_leaves_a_run_that_goes_on(warm, tmp_path: Path):
+    server, whole = warm
+    wanted = {name: (whole / name).read_bytes() for name in SAME}
+    full = 0
+    for writes in range(0, 40, 4):
+        folder = tmp_path / f"run{writes}"
+        status = server.run(folder, writes=writes)
+        full += os.waitstatus_to_exitcode(status) == errno.ENOSPC
+        assert not list(folder.rglob("*.tmp"))
+        lines = (folder / "journal.jsonl").read_bytes() if (folder / "journal.jsonl").exists() else b""
+        assert all(json.loads(line) for line in lines.splitlines())
+        assert server.run(folder) == 0
+        assert {name: (folder / name).read_bytes() for name in SAME} == wanted
+    assert full >= 5
+
+
+def _resumed_without_privileges(folder: Path, said: Path) -> None:
+    """Root may write anywhere, unless it gives its capabilities up."""
+    version_3, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capset(version_3, nothing) == 0
+    with said.open("w") as file:
+        os.dup2(file.fileno(), 2)
+        os._exit(main(["search", "--resume", str(folder)]))
+
+
+def test_a_read_only_folder_is_one_line_and_stays_as_it_was(tmp_path: Path):
+    folder = tmp_path / "place/run"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(from_dict({"budget": {"flops": "0.5"}}))))
+    (folder / "journal.jsonl").write_text("")
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+    for path in (folder / "journal.jsonl", folder):
+        path.chmod(0o555)
+    try:
+        process = mp.get_context("fork").Process(target=_resumed_without_privileges, args=(folder, tmp_path / "said"))
+        process.start()
+        process.join()
+        assert process.exitcode == 2
+        assert (tmp_path / "said").read_text().splitlines()[-1].startswith("amc: Permission denied: ")
+        assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
+    finally:
+        folder.chmod(0o755)
