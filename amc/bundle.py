@@ -29,7 +29,7 @@ from amc.files import replacing
 from amc.graph import build_graph
 from amc.nested import Nested
 from amc.policy import Policy
-from amc.surgery import Dresser
+from amc.surgery import Dresser, twin
 from amc.task.models import load_weights
 
 FILES = (
@@ -65,7 +65,7 @@ def apply(model: nn.Module, policy: Policy, example: Nested) -> nn.Module:
     ``example`` is one input ``[1, ...]``; it tells which channels hang together.
     """
     was_training = model.training
-    own = copy.deepcopy(model).eval()
+    own = twin(model).eval()
     graph = build_graph(own, example)
     policy.check(graph, own)
     kept = [torch.tensor(policy.settings[site.name].kept).numpy() for site in graph.sites]

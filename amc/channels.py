@@ -7,6 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 Ints = NDArray[np.int64]
 
@@ -24,38 +30,60 @@ class Axis:
     site: Ints
     channel: Ints
 
+    def __len__(self) -> int:
+        return len(self.site)
+
     def kept(self, kept: Kept) -> Ints:
         """The positions that remain when each site keeps the given channels."""
         stays = np.ones(len(self.site), bool)
-        for site, channels in enumerate(kept):
+        for site in np.unique(self.site[self.site >= 0]):
             mine = self.site == site
-            if mine.any():
-                stays[mine] = np.isin(self.channel[mine], channels)
+            stays[mine] = np.isin(self.channel[mine], kept[site])
         return np.flatnonzero(stays)
 
     def counts(self, sites: int) -> tuple[Ints, int]:
         """Positions per channel of each site ``[S]``, and how many always stay: the length is linear in the widths."""
         per_channel = np.zeros(sites, np.int64)
-        for site in range(sites):
+        for site in np.unique(self.site[self.site >= 0]):
             mine = self.channel[self.site == site]
-            if len(mine):
-                per_channel[site] = len(mine) // len(np.unique(mine))
+            per_channel[site] = len(mine) // len(np.unique(mine))
         return per_channel, int((self.site < 0).sum())
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A module that holds parameters, or a bare parameter, with the axes that sites cut."""
+    """A module that holds parameters, or one of the things named below, with the axes that sites cut."""
 
     name: str
+    """The module; for ``parameter`` the parameter."""
     kind: str
-    """conv, linear, norm, prelu or parameter."""
+    """conv, linear, norm, prelu: modules. ``parameter:d``: a bare parameter, ``output`` along its dimension d,
+    ``input`` along the other. ``attribute:a``: a whole number a of the module, in proportion to ``output``.
+    ``product``: MACs without weights, as attention has them, in proportion to ``output``."""
     output: Axis | None
-    input: Axis | None
-    depthwise: bool
-    positions: int
-    """Output positions of all calls together: MACs = weights × positions. 0 for layers without MACs."""
+    input: Axis | None = None
+    by_group: bool = False
+    """Of a grouped convolution or normalisation whole groups go, as in depthwise layers; else the groups shrink."""
+    positions: int = 0
+    """Output positions of all calls together: MACs = weights × positions. 0 for layers without MACs; of a product,
+    its MACs per position of ``output``."""
+    macs: int = 0
+    """Of all calls together, at full width."""
     taps: int = 1
-    """Elements of the kernel."""
+    """Elements of the kernel; where whole groups go, weights of one output channel."""
     norm: str | None = None
     """The BatchNorm that alone reads this layer's output, if any."""
+
+    @property
+    def is_weighty(self) -> bool:
+        """Whether it has tensors."""
+        return not self.kind.startswith(("attribute", "product"))
+
+
+@dataclass(frozen=True, eq=False)
+class Statistic:
+    """An operator that takes statistics over channels: the ``number``-th of its kind in a forward pass."""
+
+    number: int
+    dim: int
+    channels: Axis

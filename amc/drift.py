@@ -50,7 +50,9 @@ class Drift:
     def __init__(self, task: Task, graph: Graph, seed: int, samples: int = SAMPLES) -> None:
         self._task, self._seed = task, seed
         ran = graph.trace.layers
-        self._layers = {x.name: x for x in graph.layers if solvable(task.model, x) and ran[x.name].calls == 1}
+        self._layers = {
+            x.name: x for x in graph.layers if solvable(task.model, x) and x.name in ran and ran[x.name].calls == 1
+        }
         self._streams = find_joins(task.model, self._layers, task.example)
         chosen = torch.randperm(len(task.splits.calibration), generator=torch.Generator().manual_seed(seed))[:samples]
         self._inputs = nested.to(task.splits.calibration.fetch(chosen)[0], task.device)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from amc import nested
-from amc.channels import Kept
+from amc.channels import BATCH_NORMS, Kept
 from amc.drift import Drift
-from amc.graph import BATCH_NORMS, Graph, consumers
+from amc.graph import Graph, consumers
 from amc.policy import Choice
 from amc.reconstruct import Moments, Reconstructor, elements, unexplained
 from amc.surgery import Dresser

@@ -32,6 +32,7 @@ from amc.files import replacing
 from amc.graph import Graph
 from amc.nested import Nested
 from amc.resources import FileLayout, StoredTensor
+from amc.surgery import axes_of, own_tensors
 
 _TRANSIENT = ("metadata_props", "doc_string")
 
@@ -114,17 +115,16 @@ def read_onnx(path: Path) -> Any:
 def file_layout(path: Path, graph: Graph, model: nn.Module) -> FileLayout:
     """What the file of the unpruned network is made of, for the exact size of any policy (`amc.resources`)."""
     proto = read_onnx(path)
-    layers = {layer.name: layer for layer in graph.layers if layer.output is not None or layer.input is not None}
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    grouped = {
-        node.input[1] for node in proto.graph.node if node.op_type == "Conv" and _attribute(node, "group", 1) > 1
-    }
-    named = _by_content(model, layers)
-    tensors = tuple(
-        _stored(t, _owner(t.name, layers) or named.get(_content(numpy_helper.to_array(t))), shapes, t.name in grouped)
-        for t in proto.graph.initializer
-    )
-    return FileLayout(path.stat().st_size, proto.graph.ByteSize(), tensors)
+    layers = {x.name: x for x in graph.layers if x.is_weighty and (x.output is not None or x.input is not None)}
+    known, contents = _known(model, layers)
+    groups = {n.input[1]: _attribute(n, "group", 1) for n in proto.graph.node if n.op_type == "Conv"}
+    tensors = []
+    for tensor in proto.graph.initializer:
+        owner, dims = _owner(tensor.name, layers), tuple(tensor.dims)
+        axes = known.get((tensor.name, dims)) or contents.get((_content(numpy_helper.to_array(tensor)), dims))
+        per_group = dims[0] // groups.get(tensor.name, 1) if owner is not None and owner.by_group and dims else 0
+        tensors.append(_stored(tensor, axes or _folded(dims, owner), per_group))
+    return FileLayout(path.stat().st_size, proto.graph.ByteSize(), tuple(tensors))
 
 
 def _attribute(node: Any, name: str, default: int) -> int:
@@ -135,27 +135,42 @@ def _content(array: NDArray[Any]) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
 
 
-def _by_content(model: nn.Module, layers: Mapping[str, Layer]) -> dict[bytes, Layer]:
-    """Layers by what their weights hold, as they are and transposed: the exporter renames what it transposes."""
-    found = {}
-    for name, layer in layers.items():
-        if layer.kind == "linear":
-            for key, parameter in model.get_submodule(name).named_parameters(recurse=False):
-                array = parameter.detach().cpu().numpy()
-                found[_content(array)] = layer
-                if key == "weight":
-                    found[_content(array.T)] = layer
-    return found
+Axes = list[Axis | None]
+_Known = dict[tuple[Any, tuple[int, ...]], Axes]
 
 
-def _stored(tensor: Any, layer: Layer | None, shapes: Mapping[str, tuple[int, ...]], grouped: bool) -> StoredTensor:
+def _known(model: nn.Module, layers: Mapping[str, Layer]) -> tuple[_Known, _Known]:
+    """Axes by name and shape, and by content and shape: as tensors are, and transposed, which renames them."""
+    names: _Known = {}
+    contents: _Known = {}
+    for layer in layers.values():
+        for key, tensor in own_tensors(model, layer).items():
+            shape = tuple(tensor.shape)
+            axes = axes_of(model, layer, key, shape)
+            name = layer.name if layer.kind.startswith("parameter") else f"{layer.name}.{key}"
+            names[name, shape] = axes
+            if layer.kind.startswith(("linear", "parameter")):
+                array = tensor.cpu().numpy()
+                contents[_content(array), shape] = axes
+                if array.ndim == 2:
+                    names.setdefault((name, shape[::-1]), axes[::-1])
+                    contents.setdefault((_content(array.T), shape[::-1]), axes[::-1])
+    return names, contents
+
+
+def _folded(dims: tuple[int, ...], layer: Layer | None) -> Axes:
+    """Axes of a tensor that the exporter made of a layer's, such as a bias from a folded BatchNorm."""
+    axes: Axes = [None] * len(dims)
+    if layer is not None and layer.output is not None and len(layer.output) in dims and len(dims) == 1:
+        axes[dims.index(len(layer.output))] = layer.output
+    return axes
+
+
+def _stored(tensor: Any, axes: Axes, per_group: int) -> StoredTensor:
     dims = tuple(tensor.dims)
-    axes: list[Axis | None] = [None] * len(dims)
-    if layer is not None and dims:
-        axes = _axes(dims, layer, shapes.get(f"{layer.name}.weight"))
     itemsize = max(1, len(tensor.raw_data) // max(1, int(np.prod(dims))))
     prefixes = sum(_varint(d) for d in dims) + _varint(len(tensor.raw_data))
-    return StoredTensor(dims, tuple(axes), itemsize, tensor.ByteSize() - len(tensor.raw_data) - prefixes, grouped)
+    return StoredTensor(dims, tuple(axes), itemsize, tensor.ByteSize() - len(tensor.raw_data) - prefixes, per_group)
 
 
 def _varint(value: int) -> int:
@@ -170,19 +185,6 @@ def _owner(name: str, layers: Mapping[str, Layer]) -> Layer | None:
         if layer is not None:
             return layer
     return None
-
-
-def _axes(dims: tuple[int, ...], layer: Layer, weight: tuple[int, ...] | None) -> list[Any]:
-    axes: list[Axis | None] = [None] * len(dims)
-    if weight is not None and len(dims) > 1 and len(weight) > 1:
-        sides = [layer.output, layer.input]
-        if dims == weight:
-            axes[:2] = sides
-        elif dims == (weight[1], weight[0]):
-            axes[:2] = sides[::-1]
-    elif layer.output is not None and len(layer.output.site) in dims:
-        axes[dims.index(len(layer.output.site))] = layer.output
-    return axes
 
 
 @dataclass(frozen=True)

@@ -1,443 +1,418 @@
 """The channel groups of a network, and why some of its channels cannot be removed.
 
-Torch-Pruning's dependency graph (DepGraph, arXiv:2301.12900) says which channels hang together; this is the
-only module that knows it. What it says is not believed but tried: every group is pruned on a copy, and becomes
-a site only when the copy runs, keeps its output's shape, costs exactly what was predicted, and computes what
-the original computes with those channels silenced.
+`amc.flow` says which channels hang together. What it says is not believed but tried (`amc.trial`): channels become
+a site only when a copy without some of them runs, keeps its output's shape, costs exactly what was predicted, and
+computes what the original computes when nothing listens to those channels.
 """
 
 from __future__ import annotations
 
-import copy
-import logging
-import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+import contextlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch_pruning as tp
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from amc import nested
-from amc.channels import Axis, Ints, Kept, Layer
+from amc.attention import adapted
+from amc.channels import CONVS, NORMS, TRANSPOSED, Axis, Ints, Layer, Statistic
 from amc.errors import ModelError, first_line
+from amc.flow import Flow, Parts, Weights
 from amc.nested import Nested
-from amc.surgery import Dresser
-from amc.trace import Trace, trace
+from amc.sites import Graph, Refusal, Site, consumers
+from amc.trace import trace
+from amc.trial import Trial
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_TYPES = tp.ops.OPTYPE
-_HOLDERS = (
-    _TYPES.CONV,
-    _TYPES.DEPTHWISE_CONV,
-    _TYPES.LINEAR,
-    _TYPES.BN,
-    _TYPES.PRELU,
-    _TYPES.LN,
-    _TYPES.PARAMETER,
-)
-_PASSING = (
-    _TYPES.ELEMENTWISE,
-    _TYPES.CONCAT,
-    _TYPES.SPLIT,
-    _TYPES.RESHAPE,
-    _TYPES.UNBIND,
-    _TYPES.EXPAND,
-    _TYPES.SLICE,
-)
+__all__ = ["Graph", "Refusal", "Site", "build_graph", "consumers"]
 
 
-@dataclass(frozen=True, eq=False)
-class Site:
-    """A group of channels that can only be removed together."""
+_Find = Callable[[Ints], Axis | None]
+
+
+@dataclass(eq=False)
+class _Group:
+    """Channels that are treated alike everywhere: a site, if the trial is passed."""
 
     name: str
-    """The first layer that produces them."""
-    channels: int
-    layers: tuple[str, ...]
-    """All layers whose outputs (or only channels) are cut."""
-    consumers: tuple[str, ...]
-    """All layers whose inputs are cut."""
-    features: tuple[float, float, float, float, float, float] = (0, 0, 0, 0, 0, 0)
-    """n, c, h, w, stride, k of the first layer: output and input channels, input height and width."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Channels that are not offered as a site, and why."""
-
-    name: str
-    channels: int
-    reason: str
-
-
-@dataclass(frozen=True, eq=False)
-class Graph:
-    """The sites of a network in forward order, and how its tensors depend on them."""
-
-    sites: tuple[Site, ...]
-    layers: tuple[Layer, ...]
-    refusals: tuple[Refusal, ...]
-    trace: Trace
-    growth: NDArray[np.float64]
-    """``[T, S]``: how many elements of activation t hang on one channel of site s."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Member:
-    """One side of one layer in a group: position ``positions[i]`` follows channel ``channels[i]``."""
-
-    layer: str
-    kind: str
-    side: str
-    positions: Ints
-    channels: Ints
-
-
-class _Refused(Exception):
-    """Why a group cannot be a site."""
+    roots: Ints
+    attributes: list[Layer] = field(default_factory=list)
+    reason: str | None = None
 
 
 def build_graph(model: nn.Module, example: Nested) -> Graph:
     """The channel groups of ``model``, each tried on a copy. ``example`` is one sample ``[1, ...]``.
 
-    Raises ModelError when the network cannot be traced, or has nothing to prune.
+    Raises ModelError when the network fails on its example, or has nothing to prune.
     """
     # one memory layout for all: another would run other operators
     example = nested.mapped(lambda leaf: leaf.clone(memory_format=torch.contiguous_format), example)
     if model.training:
         raise ModelError("the network is in training mode: call .eval() first.")
-    traced = _trace(model, example)
-    dependencies = _dependency_graph(model, example)
-    names = {module: name for name, module in reversed(list(model.named_modules()))}
-    norms = _following_norms(dependencies, names)
-    rough = _layers(model, traced, norms)
-    groups: list[tuple[Site, list[_Member]]] = []
-    refusals: list[Refusal] = []
-    seen: set[str] = set()
-    trial = _Trial(model, example, traced)
-    growth: list[NDArray[np.float64]] = []
-    for name in traced.layers:
-        module = model.get_submodule(name)
-        if name in seen or not isinstance(module, (*CONVS, nn.Linear)) or _is_depthwise(module):
-            continue
-        channels = module.weight.shape[0]
-        try:
-            members = _members(dependencies, module, names, model, int(traced.sizes.max()))
-            seen |= {m.layer for m in members if m.side == "output"}
-            site = _site(name, channels, members, model, traced)
-            _with_axes(rough, [*groups, (site, members)], model)
-            growth.append(trial(site, members, rough))
-            groups.append((site, members))
-        except _Refused as refused:
-            refusals.append(Refusal(name, channels, str(refused)))
+    builder = _Builder(model, example)
+    groups = builder.accepted()
+    refusals = tuple(builder.refusals(groups))
     if not groups:
         why = "; ".join(f"{r.name}: {r.reason}" for r in refusals[:3]) or "no convolution or linear layer was found"
         raise ModelError(f"there is nothing to prune in this network ({why}).")
-    layers = _with_axes(rough, groups, model)
-    return Graph(tuple(s for s, _ in groups), layers, tuple(refusals), traced, np.stack(growth, 1))
+    return builder.graph(groups, refusals)
 
 
-def _trace(model: nn.Module, example: Nested) -> Trace:
-    try:
-        return trace(model, example)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ModelError(f"the network fails on its example input: {first_line(error)}") from error
+class _Builder:
+    """From the atoms of one forward pass to groups, layers and costs."""
 
+    def __init__(self, model: nn.Module, example: Nested) -> None:
+        self._model, self._example = model, example
+        self._flow = flow = Flow(model)
+        try:
+            with adapted(model), flow.watching():
+                self._trace = trace(model, example, flow)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise ModelError(f"the network fails on its example input: {first_line(error)}") from error
+        if _sleeping(model, flow.weights):
+            _rehearse(flow, model, example)
+        self._freeze_shared()
+        self._roots = _settle(flow)
+        self._frozen = flow.atoms.frozen(self._roots)
+        self._tensor_axes = dict(self._parameter_axes())
+        self._groups = self._find_groups()
+        self._variants: dict[int, list[list[Layer]]] = {}
 
-def _dependency_graph(model: nn.Module, example: Nested) -> Any:
-    wanted = [p for p in model.parameters() if not p.requires_grad]
-    try:
-        for parameter in wanted:  # the dependency graph is read off autograd's
-            parameter.requires_grad_(True)
-        with warnings.catch_warnings(), torch.enable_grad():
-            warnings.simplefilter("ignore")
-            own = nested.mapped(torch.clone, example)
-            return tp.DependencyGraph().build_dependency(
-                model, example_inputs=own, forward_fn=nested.call, output_transform=_differentiable, verbose=False
-            )
-    except Exception as error:  # whatever a foreign tracer throws at a foreign network
-        raise ModelError(
-            f"the network's channels cannot be traced: {type(error).__name__}: {first_line(error)}"
-        ) from error
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(False)
+    # Groups
 
+    def _freeze_shared(self) -> None:
+        """A tensor that two layers hold is cut for one of them only."""
+        owners = Counter(id(p) for module in self._model.modules() for p in module.parameters(recurse=False))
+        for layer in self._flow.weights.values():
+            module = self._model.get_submodule(layer.module)
+            if any(owners[id(p)] > 1 for p in module.parameters(recurse=False)):
+                for atoms in (layer.output, layer.input):
+                    if atoms is not None:
+                        self._flow.atoms.freeze(atoms, f"{layer.name} shares its weights with another layer")
 
-def _differentiable(outputs: Any) -> list[Tensor]:
-    return [t for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.requires_grad]
+    def _parameter_axes(self) -> Iterator[tuple[str, tuple[int, Ints]]]:
+        """For every parameter that was followed by its elements: the dimension along which its channels lie."""
+        for name, atoms in self._flow.parameters.items():
+            roots = self._roots[atoms.numpy()]
+            along = _along(roots)
+            if len(along) == 1:
+                yield (
+                    name,
+                    (along[0], np.moveaxis(roots, along[0], 0).reshape(len(np.moveaxis(roots, along[0], 0)), -1)[:, 0]),
+                )
+            elif along:
+                for root in np.unique(roots).tolist():
+                    self._frozen.setdefault(root, f"the parameter {name} holds its channels in no regular way")
 
+    def _find_groups(self) -> list[_Group]:
+        """Roots with one signature: how often they are found along each axis of the network."""
+        axes: list[tuple[Ints, str]] = []
+        for layer in self._flow.weights.values():
+            if layer.refused is None:
+                axes.append((self._roots[layer.output.numpy()], "output"))
+            if layer.input is not None:
+                axes.append((self._roots[layer.input.numpy()], "input"))
+        axes += [(roots, "parameter") for _, roots in self._tensor_axes.values()]
+        axes += [(self._roots[p.atoms.numpy()], "product") for p in self._flow.products]
+        signatures: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        roles: dict[int, set[str]] = defaultdict(set)
+        for number, (roots, role) in enumerate(axes):
+            for root, count in zip(*np.unique(roots, return_counts=True), strict=True):
+                signatures[int(root)].append((number, int(count)))
+                roles[int(root)].add(role)
+        self._roles = roles
+        alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
+        for layer in self._flow.weights.values():
+            for root in dict.fromkeys(self._roots[layer.output.numpy()].tolist()):
+                key = tuple(signatures[root])
+                if root not in self._frozen and "input" in roles[root] and root not in alike[key]:
+                    alike[key].append(root)
+        groups, names = [], Counter[str]()
+        where = {
+            r: x.name for x in reversed(self._flow.weights.values()) for r in self._roots[x.output.numpy()].tolist()
+        }
+        for members in filter(None, alike.values()):
+            name = where[members[0]]
+            names[name] += 1
+            groups.append(_Group(name if names[name] == 1 else f"{name}:{names[name]}", np.array(members)))
+        return groups
 
-def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, CONVS) and 1 < module.groups == module.out_channels
-
-
-def _following_norms(dependencies: Any, names: Mapping[Any, str]) -> dict[str, str]:
-    """Layer → the BatchNorm that alone reads its output."""
-    found = {}
-    for module, node in dependencies.module2node.items():
-        after = [other.module for other in node.outputs]
-        if module not in names or len(after) != 1 or after[0] not in names:
-            continue
-        if isinstance(after[0], BATCH_NORMS) and after[0].running_mean is not None:
-            found[names[module]] = names[after[0]]
-    return found
-
-
-def _layers(model: nn.Module, traced: Trace, norms: Mapping[str, str]) -> dict[str, Layer]:
-    layers = {}
-    for name, call in traced.layers.items():
-        module = model.get_submodule(name)
-        kind, positions = "other", 0
-        if isinstance(module, CONVS):
-            kind, positions = "conv", call.elements // module.out_channels * call.calls
-        elif isinstance(module, nn.Linear):
-            kind, positions = "linear", call.elements // module.out_features * call.calls
-        elif isinstance(module, (*BATCH_NORMS, nn.LayerNorm)):
-            kind = "norm"
-        elif isinstance(module, nn.PReLU):
-            kind = "prelu"
-        taps = int(np.prod(module.kernel_size)) if isinstance(module, CONVS) else 1
-        layers[name] = Layer(name, kind, None, None, _is_depthwise(module), positions, taps, norms.get(name))
-    return layers
-
-
-@contextmanager
-def _bounded(most: int) -> Iterator[None]:
-    """Torch-Pruning's walk through a group raises when it names a channel past ``most``: it would never end."""
-    group = tp.dependency.Group
-    add = group.add_dep
-
-    def checked(self: Any, dep: Any, idxs: Any) -> None:
-        if max((i.idx for i in idxs), default=0) >= most:
-            raise OverflowError("its channels multiply without end")
-        add(self, dep, idxs)
-
-    group.add_dep = checked
-    try:
-        yield
-    finally:
-        group.add_dep = add
-
-
-def _members(dependencies: Any, module: Any, names: Mapping[Any, str], model: nn.Module, most: int) -> list[_Member]:
-    """The group of all output channels of ``module``, as Torch-Pruning tells it."""
-    count = module.weight.shape[0]
-    prune = tp.prune_conv_out_channels if isinstance(module, CONVS) else tp.prune_linear_out_channels
-    try:
-        with _bounded(most):
-            group = dependencies.get_pruning_group(module, prune, idxs=list(range(count)))
-    except Exception as error:
-        raise _Refused(f"its dependencies are not understood ({type(error).__name__}: {first_line(error)})") from error
-    members: dict[tuple[str, str], tuple[str, list[int], list[int]]] = {}
-    for dep, idxs in group:
-        kind, target = dep.target.type, dep.target.module
-        if kind in _PASSING or (kind == _TYPES.PRELU and target.num_parameters == 1):
-            continue
-        if kind == _TYPES.OUTPUT:
-            raise _Refused("it is the network's output")
-        if kind not in _HOLDERS:
-            raise _Refused(f"it runs through {type(target).__name__}, which cannot be cut")
-        if kind == _TYPES.PARAMETER:
-            name = next(n for n, p in model.named_parameters() if p is target)
-            axis = next(d for p, d in dependencies.unwrapped_parameters if p is target)
-            label, side = "parameter", str(axis % target.ndim)
-        else:
-            name = names[target]
-            if kind == _TYPES.CONV and target.groups > 1:
-                raise _Refused(f"{name} is a grouped convolution ({target.groups} groups)")
-            label = "layer"
-            side = (
-                "input"
-                if dependencies.is_in_channel_pruning_fn(dep.handler) and not _is_depthwise(target)
-                else "output"
-            )
-            if kind in (_TYPES.BN, _TYPES.PRELU, _TYPES.LN):
-                side = "output"
-        _, positions, channels = members.setdefault((name, side), (label, [], []))
-        positions += list(idxs)
-        channels += list(idxs.root_idxs) if hasattr(idxs, "root_idxs") else list(_roots(group, dep))
-    return [_member(n, s, *rest) for (n, s), rest in members.items()]
-
-
-def _roots(group: Any, dep: Any) -> Sequence[int]:
-    return next(item.root_idxs for item in group.items if item.dep is dep)
-
-
-def _member(name: str, side: str, kind: str, positions: list[int], channels: list[int]) -> _Member:
-    pairs = dict(zip(positions, channels, strict=True))
-    if any(pairs[p] != c for p, c in zip(positions, channels, strict=True)):
-        raise _Refused(f"one channel of {name} follows two channels of the group")
-    order = sorted(pairs)
-    return _Member(name, kind, side, np.array(order, np.int64), np.array([pairs[p] for p in order], np.int64))
-
-
-def _site(name: str, channels: int, members: list[_Member], model: nn.Module, traced: Trace) -> Site:
-    owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
-    for m in members:
-        if m.kind == "layer" and any(owners[id(p)] > 1 for p in model.get_submodule(m.layer).parameters(recurse=False)):
-            raise _Refused(f"{m.layer} shares its weights with another layer")
-        counts = Counter(m.channels.tolist())
-        if len(counts) != channels or len(set(counts.values())) > 1:
-            raise _Refused(f"its channels are not treated alike in {m.layer}")
-        if m.kind == "layer" and m.layer not in traced.layers:
-            raise _Refused(f"{m.layer} did not run on the example input")
-    consumers = tuple(m.layer for m in members if m.side == "input")
-    if not consumers:
-        raise _Refused("it is the network's output" if len(members) == 1 else "no layer reads it")
-    module, call = model.get_submodule(name), traced.layers[name]
-    conv = isinstance(module, CONVS)
-    height, width = [float(v) for v in (*call.input[1:], 1, 1)[:2]] if conv else [1.0, 1.0]
-    stride, kernel = (
-        (float(module.stride[0]), float(module.kernel_size[0])) if isinstance(module, CONVS) else (1.0, 1.0)
-    )
-    inputs = float(call.input[0] if conv else call.input[-1])
-    order = list(traced.layers)
-    cut = sorted({m.layer for m in members if m.side != "input"}, key=lambda n: order.index(n) if n in order else -1)
-    return Site(name, channels, tuple(cut), consumers, (float(channels), inputs, height, width, stride, kernel))
-
-
-def _with_axes(
-    layers: Mapping[str, Layer], groups: Sequence[tuple[Site, list[_Member]]], model: nn.Module
-) -> tuple[Layer, ...]:
-    """The layers with the axes that the groups cut. Raises _Refused where two groups claim one position."""
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    axes: dict[tuple[str, str], Axis] = {}
-    parameters: dict[str, Layer] = {}
-    for number, (_, members) in enumerate(groups):
-        for m in members:
-            if m.kind == "parameter":
-                parameters[m.layer] = Layer(m.layer, f"parameter:{m.side}", None, None, False, 0)
-                length = shapes[m.layer][int(m.side)]
+    def accepted(self) -> list[_Group]:
+        """The groups that pass the trial, tried together as far as they do."""
+        candidates = []
+        for group in self._groups:
+            if len(group.roots) < 2:
+                group.reason = self._flow.atoms.why_tied(self._roots, int(group.roots[0])) or "it has one channel only"
             else:
-                length = _length(model.get_submodule(m.layer), m.side)
-            key = (m.layer, "output" if m.kind == "parameter" else m.side)
-            if m.positions.max() >= length:
-                raise _Refused(f"{m.layer} does not have the channels along its {m.side}")
-            axis = axes.setdefault(key, Axis(np.full(length, -1), np.full(length, -1)))
-            if (axis.site[m.positions] >= 0).any():
-                raise _Refused(f"{m.layer} belongs to two groups")
-            axis.site[m.positions] = number
-            axis.channel[m.positions] = m.channels
-    everything = {**layers, **parameters}
-    return tuple(
-        replace(layer, output=axes.get((name, "output")), input=axes.get((name, "input")))
-        for name, layer in everything.items()
-    )
+                candidates.append(group)
+        patterns: dict[str, list[_Group]] = defaultdict(list)
+        for group in candidates:
+            patterns[re.sub(r"\d+", "*", group.name)].append(group)
+        self._trial = Trial(self._model, self._example, self._trace)
+        found = self._pass([], candidates)
+        if found is None:
+            found = []
+            for alike in patterns.values():
+                found = self._grow(found, alike)
+        order = {id(g): i for i, g in enumerate(candidates)}
+        return sorted(found, key=lambda g: order[id(g)])
+
+    def _grow(self, found: list[_Group], more: list[_Group]) -> list[_Group]:
+        """``found`` and what can be added of ``more``, by halves."""
+        passed = self._pass(found, more)
+        if passed is not None:
+            return passed
+        if len(more) == 1:
+            return found
+        if len(more) > 2:
+            ends = [self._pass(found, [g]) is None for g in (more[0], more[-1])]
+            if all(ends) and more[0].reason == more[-1].reason:
+                for group in more:
+                    group.reason = more[0].reason
+                return found
+        middle = len(more) // 2
+        return self._grow(self._grow(found, more[:middle]), more[middle:])
+
+    def _pass(self, found: list[_Group], more: list[_Group]) -> list[_Group] | None:
+        """Both together, if they pass; the reason stays with ``more``."""
+        variants = [self._attributes(g) for g in more]
+        for take in (1, 2, 0):
+            if take and not any(v[take] for v in variants):
+                continue
+            for group, variant in zip(more, variants, strict=True):
+                group.attributes = variant[take]
+            together = [*found, *more]
+            reason = self._trial(self.graph(together, ()))
+            if reason is None:
+                return together
+        for group in more:
+            group.attributes, group.reason = [], reason
+        return None
+
+    def _attributes(self, group: _Group) -> list[list[Layer]]:
+        """Numbers that modules hold and that may follow the group: none; of its units; of whole axes too."""
+        if id(group) not in self._variants:
+            self._variants[id(group)] = self._find_attributes(group)
+        return self._variants[id(group)]
+
+    def _find_attributes(self, group: _Group) -> list[list[Layer]]:
+        units: dict[tuple[str, str], Layer] = {}
+        wholes: dict[tuple[str, str], Layer] = {}
+        for parts in self._flow.parts:
+            roots = self._roots[parts.atoms.numpy()]
+            if not np.isin(roots, group.roots).any() or not parts.module:
+                continue
+            along = _along(roots)
+            if len(along) != 1:
+                continue
+            length, total = roots.shape[along[0]], roots.size
+            line = np.moveaxis(roots, along[0], 0).reshape(length, -1)[:, 0]
+            others = [n for d, n in enumerate(roots.shape) if d != along[0]]
+            for key, value in vars(self._model.get_submodule(parts.module)).items():
+                if type(value) is not int or key.startswith("_") or value < 2:
+                    continue
+                layer = Layer(parts.module, f"attribute:{key}", self._axis(line, [group]))
+                if value == length and not re.search("dim|size|window|area|patch|ratio", key):
+                    units[parts.module, key] = layer
+                elif value in (total, *(total // n for n in others)):
+                    wholes[parts.module, key] = layer
+        return [[], list(units.values()), [*units.values(), *wholes.values()]]
+
+    # Layers and costs
+
+    def _axis(self, roots: Ints, groups: Sequence[_Group]) -> Axis:
+        site, channel = np.full(self._flow.atoms.count, -1), np.full(self._flow.atoms.count, -1)
+        for number, group in enumerate(groups):
+            site[group.roots] = number
+            channel[group.roots] = np.arange(len(group.roots))
+        return Axis(site[roots], channel[roots])
+
+    def graph(self, groups: Sequence[_Group], refusals: tuple[Refusal, ...]) -> Graph:
+        """The graph whose sites are these groups."""
+        site, channel = np.full(self._flow.atoms.count, -1), np.full(self._flow.atoms.count, -1)
+        for number, group in enumerate(groups):
+            site[group.roots] = number
+            channel[group.roots] = np.arange(len(group.roots))
+
+        def axis(roots: Ints) -> Axis | None:
+            return Axis(site[roots], channel[roots]) if (site[roots] >= 0).any() else None
+
+        layers = list(self._layers(axis))
+        for number, group in enumerate(groups):
+            for x in group.attributes:
+                assert x.output is not None
+                layers.append(Layer(x.name, x.kind, Axis(np.where(x.output.site < 0, -1, number), x.output.channel)))
+        statistics = []
+        for norm in self._flow.norms:
+            found = axis(self._roots[norm.atoms.numpy()])
+            if found is not None:
+                statistics.append(Statistic(norm.number, norm.dim, found))
+        sites = tuple(self._site(number, group, layers) for number, group in enumerate(groups))
+        growth = self._growth(site, [len(g.roots) for g in groups])
+        return Graph(sites, tuple(layers), refusals, self._trace, growth, tuple(statistics))
+
+    def _layers(self, axis: _Find) -> Iterator[Layer]:
+        """Modules first, in forward order; then bare parameters and products."""
+        tensors = self._followed()
+        yield from self._modules(axis, tensors)
+        for own in self._flow.weights.values():
+            if own.bare:
+                yield self._weighty(own, f"parameter:{int(own.transposed)}", axis)
+        for found in tensors.values():
+            for name, dim, line in found:
+                if (cut := axis(line)) is not None:
+                    yield Layer(name, f"parameter:{dim}", cut)
+        for number, product in enumerate(self._flow.products):
+            if (cut := axis(self._roots[product.atoms.numpy()])) is not None:
+                each = product.macs // len(cut)
+                yield Layer(f"product {number}", "product", cut, positions=each, macs=product.macs)
+
+    def _followed(self) -> dict[str, list[tuple[str, int, Ints]]]:
+        """By module the tensors whose elements were followed: name, dimension, roots along it."""
+        found = defaultdict(list)
+        for name, (dim, line) in self._tensor_axes.items():
+            found[name.rpartition(".")[0]].append((name, dim, line))
+        for name, atoms in self._flow.plain_norms.items():
+            if _kind(self._model.get_submodule(name)) == "norm":
+                found[name].append((name, 0, self._roots[atoms.numpy()]))
+        return found
+
+    def _modules(self, axis: _Find, tensors: dict[str, list[tuple[str, int, Ints]]]) -> Iterator[Layer]:
+        weights = {name: own for name, own in self._flow.weights.items() if not own.bare}
+        norms = [name for name in tensors if _kind(self._model.get_submodule(name)) in ("norm", "prelu")]
+        for name in dict.fromkeys([*self._trace.layers, *norms, *weights]):
+            kind = _kind(self._model.get_submodule(name))
+            if name in weights:
+                yield self._weighty(weights[name], kind, axis)
+            elif kind in ("norm", "prelu"):
+                line = next((line for _, dim, line in tensors.pop(name, []) if dim == 0), None)
+                by_group = self._flow.group_norms.get(name, False)
+                yield Layer(name, kind, None if line is None else axis(line), by_group=by_group)
+            else:
+                yield Layer(name, "other", None)
+
+    def _weighty(self, own: Weights, kind: str, axis: _Find) -> Layer:
+        output = None if own.refused else axis(self._roots[own.output.numpy()])
+        inputs = None if own.input is None else axis(self._roots[own.input.numpy()])
+        weight = self._model.get_parameter(own.name) if own.bare else self._model.get_submodule(own.name).weight
+        assert isinstance(weight, Tensor)
+        macs, taps = own.positions * weight.numel(), weight[0].numel() if own.by_group else weight[0, 0].numel()
+        return Layer(own.name, kind, output, inputs, own.by_group, own.positions, macs, taps, own.norm or None)
+
+    def _site(self, number: int, group: _Group, layers: Sequence[Layer]) -> Site:
+        def hangs(axis: Axis | None) -> bool:
+            return axis is not None and bool((axis.site == number).any())
+
+        weighty = [x for x in layers if x.is_weighty]
+        cut = tuple(x.name for x in weighty if hangs(x.output))
+        readers = tuple(x.name for x in weighty if hangs(x.input))
+        return Site(group.name, len(group.roots), cut, readers, self._features(group))
+
+    def _features(self, group: _Group) -> tuple[float, float, float, float, float, float]:
+        own = self._flow.weights[group.name.partition(":")[0]]
+        module, call = self._model.get_submodule(own.module), self._trace.layers.get(own.name)
+        outputs = float(len(own.output))
+        if call is None:  # a function uses its weights
+            return (outputs, 0.0, 1.0, 1.0, 1.0, 1.0)
+        if not isinstance(module, (*CONVS, *TRANSPOSED)):
+            return (outputs, float(call.input[-1]), 1.0, 1.0, 1.0, 1.0)
+        height, width = [float(v) for v in (*call.input[1:], 1, 1)[:2]]
+        return (outputs, float(call.input[0]), height, width, float(module.stride[0]), float(module.kernel_size[0]))
+
+    def _growth(self, site: Ints, channels: Sequence[int]) -> NDArray[np.float64]:
+        """``[T, S]``, counted in the planes."""
+        growth = np.zeros((len(self._trace.sizes), len(channels)))
+        for index, plane in self._flow.activations.items():
+            found = site[self._roots[plane.numpy().reshape(-1)]]
+            found = found[found >= 0]
+            if len(found):
+                each = self._trace.sizes[index] / plane.numel()
+                growth[index] = each * np.bincount(found, minlength=len(channels)) / np.array(channels)
+        return growth
+
+    # Refusals
+
+    def refusals(self, groups: Sequence[_Group]) -> Iterator[Refusal]:
+        """Every layer none of whose channels became a site, and why."""
+        offered = set(np.concatenate([g.roots for g in groups]).tolist()) if groups else set()
+        reasons = {int(r): g.reason for g in self._groups if g.reason for r in g.roots}
+        seen: set[int] = set()
+        for layer in self._flow.weights.values():
+            roots = set(self._roots[layer.output.numpy()].tolist())
+            reason = "it has one channel only" if len(layer.output) == 1 else layer.refused
+            if roots & offered or (layer.by_group and layer.refused is None and roots & seen):
+                continue
+            if roots <= seen and layer.refused is None:
+                continue
+            seen |= roots
+            yield Refusal(layer.name, len(layer.output), reason or self._reason(roots, reasons))
+
+    def _reason(self, roots: set[int], reasons: dict[int, str]) -> str:
+        for root in sorted(roots):
+            if root in reasons:
+                return reasons[root]
+        for root in sorted(roots):
+            if root in self._frozen:
+                return self._frozen[root]
+        return "no layer reads it"
 
 
-def _length(module: nn.Module, side: str) -> int:
-    if isinstance(module, (*CONVS, nn.Linear)):
-        return int(module.weight.shape[0 if side == "output" else 1])
-    tensor = next(t for t in [*module.parameters(recurse=False), *module.buffers(recurse=False)] if t.ndim)
-    return int(tensor.shape[-1])
+def _sleeping(model: nn.Module, awake: Container[str]) -> list[str]:
+    """Layers that have not run, as auxiliary classifiers do in training only."""
+    kinds = (*CONVS, *TRANSPOSED, nn.Linear)
+    return [name for name, module in model.named_modules() if isinstance(module, kinds) and name not in awake]
 
 
-class _Trial:
-    """Prunes one group at a time on a copy and compares with what is expected."""
-
-    def __init__(self, model: nn.Module, example: Nested, traced: Trace) -> None:
-        self._traced = traced
-        self._copy = copy.deepcopy(model).requires_grad_(False)
-        _enliven(self._copy)
-        # noise on top of the example: an image of zeros would hide mistakes
-        generator = torch.Generator().manual_seed(0)
-        self._inputs = nested.mapped(lambda leaf: _noisy(leaf, generator), example)
-
-    def __call__(self, site: Site, members: list[_Member], layers: Mapping[str, Layer]) -> NDArray[np.float64]:
-        """How each activation grows with a channel of the site ``[T]``; raises _Refused."""
-        if site.channels < 2:
-            raise _Refused("it has one channel only")
-        everything = np.arange(site.channels)
-        removed = everything[1 if site.channels > 2 else 0 :: 3]
-        kept = np.setdiff1d(everything, removed)
-        cut = _with_axes(layers, [(site, members)], self._copy)
-        dresser = Dresser(self._copy, cut)
-        expected = self._traced.macs - _saved_macs(cut, self._copy, [kept])
-        try:
-            masked = self._masked(members, removed)
-            dresser.dress([kept])
-            after = trace(self._copy, self._inputs)
-        except Exception as error:  # whatever a foreign network does when it is cut
-            raise _Refused(f"the network breaks without some of its channels ({first_line(error)})") from error
-        finally:
-            dresser.dress([everything])
-        if [o.shape for o in after.outputs] != [o.shape for o in self._traced.outputs]:
-            raise _Refused("it changes the shape of the network's output")
-        if after.sizes.shape != self._traced.sizes.shape or after.live.shape != self._traced.live.shape:
-            raise _Refused("the network runs differently without some of its channels")
-        if after.macs != expected:
-            raise _Refused(f"its cost is not what its layers say ({after.macs} MACs, not {expected})")
-        mixes = any(isinstance(self._copy.get_submodule(m.layer), nn.LayerNorm) for m in members if m.kind == "layer")
-        if not mixes and not all(map(_close, after.outputs, masked)):
-            raise _Refused("removing its channels is not the same as silencing them")
-        return np.asarray((self._traced.sizes - after.sizes) / len(removed), np.float64)
-
-    def _masked(self, members: list[_Member], removed: Ints) -> list[Tensor]:
-        """What the original computes when the consumers do not listen to the removed channels."""
-        readers: list[tuple[Any, _Member]] = [
-            (self._copy.get_submodule(m.layer), m) for m in members if m.side == "input"
-        ]
-        whole = [(module, module.weight) for module, _ in readers]
-        try:
-            for module, m in readers:
-                silenced = module.weight.detach().clone()
-                silenced[:, m.positions[np.isin(m.channels, removed)]] = 0
-                module._parameters["weight"] = nn.Parameter(silenced, requires_grad=False)
-            with torch.no_grad():
-                return [t for t in tree_leaves(nested.call(self._copy, self._inputs)) if isinstance(t, Tensor)]
-        finally:
-            for module, weight in whole:
-                module._parameters["weight"] = weight
+def _rehearse(flow: Flow, model: nn.Module, example: Nested) -> None:
+    """A pass in training mode, so that the layers that run only then follow too."""
+    flow.rehearsing = True
+    twice = nested.mapped(lambda leaf: leaf.repeat(2, *[1] * (leaf.ndim - 1)), example)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with contextlib.suppress(Exception), torch.random.fork_rng(), adapted(model), flow.watching():
+            trace(model.train(), twice, flow)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
 
 
-def _noisy(leaf: Tensor, generator: torch.Generator) -> Tensor:
-    if not leaf.is_floating_point():
-        return leaf
-    noise = torch.randn(leaf.shape, generator=generator).to(leaf.device)
-    return (leaf + noise).clone(memory_format=torch.contiguous_format)
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, (*CONVS, *TRANSPOSED)):
+        return "conv"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, nn.PReLU):
+        return "prelu"
+    return "norm" if isinstance(module, NORMS) else "other"
 
 
-def _enliven(model: nn.Module) -> None:
-    """Give parameters that are all zero some noise: behind a branch that gives nothing every mistake is hidden."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        if parameter.numel() and not bool(parameter.any()):
-            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+def _along(roots: Ints) -> list[int]:
+    """The dimensions along which the roots change."""
+    return [d for d in range(roots.ndim) if (roots != np.take(roots, [0], d)).any()]
 
 
-def _saved_macs(layers: Sequence[Layer], model: nn.Module, kept: Kept) -> int:
-    saved = 0
-    for layer in layers:
-        if layer.positions and (layer.output or layer.input):
-            weight = model.get_submodule(layer.name).weight
-            assert isinstance(weight, Tensor)
-            shape = weight.shape
-            outputs = len(layer.output.kept(kept)) if layer.output else shape[0]
-            inputs = len(layer.input.kept(kept)) if layer.input else shape[1]
-            taps = int(np.prod(shape[2:]))
-            saved += layer.positions * taps * (shape[0] * shape[1] - outputs * inputs)
-    return saved
+def _settle(flow: Flow) -> Ints:
+    """Tie until every dimension that became several parts changes along one of them only; the roots then."""
+    while True:
+        roots = flow.atoms.roots()
+        open_parts = [(p, along) for p in flow.parts if len(along := _along(roots[p.atoms.numpy()])) > 1]
+        if not open_parts:
+            return roots
+        for parts, along in open_parts:
+            _tie(flow, parts, along)
 
 
-def _close(first: Tensor, second: Tensor) -> bool:
-    scale = float(second.abs().max()) or 1.0
-    return bool(torch.allclose(first, second, rtol=1e-3, atol=1e-3 * scale))
-
-
-def consumers(graph: Graph, site: int) -> Iterator[Layer]:
-    """The layers whose inputs hang on a site."""
-    for layer in graph.layers:
-        if layer.input is not None and bool((layer.input.site == site).any()):
-            yield layer
-
-
-logging.getLogger("torch_pruning").setLevel(logging.ERROR)
+def _tie(flow: Flow, parts: Parts, along: list[int]) -> None:
+    keep = max(along, key=lambda d: parts.atoms.shape[d])
+    first = parts.atoms
+    for dim in along:
+        if dim != keep:
+            first = first.narrow(dim, 0, 1)
+    flow.atoms.tie(first, parts.atoms, "it is cut into parts that must stay equal")

@@ -53,13 +53,7 @@ class StudyPlace:
 
 def site_features(graph: Graph) -> list[SiteFeatures]:
     """What the environment tells of each site. A site's MACs are those of the layers its channels come out of."""
-    macs = {}
-    for layer in graph.layers:
-        if layer.positions and layer.output is not None:
-            call = graph.trace.layers[layer.name]
-            inputs = 1 if layer.depthwise else (call.input[0] if layer.kind == "conv" else call.input[-1])
-            taps = layer.taps
-            macs[layer.name] = len(layer.output.site) * inputs * taps * layer.positions
+    macs = {layer.name: layer.macs for layer in graph.layers if layer.output is not None and layer.is_weighty}
     totals = [float(sum(macs.get(name, 0) for name in site.layers)) for site in graph.sites]
     return [SiteFeatures(*site.features, macs=total) for site, total in zip(graph.sites, totals, strict=True)]
 

@@ -18,7 +18,6 @@ import torch
 _PACKAGES = (
     "torch",
     "torchvision",
-    "torch-pruning",
     "onnx",
     "onnxruntime",
     "optuna",

@@ -50,10 +50,19 @@ class Moments:
 
 
 def solvable(model: nn.Module, layer: Layer) -> bool:
-    """Whether a layer's weights can be re-solved: dense convolutions (1-D, 2-D) and linear layers of bounded rows."""
-    module = _module(model, layer.name)
-    dense = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == 1)
-    return dense and _row(module) <= MOST_ELEMENTS
+    """Whether a layer's weights can be re-solved: dense convolutions (1-D, 2-D) and linear layers of bounded rows.
+
+    The weights must be the layer's own, and multiplied with its input as they are.
+    """
+    if layer.kind not in ("conv", "linear"):
+        return False
+    module = model.get_submodule(layer.name)
+    plain = "weight" in module._parameters and type(module).forward in _FORWARDS
+    dense = not isinstance(module, nn.Conv1d | nn.Conv2d) or module.groups == 1
+    return plain and dense and _row(module) <= MOST_ELEMENTS
+
+
+_FORWARDS = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward)
 
 
 def readers(graph: Graph, model: nn.Module) -> list[Layer]:
@@ -64,10 +73,6 @@ def readers(graph: Graph, model: nn.Module) -> list[Layer]:
 def _row(module: nn.Module | None) -> int:
     weight = getattr(module, "weight", None)
     return weight[0].numel() if isinstance(weight, Tensor) else 0
-
-
-def _module(model: nn.Module, name: str) -> nn.Module | None:
-    return dict(model.named_modules()).get(name)
 
 
 def collect(

@@ -19,7 +19,7 @@ its weights' elements times the positions it is applied at.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,7 @@ from torch import nn
 
 from amc.channels import Axis, Layer
 from amc.graph import Graph
+from amc.surgery import axes_of, holder_of, own_tensors
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -49,8 +50,8 @@ class StoredTensor:
     itemsize: int
     fixed: int
     """Bytes of the tensor's record that never change."""
-    is_group: bool = False
-    """The first dimension is also written as the ``group`` attribute of a depthwise convolution."""
+    per_group: int = 0
+    """If not 0, the first dimension divided by this is also written as the ``group`` attribute of a convolution."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,25 +71,16 @@ class ResourceModel:
     def __init__(self, graph: Graph, model: nn.Module, layout: FileLayout | None = None) -> None:
         self._full = np.array([site.channels for site in graph.sites], np.int64)
         sites = len(self._full)
-        rows = []
+        rows = [row for layer in graph.layers if layer.output or layer.input for row in _rows(model, layer, sites)]
+        self._a = np.array([r.first[0] for r in rows]).reshape(-1, sites).T
+        self._a0 = np.array([r.first[1] for r in rows])
+        self._b = np.array([r.second[0] for r in rows]).reshape(-1, sites).T
+        self._b0 = np.array([r.second[1] for r in rows])
+        self._rest = np.array([r.rest for r in rows])
+        self._stored = np.array([r.stored for r in rows], np.int64)
+        self._positions = np.array([r.positions for r in rows])
         total = sum(p.numel() for p in model.parameters())
-        fixed_params = total
-        for layer in graph.layers:
-            if layer.output is None and layer.input is None:
-                continue
-            for shape, weighs in _shapes(model, layer):
-                out, inp = layer.output, layer.input if len(shape) > 1 else None
-                if layer.kind.startswith("parameter"):
-                    out, inp = layer.output, None
-                rows.append((_line(out, shape[0], sites), _line(inp, shape[1] if len(shape) > 1 else 1, sites),
-                             int(np.prod(shape[2:])), layer.positions if weighs else 0))  # fmt: skip
-                fixed_params -= int(np.prod(shape))
-        self._a = np.array([r[0][0] for r in rows]).reshape(-1, sites).T
-        self._a0 = np.array([r[0][1] for r in rows])
-        self._b = np.array([r[1][0] for r in rows]).reshape(-1, sites).T
-        self._b0 = np.array([r[1][1] for r in rows])
-        self._rest = np.array([r[2] for r in rows])
-        self._positions = np.array([r[3] for r in rows])
+        fixed_params = total - int((self._elements(self._full[None]) @ self._stored)[0])
         self._fixed_params = fixed_params
         self._fixed_macs = graph.trace.macs - int((self._elements(self._full[None]) @ self._positions)[0])
         live = np.unique(graph.trace.live, axis=0)
@@ -102,7 +94,7 @@ class ResourceModel:
         elements = self._elements(w)
         found = {
             "macs": (elements @ self._positions + self._fixed_macs).astype(np.float64),
-            "params": (elements.sum(1) + self._fixed_params).astype(np.float64),
+            "params": (elements @ self._stored + self._fixed_params).astype(np.float64),
             "memory": 4 * ((self._sizes - (self._full - w) @ self._growth.T) @ self._live.T).max(1).round(),
         }
         if self._file:
@@ -118,18 +110,37 @@ class ResourceModel:
         return product
 
 
-def _shapes(model: nn.Module, layer: Layer) -> list[tuple[tuple[int, ...], bool]]:
-    """Shapes of a layer's own parameters, and whether it is the weight that makes the MACs."""
-    if layer.kind.startswith("parameter"):
-        shape = tuple(dict(model.named_parameters())[layer.name].shape)
-        return [(_first(shape, int(layer.kind.split(":")[1])), False)]
-    module = model.get_submodule(layer.name)
-    return [(tuple(p.shape) or (1,), key == "weight") for key, p in module.named_parameters(recurse=False)]
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """One tensor: its elements are ``first × second × rest``, each MACs ``positions`` times."""
+
+    first: tuple[Ints, int]
+    second: tuple[Ints, int]
+    rest: int
+    stored: bool
+    """Whether its elements are parameters."""
+    positions: int
 
 
-def _first(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
-    rest = int(np.prod(shape)) // shape[dim]
-    return (shape[dim], 1, rest)
+def _rows(model: nn.Module, layer: Layer, sites: int) -> Iterator[_Row]:
+    one = (np.zeros(sites, np.int64), 1)
+    if layer.kind == "product":
+        assert layer.output is not None
+        yield _Row(layer.output.counts(sites), one, 1, False, layer.positions)
+    if not layer.is_weighty:
+        return
+    tensors = own_tensors(model, layer)
+    heaviest = max(tensors, key=lambda key: tensors[key].numel() * (tensors[key].ndim > 1), default="")
+    for key, tensor in tensors.items():
+        lines, rest = [], 1
+        for axis, length in zip(axes_of(model, layer, key, tuple(tensor.shape)), tensor.shape, strict=True):
+            if axis is None:
+                rest *= length
+            else:
+                lines.append(axis.counts(sites))
+        stored = key.rpartition(".")[2] in holder_of(model, layer, key)._parameters
+        first, second = [*lines, one, one][:2]
+        yield _Row(first, second, rest, stored, layer.positions if key == heaviest else 0)
 
 
 def _line(axis: Axis | None, length: int, sites: int) -> tuple[Ints, int]:
@@ -179,7 +190,7 @@ class _FileSize:
                 self._written[row, column] = 1
         self._itemsize = np.array([t.itemsize for t in tensors], np.int64)
         self._fixed = np.array([t.fixed for t in tensors], np.int64)
-        self._groups = np.array([t.is_group for t in tensors], np.int64)
+        self._per_group = np.array([t.per_group for t in tensors], np.int64)
         inside = int(self._changing(full[None])[0])
         self._graph_rest = layout.graph - inside
         self._rest = layout.total - layout.graph - int(varint(layout.graph))
@@ -190,7 +201,8 @@ class _FileSize:
         raw = dims.prod(2) * self._itemsize
         prefixes = varint(dims)
         record = self._fixed + raw + varint(raw) + (prefixes * self._written).sum(2)
-        total: Ints = (record + varint(record) + prefixes[:, :, 0] * self._groups).sum(1)
+        groups = varint(dims[:, :, 0] // np.maximum(1, self._per_group)) * (self._per_group > 0)
+        total: Ints = (record + varint(record) + groups).sum(1)
         return total
 
     def __call__(self, w: Ints) -> Ints:

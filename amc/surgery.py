@@ -6,13 +6,16 @@ copies no module; pruning for real is dressing a deep copy once.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
-from amc.channels import Axis, Kept, Layer
+from amc.attention import adapt
+from amc.channels import CONVS, TRANSPOSED, Axis, Kept, Layer
 
 
 class Dresser:
@@ -20,10 +23,14 @@ class Dresser:
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         self._model = model
+        adapt(model)
         # BatchNorms are set even where no site cuts them: reconstruction and recalibration change their statistics
         self._cut = [x for x in layers if x.output is not None or x.input is not None or x.kind == "norm"]
-        self._source = {
-            layer.name: _own_tensors(_holder(model, layer.name)[0], layer.name, layer.kind) for layer in self._cut
+        self._source = {layer.name: own_tensors(model, layer) for layer in self._cut if layer.is_weighty}
+        self._numbers = {
+            (x.name, x.kind): getattr(model.get_submodule(x.name), x.kind.split(":")[1])
+            for x in self._cut
+            if x.kind.startswith("attribute")
         }
 
     def dress(self, kept: Kept, solved: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:
@@ -34,45 +41,91 @@ class Dresser:
         """
         solved = solved or {}
         for layer in self._cut:
-            module, _ = _holder(self._model, layer.name)
-            outputs = _positions(layer.output, kept, module)
-            inputs = _positions(layer.input, kept, module)
-            ready = solved.get(layer.name, {})
-            for key, tensor in self._source[layer.name].items():
-                new = ready.get(key, tensor)
-                if layer.kind.startswith("parameter"):
-                    new = new if outputs is None else new.index_select(int(layer.kind.split(":")[1]), outputs)
-                elif new.ndim:
-                    if inputs is not None and key not in ready and new.ndim > 1:
-                        new = new.index_select(1, inputs)
-                    if outputs is not None and new.shape[0] > 1:
-                        new = new.index_select(0, outputs)
-                _set(module, key, new)
-            _set_widths(module, layer.depthwise)
+            if layer.kind.startswith("attribute"):
+                self._set_number(layer, kept)
+            elif layer.is_weighty:
+                self._set_tensors(layer, kept, solved.get(layer.name, {}))
+
+    def _set_number(self, layer: Layer, kept: Kept) -> None:
+        assert layer.output is not None
+        whole, key = self._numbers[layer.name, layer.kind], layer.kind.split(":")[1]
+        setattr(self._model.get_submodule(layer.name), key, whole * len(layer.output.kept(kept)) // len(layer.output))
+
+    def _set_tensors(self, layer: Layer, kept: Kept, ready: Mapping[str, Tensor]) -> None:
+        device = next(iter(self._source[layer.name].values())).device if self._source[layer.name] else None
+        remaining: dict[int, Tensor] = {}
+        for axis in (layer.output, layer.input):
+            if axis is not None:
+                remaining[id(axis)] = torch.from_numpy(axis.kept(kept)).to(device)
+        for key, tensor in self._source[layer.name].items():
+            new = ready.get(key, tensor)
+            for dim, axis in enumerate(axes_of(self._model, layer, key, tuple(tensor.shape))):
+                if axis is not None and not (key in ready and axis is layer.input):
+                    new = new.index_select(dim, remaining[id(axis)])
+            _set(holder_of(self._model, layer, key), key.rpartition(".")[2], new)
+        if not layer.kind.startswith("parameter"):
+            width = len(remaining[id(layer.output)]) if layer.output is not None else None
+            _set_widths(self._model.get_submodule(layer.name), layer, width)
 
 
-def _positions(axis: Axis | None, kept: Kept, module: nn.Module) -> Tensor | None:
-    if axis is None:
-        return None
-    device = next(iter([*module.parameters(recurse=False), *module.buffers(recurse=False)])).device
-    return torch.from_numpy(axis.kept(kept)).to(device)
+def twin(model: nn.Module) -> nn.Module:
+    """A copy whose tensors are the original's own memory, for what only reads them or puts others in their place."""
+    shared: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()
+    }
+    shared |= {id(b): b.detach() for b in model.buffers()}
+    return copy.deepcopy(model, shared)
 
 
-def _holder(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module of that name; for a bare parameter the module that holds it, and its key."""
-    try:
-        return model.get_submodule(name), ""
-    except AttributeError:
-        parent, _, key = name.rpartition(".")
-        return model.get_submodule(parent), key
+def own_tensors(model: nn.Module, layer: Layer) -> dict[str, Tensor]:
+    """A layer's own parameters and buffers, those behind a parametrization of its weights too."""
+    if layer.kind.startswith("parameter"):
+        key = layer.name.rpartition(".")[2]
+        return {key: getattr(holder_of(model, layer, key), key).detach()}
+    found: dict[str, Tensor] = {}
+    for prefix, module in model.get_submodule(layer.name).named_modules():
+        if prefix == "" or isinstance(module, ParametrizationList):
+            own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+            found |= {f"{prefix}.{key}" if prefix else key: tensor.detach() for key, tensor in own.items()}
+    return found
 
 
-def _own_tensors(module: nn.Module, name: str, kind: str) -> dict[str, Tensor]:
-    if kind.startswith("parameter"):
-        key = name.rpartition(".")[2]
-        return {key: getattr(module, key).detach()}
-    own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
-    return {key: tensor.detach() for key, tensor in own.items()}
+def weight_of(model: nn.Module, layer: Layer) -> Tensor:
+    """The weights that a layer multiplies with, ``[out, in, …]``."""
+    if layer.kind.startswith("parameter"):
+        weight: Any = own_tensors(model, layer)[layer.name.rpartition(".")[2]]
+    else:
+        weight = model.get_submodule(layer.name).weight
+    swapped = layer.kind == "parameter:1" or isinstance(_module(model, layer), TRANSPOSED)
+    found: Tensor = weight.detach()
+    return found.transpose(0, 1) if swapped else found
+
+
+def _module(model: nn.Module, layer: Layer) -> nn.Module | None:
+    return None if layer.kind.startswith("parameter") else model.get_submodule(layer.name)
+
+
+def holder_of(model: nn.Module, layer: Layer, key: str) -> nn.Module:
+    """The module that holds a layer's tensor."""
+    if layer.kind.startswith("parameter"):
+        return model.get_submodule(layer.name.rpartition(".")[0])
+    return model.get_submodule(layer.name).get_submodule(key.rpartition(".")[0])
+
+
+def axes_of(model: nn.Module, layer: Layer, key: str, shape: tuple[int, ...]) -> list[Axis | None]:
+    """For every dimension of a layer's tensor the axis that it follows, if any."""
+    axes: list[Axis | None] = [None] * len(shape)
+    if layer.kind.startswith("parameter"):
+        dim = int(layer.kind.split(":")[1])
+        axes[dim] = layer.output
+        if layer.input is not None:
+            axes[1 - dim] = layer.input
+    elif shape:
+        swapped = len(shape) > 1 and isinstance(model.get_submodule(layer.name), TRANSPOSED)
+        sides = [layer.input, layer.output] if swapped else [layer.output, layer.input]
+        axes[: min(2, len(shape))] = sides[: len(shape)]
+    # a tensor of length 1 is shared by all channels
+    return [a if a is not None and len(a) == n else None for a, n in zip(axes, shape, strict=True)]
 
 
 def _set(module: nn.Module, key: str, tensor: Tensor) -> None:
@@ -83,20 +136,25 @@ def _set(module: nn.Module, key: str, tensor: Tensor) -> None:
         module._buffers[key] = tensor
 
 
-def _set_widths(module: Any, depthwise: bool) -> None:
+def _set_widths(module: Any, layer: Layer, width: int | None) -> None:
     """Make the module's attributes say what its tensors are."""
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if isinstance(module, CONVS):
+        before = module.out_channels // module.groups
         module.out_channels = module.weight.shape[0]
-        if depthwise:
-            module.in_channels = module.groups = module.out_channels
-        else:
-            module.in_channels = module.weight.shape[1] * module.groups
+        if layer.by_group:
+            module.groups = module.out_channels // before
+        module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, TRANSPOSED):
+        module.in_channels, module.out_channels = module.weight.shape[:2]
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-        tensor = module.running_mean if module.running_mean is not None else module.weight
-        module.num_features = tensor.shape[0]
-    elif isinstance(module, nn.LayerNorm) and module.weight is not None:
-        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.modules.batchnorm._NormBase) and width is not None:
+        module.num_features = width
+    elif isinstance(module, nn.GroupNorm) and width is not None:
+        if layer.by_group:
+            module.num_groups = width // (module.num_channels // module.num_groups)
+        module.num_channels = width
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and width is not None:
+        module.normalized_shape = (width, *module.normalized_shape[1:])
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.shape[0]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -60,9 +60,18 @@ class Trace:
     outputs: tuple[Tensor, ...]
 
 
+class Watch(Protocol):
+    """Is told of every operator, and of every activation that appears."""
+
+    def step(self, func: Any, args: Any, kwargs: Any, out: Any) -> None: ...
+    def made(self, index: int, tensor: Tensor) -> None: ...
+    def outputs(self, tensors: list[Tensor]) -> None: ...
+
+
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, constants: list[Tensor]) -> None:
+    def __init__(self, constants: list[Tensor], watch: Watch | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._watch = watch
         self.macs = 0
         self.steps: list[tuple[list[int], list[int], bool]] = []
         self.sizes: list[int] = []
@@ -78,12 +87,25 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._ids[storage._cdata] = len(self.sizes)
             self.sizes.append(storage.nbytes() // tensor.element_size())
             self._alive.append(tensor)
+            if self._watch:
+                self._watch.made(self._ids[storage._cdata], tensor)
         return self._ids[storage._cdata]
+
+    def _keep_constant(self, args: Any, kwargs: Any, out: Any) -> None:
+        """What is computed from weights alone, as weight normalisation does, is a weight and no activation."""
+        read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.numel()]
+        if read and all(t.untyped_storage()._cdata in self._constant for t in read):
+            made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+            self._alive += made
+            self._constant |= {t.untyped_storage()._cdata for t in made}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         self.macs += operator_macs(func, args, kwargs or {}, out)
+        if self._watch:
+            self._watch.step(func, args, kwargs or {}, out)
         known = len(self.sizes)
+        self._keep_constant(args, kwargs, out)
         reads = [
             i for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and (i := self.activation(t)) is not None
         ]
@@ -105,13 +127,15 @@ def operator_macs(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     return int(counter(*args, **kwargs, out_val=out)) // 2 if counter else 0
 
 
-def trace(model: nn.Module, example: Nested) -> Trace:
+def trace(model: nn.Module, example: Nested, watch: Watch | None = None) -> Trace:
     """Run ``model`` (evaluation mode) on one example ``[1, ...]`` and record it."""
     constants = [*model.parameters(), *model.buffers()]
-    recorder = _Recorder([c for c in constants if c.numel()])
+    recorder = _Recorder([c for c in constants if c.numel()], watch)
     with torch.no_grad(), _watching(model) as layers, recorder:
         sources = [i for leaf in nested.leaves(example) if (i := recorder.activation(leaf)) is not None]
         outputs = [t for t in tree_leaves(nested.call(model, example)) if isinstance(t, Tensor)]
+    if watch:
+        watch.outputs(outputs)
     ends = [i for t in outputs if (i := recorder.activation(t)) is not None]
     live = _liveness(recorder, sources, ends)
     return Trace(layers, recorder.macs, np.array(recorder.sizes, np.int64), live, tuple(outputs))

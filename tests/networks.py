@@ -17,6 +17,7 @@ from amc.resources import ResourceModel
 from amc.surgery import Dresser
 from amc.task.models import BUILT_IN
 from amc.trace import trace
+from amc.trial import masked_outputs
 
 # name → example shape; every built-in network, and the one on grey 8×8 images
 CASES: dict[str, tuple[int, ...]] = {**dict.fromkeys(BUILT_IN, (1, 3, 32, 32)), "resnet8-digits": (1, 1, 8, 8)}
@@ -101,8 +102,8 @@ def assert_true_to_masking(model: nn.Module, example: Tensor, policies: int = 4)
         kept = random_kept(graph, rng)
         smaller = pruned(model, graph, kept)
         assert costs.cost([len(k) for k in kept]) == measured(smaller, example)
-        images = torch.randn(example.shape, generator=torch.Generator().manual_seed(2))
-        assert_same(output(smaller, images), output(masked(model, graph, kept), images))
+        images = torch.randn((2, *example.shape[1:]), generator=torch.Generator().manual_seed(2))
+        assert_same(output(smaller, images), masked_outputs(model, graph, kept, images)[0])
     return graph
 
 
@@ -230,3 +231,144 @@ def tied() -> Net:
     )
     net.c.weight = net.b.weight
     return net
+
+
+class Shuffle(nn.Module):
+    """Channel shuffle (ShuffleNet, arXiv:1707.01083): the channels of all groups in turn."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def shuffled() -> Net:
+    """ShuffleNetV2 in small: half of the channels pass by, the halves are shuffled."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        for branch in (m.a, m.b):
+            by, through = x.chunk(2, 1)
+            x = m.shuffle(torch.cat([by, branch(through)], 1))
+        return m.fc(pool(x))
+
+    def branch() -> nn.Sequential:
+        return nn.Sequential(block(8, 12, 1), block(12, 12, groups=12), block(12, 8, 1))
+
+    return Net(forward, stem=block(3, 16), a=branch(), b=branch(), shuffle=Shuffle(2), fc=nn.Linear(16, 10))
+
+
+def gated() -> Net:
+    """A gated linear unit: one half of the channels scales the other."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        first, second = m.a(x).chunk(2, 1)
+        return m.fc(pool(m.c(first * second.sigmoid())))
+
+    return Net(forward, a=block(3, 16), c=block(8, 6), fc=nn.Linear(6, 10))
+
+
+def convnext() -> Net:
+    """A ConvNeXt block (arXiv:2201.03545): depthwise, LayerNorm over channels that lie last, layer scale."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        inner = m.norm(m.depthwise(x).permute(0, 2, 3, 1))
+        x = x + (m.scale * m.down(F.gelu(m.up(inner)))).permute(0, 3, 1, 2)
+        return m.fc(m.last(pool(x)))
+
+    return Net(
+        forward, stem=nn.Conv2d(3, 8, 2, 2), depthwise=nn.Conv2d(8, 8, 3, 1, 1, groups=8), norm=nn.LayerNorm(8),
+        up=nn.Linear(8, 32), down=nn.Linear(32, 8), scale=nn.Parameter(torch.rand(8) + 0.5), last=nn.LayerNorm(8),
+        fc=nn.Linear(8, 10),
+    )  # fmt: skip
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
+
+
+class Attention(nn.Module):
+    """Attention that says how many heads it has."""
+
+    def __init__(self, width: int, heads: int, fused: bool) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.attn_dim, self.fused = heads, 4, 4 * heads, fused
+        self.qkv, self.proj = nn.Linear(width, 3 * self.attn_dim), nn.Linear(self.attn_dim, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        images, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(images, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        attend = F.scaled_dot_product_attention if self.fused else _attend
+        x = attend(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(images, tokens, self.attn_dim))
+
+
+class Own(nn.Module):
+    """`nn.MultiheadAttention` of a sequence with itself."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.mha = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mha(x, x, x, need_weights=False)[0]
+
+
+def transformer(attention: nn.Module, norm: Callable[[int], nn.Module] = nn.LayerNorm) -> Net:
+    """A vision transformer in small: patches, class token, positions, one block of width 12."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([m.token.expand(len(x), -1, -1), x], 1) + m.places
+        x = x + m.attention(m.norm1(x))
+        x = x + m.down(F.gelu(m.up(m.norm2(x))))
+        return m.fc(m.norm3(x)[:, 0])
+
+    return Net(
+        forward, patches=nn.Conv2d(3, 12, 4, 4), token=nn.Parameter(torch.randn(1, 1, 12)),
+        places=nn.Parameter(torch.randn(1, 5, 12)), attention=attention, up=nn.Linear(12, 24), down=nn.Linear(24, 12),
+        norm1=norm(12), norm2=norm(12), norm3=norm(12), fc=nn.Linear(12, 10),
+    )  # fmt: skip
+
+
+def mixer() -> Net:
+    """MLP-Mixer (arXiv:2105.01601): layers that mix positions run once for every channel."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.patches(x).flatten(2).transpose(1, 2)
+        x = x + m.down(F.gelu(m.up(m.norm1(x).transpose(1, 2)))).transpose(1, 2)
+        x = x + m.narrow(F.gelu(m.wide(m.norm2(x))))
+        return m.fc(x.mean(1))
+
+    return Net(
+        forward, patches=nn.Conv2d(3, 12, 2, 2), up=nn.Linear(16, 8), down=nn.Linear(8, 16), wide=nn.Linear(12, 24),
+        narrow=nn.Linear(24, 12), norm1=nn.LayerNorm(12), norm2=nn.LayerNorm(12), fc=nn.Linear(12, 10),
+    )  # fmt: skip
+
+
+def attends_to_places() -> Net:
+    """Spatial attention (arXiv:1807.06521): means and largest values over the channels weigh the positions."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x)
+        seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+        return m.fc(pool(m.c(x * m.weigh(seen).sigmoid())))
+
+    return Net(forward, a=block(3, 8), weigh=nn.Conv2d(2, 1, 3, 1, 1), c=block(8, 6), fc=nn.Linear(6, 10))
+
+
+class Auxiliary(nn.Module):
+    """A classifier in the middle that runs in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = block(3, 8), block(8, 6), nn.Linear(6, 10)
+        self.early, self.aux = nn.Sequential(nn.Conv2d(8, 5, 1), nn.BatchNorm2d(5), nn.ReLU()), nn.Linear(5, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        late = self.fc(pool(self.b(x)))
+        return (late, self.aux(pool(self.early(x)))) if self.training else late

@@ -166,12 +166,12 @@ def stored() -> tuple:
             layer, _, key = tensor.name.rpartition(".")
             axes: list[Axis | None] = [None] * len(tensor.dims)
             axes[0] = layers[layer].output
-            if len(axes) > 1 and not layers[layer].depthwise:
+            if len(axes) > 1 and not layers[layer].by_group:
                 axes[1] = layers[layer].input
             dims, raw = tuple(tensor.dims), len(tensor.raw_data)
             fixed = tensor.ByteSize() - raw - int(varint(raw)) - int(varint(dims).sum())
-            is_group = layers[layer].depthwise and key == "weight"
-            tensors.append(StoredTensor(dims, tuple(axes), 4, fixed, is_group))
+            per_group = int(layers[layer].by_group and key == "weight")
+            tensors.append(StoredTensor(dims, tuple(axes), 4, fixed, per_group))
         layout = FileLayout(file.ByteSize(), file.graph.ByteSize(), tuple(tensors))
         stored.made = model, graph, ResourceModel(graph, model, layout)  # type: ignore[attr-defined]
     return stored.made  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from amc.errors import ConfigError, did_you_mean
 from amc.graph import Graph, consumers
 from amc.plugins import is_plugin, load_plugin
 from amc.reconstruct import Moments
+from amc.surgery import weight_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +99,7 @@ def view(graph: Graph, model: nn.Module, moments: Mapping[str, Moments], index: 
     site, found = graph.sites[index], []
     for layer in consumers(graph, index):
         assert layer.input is not None
-        weight = model.get_submodule(layer.name).weight
-        assert isinstance(weight, Tensor)
+        weight = weight_of(model, layer)
         mine = torch.from_numpy((layer.input.site == index).nonzero()[0])
         channels = torch.from_numpy(layer.input.channel)[mine]
         found.append(Reader(weight.detach().flatten(2) if weight.ndim > 2 else weight.detach()[..., None],

@@ -241,9 +241,9 @@ def layer_shapes(graph: Graph) -> tuple[LayerShape, ...]:
             call = graph.trace.layers[layer.name]
             where = 0 if layer.kind == "conv" else -1
             outputs = _length(layer.output, call.output[where], graph)
-            inputs = outputs if layer.depthwise else _length(layer.input, call.input[where], graph)
+            inputs = outputs if layer.by_group else _length(layer.input, call.input[where], graph)
             found.append(
-                LayerShape(layer.name, layer.kind, inputs, outputs, layer.taps, layer.positions, layer.depthwise)
+                LayerShape(layer.name, layer.kind, inputs, outputs, layer.taps, layer.positions, layer.by_group)
             )
     return tuple(sorted(found, key=lambda shape: order.index(shape.name)))
 

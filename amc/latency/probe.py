@@ -53,8 +53,8 @@ class LatencyProbe:
                     changed = np.take(changed, axis.kept(kept), axis=dim)
             if changed is not array:
                 tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(changed), tensor.name))
-                if stored.is_group:
-                    groups[tensor.name] = changed.shape[0]
+                if stored.per_group:
+                    groups[tensor.name] = changed.shape[0] // stored.per_group
         for node in proto.graph.node:
             if node.op_type == "Conv" and node.input[1] in groups:
                 next(a for a in node.attribute if a.name == "group").i = groups[node.input[1]]

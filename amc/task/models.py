@@ -8,6 +8,7 @@ BatchNorm and one linear layer (arXiv:1409.1556).
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -308,4 +309,6 @@ def load_weights(model: nn.Module, path: str) -> None:
     if missing or extra:
         what = f"it lacks '{missing[0]}'" if missing else f"it has '{extra[0]}'"
         raise ModelError(f"{path} does not fit the network: {what} ({len(missing)} missing, {len(extra)} too many).")
-    model.load_state_dict(state, strict=False)
+    versioned = OrderedDict(state)
+    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # some modules ask for it
+    model.load_state_dict(versioned, strict=False)

@@ -1,0 +1,408 @@
+"""Every torchvision classifier and eighty of timm, through all that happens to a network in a run but the search.
+
+    python -m benchmarks.zoo                      # resumes; one line a network in benchmarks/results/zoo.jsonl
+    python -m benchmarks.zoo --only 'regnet' --again
+    python -m benchmarks.zoo --table              # writes docs/benchmarks/zoo.md
+
+Weights are random, images small. Each network is handled in a process of its own, with limits on time and memory.
+Beside it: what Torch-Pruning's own pruner does with the same network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import multiprocessing
+import re
+import resource
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parent
+RESULTS, TABLE = ROOT / "results" / "zoo.jsonl", ROOT.parent / "docs" / "benchmarks" / "zoo.md"
+SHARE = 0.5
+CLASSES = 10
+SIZES = (64, 96, 128, 160, 224, 256, 0)
+
+TIMM = """
+vgg11 resnet18 resnet50d resnet50_gn resnetblur50 wide_resnet50_2 resnetv2_50x1_bit seresnet50 ecaresnet26t skresnet18
+resnest14d gcresnet33ts sebotnet33ts_256 resnext50_32x4d regnetx_002 regnety_004 regnetz_b16 nf_regnet_b0 nfnet_l0
+densenet121 ese_vovnet19b_dw dla34 dla46x_c dpn68 cspresnet50 cs3darknet_s darknet53
+inception_v3 inception_v4 inception_next_atto xception41 selecsls42 hrnet_w18_small res2net50_26w_4s
+mobilenetv1_100 mobilenetv2_100 mobilenetv3_small_100 mobilenetv4_conv_small mobileone_s0 repvgg_a0 repvit_m0_9
+repghostnet_050 semnasnet_075 efficientnet_b0 efficientnetv2_rw_t mixnet_s rexnet_100 ghostnet_100 lcnet_050 tinynet_e
+starnet_s1 fasternet_t0 hgnetv2_b0 convnext_atto convnextv2_atto convmixer_768_32 convformer_s18 poolformerv2_s12
+edgenext_xx_small mixer_s32_224 resmlp_12_224 gmlp_ti16_224 sequencer2d_s
+vit_tiny_patch16_224 vit_relpos_small_patch16_224 deit_tiny_patch16_224 deit3_small_patch16_224 eva02_tiny_patch14_224
+beit_base_patch16_224 cait_xxs24_224 xcit_nano_12_p16_224 pit_ti_224 levit_128s convit_tiny
+swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 pvt_v2_b0 mobilevit_xxs mobilevitv2_050
+maxvit_pico_rw_256 coatnet_nano_rw_224 efficientformer_l1 visformer_tiny tiny_vit_5m_224 focalnet_tiny_srf
+""".split()  # noqa: SIM905
+
+
+def names() -> list[str]:
+    """All networks, by library and name."""
+    import timm
+    import torchvision.models
+
+    known = set(timm.list_models())
+    return [f"torchvision:{n}" for n in torchvision.models.list_models(module=torchvision.models)] + [
+        f"timm:{n}" for n in TIMM if n in known
+    ]
+
+
+def build(name: str) -> tuple[nn.Module, Tensor]:
+    """The network with random weights and an example at the smallest resolution at which it runs."""
+    failure: Exception | None = None
+    for size in SIZES:
+        torch.manual_seed(0)
+        try:
+            model, side = _make(name, size)
+            example = torch.randn(1, 3, side, side)
+            with torch.no_grad():
+                model(example)
+                copy.deepcopy(model).train()(torch.cat([example, example]))
+        except Exception as error:  # noqa: BLE001  (too small for this network, in any of many ways)
+            failure = error
+            continue
+        return _lively(model), example
+    raise RuntimeError(f"does not run at any size: {failure}")
+
+
+def _make(name: str, size: int) -> tuple[nn.Module, int]:
+    library, _, short = name.partition(":")
+    if library == "timm":
+        import timm
+
+        side = size or timm.get_pretrained_cfg(short).input_size[1]
+        options = [{"img_size": side}, {}] if size else [{}]
+        return _first(lambda o: timm.create_model(short, num_classes=CLASSES, **o), options).eval(), side
+    from torchvision.models import get_model
+
+    side = size or 224
+    options = [{"image_size": side}, {"init_weights": False}, {}]
+    return _first(lambda o: get_model(short, num_classes=CLASSES, **o), options).eval(), side
+
+
+def _first(make: Callable[[dict[str, Any]], nn.Module], options: list[dict[str, Any]]) -> nn.Module:
+    for option in options:
+        try:
+            return make(option)
+        except TypeError:
+            continue
+    raise TypeError("it takes none of the options")
+
+
+def _lively(model: nn.Module) -> nn.Module:
+    """Statistics and layer scales that do something: fresh ones make networks (nearly) linear, or dead."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.uniform_(-0.3, 0.3, generator=generator)
+        for parameter in model.parameters():
+            if parameter.numel() > 1 and parameter.ndim == 1 and float(parameter.abs().max()) < 1e-3:
+                parameter.uniform_(-0.5, 0.5, generator=generator)
+    return model
+
+
+def ours(name: str) -> Iterator[dict[str, Any]]:
+    """What amc does, step by step; what is known so far after each."""
+    from amc.budget import Space
+    from amc.errors import BudgetError, ModelError
+    from amc.graph import build_graph
+    from amc.policy import legal_widths
+    from amc.resources import ResourceModel
+
+    model, example = build(name)
+    found: dict[str, Any] = {"size": example.shape[-1], "step": "inspect"}
+    yield found
+    start = time.perf_counter()
+    try:
+        graph = build_graph(model, example)
+    except ModelError as error:
+        yield found | {"step": "refused", "reason": str(error)}
+        return
+    found |= {
+        "inspect": round(time.perf_counter() - start, 2),
+        "macs": graph.trace.macs,
+        "sites": len(graph.sites),
+        "refused": [[r.name, r.reason] for r in graph.refusals],
+    }
+    yield found
+    resources = ResourceModel(graph, model)
+    settings = tuple(legal_widths(s.channels, 0.2, 0) for s in graph.sites)
+    least = resources.cost([s[0] for s in settings])["macs"] / graph.trace.macs
+    found |= {"least": round(least, 4)}
+    try:
+        limits = {"macs": SHARE * graph.trace.macs}
+        space = Space(tuple(s.name for s in graph.sites), settings, resources, limits)
+    except BudgetError:
+        yield found | {"step": "refused", "reason": f"at least {100 * least:.0f} % of the MACs remain"}
+        return
+    rng = np.random.default_rng(0)
+    for policy, shares in (("random", rng.uniform(0.3, 1, len(settings))), ("uniform", np.ones(len(settings)))):
+        choice = space.fit(shares)
+        kept = [np.sort(rng.choice(s.channels, w, replace=False)) for s, w in zip(graph.sites, choice, strict=True)]
+        for step in _tried(model, example, graph, kept, resources.cost(choice)["macs"], found, policy == "uniform"):
+            yield found | {"step": f"{policy} policy: {step}"}
+    yield found | {"step": "done"}
+
+
+def _tried(
+    model: nn.Module, example: Tensor, graph: Any, kept: Any, macs: float, found: dict[str, Any], last: bool
+) -> Iterator[str]:
+    from amc.bundle import load, save_weights
+    from amc.export import check_parity, export_onnx
+    from amc.latency import Runner
+    from amc.policy import fingerprint, make_policy
+    from amc.surgery import Dresser, twin
+    from amc.trace import trace
+    from amc.trial import masked_outputs
+
+    yield "prune"
+    smaller = twin(model)
+    Dresser(smaller, graph.layers).dress(kept)
+    smaller = copy.deepcopy(smaller)
+    yield "forward"
+    images = torch.randn(2, *example.shape[1:])
+    with torch.no_grad():
+        one, two = smaller(images[:1]), smaller(images)
+    assert [tuple(one.shape), tuple(two.shape)] == [(1, CLASSES), (2, CLASSES)], f"{one.shape}, {two.shape}"
+    yield "MACs as predicted"
+    counted = trace(smaller, example).macs
+    assert counted == macs, f"{counted} MACs, not {macs:.0f}"
+    found["share"] = round(counted / graph.trace.macs, 4)
+    yield "masked equals pruned"
+    expected = masked_outputs(model, graph, kept, images)[0]
+    far = float((two - expected).abs().max()) / (float(expected.abs().max()) or 1.0)
+    found["masked"] = float(f"{far:.1e}")
+    assert far < 1e-2, f"{far:.2g} of the largest output"
+    yield "training step"
+    _train(copy.deepcopy(smaller), images)
+    if not last:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        yield "ONNX export"
+        export_onnx(smaller, example, path)
+        yield "parity on ONNX Runtime"
+        found["parity"] = float(f"{check_parity(smaller, path, images, Runner(path)).largest_difference:.1e}")
+        yield "bundle"
+        save_weights(smaller, Path(folder, "model.safetensors"))
+        make_policy(graph, fingerprint(model), kept).save(Path(folder, "policy.json"))
+        with torch.no_grad():
+            again = load(model, folder, example)(images)
+        assert torch.equal(again, two), "the loaded network computes something else"
+
+
+def _train(model: nn.Module, images: Tensor) -> None:
+    model.train()
+    outputs = model(torch.cat([images, images.flip(3)]))
+    outputs = outputs if isinstance(outputs, Tensor) else outputs[0]
+    loss = nn.functional.cross_entropy(outputs, torch.tensor([1, 2, 3, 4]))
+    loss.backward()
+    torch.optim.SGD(model.parameters(), 1e-3).step()
+    assert torch.isfinite(loss), f"the loss is {loss.item()}"
+
+
+def theirs(name: str) -> Iterator[dict[str, Any]]:
+    """What Torch-Pruning's pruner does with half of the channels, used as its examples do."""
+    import torch_pruning as tp
+
+    model, example = build(name)
+    yield {"step": "prune"}
+    before = tp.utils.count_ops_and_params(model, example)[0]
+    heads = {m.qkv: m.num_heads for m in model.modules() if isinstance(getattr(m, "qkv", None), nn.Linear)}
+    ends = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == CLASSES]
+    ends += [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels == CLASSES]
+    pruner = tp.pruner.MagnitudePruner(
+        model, example, tp.importance.MagnitudeImportance(p=2), pruning_ratio=0.5, ignored_layers=ends,
+        num_heads=heads, prune_head_dims=True, root_module_types=[nn.Conv2d, nn.Linear],
+    )  # fmt: skip
+    pruner.step()
+    yield {"step": "forward"}
+    with torch.no_grad():
+        out = model(torch.randn(2, *example.shape[1:]))
+    assert tuple(out.shape) == (2, CLASSES), f"the outputs are {tuple(out.shape)}"
+    share = tp.utils.count_ops_and_params(model, example)[0] / before
+    yield {"step": "training step"}
+    _train(model, torch.randn(2, *example.shape[1:]))
+    if share > SHARE:
+        raise AssertionError(f"{100 * share:.0f} % of the MACs remain")
+    yield {"step": "done", "share": round(share, 4)}
+
+
+def _work(task: Callable[[str], Iterator[dict[str, Any]]], name: str, pipe: Any, gigabytes: float) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    limit = int(gigabytes * 2**30) + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    known: dict[str, Any] = {"step": "build"}
+    try:
+        for known in task(name):
+            pipe.send(known)
+    except BaseException as error:  # noqa: BLE001  (whatever it is, it is the result)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        pipe.send(
+            known
+            | {"error": f"{type(error).__name__}: {reason}", "place": f"{Path(place.filename).name}:{place.lineno}"}
+        )
+    pipe.close()
+
+
+def attempt(
+    task: Callable[[str], Iterator[dict[str, Any]]], name: str, seconds: float, gigabytes: float
+) -> dict[str, Any]:
+    """The task in a process of its own, and what came of it."""
+    context = multiprocessing.get_context("fork")
+    mine, other = context.Pipe(False)
+    process = context.Process(target=_work, args=(task, name, other, gigabytes))
+    start = time.perf_counter()
+    process.start()
+    other.close()
+    known: dict[str, Any] = {"step": "build"}
+    try:
+        while mine.poll(max(0.0, start + seconds - time.perf_counter())):
+            known = mine.recv()
+        known = known | {"error": f"took more than {seconds:.0f} s"}
+    except EOFError:
+        if known["step"] not in ("done", "refused") and "error" not in known:
+            known = known | {"error": f"needed more than {gigabytes:g} GiB"}
+    process.kill()
+    process.join()
+    return known | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def read() -> dict[str, dict[str, Any]]:
+    if not RESULTS.exists():
+        return {}
+    return {r["name"]: r for r in map(json.loads, RESULTS.read_text(encoding="utf-8").splitlines())}
+
+
+def write(results: dict[str, dict[str, Any]]) -> None:
+    order = {name: i for i, name in enumerate(names())}
+    lines = [json.dumps(results[n]) for n in sorted(results, key=lambda n: order.get(n, len(order)))]
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="networks whose name has this in it (a regular expression)")
+    parser.add_argument("--again", action="store_true", help="also those that are done")
+    parser.add_argument("--failed", action="store_true", help="also those that were tried and did not get through")
+    parser.add_argument("--no-theirs", action="store_true", help="leave Torch-Pruning out")
+    parser.add_argument("--seconds", type=float, default=300, help="limit for one network")
+    parser.add_argument("--memory", type=float, default=6, help="limit for one network, in GiB")
+    parser.add_argument("--until", type=float, default=float("inf"), help="begin no network after so many seconds")
+    parser.add_argument("--table", action="store_true", help="only write the table")
+    options = parser.parse_args()
+    started = time.perf_counter()
+    if not options.table:
+        import onnxruntime  # noqa: F401  (once, for all the processes that are forked off)
+        import timm  # noqa: F401
+        import torch.onnx
+        import torch_pruning  # noqa: F401
+
+        import amc.bundle
+        import amc.latency  # noqa: F401
+
+        torch.set_num_threads(1)
+        for name in names():
+            results = read()
+            known = results.get(name)
+            done = known is not None and not (options.failed and known["amc"]["step"] != "done")
+            if not re.search(options.only, name) or (done and not options.again):
+                continue
+            if time.perf_counter() - started > options.until:
+                break
+            record = {"name": name, "amc": attempt(ours, name, options.seconds, options.memory)}
+            other = (known or {}).get("torch-pruning")
+            if not options.no_theirs and other is None:
+                other = attempt(theirs, name, 60, options.memory)
+            if other is not None:
+                record["torch-pruning"] = other
+            results = read() | {name: record}
+            write(results)
+            a = record["amc"]
+            print(name, a["step"], a.get("error") or a.get("reason") or a.get("share"), f"{a['seconds']} s", flush=True)
+    TABLE.parent.mkdir(parents=True, exist_ok=True)
+    TABLE.write_text(table(read()), encoding="utf-8")
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    records = list(results.values())
+    lines = [
+        "# Tested networks",
+        "",
+        "Written by `python -m benchmarks.zoo`; every number is in `benchmarks/results/zoo.jsonl`.",
+        "",
+        "For each network, with random weights and the smallest images that it takes: inspect; a random and a uniform",
+        f"policy for {100 * SHARE:.0f} % of the MACs (at least a fifth of every site kept); prune; forward",
+        "at two batch sizes; MACs as predicted; the pruned network computes what the whole one does when nothing",
+        "listens to the channels that went; one training step; then, for the uniform policy, ONNX, parity on ONNX",
+        "Runtime, and the bundle saved and loaded. *Torch-Pruning* (TP): its `MagnitudePruner` with half of the",
+        "channels, as its examples use it: the pruned network runs, trains one step, and has at most half of its MACs,",
+        "as it counts them.",
+        "",
+        "| library | networks | amc: through everything | Torch-Pruning |",
+        "|---|---|---|---|",
+        *(_summary(library, records) for library in ("torchvision", "timm")),
+        "",
+        "| network | pixels | sites | MACs left | least | masked = pruned | inspect | all | not cut, and why | TP |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        *map(_line, records),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(library: str, records: list[dict[str, Any]]) -> str:
+    mine = [r for r in records if r["name"].startswith(library)]
+    good = sum(r["amc"]["step"] == "done" for r in mine)
+    tried = [r for r in mine if "torch-pruning" in r]
+    other = sum(r["torch-pruning"]["step"] == "done" for r in tried)
+    share = f"{other} of {len(tried)} ({100 * other / len(tried):.1f} %)" if tried else ""
+    return f"| {library} | {len(mine)} | {good} ({100 * good / max(1, len(mine)):.1f} %) | {share} |"
+
+
+def _line(record: dict[str, Any]) -> str:
+    a, other = record["amc"], record.get("torch-pruning", {})
+    cells = [record["name"], a.get("size", ""), a.get("sites", "")]
+    if a["step"] == "done":
+        cells += [f"{100 * a['share']:.1f} %", f"{100 * a['least']:.0f} %", f"{a['masked']:.0e}"]
+    else:
+        what = a.get("reason") or f"{a['step']}: {a.get('error', '')}"
+        cells += [f"**{'refused' if a['step'] == 'refused' else 'failed'}**: {what}", "", ""]
+    cells += [f"{a['inspect']:.1f} s" if "inspect" in a else "", f"{a['seconds']:.0f} s", _reasons(a)]
+    failed = f"{other.get('step', '')}: {other.get('error', '')}"
+    cells.append(f"{100 * other['share']:.0f} %" if "share" in other else failed)
+    return "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"
+
+
+def _reasons(found: dict[str, Any]) -> str:
+    """Every reason, with how many layers it holds back; the logits are not worth a word."""
+    counts: dict[str, int] = {}
+    for _, reason in found.get("refused", []):
+        short = re.sub(r"[\w.]*\d[\w.]* has (\d+) groups", r"\1 groups", reason)
+        counts[short] = counts.get(short, 0) + 1
+    counts.pop("it is the network's output", None)
+    return "; ".join(f"{count} × {reason}" for reason, count in counts.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
