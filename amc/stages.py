@@ -168,7 +168,7 @@ class Stages:
             nonlocal best
             best = max(best, evaluation.metric if evaluation.error is None else -np.inf)
             shown = f"best {self.task.objective.name} {100 * best:.2f} %" if best > -np.inf else "no policy works yet"
-            self.monitor.progress(proposals / search.evaluations, f"{shown} before fine-tuning")
+            self.monitor.progress(min(1.0, proposals / search.evaluations), f"{shown} before fine-tuning")
 
         reward = load_reward(search.reward)
         probe = self._probe(graph, evaluator) if getattr(reward, "needs_latency", False) else None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -205,14 +206,28 @@ def open_storage(url: str) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(Path(url).absolute())))
     url = url if "://" in url else f"sqlite:///{url}"
     engine: dict[str, Any] = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-        return RDBStorage(
-            url,
-            engine_kwargs=engine,
-            heartbeat_interval=_HEARTBEAT,
-            grace_period=_GRACE,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=_RETRIES),
-        )
+    return _database(url, engine)
+
+
+def _database(url: str, engine: dict[str, Any], tries: int = 5) -> RDBStorage:
+    """A database, with Optuna's tables made where there are none; another process may be making them too."""
+    from sqlalchemy.exc import DatabaseError
+
+    try:
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            return RDBStorage(
+                url,
+                engine_kwargs=engine,
+                heartbeat_interval=_HEARTBEAT,
+                grace_period=_GRACE,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=_RETRIES),
+            )
+    except DatabaseError as error:
+        made_by_another = any(word in str(error).lower() for word in ("already exists", "unique", "duplicate"))
+        if not made_by_another or tries == 1:
+            raise
+    time.sleep(0.2)
+    return _database(url, engine, tries - 1)
 
 
 @contextlib.contextmanager
