@@ -56,6 +56,12 @@ def overhead(name: str, proposals: int) -> tuple[float, float]:
     return float(gaps.mean()), statistics.median(gaps[-max(1, proposals // 10) :])
 
 
+def _rows(path: Path) -> dict[str, str]:
+    """The rows of an earlier table, which those that are taken anew replace."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    return {line.split("|")[1].strip(): line for line in lines[1:]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--proposals", type=int, default=200)
@@ -63,11 +69,11 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="SEARCHER", help="which [all]")
     parsed = parser.parse_args()
     torch.set_num_threads(1)
-    rows = ["| searcher | ms a proposal, mean | the last ones |", "|---|---|---|"]
+    rows = _rows(parsed.out) if parsed.out and parsed.out.exists() else {}
     for name in parsed.names or searchers():
         mean, last = overhead(name, parsed.proposals)
-        rows.append(f"| {name} | {mean:.2f} | {last:.2f} |")
-        print(rows[-1], flush=True)
+        rows[name] = f"| {name} | {mean:.2f} | {last:.2f} |"
+        print(rows[name], flush=True)
     if parsed.out:
         machine = f"{platform.processor() or platform.machine()}, Python {platform.python_version()}"
         told = f"""# What searchers themselves cost
@@ -75,10 +81,13 @@ def main() -> None:
 {SITES} sites of 13 settings each, MACs halved, an evaluation that costs microseconds; {parsed.proposals} proposals of
 each searcher, one seed, one thread. {machine}. Made by `python benchmarks/overhead.py --out {parsed.out}`.
 The mean includes what a searcher does once (loading its library, tables); the median of the last tenth does not.
+Taken on two virtual CPUs of one core that other work shared, so times are up to twice those of a quiet machine.
 
+| searcher | ms a proposal, mean | the last ones |
+|---|---|---|
 """
         parsed.out.parent.mkdir(parents=True, exist_ok=True)
-        parsed.out.write_text(told + "\n".join(rows) + "\n", encoding="utf-8")
+        parsed.out.write_text(told + "\n".join(rows[n] for n in searchers() if n in rows) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from amc.budget import Space
 from amc.policy import Choice
 from amc.problem import Problem
-from amc.search.exact import PairCosts, pair_costs, solve_front, solve_programme
+from amc.search.exact import PairCosts, pair_costs, solve, solve_front, solve_programme
 
 Floats = NDArray[np.float64]
 
@@ -90,8 +90,7 @@ def _exact(space: Space, errors: Sequence[Floats], programme: bool = True) -> Ch
         return None
     limits = np.array(list(space.limits.values()))
     for _ in range(_TRIES):  # once; again where the costs were taken apart but for a few bytes
-        solved = solve_front(space, known[0], errors, float(limits[0])) if len(known) == 1 else None
-        choice = solved.within(float(limits[0])) if solved else None
+        choice = solve(space, known[0], errors, float(limits[0])) if len(known) == 1 else None
         if choice is None and programme:
             choice = solve_programme(space, known, errors, limits.tolist())
         if choice is None:

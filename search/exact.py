@@ -14,14 +14,16 @@ label      (cost, error) of a partial policy; dominated when another of the same
 Costs are taken apart into c_s and c_st by asking the cost model, which is exact for MACs and parameters (a tensor lies
 between two sites) and within a few bytes for the file's size. Under one limit the sites are decided in forward order,
 keeping for every settings of the frontier all labels that are not dominated: what is left at the end is the front of
-error against cost, for every budget at once. Several limits, and chains of many wide settings, go to an integer
-programme (HiGHS), where products of settings become variables of their own.
+error against cost, for every budget at once. For one budget, labels that cannot be completed to anything better than
+what a Lagrangian relaxation has reached are dropped, which leaves few. Several limits, and whatever has too many cases
+all the same, go to an integer programme (HiGHS), where products of settings become variables of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -37,10 +39,10 @@ Ints = NDArray[np.int64]
 
 MOST_LABELS = 200_000
 """Where a step has more to look through, dynamic programming gives up: ResNet-56 needs 110,000 at most."""
-_MOST_FRONTIERS = 4_000
 _MOST_VARIABLES = 20_000
 """Where the integer programme needs more, it is not tried: VGG-16 needs 17,000 and two seconds."""
 _NODES = 2_000
+_HALVINGS = 40
 _PROBES, _TOLERANCE = 64, 1e-4
 
 
@@ -87,11 +89,43 @@ def pair_costs(space: Space, resource: str) -> PairCosts | None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Step:
-    """What was decided with one site: for every label the one it came from, and the setting."""
+class _Stage:
+    """Deciding one site: what each setting adds to the cost, and where it leads, by the frontier's settings before."""
 
-    parent: Ints
-    setting: Ints
+    added: Floats
+    """``[states before, settings]``"""
+    leads: Ints
+    """The state after ``[states before, settings]``."""
+    least_to_come: float
+    """What the sites after this one cost at least."""
+
+
+@lru_cache(maxsize=16)
+def _stages(costs: PairCosts) -> tuple[_Stage, ...] | None:
+    """One stage a site, in forward order. None where too many sites meet one another."""
+    sizes = [len(c) for c in costs.single]
+    last = [max([t for pair in costs.pairs if s in pair for t in pair], default=s) for s in range(len(sizes))]
+    least = np.array([c.min() for c in costs.single])
+    for (_, t), cost in costs.pairs.items():
+        least[t] += cost.min()
+    found: list[_Stage] = []
+    before: tuple[int, ...] = ()
+    for site, size in enumerate(sizes):
+        after = tuple(s for s in (*before, site) if last[s] > site)
+        held = [*before, site]
+        if np.prod([sizes[s] for s in held], dtype=np.float64) > MOST_LABELS:
+            return None
+        grid = dict(zip(held, np.indices([sizes[s] for s in held]).reshape(len(held), -1), strict=True))
+        added = costs.single[site][grid[site]]
+        for met in before:
+            if (met, site) in costs.pairs:
+                added = added + costs.pairs[met, site][grid[met], grid[site]]
+        leads = np.zeros(len(added), np.int64)
+        for s in after:
+            leads = leads * sizes[s] + grid[s]
+        found.append(_Stage(added.reshape(-1, size), leads.reshape(-1, size), float(least[site + 1 :].sum())))
+        before = after
+    return tuple(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +135,8 @@ class Front:
     cost: Floats
     error: Floats
     _space: Space
-    _steps: tuple[_Step, ...]
+    _steps: tuple[tuple[Ints, Ints], ...]
+    """For every site and label, the label that it came from and the setting."""
 
     def within(self, limit: float) -> Choice | None:
         """The policy of least error that costs at most ``limit``; None where none does."""
@@ -109,74 +144,95 @@ class Front:
         if label < 0:
             return None
         places = []
-        for step in reversed(self._steps):
-            places.append(int(step.setting[label]))
-            label = int(step.parent[label])
+        for parent, setting in reversed(self._steps):
+            places.append(int(setting[label]))
+            label = int(parent[label])
         return tuple(s[k] for s, k in zip(self._space.settings, reversed(places), strict=True))
 
 
-def solve_front(space: Space, costs: PairCosts, errors: Sequence[Floats], limit: float) -> Front | None:
+@dataclass(frozen=True, eq=False)
+class _Bound:
+    """For one limit: no label is of use with ``error + price · (cost - limit) + to_come[state] > reached``."""
+
+    price: float
+    limit: float
+    to_come: Sequence[Floats]
+    """After every site, the least of error + price · cost that the others add, by state."""
+    reached: float
+
+
+def solve_front(
+    space: Space, costs: PairCosts, errors: Sequence[Floats], limit: float, bound: _Bound | None = None
+) -> Front | None:
     """The front of error against one cost up to ``limit``. None where there are too many cases."""
-    sites, sizes = len(space.settings), [len(s) for s in space.settings]
-    frontiers = _frontiers(costs, sites)
-    if any(np.prod([sizes[f] for f in f_], dtype=np.float64) > _MOST_FRONTIERS for f_ in frontiers):
+    stages = _stages(costs)
+    if stages is None:
         return None
-    rest = _least_to_come(costs, sites)
-    state = np.zeros(1, np.int64)  # the frontier's settings of each label, as one number
+    state = np.zeros(1, np.int64)
     cost, error = np.array([costs.least]), np.zeros(1)
     steps = []
-    for site, (before, after) in enumerate(zip([(), *frontiers], frontiers, strict=False)):
-        if len(state) * sizes[site] > MOST_LABELS:
+    for site, (stage, own) in enumerate(zip(stages, errors, strict=True)):
+        if len(state) * len(own) > MOST_LABELS:
             return None
-        held = dict(zip(before, _digits(state, [sizes[f] for f in before]), strict=True))
-        added = np.tile(costs.single[site], (len(state), 1))
-        for met, where in held.items():
-            if (met, site) in costs.pairs:
-                added += costs.pairs[met, site][where]
-        grown = (cost[:, None] + added).ravel()
-        summed = (error[:, None] + errors[site]).ravel()
-        held = {f: np.repeat(where, sizes[site]) for f, where in held.items()}
-        held[site] = np.tile(np.arange(sizes[site]), len(state))
-        state = _number([held[f] for f in after], [sizes[f] for f in after], len(grown))
-        kept = _undominated(state, grown, summed, limit - rest[site])
-        steps.append(_Step(kept // sizes[site], kept % sizes[site]))
+        grown = (cost[:, None] + stage.added[state]).ravel()
+        summed = (error[:, None] + own).ravel()
+        state = stage.leads[state].ravel()
+        use = grown <= limit - stage.least_to_come
+        if bound is not None:
+            use &= summed + bound.price * (grown - bound.limit) + bound.to_come[site][state] <= bound.reached
+        kept = _undominated(state, grown, summed, np.flatnonzero(use))
+        steps.append((kept // len(own), kept % len(own)))
         state, cost, error = state[kept], grown[kept], summed[kept]
     return Front(cost, error, space, tuple(steps))
 
 
-def _frontiers(costs: PairCosts, sites: int) -> list[tuple[int, ...]]:
-    """After each site, the decided ones that meet an undecided one."""
-    last = [max([t for pair in costs.pairs if s in pair for t in pair], default=s) for s in range(sites)]
-    return [tuple(s for s in range(site + 1) if last[s] > site) for site in range(sites)]
+def solve(space: Space, costs: PairCosts, errors: Sequence[Floats], limit: float) -> Choice | None:
+    """The policy of least error under one limit. None where there are too many cases."""
+    stages = _stages(costs)
+    bound = _lagrange(stages, costs.least, errors, limit) if stages else None
+    front = solve_front(space, costs, errors, limit, bound) if bound else None
+    return front.within(limit) if front else None
 
 
-def _least_to_come(costs: PairCosts, sites: int) -> Floats:
-    """What the sites after each add at least ``[S]``."""
-    least = np.array([c.min() for c in costs.single])
-    for (_, t), cost in costs.pairs.items():
-        least[t] += cost.min()
-    return np.asarray(least[::-1].cumsum()[::-1] - least)[:sites]
+def _lagrange(stages: Sequence[_Stage], least: float, errors: Sequence[Floats], limit: float) -> _Bound | None:
+    """The Lagrangian bound: a price on the cost, halved between policies that fit and that do not."""
+    scale = max(float(np.ptp(np.concatenate(list(errors)))), 1e-300) * len(errors) / max(limit, 1e-300)
+    low, high, reached = 0.0, 0.0, np.inf
+    price, grow = scale, True
+    for _ in range(_HALVINGS):
+        cost, error, _ = _priced(stages, least, errors, price)
+        if cost <= limit:
+            reached, high, grow = min(reached, error), price, False
+        else:
+            low = price
+        price = price * 8 if grow else (low + high) / 2
+    if grow:
+        return None
+    _, _, to_come = _priced(stages, least, errors, high)
+    return _Bound(high, limit, to_come, reached + 1e-9 * (abs(reached) + scale * limit))
 
 
-def _digits(state: Ints, sizes: Sequence[int]) -> list[Ints]:
-    found = []
-    for size in reversed(sizes):
-        found.append(state % size)
-        state = state // size
-    return found[::-1]
+def _priced(
+    stages: Sequence[_Stage], least: float, errors: Sequence[Floats], price: float
+) -> tuple[float, float, Sequence[Floats]]:
+    """Cost and error of the policy of least error + price · cost, and the least that is to come after each site."""
+    to_come, best = [np.zeros(1)], []
+    for stage, own in zip(reversed(stages), reversed(errors), strict=True):
+        value = own + price * stage.added + to_come[-1][stage.leads]
+        best.append(value.argmin(1))
+        to_come.append(value.min(1))
+    state, cost, error = 0, least, 0.0
+    for stage, own, chosen in zip(stages, errors, reversed(best), strict=True):
+        setting = int(chosen[state])
+        cost += float(stage.added[state, setting])
+        error += float(own[setting])
+        state = int(stage.leads[state, setting])
+    return cost, error, to_come[-2::-1]
 
 
-def _number(digits: Sequence[Ints], sizes: Sequence[int], count: int) -> Ints:
-    state = np.zeros(count, np.int64)
-    for digit, size in zip(digits, sizes, strict=True):
-        state = state * size + digit
-    return state
-
-
-def _undominated(state: Ints, cost: Floats, error: Floats, limit: float) -> Ints:
-    """The labels that are not dominated, by state and rising cost."""
-    fits = np.flatnonzero(cost <= limit)
-    order = fits[np.lexsort((error[fits], cost[fits], state[fits]))]
+def _undominated(state: Ints, cost: Floats, error: Floats, candidates: Ints) -> Ints:
+    """The candidates that are not dominated, by state and rising cost."""
+    order = candidates[np.lexsort((error[candidates], cost[candidates], state[candidates]))]
     first = np.ones(len(order), bool)
     first[1:] = np.diff(state[order]) > 0
     ranked = np.unique(error[order], return_inverse=True)[1]  # whole numbers, so that groups can be told apart exactly
