@@ -2,6 +2,7 @@
 
 ==================  ==================================================================
 model.onnx          the pruned, fine-tuned network
+model.int8.onnx     the same in 8 bits, where that was asked for (--int8)
 original.onnx       the network it came from, to be measured beside it
 model.safetensors   the pruned network's tensors
 policy.json         site → channels kept
@@ -36,6 +37,9 @@ FILES = (
     "model.onnx", "original.onnx", "model.safetensors", "policy.json", "result.json", "journal.jsonl",
     "config.yaml", "report.md", "report.html",
 )  # fmt: skip
+
+
+OPTIONAL = ("model.int8.onnx",)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -219,6 +219,12 @@ def _print_result(summary: Any, folder: Path) -> None:
         console.print(
             f"met: {proof['exported']:,.0f} of at most {proof['limit']:,.0f} {proof['unit']} ({proof['how']})"
         )
+    if summary.get("int8"):
+        int8 = summary["int8"]
+        console.print(
+            f"model.int8.onnx ({int8['setting']}): {summary['metric']} {100 * int8['test']:.2f} % on the test split, "
+            f"{int8['latency_ms']:.3g} ms, {int8['ratio']['value']:.3f} of the original's time"
+        )
     for note in summary["notes"]:
         console.print(f"note: {note}", markup=False)
     console.print(f"{folder}: model.onnx, report.html and all the rest", markup=False)

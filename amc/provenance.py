@@ -75,11 +75,23 @@ def load() -> float:
 
 def cpu_name() -> str:
     """The CPU's name, with the vector instructions that matter to latency."""
+    fields = _cpu()
+    if not fields:
+        return platform.processor() or platform.machine()
+    flags = cpu_flags()
+    wide = [f for f in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm") if f in flags]
+    return f"{fields.get('model name', platform.machine())} ({', '.join(wide) or 'no AVX2'})"
+
+
+def cpu_flags() -> frozenset[str]:
+    """The instruction sets that the CPU has, as Linux names them; empty elsewhere."""
+    fields = _cpu()
+    return frozenset((fields.get("flags") or fields.get("Features", "")).split())
+
+
+def _cpu() -> dict[str, str]:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor() or platform.machine()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = set(fields.get("flags", "").split())
-    wide = [f for f in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if f in flags]
-    return f"{fields.get('model name', platform.machine())} ({', '.join(wide) or 'no AVX2'})"
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}

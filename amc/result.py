@@ -32,6 +32,7 @@ class Result:
 
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        for name in bundle.FILES:
+        there = [name for name in bundle.OPTIONAL if (self.folder / name).exists()]
+        for name in (*bundle.FILES, *there):
             shutil.copyfile(self.folder / name, target / name)
         return target

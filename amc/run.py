@@ -169,6 +169,8 @@ def _compress(flow: Stages) -> Result:
         proof = flow.prove(space, model)
     with flow.stage("measure"):
         latency = flow.measure()
+    with flow.stage("quantise") if config.int8 else contextlib.nullcontext():
+        int8 = flow.quantise()
     with flow.stage("test"):
         scores = flow.test(model)
     policy = make_policy(graph, fingerprint(task.model), evaluator.kept(chosen))
@@ -186,5 +188,6 @@ def _compress(flow: Stages) -> Result:
         scores=scores,
         stages=flow.stages(),
         precision=flow.precision(),
+        int8=int8,
     )
     return flow.deliver(model, policy, problem, summarise(task, config, policy, found))

@@ -28,7 +28,8 @@ from amc.files import replacing, write_json, write_text
 from amc.finetune import Plan, asked_precision, fastest_precision, make_plan, train
 from amc.graph import Graph
 from amc.journal import Journal
-from amc.latency import LatencyProbe, Measurement, Runner, measure
+from amc.latency import LatencyProbe, Measurement, Runner, measure, onnx_metric
+from amc.latency.int8 import fastest
 from amc.monitor import Monitor
 from amc.policy import Choice, Policy, fingerprint, legal_widths
 from amc.problem import Problem, StudyPlace, recorded, site_features
@@ -42,6 +43,7 @@ from amc.task import Task, evaluate
 from amc.trace import trace
 
 PARITY_SAMPLES = 64
+INT8, INT8_SAMPLES = "model.int8.onnx", 256
 
 
 class Scorer(Protocol):
@@ -329,6 +331,56 @@ class Stages:
             )
         return proof
 
+    def quantise(self) -> dict[str, Any] | None:
+        """Write model.int8.onnx and time it. Where it cannot be made, the result says why, and the run goes on."""
+        source, target = self.folder / "model.onnx", self.folder / INT8
+        if not self.config.int8:
+            return None
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()[:32]
+        known = self.journal.last("int8")
+        if known is None or known["of"] != digest or not (target.exists() or known["found"].get("error")):
+            try:
+                with replacing(target) as temporary:
+                    found = self._quantised(source, temporary)
+            except ExportError as error:
+                target.unlink(missing_ok=True)
+                found = {"error": str(error)}
+                self.monitor.say(f"no {INT8}: {error}")
+            self.journal.append("int8", of=digest, found=found)
+            return found
+        return dict(known["found"])
+
+    def _quantised(self, source: Path, target: Path) -> dict[str, Any]:
+        """What is known of the 8-bit model written to ``target``."""
+        calibration, search = self.task.splits.calibration, self.task.splits.search
+        count, inputs = min(INT8_SAMPLES, len(calibration)), nested.feeds(self.task.example)
+        few = [torch.arange(start, min(start + 16, count)) for start in range(0, count, 16)]
+        best, tried = fastest(
+            source,
+            target,
+            [nested.feeds(calibration.fetch(indices)[0]) for indices in few],
+            lambda path: onnx_metric(path, self.task.objective, search),
+            inputs,
+            self.config.latency_threads,
+            self.monitor.progress,
+            self.machine.measuring,
+        )
+        models = {"original": self.folder / "original.onnx", "final": source, "int8": target}
+        with self.machine.measuring():
+            times = measure(models, inputs, self.config.latency_threads, seed=self.config.seed,
+                            progress=lambda share, note: self.monitor.progress(0.5 + share / 2, note))  # fmt: skip
+        ratios = {
+            key: dict(zip(("value", "low", "high"), times.ratio("int8", other), strict=True))
+            for key, other in (("ratio", "original"), ("ratio_to_final", "final"))
+        }
+        return {
+            "setting": best.name, "search": best.metric, "size": target.stat().st_size,
+            "in_float": list(best.in_float), "layers": best.layers, "latency_ms": times.latencies["int8"].p10_ms,
+            **ratios,
+            "tried": [{"setting": t.name, "search": t.metric, "ratio": t.ratio, "in_float": len(t.in_float)}
+                      for t in tried],
+        }  # fmt: skip
+
     def measure(self) -> Measurement:
         """Time both networks side by side on one sample."""
         models = {"original": self.folder / "original.onnx", "final": self.folder / "model.onnx"}
@@ -338,13 +390,15 @@ class Stages:
             return measure(models, inputs, threads, seed=self.config.seed, progress=told)
 
     def test(self, model: nn.Module) -> dict[str, float]:
-        """Both networks on the search split and, once, on the test split."""
+        """The networks on the search split and, once, on the test split."""
         known, model = self.journal.last("test"), model.to(self.task.device)
         if known is None:
             scores = {}
             for part, split in (("search", self.task.splits.search), ("test", self.task.splits.test)):
                 scores[f"original_{part}"] = self.shared.original_score(part, split)[1]
                 scores[f"final_{part}"] = evaluate(model, self.task, split)[1]
+            if self.config.int8 and (self.folder / INT8).exists():
+                scores["int8_test"] = onnx_metric(self.folder / INT8, self.task.objective, self.task.splits.test)
             self.journal.append("test", scores=scores)
             known = {"scores": scores}
         scores = known["scores"]

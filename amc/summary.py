@@ -10,6 +10,7 @@ from typing import Any
 from amc.config import Config, to_dict
 from amc.export import Parity
 from amc.latency import Measurement
+from amc.latency.int8 import TOLERANCE
 from amc.policy import Policy
 from amc.provenance import environment
 from amc.task import Task
@@ -37,6 +38,8 @@ class Findings:
     stages: Sequence[Mapping[str, Any]]
     precision: str
     """Of training."""
+    int8: Mapping[str, Any] | None = None
+    """What is known of model.int8.onnx, or why there is none (``error``)."""
 
 
 def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> dict[str, Any]:
@@ -54,6 +57,7 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
         "pruned": {"search": found.pruned_metric},
         "final": _row("final", found.final, found),
         "latency": _latency(found.latency),
+        "int8": _int8(found),
         "proof": list(found.proof),
         "parity": asdict(found.parity),
         "sites": [{"name": name, "width": s.width, "of": s.of} for name, s in policy.settings.items()],
@@ -70,7 +74,8 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
         "environment": environment(),
         "config": plain,
     }
-    return {**summary, "notes": notes(summary)}
+    failed = None if found.int8 is None else found.int8.get("error")
+    return {**summary, "notes": [*notes(summary), *_int8_notes(summary, failed)]}
 
 
 _PATHS = (("model", "name"), ("model", "weights"), ("data", "name"), ("data", "root"), ("search", "criterion"),
@@ -100,6 +105,34 @@ def _latency(measured: Measurement) -> dict[str, Any]:
     final = times["final"]
     ratio = {"value": final.ratio, "low": final.ratio_low, "high": final.ratio_high}
     return {"threads": measured.threads, "rounds": measured.rounds, **by_key, "ratio": ratio}
+
+
+def _int8(found: Findings) -> dict[str, Any] | None:
+    """model.int8.onnx beside the original and model.onnx; None where it was not asked for or could not be made."""
+    if found.int8 is None or "error" in found.int8:
+        return None
+    return {**found.int8, "test": found.scores["int8_test"]}
+
+
+def _int8_notes(summary: Mapping[str, Any], failed: str | None) -> list[str]:
+    """What the user should know of the 8-bit model."""
+    if failed is not None:
+        return [f"There is no model.int8.onnx: {failed}"]
+    int8 = summary["int8"]
+    if int8 is None:
+        return []
+    told, ratio = [], int8["ratio_to_final"]
+    if ratio["high"] >= 1:
+        told.append(f"model.int8.onnx is not faster than model.onnx on this machine ({ratio['value']:.2f} of its time, "
+                    f"{ratio['low']:.2f} to {ratio['high']:.2f}): use model.onnx.")  # fmt: skip
+    lost = summary["final"]["search"] - int8["search"]
+    if lost > TOLERANCE:
+        told.append(f"Quantising to 8 bits costs {100 * lost:.1f} points of {summary['metric']} on the search split "
+                    "by every setting.")  # fmt: skip
+    if int8["in_float"]:
+        told.append(f"{len(int8['in_float'])} of {int8['layers']} convolutions and matrix products of model.int8.onnx "
+                    "are computed in float by ONNX Runtime.")  # fmt: skip
+    return told
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:

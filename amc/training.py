@@ -7,15 +7,14 @@ from pathlib import Path
 
 import torch
 
-from amc import nested
 from amc.bundle import read_result, save_weights
 from amc.config import Config, from_yaml
 from amc.errors import BundleError
 from amc.finetune import asked_precision, checkpoint_precision, fastest_precision, make_plan, train
-from amc.latency import Runner
+from amc.latency import onnx_metric
 from amc.monitor import Monitor, Silent
 from amc.run import open_task, refuse_plugins
-from amc.task import batches, evaluate, load_data, load_objective
+from amc.task import evaluate, load_data, load_objective
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,8 @@ def evaluate_bundle(folder: Path, trust: bool = False) -> Rerun:
     if not trust:
         refuse_plugins(config, folder)
     split, objective = load_data(config.data).test, load_objective(config.objective)
-    runner, total = Runner(folder / "model.onnx"), 0.0
-    for inputs, targets in batches(split, 100):
-        total += float(objective.metric(runner.structured(nested.feeds(inputs)), targets).sum())
+    found = onnx_metric(folder / "model.onnx", objective, split)
     try:
-        return Rerun(str(result["metric"]), total / len(split), float(result["final"]["test"]))
+        return Rerun(str(result["metric"]), found, float(result["final"]["test"]))
     except (KeyError, TypeError, ValueError):
         raise BundleError(f"{folder / 'result.json'} is damaged: it has no final test score.") from None

@@ -20,6 +20,7 @@ _MEASURED = {
     "latency_ms?": float,
 }
 _TIMES = {"original": float, "final": float}
+_RATIO = {"value": float, "low": float, "high": float}
 
 RESULT = {
     "task": str,
@@ -36,7 +37,19 @@ RESULT = {
         "min_ms": _TIMES,
         "p10_ms": _TIMES,
         "median_ms": _TIMES,
-        "ratio": {"value": float, "low": float, "high": float},
+        "ratio": _RATIO,
+    },
+    "int8?": {
+        "setting": str,
+        "search": float,
+        "test": float,
+        "size": float,
+        "latency_ms": float,
+        "ratio": _RATIO,
+        "ratio_to_final": _RATIO,
+        "in_float": [str],
+        "layers": int,
+        "tried": [{"setting": str, "search": float, "ratio": float, "in_float": int}],
     },
     "proof": [
         {"resource": str, "unit": str, "limit": float, "exported": float, "met": bool, "how": str},

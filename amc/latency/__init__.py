@@ -15,9 +15,9 @@ from amc.latency.model import (
 )
 from amc.latency.peak import peak_memory
 from amc.latency.probe import LatencyProbe
-from amc.latency.session import Runner
+from amc.latency.session import Runner, onnx_metric
 
 __all__ = [
     "Latency", "LatencyModel", "LatencyProbe", "LatencyProblem", "LayerShape", "Length", "Measurement", "Predictor",
-    "Runner", "layer_shapes", "load_latency_model", "measure", "peak_memory", "runs_code",
+    "Runner", "layer_shapes", "load_latency_model", "measure", "onnx_metric", "peak_memory", "runs_code",
 ]  # fmt: skip

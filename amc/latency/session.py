@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from amc import nested
 from amc.errors import ExportError, first_line
 from amc.nested import Feeds, Nested
+from amc.task import Objective, Split, batches
 
 Inputs = NDArray[Any] | Feeds
 """An array for the model's one input, or arrays by name."""
@@ -90,3 +91,11 @@ class Runner:
     def structured(self, inputs: Inputs) -> Nested:
         """The outputs as the network gave them: a tensor, a tuple or a dict of tensors."""
         return nested.restored(self._names, [torch.from_numpy(array) for array in self.outputs(inputs)], "output")
+
+
+def onnx_metric(model: Path, objective: Objective, split: Split, batch_size: int = 100) -> float:
+    """Mean metric of an ONNX model over a split."""
+    runner, total = Runner(model), 0.0
+    for inputs, targets in batches(split, batch_size):
+        total += float(objective.metric(runner.structured(nested.feeds(inputs)), targets).double().sum())
+    return total / len(split)
