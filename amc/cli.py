@@ -533,7 +533,8 @@ def _searchers(parsed: argparse.Namespace) -> int:
 
 
 def _two_columns(rows: Sequence[tuple[str, str]]) -> str:
-    return "\n".join(f"{first:<10} {second}" for first, second in rows)
+    wide = max((len(first) for first, _ in rows), default=0)
+    return "\n".join(f"{first:<{wide}} {second}" for first, second in rows)
 
 
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
