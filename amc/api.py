@@ -23,6 +23,7 @@ from amc.monitor import Monitor
 from amc.result import Result
 from amc.run import compress_task, pick_device
 from amc.task import Objective, make_task
+from amc.task.checks import unwrapped
 from amc.task.data import splits_of
 from amc.task.metrics import CLASSIFICATION
 
@@ -52,6 +53,6 @@ def compress(
     own_data = replace(config.data, name="own data")
     config = replace(config, budget=BudgetConfig(**limits), model=ModelConfig(name), data=own_data)
     splits = splits_of(train, test, search, config.data)
-    task = make_task(name, copy.deepcopy(model), splits, pick_device(config.device), objective)
+    task = make_task(name, copy.deepcopy(unwrapped(model)), splits, pick_device(config.device), objective)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="amc-"))
     return compress_task(task, config, folder, monitor)

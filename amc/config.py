@@ -184,6 +184,9 @@ class Config:
         "from it what is there; auto: $AMC_CACHE or ~/.cache/amc [off; in a batch: auto]",
         "--cache",
     )
+    memory_limit: float = option(
+        0.0, "GiB that calibrating and scoring may take [0: half of the machine's]", "--memory-limit"
+    )
     out: str | None = option(None, "folder of the run [amc-runs/MODEL-DATA-N]", "--out")
 
     def __post_init__(self) -> None:
@@ -204,6 +207,7 @@ class Config:
         _check(self.data.calibration >= 2, "calibration", self.data.calibration, "at least 2")
         _check(self.data.search >= 1, "search", self.data.search, "at least 1")
         _check(self.threads >= 0, "threads", self.threads, "0 or more")
+        _check(self.memory_limit >= 0, "memory_limit", self.memory_limit, "0 or more")
         _check(self.latency_threads >= 1, "latency_threads", self.latency_threads, "at least 1")
         _check(self.finetune.weight_decay >= 0, "weight_decay", self.finetune.weight_decay, "0 or more")
 
@@ -225,8 +229,9 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def binding(config: Config) -> dict[str, Any]:
-    """What of a configuration may not change while a run goes on: all but where it lies and how many threads it has."""
-    return {key: v for key, v in to_dict(config).items() if key not in ("out", "cache", "threads", "latency_threads")}
+    """What of a configuration may not change while a run goes on: all but its place and its share of a machine."""
+    free = ("out", "cache", "threads", "latency_threads", "memory_limit")
+    return {key: v for key, v in to_dict(config).items() if key not in free}
 
 
 def from_yaml(path: str | Path) -> Config:

@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 from amc import nested
 from amc.channels import Kept, Layer
 from amc.graph import Graph
+from amc.memory import Memory
 from amc.nested import Nested
 from amc.reconstruct import RIDGE, choose_positions, outputs_at, rows_at, solvable
 from amc.task import Task
@@ -47,12 +48,19 @@ Visit = Callable[[Layer, Any, Tensor], None]
 class Drift:
     """Re-solves a pruned network's layers in place. The original is run once and remembered."""
 
-    def __init__(self, task: Task, graph: Graph, seed: int, samples: int = SAMPLES) -> None:
+    def __init__(
+        self, task: Task, graph: Graph, seed: int, samples: int = SAMPLES, memory: Memory | None = None
+    ) -> None:
+        """Within ``memory`` there are fewer samples where activations are large, and fewer rows of many layers."""
         self._task, self._seed = task, seed
         ran = graph.trace.layers
         self._layers = {
             x.name: x for x in graph.layers if solvable(task.model, x) and x.name in ran and ran[x.name].calls == 1
         }
+        weights: list[Any] = [task.model.get_submodule(name).weight for name in self._layers]
+        of_all = sum(8 * len(weight) for weight in weights)  # bytes of a row of outputs, and of streams
+        self._rows = min(ROWS, max(1, memory.share // max(1, of_all))) if memory else ROWS
+        samples = memory.batch(graph.trace.peak, samples) if memory else samples
         self._streams = find_joins(task.model, self._layers, task.example)
         chosen = torch.randperm(len(task.splits.calibration), generator=torch.Generator().manual_seed(seed))[:samples]
         self._inputs = nested.to(task.splits.calibration.fetch(chosen)[0], task.device)
@@ -88,7 +96,7 @@ class Drift:
 
         def visit(layer: Layer, module: Any, x: Tensor) -> None:
             generator = torch.Generator().manual_seed(self._seed + len(self._positions))
-            chosen = choose_positions(module, x, -(-ROWS // len(x)), generator)
+            chosen = choose_positions(module, x, -(-self._rows // len(x)), generator)
             self._positions[layer.name] = chosen
             self._outputs[layer.name] = F.linear(rows_at(module, x, chosen), module.weight.flatten(1), module.bias)
             if layer.name in watch.found:

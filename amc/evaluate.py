@@ -159,7 +159,7 @@ class Evaluator:
         """Loss and metric per image, ``[2, B]`` float64, block by block in one random order."""
         objective, device = self._task.objective, self._task.device
         halved = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-        for inputs, targets in batches(self._search, BLOCK):
+        for inputs, targets in batches(self._search, min(BLOCK, self._task.batch)):
             with torch.inference_mode():
                 with halved:
                     outputs = nested.call(network, nested.to(inputs, device))
@@ -176,7 +176,9 @@ class Evaluator:
     def _recalibrate(self) -> None:
         """Statistics of every BatchNorm anew over the calibration split (EagleEye, arXiv:2007.02491)."""
         calibration = self._task.splits.calibration
-        size = -(-len(calibration) // -(-len(calibration) // 250))  # batches of one size: each counts alike
+        size = -(
+            -len(calibration) // -(-len(calibration) // self._task.batch)
+        )  # batches of one size: each counts alike
         saved = [m.momentum for m in self._norms]
         try:
             for module in self._norms:

@@ -9,10 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from amc.errors import ExportError, first_line
 from amc.files import replacing
 from amc.graph import Graph
 from amc.nested import Nested
+from amc.program import arguments, quiet, why
 from amc.resources import FileLayout, StoredTensor
 from amc.surgery import axes_of, own_tensors
 
@@ -55,39 +53,12 @@ def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
             )
     except Exception as error:  # the exporter's own errors are many
         cause = error.__cause__ or error
-        reason = first_line(cause)
-        raise ExportError(f"the network cannot be exported to ONNX: {reason}") from error
+        raise ExportError(f"the network cannot be exported to ONNX: {why(cause)}") from error
     assert program is not None
     proto = program.model_proto
     _strip(proto)
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
-
-
-def arguments(example: Nested) -> tuple[tuple[Tensor, ...], dict[str, Tensor], Any]:
-    """Positional and keyword arguments for torch's exporters, of two samples, and which axes are dynamic: the first."""
-    twice = nested.mapped(lambda leaf: leaf.cpu().repeat(2, *[1] * (leaf.ndim - 1)), example)
-    batch = {0: torch.export.Dim("batch")}
-    if isinstance(twice, dict):
-        return (), twice, dict.fromkeys(twice, batch)
-    args = (twice,) if isinstance(twice, Tensor) else twice
-    return args, {}, (batch,) * len(args)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """The exporter talks on every channel there is."""
-    noisy = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch._dynamo")]
-    levels = [log.level for log in noisy]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for log in noisy:
-            log.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for log, level in zip(noisy, levels, strict=True):
-                log.setLevel(level)
 
 
 def _strip(proto: Any) -> None:
@@ -216,6 +187,16 @@ def check_parity(model: nn.Module, path: Path, inputs: Nested, runner: Any) -> P
             f"{path.name} differs from the network by {worst:.2g} of the largest output (at most {PARITY_LIMIT:g})."
         )
     return Parity(nested.length(inputs), worst)
+
+
+def check_program(program: nn.Module, model: nn.Module, inputs: Nested) -> None:
+    """Compare a program with the network it was made of, all at once and one by one. Raises ExportError."""
+    for given in (inputs, nested.mapped(lambda leaf: leaf[:1], inputs)):
+        with torch.inference_mode():
+            pairs = zip(*(tensors_of(nested.call(m, given)) for m in (program, model)), strict=True)
+            worst = max((_difference(a.numpy(), b.numpy(), b.numpy()) for a, b in pairs), default=0.0)
+        if not worst <= PARITY_LIMIT:
+            raise ExportError(f"the program differs from the network by {worst:.2g} of the largest output.")
 
 
 def tensors_of(outputs: Any) -> list[Tensor]:

@@ -6,6 +6,8 @@ A tuple holds positional arguments, a dict arguments by keyword; the first axis 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -104,3 +106,53 @@ def feeds(inputs: Nested) -> Feeds:
 def channels_last(inputs: Nested, layout: torch.memory_format = torch.channels_last) -> Nested:
     """Images ``[N, C, H, W]`` in another memory layout; other tensors as they are."""
     return mapped(lambda leaf: leaf.to(memory_format=layout) if leaf.ndim == 4 else leaf, inputs)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a network takes: a structure of the kind 'tensor', 'tuple' or 'dict', and each tensor's shape and type."""
+
+    kind: str
+    tensors: Mapping[str, tuple[tuple[int, ...], str]]
+    """Name → shape without the batch, and type."""
+
+    @classmethod
+    def of(cls, example: Nested) -> Signature:
+        """Of a sample ``[1, ...]``."""
+        kind = type(example).__name__ if isinstance(example, tuple | dict) else "tensor"
+        told = [(tuple(leaf.shape[1:]), str(leaf.dtype).removeprefix("torch.")) for leaf in leaves(example)]
+        return cls(kind, dict(zip(names(example, "input"), told, strict=True)))
+
+    def example(self) -> Nested:
+        """A sample ``[1, ...]``: noise, and zeros where numbers are whole."""
+        generator = torch.Generator().manual_seed(0)
+        made = {}
+        for name, (sizes, word) in self.tensors.items():
+            dtype = getattr(torch, word)
+            filled = torch.randn(1, *sizes, generator=generator) if dtype.is_floating_point else torch.zeros(1, *sizes)
+            made[name] = filled.to(dtype)
+        if self.kind == "dict":
+            return made
+        return tuple(made.values()) if self.kind == "tuple" else next(iter(made.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "kind": self.kind,
+            "tensors": {name: {"shape": list(sizes), "dtype": word} for name, (sizes, word) in self.tensors.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Signature:
+        """Out of plain values, each of them checked. Raises ValueError, KeyError or TypeError."""
+        tensors = {}
+        for name, entry in value["tensors"].items():
+            sizes, word = entry["shape"], entry["dtype"]
+            if not all(type(size) is int and size >= 0 for size in sizes) or prod(sizes) > 1 << 30:
+                raise ValueError(f"the shape of {name} is {sizes}")
+            if not isinstance(getattr(torch, str(word), None), torch.dtype):
+                raise ValueError(f"the type of {name} is {word!r}")
+            tensors[str(name)] = (tuple(sizes), str(word))
+        if value["kind"] not in ("tensor", "tuple", "dict") or not tensors:
+            raise ValueError(f"their kind is {value['kind']!r}")
+        return cls(value["kind"], tensors)

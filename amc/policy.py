@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from amc.errors import PolicyError
+from amc.channels import Kept
+from amc.errors import PolicyError, first_line
 from amc.files import write_json
 from amc.graph import Graph
+from amc.nested import Nested, Signature
 
 VERSION = 1
 
@@ -41,6 +44,8 @@ class Policy:
 
     fingerprint: str
     settings: dict[str, Setting]
+    inputs: Signature | None = None
+    """What the network takes."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -48,7 +53,8 @@ class Policy:
             name: {"kind": "channels", "width": s.width, "of": s.of, "kept": list(s.kept)}
             for name, s in self.settings.items()
         }
-        return {"format": "amc-policy", "version": VERSION, "fingerprint": self.fingerprint, "sites": sites}
+        plain = {"format": "amc-policy", "version": VERSION, "fingerprint": self.fingerprint, "sites": sites}
+        return plain if self.inputs is None else {**plain, "inputs": self.inputs.to_json()}
 
     def save(self, path: str | Path) -> None:
         """Write the policy as JSON."""
@@ -74,16 +80,37 @@ class Policy:
         fingerprint, sites = value.get("fingerprint"), value.get("sites")
         if not isinstance(fingerprint, str) or not isinstance(sites, dict):
             raise PolicyError("it lacks its fingerprint or its sites.")
-        return cls(fingerprint, {str(name): _setting(str(name), entry) for name, entry in sites.items()})
+        settings = {str(name): _setting(str(name), entry) for name, entry in sites.items()}
+        try:
+            inputs = Signature.from_json(value["inputs"]) if "inputs" in value else None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PolicyError(f"its inputs are not understood ({first_line(error)}).") from None
+        return cls(fingerprint, settings, inputs)
 
-    def check(self, graph: Graph, model: nn.Module) -> None:
-        """Raise PolicyError unless the policy is for this network."""
+    def check(self, model: nn.Module) -> None:
+        """Raise PolicyError unless the policy is for this network, with these weights."""
         own = fingerprint(model)
         if self.fingerprint != own:
             raise PolicyError(f"the policy is for the network {self.fingerprint}, but this one is {own}.")
-        wanted = {site.name: site.channels for site in graph.sites}
-        if {name: s.of for name, s in self.settings.items()} != wanted:
-            raise PolicyError("the policy's sites are not those of this network.")
+
+    def kept(self, graph: Graph) -> Kept:
+        """The channels that stay at every site; sites that the policy does not know, an older one's, stay whole."""
+        sites = {site.name: site.channels for site in graph.sites}
+        for name, setting in self.settings.items():
+            if sites.get(name) != setting.of:
+                raise PolicyError(
+                    f"the policy's site '{name}' with {setting.of} channels is not one of this network's."
+                )
+        return [
+            np.array(self.settings[name].kept if name in self.settings else range(channels), np.int64)
+            for name, channels in sites.items()
+        ]
+
+    def example(self) -> Nested:
+        """Noise of the shapes that the network takes ``[1, ...]``. Raises PolicyError where they are not recorded."""
+        if self.inputs is None:
+            raise PolicyError("the policy does not say what its network takes: pass an example input.")
+        return self.inputs.example()
 
     def choice(self, graph: Graph) -> Choice:
         """The settings in the order of the graph's sites."""
@@ -126,12 +153,13 @@ def legal_widths(channels: int, min_keep: float, step: int = 0) -> tuple[int, ..
     return (*sorted(widths), channels)
 
 
-def make_policy(graph: Graph, model_fingerprint: str, kept: Sequence[Any]) -> Policy:
-    """The policy that keeps the channels ``kept[s]`` of every site s."""
+def make_policy(graph: Graph, model_fingerprint: str, kept: Sequence[Any], example: Nested | None = None) -> Policy:
+    """The policy that keeps the channels ``kept[s]`` of every site s. ``example``: what the network takes."""
     return Policy(
         model_fingerprint,
         {
             site.name: Setting(len(k), site.channels, tuple(int(c) for c in sorted(k)))
             for site, k in zip(graph.sites, kept, strict=True)
         },
+        None if example is None else Signature.of(example),
     )

@@ -18,9 +18,10 @@ features, for 1×1 kernels and without intercept. With μ and C a layer's soluti
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from torch.nn import functional as F
 from amc import nested
 from amc.channels import Kept, Layer
 from amc.graph import Graph
+from amc.memory import Memory, Shelf
 from amc.task import Task, batches
 
 RIDGE = 1e-3
@@ -80,30 +82,86 @@ def collect(
     layers: Iterable[Layer],
     seed: int,
     batch_size: int = 64,
+    shelf: Shelf[Moments] | None = None,
+    limit: int | None = None,
     progress: Callable[[float], None] | None = None,
-) -> dict[str, Moments]:
+) -> Mapping[str, Moments]:
     """Moments of the inputs of ``layers`` in the unpruned network over the calibration split.
 
-    Sums are float64. A batch's images give the same random positions, 8 to 20 thousand rows in all.
+    Sums are float64. Every layer draws its positions from a seed of its own, 8 to 20 thousand rows in all. Layers whose
+    sums take more than ``limit`` bytes together have a pass each, or one for some of them; the moments are the same.
     """
+    shelf = shelf if shelf is not None else new_shelf()
+    seeds = {layer.name: seed * 1_000_003 + number for number, layer in enumerate(layers)}
+    groups = _groups([(name, _row(task.model.get_submodule(name))) for name in seeds], limit)
+    for number, names in enumerate(groups):
+        done = None if progress is None else (lambda share, n=number: progress((n + share) / len(groups)))
+        sums = _pass(task, {name: seeds[name] for name in names}, batch_size, done)
+        for name in names:
+            shelf.put(name, _moments(*sums.pop(name)))
+    return shelf
+
+
+def new_shelf(memory: Memory | None = None, folder: Path | None = None) -> Shelf[Moments]:
+    """A place for moments: what is over a share of the memory goes into temporary files of ``folder``."""
+    return Shelf(
+        lambda m: {"mean": m.mean, "covariance": m.covariance, "count": torch.tensor(m.count)},
+        lambda t: Moments(t["mean"], t["covariance"], int(t["count"])),
+        memory.share if memory else None,
+        folder,
+    )
+
+
+def sums_size(model: nn.Module, layers: Iterable[Layer]) -> int:
+    """Bytes of the sums and products of all these layers together."""
+    return sum(_sums(_row(model.get_submodule(layer.name))) for layer in layers)
+
+
+def _sums(length: int) -> int:
+    return 12 * length**2
+
+
+def _groups(layers: Sequence[tuple[str, int]], limit: int | None) -> list[list[str]]:
+    """Layers by name and length of row, dealt in order to passes whose sums and products fit into ``limit`` bytes."""
+    groups: list[list[str]] = []
+    room = 0
+    for name, length in layers:
+        size = _sums(length)
+        if not groups or (limit is not None and size > room):
+            groups.append([])
+            room = limit or 0
+        groups[-1].append(name)
+        room -= size
+    return groups
+
+
+def _pass(
+    task: Task, seeds: Mapping[str, int], batch_size: int, progress: Callable[[float], None] | None
+) -> dict[str, list[Any]]:
+    """Count, sum, products and shift of the inputs of the layers that have ``seeds``, in one pass."""
     sums: dict[str, list[Any]] = {}
-    generator = torch.Generator().manual_seed(seed)
     images = len(task.splits.calibration)
 
-    def hook(name: str) -> Callable[..., None]:
+    def hook(name: str, generator: torch.Generator) -> Callable[..., None]:
         def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             width = module.weight[0].numel()  # type: ignore[index]
             rows = min(max(40 * width, 8192), 20480)
             x = rows_of(module, inputs[0], -(-rows // images), generator)
-            total = sums.setdefault(name, [0, 0.0, 0.0, x.mean(0)])
+            if name not in sums:
+                zeros = torch.zeros(width, width, dtype=torch.float64, device=x.device)
+                sums[name] = [0, torch.zeros_like(zeros[0]), zeros, x.mean(0)]
+            total = sums[name]
             x = x - total[3]  # float32 products of large means would drown the variance
             total[0] += len(x)
-            total[1] = total[1] + x.double().sum(0)
-            total[2] = total[2] + (x.T @ x).double()
+            total[1] += x.sum(0, dtype=torch.float64)
+            total[2] += x.T @ x
 
         return record
 
-    handles = [task.model.get_submodule(layer.name).register_forward_pre_hook(hook(layer.name)) for layer in layers]
+    handles = [
+        task.model.get_submodule(name).register_forward_pre_hook(hook(name, torch.Generator().manual_seed(own)))
+        for name, own in seeds.items()
+    ]
     done = 0
     try:
         with torch.inference_mode():
@@ -115,14 +173,14 @@ def collect(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: _moments(*total) for name, total in sums.items()}
+    return sums
 
 
 def _moments(count: int, total: Tensor, products: Tensor, shift: Tensor) -> Moments:
     mean = total / count
-    covariance = products / count - torch.outer(mean, mean)
+    covariance = (products / count).addr_(mean, mean, alpha=-1)
     kind = torch.float64 if len(mean) <= _DOUBLE_UP_TO else torch.float32
-    return Moments((mean + shift).to(kind).clone(), covariance.to(kind).clone(), count)
+    return Moments((mean + shift).to(kind), covariance.to(kind), count)
 
 
 def rows_of(module: nn.Module, x: Tensor, per_image: int, generator: torch.Generator) -> Tensor:

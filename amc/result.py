@@ -32,7 +32,7 @@ class Result:
 
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        there = [name for name in bundle.OPTIONAL if (self.folder / name).exists()]
-        for name in (*bundle.FILES, *there):
-            shutil.copyfile(self.folder / name, target / name)
+        for name in {*bundle.FILES, *bundle.OPTIONAL}:
+            if name not in bundle.OPTIONAL or (self.folder / name).exists():
+                shutil.copyfile(self.folder / name, target / name)
         return target

@@ -13,7 +13,6 @@ from amc.budget import UNITS, Budget
 from amc.config import Config, from_yaml
 from amc.errors import AmcError, BundleError, ConfigError, first_line
 from amc.files import sweep
-from amc.graph import build_graph
 from amc.importance import load_criterion
 from amc.journal import Journal
 from amc.monitor import Monitor, Silent
@@ -154,7 +153,7 @@ def _compress(flow: Stages) -> Result:
     if flow.journal.last("done") is not None:
         return flow.finished()
     with flow.stage("inspect"):
-        graph = build_graph(task.model, task.example)
+        graph = flow.inspect()
         space = flow.space(graph)
     with flow.stage("calibrate"):
         evaluator = flow.calibrate(graph, space)
@@ -166,6 +165,7 @@ def _compress(flow: Stages) -> Result:
         model = flow.finetune(evaluator.pruned(chosen))
     with flow.stage("export"):
         parity = flow.export(model)
+        unwritten = flow.program(model)
         proof = flow.prove(space, model)
     with flow.stage("measure"):
         latency = flow.measure()
@@ -173,7 +173,7 @@ def _compress(flow: Stages) -> Result:
         int8 = flow.quantise()
     with flow.stage("test"):
         scores = flow.test(model)
-    policy = make_policy(graph, fingerprint(task.model), evaluator.kept(chosen))
+    policy = make_policy(graph, fingerprint(task.model), evaluator.kept(chosen), task.example)
     found = Findings(
         original=space.costs(space.full),
         final={**space.costs(chosen), "size": float((folder / "model.onnx").stat().st_size)},
@@ -189,5 +189,6 @@ def _compress(flow: Stages) -> Result:
         stages=flow.stages(),
         precision=flow.precision(),
         int8=int8,
+        unwritten=unwritten,
     )
     return flow.deliver(model, policy, problem, summarise(task, config, policy, found))

@@ -24,11 +24,12 @@ from amc.config import Config
 from amc.evaluate import Evaluator, Score
 from amc.graph import Graph
 from amc.importance import rank
+from amc.memory import Memory
 from amc.nested import Nested
 from amc.plugins import is_plugin
 from amc.policy import Choice, fingerprint
 from amc.provenance import code_version, cpu_name, library_versions
-from amc.reconstruct import Moments, collect, readers
+from amc.reconstruct import Moments, collect, new_shelf, readers, sums_size
 from amc.task import Split, Task, batches, evaluate
 
 
@@ -83,14 +84,23 @@ class Shared:
     def _search(self) -> str:
         return split_digest(self._task.splits.search)
 
-    def moments(self, graph: Graph, progress: Callable[[float], None] | None = None) -> dict[str, Moments]:
-        """See `amc.reconstruct.collect`."""
+    def moments(
+        self,
+        graph: Graph,
+        memory: Memory | None = None,
+        folder: Path | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Mapping[str, Moments]:
+        """See `amc.reconstruct.collect`. What does not fit into ``memory`` goes to ``folder`` and is not shared."""
+        layers = readers(graph, self._task.model)
 
-        def compute() -> dict[str, Tensor]:
-            found = collect(self._task, readers(graph, self._task.model), self._config.seed, progress=progress)
-            return _flat(found)
+        def compute() -> Mapping[str, Moments]:
+            batch, limit = min(64, self._task.batch), memory.share if memory else None
+            return collect(self._task, layers, self._config.seed, batch, new_shelf(memory, folder), limit, progress)
 
-        return _moments(self._cache.tensors("moments", self._calibrated, compute))
+        if self._cache.folder is None or (memory and sums_size(self._task.model, layers) > memory.share):
+            return compute()
+        return _moments(self._cache.tensors("moments", self._calibrated, lambda: _flat(compute())))
 
     def orders(self, graph: Graph, moments: Mapping[str, Moments]) -> list[Tensor]:
         """See `amc.importance.rank`."""

@@ -23,16 +23,18 @@ from amc.config import Config, binding, to_dict
 from amc.drift import Drift
 from amc.errors import BundleError, ConfigError, ExportError
 from amc.evaluate import Evaluator, Score
-from amc.export import Parity, check_parity, count_onnx_macs, export_onnx, file_layout
-from amc.files import replacing, write_json, write_text
+from amc.export import Parity, check_parity, check_program, count_onnx_macs, export_onnx, file_layout
+from amc.files import replacing, sweep, write_json, write_text
 from amc.finetune import Plan, asked_precision, fastest_precision, make_plan, train
-from amc.graph import Graph
+from amc.graph import Graph, build_graph
 from amc.journal import Journal
 from amc.latency import LatencyProbe, Measurement, Runner, measure, onnx_metric
 from amc.latency.int8 import fastest
+from amc.memory import Memory
 from amc.monitor import Monitor
 from amc.policy import Choice, Policy, fingerprint, legal_widths
 from amc.problem import Problem, StudyPlace, recorded, site_features
+from amc.program import read_program, write_program
 from amc.quiet import Machine
 from amc.resources import ResourceModel
 from amc.result import Result
@@ -75,6 +77,7 @@ class Stages:
         self.task, self.config, self.folder = task, config, folder
         self.journal, self.monitor, self.machine = journal, monitor, machine
         self._elsewhere = elsewhere
+        self.memory = Memory.of(config.memory_limit)
         self.shared = Shared(open_cache(config), task, config)
         self._bind()
         write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
@@ -111,10 +114,17 @@ class Stages:
 
     def finished(self) -> Result:
         """The result of a run that has ended already."""
-        model = bundle.load(self.task.model, self.folder, self.task.example)
+        model = bundle.load(self.folder, self.task.model, self.task.example)
         policy = Policy.load(self.folder / "policy.json")
         evaluations = tuple(recorded(self.journal))
         return Result(model, policy, evaluations, bundle.read_result(self.folder), self.folder)
+
+    def inspect(self) -> Graph:
+        """The channel groups, and how many samples may be in the network at once."""
+        graph = build_graph(self.task.model, self.task.example)
+        self.task = replace(self.task, batch=self.memory.batch(graph.trace.peak, self.task.batch))
+        self.shared = Shared(open_cache(self.config), self.task, self.config)
+        return graph
 
     def space(self, graph: Graph) -> Space:
         """Legal widths under the budget, with exact costs."""
@@ -134,9 +144,10 @@ class Stages:
     def calibrate(self, graph: Graph, space: Space) -> Evaluator:
         """Moments, the channels' order, and whether recalibrating BatchNorm helps."""
         search, task = self.config.search, self.task
-        moments = self.shared.moments(graph, self.monitor.progress)
+        moments = self.shared.moments(graph, self.memory, self.folder, self.monitor.progress)
         orders = self.shared.orders(graph, moments)
-        drift = Drift(task, graph, self.config.seed) if search.reconstruct and search.drift else None
+        refines = search.reconstruct and search.drift
+        drift = Drift(task, graph, self.config.seed, memory=self.memory) if refines else None
         evaluator = Evaluator(task, graph, orders, moments, search.reconstruct, drift=drift)
         known = self.journal.last("evaluation-precision")
         if known is None:
@@ -307,6 +318,19 @@ class Stages:
         inputs, _ = search.fetch(torch.arange(min(PARITY_SAMPLES, len(search))))
         return check_parity(model.cpu(), path, inputs, Runner(path))
 
+    def program(self, model: nn.Module) -> str | None:
+        """Write program.json and see that it computes what the network does. The reason where there can be none."""
+        search, path = self.task.splits.search, self.folder / "program.json"
+        inputs, _ = search.fetch(torch.arange(min(PARITY_SAMPLES, len(search))))
+        try:
+            program = write_program(model, self.task.example)
+            check_program(read_program(program, model.cpu().state_dict()), model.cpu(), inputs)
+        except (ExportError, BundleError) as error:
+            path.unlink(missing_ok=True)
+            return str(error)
+        write_text(path, json.dumps(program, separators=(",", ":")))
+        return None
+
     def prove(self, space: Space, model: nn.Module) -> list[dict[str, Any]]:
         """Hold every limit against what was exported."""
         path, traced = self.folder / "model.onnx", trace(model.cpu(), nested.to(self.task.example, "cpu"))
@@ -316,7 +340,7 @@ class Stages:
             "macs": (max(counted, traced.macs), how),
             "size": (path.stat().st_size, "bytes of model.onnx"),
             "params": (sum(p.numel() for p in model.parameters()), "counted in the pruned network"),
-            "memory": (4 * int((traced.live @ traced.sizes).max()), "traced in the pruned network"),
+            "memory": (traced.peak, "traced in the pruned network"),
         }
         proof = []
         for resource, limit in space.limits.items():
@@ -419,6 +443,8 @@ class Stages:
         policy.save(self.folder / "policy.json")
         write_json(self.folder / "result.json", summary)
         write_reports(self.folder)
+        bundle.seal(self.folder)
+        sweep(self.folder)
         self.journal.append("done")
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         return Result(model, policy, tuple(problem.evaluations), summary, self.folder)

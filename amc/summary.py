@@ -40,6 +40,8 @@ class Findings:
     """Of training."""
     int8: Mapping[str, Any] | None = None
     """What is known of model.int8.onnx, or why there is none (``error``)."""
+    unwritten: str | None = None
+    """Why there is no program.json."""
 
 
 def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> dict[str, Any]:
@@ -75,7 +77,8 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
         "config": plain,
     }
     failed = None if found.int8 is None else found.int8.get("error")
-    return {**summary, "notes": [*notes(summary), *_int8_notes(summary, failed)]}
+    missing = [f"There is no program.json: {found.unwritten}"] if found.unwritten else []
+    return {**summary, "notes": [*notes(summary), *_int8_notes(summary, failed), *missing]}
 
 
 _PATHS = (("model", "name"), ("model", "weights"), ("data", "name"), ("data", "root"), ("search", "criterion"),

@@ -59,6 +59,11 @@ class Trace:
     live: NDArray[np.bool_]
     outputs: tuple[Tensor, ...]
 
+    @property
+    def peak(self) -> int:
+        """Bytes of the activations that are alive together, in float32 at batch 1."""
+        return 4 * int((self.live @ self.sizes).max())
+
 
 class Watch(Protocol):
     """Is told of every operator, and of every activation that appears."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from amc.bundle import read_result, save_weights
+from amc.bundle import read_result, save_weights, verified
 from amc.config import Config, from_yaml
 from amc.errors import BundleError
 from amc.finetune import asked_precision, checkpoint_precision, fastest_precision, make_plan, train
@@ -63,6 +63,7 @@ class Rerun:
 def evaluate_bundle(folder: Path, trust: bool = False) -> Rerun:
     """Run the bundle's model.onnx on the test split of its run's data."""
     result = read_result(folder)
+    verified(folder, "model.onnx", "config.yaml", "result.json")
     config = from_yaml(folder / "config.yaml")
     if not trust:
         refuse_plugins(config, folder)

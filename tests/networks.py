@@ -372,3 +372,17 @@ class Auxiliary(nn.Module):
         x = self.a(x)
         late = self.fc(pool(self.b(x)))
         return (late, self.aux(pool(self.early(x)))) if self.training else late
+
+
+def bundled() -> nn.Module:
+    """The network that the old bundle in ``data/`` was made of: it must stay as it is."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
+    )  # fmt: skip
+    weights = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # torch's own initialisation may change between versions
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=weights) * 0.3)
+    return net.eval()

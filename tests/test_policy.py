@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from networks import built, random_kept
 from torch import nn
 
+from amc import nested
 from amc.errors import PolicyError
 from amc.policy import Policy, Setting, fingerprint, legal_widths, make_policy
 
@@ -163,8 +164,9 @@ def test_policy_of_a_graph() -> None:
     model, _, graph, _ = built("resnet8")
     kept = random_kept(graph, np.random.default_rng(0))
     policy = make_policy(graph, fingerprint(model), [k[::-1] for k in kept])
-    policy.check(graph, model)
+    policy.check(model)
     assert policy.choice(graph) == tuple(len(k) for k in kept)
+    assert all(map(np.array_equal, policy.kept(graph), kept))
     assert [s.kept for s in policy.settings.values()] == [tuple(k.tolist()) for k in kept]
     assert Policy.from_json(json.loads(json.dumps(policy.to_json()))) == policy
 
@@ -176,20 +178,59 @@ def test_a_policy_of_another_network_is_refused() -> None:
     with torch.no_grad():
         other.fc.bias[3] += 1e-6
     with pytest.raises(PolicyError, match=fingerprint(other)):
-        policy.check(graph, other)
+        policy.check(other)
 
 
-@pytest.mark.parametrize("change", ["missing", "extra", "width"])
+@pytest.mark.parametrize("change", ["extra", "width"])
 def test_other_sites_are_refused(change: str) -> None:
-    model, _, graph, _ = built("resnet8")
+    _, _, graph, _ = built("resnet8")
     settings = dict(make_policy(graph, "", [np.arange(2)] * len(graph.sites)).settings)
-    name = graph.sites[0].name
-    if change == "missing":
-        del settings[name]
-    else:
-        settings["other" if change == "extra" else name] = Setting(2, 3, (0, 1))
-    with pytest.raises(PolicyError, match="sites are not those"):
-        Policy(fingerprint(model), settings).check(graph, model)
+    name = "other" if change == "extra" else graph.sites[0].name
+    settings[name] = Setting(2, 3, (0, 1))
+    with pytest.raises(PolicyError, match=f"site '{name}' with 3 channels is not one of this network's"):
+        Policy("", settings).kept(graph)
+
+
+def test_sites_that_an_older_policy_does_not_know_stay_whole() -> None:
+    _, _, graph, _ = built("resnet8")
+    settings = dict(make_policy(graph, "", [np.arange(2)] * len(graph.sites)).settings)
+    del settings[graph.sites[0].name]
+    assert [len(k) for k in Policy("", settings).kept(graph)] == [
+        graph.sites[0].channels,
+        *[2] * (len(graph.sites) - 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    "example",
+    [torch.randn(1, 3, 8, 8), (torch.randn(1, 2), torch.zeros(1, dtype=torch.int64)), {"a": torch.ones(1, 4)}],
+)
+def test_a_policy_knows_what_its_network_takes(example: Any) -> None:
+    _, _, graph, _ = built("resnet8")
+    policy = make_policy(graph, "abc", [np.arange(2)] * len(graph.sites), example)
+    again = Policy.from_json(json.loads(json.dumps(policy.to_json())))
+    assert again == policy
+    made = again.example()
+    assert type(made) is type(example)
+    assert [(t.shape, t.dtype) for t in nested.leaves(made)] == [(t.shape, t.dtype) for t in nested.leaves(example)]
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        3,
+        {},
+        {"kind": "tensor"},
+        {"kind": "tensor", "tensors": {}},
+        {"kind": "x", "tensors": {"a": {"shape": [1], "dtype": "float32"}}},
+        {"kind": "tensor", "tensors": {"a": {"shape": [-1], "dtype": "float32"}}},
+        {"kind": "tensor", "tensors": {"a": {"shape": [1 << 40], "dtype": "float32"}}},
+        {"kind": "tensor", "tensors": {"a": {"shape": [1], "dtype": "load"}}},
+    ],
+)
+def test_inputs_that_are_none(inputs: Any) -> None:
+    with pytest.raises(PolicyError, match="its inputs are not understood"):
+        Policy.from_json({**Policy("abc", {}).to_json(), "inputs": inputs})
 
 
 def test_fingerprint_sees_every_change() -> None:

@@ -58,7 +58,7 @@ def test_the_pruned_network_still_works(result: dict):
 
 
 def test_a_bundle_scores_what_was_recorded(bundle: Path, result: dict, digits, capsys):
-    model = amc.load(digits.model, bundle, digits.example)
+    model = amc.load(bundle, digits.model, digits.example)
     assert evaluate(model, digits, digits.splits.test)[1] == result["final"]["test"]
     assert main(["evaluate", str(bundle)]) == 0
     recorded = f"{100 * result['final']['test']:.2f} %"
@@ -119,12 +119,12 @@ def test_the_python_api(digits, tmp_path):
     saved = result.save(tmp_path / "kept")
     assert sorted(p.name for p in saved.iterdir()) == sorted(FILES)
     assert amc.Policy.load(saved / "policy.json") == result.policy
-    again = amc.load(digits.model, saved, digits.example)
+    again = amc.load(saved, digits.model, digits.example)
     torch.testing.assert_close(again(test_images), result.model(test_images))
 
 
 def test_a_pruned_network_is_an_ordinary_module(bundle: Path, digits):
-    model = amc.load(digits.model, bundle, digits.example).train()
+    model = amc.load(bundle, digits.model, digits.example).train()
     images, labels = digits.splits.train.fetch(torch.arange(8))
     torch.nn.functional.cross_entropy(model(images), labels).backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())

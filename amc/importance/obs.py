@@ -40,11 +40,11 @@ def obs(site: SiteView) -> Tensor:
         scores = torch.stack([s.scores(present) for s in solvers]).sum(0)
         scores[~present] = torch.inf
         count = min(at_once, site.channels - 1 - len(removed))
-        for channel in scores.argsort(stable=True)[:count].tolist():
-            removed.append(channel)
-            present[channel] = False
-            for solver in solvers:
-                solver.remove(channel)
+        least = scores.argsort(stable=True)[:count]
+        removed += least.tolist()
+        present[least] = False
+        for solver in solvers:
+            solver.remove(least)
     removed.append(int(present.nonzero()[0, 0]))
     return torch.tensor(removed[::-1])
 
@@ -81,9 +81,9 @@ class _Surgeon:
         found[here] = (w * torch.linalg.solve(h, w)).sum((1, 2)).cpu()
         return found.double()
 
-    def remove(self, channel: int) -> None:
-        """Take a channel out and let the others make up for it."""
-        s = self._blocks[channel]
+    def remove(self, channels: Tensor) -> None:
+        """Take channels out, all at once, and let the others make up for them."""
+        s = self._blocks[channels].flatten()
         rows = self._h[s]
         update = torch.linalg.solve(rows[:, s], rows)  # (H_SS)⁻¹ H_S:
         self._w -= self._w[:, s] @ update

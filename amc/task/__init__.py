@@ -11,6 +11,7 @@ from torch import nn
 from amc import nested
 from amc.errors import AmcError, DataError, ModelError, first_line
 from amc.nested import Nested
+from amc.task.checks import prepared, tried
 from amc.task.data import Split, Splits, load_data
 from amc.task.metrics import CLASSIFICATION, Objective, load_objective
 from amc.task.models import load_model
@@ -38,6 +39,8 @@ class Task:
     splits: Splits
     objective: Objective
     device: torch.device
+    batch: int = 250
+    """Samples that may go through the network at once, outside of training."""
 
     @property
     def example(self) -> Nested:
@@ -50,6 +53,7 @@ def make_task(
     name: str, model: nn.Module, splits: Splits, device: torch.device, objective: Objective = CLASSIFICATION
 ) -> Task:
     """A task whose model has been seen to work on the data: right shapes, finite numbers, labels in range."""
+    model = prepared(model)
     for key, value in model.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ModelError(
@@ -61,9 +65,10 @@ def make_task(
     task = Task(name, model, splits, objective, device)
     inputs, targets = _first_samples(splits.search)
     try:
-        with torch.inference_mode():
-            outputs = nested.call(model, nested.to(inputs, device))
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        outputs = tried(name, model, nested.to(inputs, device))
+    except AmcError:
+        raise
+    except Exception as error:  # whatever a foreign network throws
         reason = first_line(error)
         raise DataError(f"{name} does not take these inputs of shape {nested.shape(inputs)}: {reason}") from error
     objective.check(name, outputs, nested.to(targets, device), splits.classes)
@@ -92,11 +97,11 @@ def batches(split: Split, size: int) -> Iterator[tuple[Nested, Nested]]:
         yield split.fetch(torch.arange(start, min(start + size, len(split))))
 
 
-def evaluate(model: nn.Module, task: Task, split: Split, batch_size: int = 250) -> tuple[float, float]:
+def evaluate(model: nn.Module, task: Task, split: Split, batch_size: int | None = None) -> tuple[float, float]:
     """Mean loss and mean metric of ``model`` (in evaluation mode, on the task's device) over ``split``."""
     loss, metric = 0.0, 0.0
     with torch.inference_mode():
-        for inputs, targets in batches(split, batch_size):
+        for inputs, targets in batches(split, batch_size or task.batch):
             outputs, truth = nested.call(model, nested.to(inputs, task.device)), nested.to(targets, task.device)
             loss += float(task.objective.loss(outputs, truth).double().sum())
             metric += float(task.objective.metric(outputs, truth).double().sum())

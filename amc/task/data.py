@@ -110,7 +110,11 @@ def _nested(value: Any, what: str) -> Nested:
     found = nested.nested(value)
     if found is None:
         raise DataError(f"the data must give {what} as tensors, or as tuples or dicts of tensors.")
-    return found
+    return nested.mapped(lambda leaf: leaf.float() if leaf.dtype in _HALVES else leaf, found)
+
+
+_HALVES = (torch.float16, torch.bfloat16)
+"""Half precision, which becomes single as the network's does."""
 
 
 @dataclass(frozen=True, eq=False)

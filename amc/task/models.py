@@ -9,7 +9,7 @@ BatchNorm and one linear layer (arXiv:1409.1556).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -282,20 +282,31 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
     except Exception as error:
         reason = first_line(error)[:200]
         raise ModelError(f"cannot read the weights in {path}: {reason}") from error
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "model_state_dict", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
         raise ModelError(f"{path} does not hold a state dict (names and tensors).")
-    wrapped = bool(state) and all(key.startswith("module.") for key in state)
-    return {key.removeprefix("module.") if wrapped else key: value for key, value in state.items()}
+    return state
+
+
+def _unwrapped(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the prefix that DataParallel, torch.compile, averaging or a trainer gave all their names."""
+    state = {key: value for key, value in state.items() if key != "n_averaged"}
+    while state and not state.keys() & own.keys():
+        prefixes = {key.partition(".")[0] for key in state}
+        if len(prefixes) > 1 or any("." not in key for key in state):
+            break
+        state = {key.partition(".")[2]: value for key, value in state.items()}
+    return state
 
 
 def load_weights(model: nn.Module, path: str) -> None:
-    """Load a weights file into ``model``; every name and shape must fit."""
-    state, own = read_state_dict(path), model.state_dict()
+    """Load a weights file into ``model``; every name and shape must fit, but for a prefix that all names have."""
+    own = model.state_dict()
+    state = _unwrapped(read_state_dict(path), own)
     optional = {key for key in own if key.endswith("num_batches_tracked")}
     missing = sorted(set(own) - set(state) - optional)
     extra = sorted(set(state) - set(own))

@@ -1,0 +1,113 @@
+"""Seeing that a network can be compressed, before anything is searched: what is wrong is told in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from amc import nested
+from amc.errors import ModelError
+from amc.nested import Nested
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network itself, out of what training wraps around it: DataParallel, torch.compile."""
+    inner: Any = model
+    while isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(inner, "_orig_mod"):
+        inner = inner._orig_mod if hasattr(inner, "_orig_mod") else inner.module
+    return inner  # type: ignore[no-any-return]
+
+
+def prepared(model: nn.Module) -> nn.Module:
+    """The network itself, in single precision. Raises ModelError.
+
+    Parameters in half precision are converted in place, and hooks of the backward pass are taken off.
+    """
+    model = unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("the network is a TorchScript module: pass the nn.Module that it was made of.")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise ModelError(f"'{name}' is on the meta device, which holds no values: load the weights first.")
+        if tensor.is_quantized:
+            raise ModelError(f"'{name}' is quantised: pass the network as it was before that.")
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
+        model.float()
+    for module in model.modules():  # instruments of training; channels could not be traced through them
+        module._backward_hooks.clear()
+        module._backward_pre_hooks.clear()
+    return model
+
+
+def tried(name: str, model: nn.Module, inputs: Nested) -> Any:
+    """What the network gives. Raises ModelError where it leaves traces, or gives something else the next time."""
+    _drop_watchers(model, inputs)
+    own = nested.mapped(torch.clone, inputs)
+    before = _versions(model)
+    with torch.no_grad():
+        outputs = nested.call(model, own)
+        if not all(map(torch.equal, nested.leaves(own), nested.leaves(inputs))):
+            raise ModelError(f"{name} changes its input in place: let it work on a copy, x = x.clone().")
+        again = nested.call(model, own)
+    changed = [key for key, version in _versions(model).items() if before.get(key) != version]
+    if changed:
+        raise ModelError(f"{name} changes its own tensor '{changed[0]}' when it is run in evaluation mode.")
+    first, second = _tensors(outputs), _tensors(again)
+    if [t.shape for t in first] != [t.shape for t in second]:
+        shapes = [", ".join(str(list(t.shape)) for t in ts) or "nothing" for ts in (first, second)]
+        raise ModelError(f"{name} gives {shapes[0]}, and for the same inputs then {shapes[1]}: it must do the same.")
+    count = nested.length(own)
+    with torch.inference_mode():
+        alone = _tensors(nested.call(model, nested.mapped(lambda leaf: leaf[:1], own)))
+    for one, many in zip(alone, first, strict=False):
+        if many.shape[:1] == (count,) and list(one.shape) != [1, *many.shape[1:]]:
+            raise ModelError(
+                f"{name} gives {list(one.shape)} for one sample, but {list(many.shape)} for {count}: x.squeeze() "
+                "without an axis does that."
+            )
+    if not all(map(_alike, first, second)):
+        raise ModelError(f"{name} gives other values for the same inputs each time: turn off what is random in it.")
+    return outputs
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    scale = float(first.abs().max()) if first.numel() else 0.0
+    return torch.allclose(first.double(), second.double(), rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
+
+
+def _versions(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """What tells that a tensor was exchanged or written to."""
+    return {key: (id(t), t._version) for key, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def _drop_watchers(model: nn.Module, inputs: Nested) -> None:
+    """Take the user's hooks off where they only watch: what they collect would grow with every evaluation.
+
+    Hooks that change what the network computes are a part of it and stay, and so do torch's own (weight norm).
+    """
+    held = [h for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
+    own = [(hooks, key, hook) for hooks in held for key, hook in hooks.items() if not _of_torch(hook)]
+    if not own:
+        return
+    with torch.inference_mode():
+        watched = _tensors(nested.call(model, nested.mapped(torch.clone, inputs)))
+        for hooks, key, _ in own:
+            del hooks[key]
+        alone = _tensors(nested.call(model, nested.mapped(torch.clone, inputs)))
+    if len(alone) != len(watched) or not all(
+        a.shape == b.shape and _alike(a, b) for a, b in zip(alone, watched, strict=True)
+    ):
+        for hooks, key, hook in own:
+            hooks[key] = hook
+
+
+def _of_torch(hook: Any) -> bool:
+    module = getattr(hook, "__module__", None) or type(hook).__module__
+    return str(module).partition(".")[0] == "torch"

@@ -1,0 +1,66 @@
+"""Peak memory of inspecting and calibrating a large network: python -m benchmarks.memory torchvision:resnet50
+
+Random weights and random images: neither matters to memory. Prints the peak resident memory after every step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from amc.drift import Drift
+from amc.evaluate import Evaluator
+from amc.graph import build_graph
+from amc.importance import rank
+from amc.memory import Memory
+from amc.reconstruct import collect, new_shelf, readers
+from amc.task import Splits, make_task
+from amc.task.data import HeldSplit
+from amc.task.models import build_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--memory-limit", type=float, default=6.0, help="GiB [6]")
+    parser.add_argument("--images", type=int, default=32, help="calibration images [32]")
+    parser.add_argument("--size", type=int, default=224, help="side of the images [224]")
+    asked = parser.parse_args()
+    start = time.perf_counter()
+
+    def told(step: str) -> None:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+        print(f"{step:<12} peak {peak:5.2f} GiB, {time.perf_counter() - start:6.1f} s", flush=True)
+
+    torch.manual_seed(0)
+    model = build_model(asked.model, False, 3, 1000)
+    split = HeldSplit(torch.randn(asked.images, 3, asked.size, asked.size), torch.randint(0, 1000, (asked.images,)))
+    task = make_task(asked.model, model, Splits(split, split, split, split, None, "noise"), torch.device("cpu"))
+    told("loaded")
+    graph = build_graph(task.model, task.example)
+    told("inspected")
+    memory = Memory.of(asked.memory_limit)
+    with tempfile.TemporaryDirectory() as folder:
+        shelf = new_shelf(memory, Path(folder))
+        moments = collect(task, readers(graph, task.model), 0, memory.batch(graph.trace.peak, 64), shelf, memory.share)
+        told("collected")
+        orders = rank("obs", graph, task.model, moments)
+        told("ranked")
+        evaluator = Evaluator(task, graph, orders, moments, drift=Drift(task, graph, 0, memory=memory))
+        half = tuple(max(1, site.channels // 2) for site in graph.sites)
+        evaluator.network(half)
+        told("re-solved")
+        evaluator.refined(half)
+        told("refined")
+        print(f"{len(moments)} layers' moments, {shelf.filed} of them in files; {len(graph.sites)} sites")
+
+
+if __name__ == "__main__":
+    main()

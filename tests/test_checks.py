@@ -1,0 +1,183 @@
+"""What strangers bring: handled, or refused in one clear line."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import Net, assert_same, output
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from amc.config import DataConfig
+from amc.errors import ModelError
+from amc.graph import build_graph
+from amc.task import Task, make_task
+from amc.task.data import splits_of
+from amc.task.models import load_weights
+
+IMAGES, CLASSES = torch.randn(40, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+SPLITS = splits_of(TensorDataset(IMAGES, CLASSES), TensorDataset(IMAGES, CLASSES), None, DataConfig())
+
+
+def task_of(model: nn.Module) -> Task:
+    return make_task("net", model, SPLITS, torch.device("cpu"))
+
+
+def plain() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+
+
+def members() -> dict[str, nn.Module]:
+    return dict(zip("abcde", plain(), strict=True))
+
+
+# Handled
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, lambda m: nn.DataParallel(nn.DataParallel(m)), lambda m: torch.compile(m, backend="eager")],
+)
+def test_wrappers_are_taken_off(wrap: Any) -> None:
+    model = plain()
+    assert task_of(wrap(model)).model is model
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_becomes_single(kind: torch.dtype) -> None:
+    task = task_of(plain().to(kind))
+    assert {p.dtype for p in task.model.parameters()} == {torch.float32}
+    assert build_graph(task.model, task.example).sites
+
+
+def test_data_in_half_precision_become_single() -> None:
+    halved = TensorDataset(IMAGES.half(), CLASSES)
+    splits = splits_of(halved, halved, None, DataConfig())
+    assert {getattr(splits, part).fetch(torch.arange(2))[0].dtype for part in ("train", "search")} == {torch.float32}
+
+
+def test_training_mode_is_left() -> None:
+    assert not any(module.training for module in task_of(plain().train()).model.modules())
+
+
+def test_hooks_that_only_watch_are_taken_off() -> None:
+    model, seen = plain(), []
+    wanted = output(model, IMAGES)
+    model[0].register_forward_hook(lambda module, inputs, result: seen.append(result))
+    model[2].register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    model[2].register_full_backward_hook(lambda module, grads, more: seen.append(grads))
+    task = task_of(model)
+    seen.clear()
+    assert_same(output(task.model, IMAGES), wanted)
+    assert seen == []
+    assert len(build_graph(task.model, task.example).sites) == 2
+
+
+def test_hooks_that_compute_stay() -> None:
+    model = plain()
+    model[0].register_forward_hook(lambda module, inputs, result: result * 2)
+    wanted = output(model, IMAGES)
+    assert_same(output(task_of(model).model, IMAGES), wanted)
+
+
+def test_weight_norm_stays() -> None:
+    model = plain()
+    nn.utils.parametrizations.weight_norm(model[2])
+    wanted = output(model, IMAGES)
+    assert_same(output(task_of(model).model, IMAGES), wanted)
+
+
+def test_in_place_layers_within_the_network() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(96, 3))
+    task = task_of(model)
+    assert [s.name for s in build_graph(task.model, task.example).sites] == ["0"]
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        lambda s: {f"module.module.{k}": v for k, v in s.items()},
+        lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+        lambda s: {f"model.net.{k}": v for k, v in s.items()},
+        lambda s: {**{f"module.{k}": v for k, v in s.items()}, "n_averaged": torch.tensor(3)},
+        lambda s: {k: v.half() for k, v in s.items()},
+        lambda s: {"model_state_dict": s, "epoch": 3},
+        lambda s: {"model": {"state_dict": {f"module.{k}": v for k, v in s.items()}}},
+    ],
+)
+def test_weights_with_what_training_put_around_them(wrapped: Any, tmp_path: Path) -> None:
+    source, target = plain(), copy.deepcopy(plain())
+    with torch.no_grad():
+        target[0].weight.zero_()
+    torch.save(wrapped(source.state_dict()), tmp_path / "w.pt")
+    load_weights(target, str(tmp_path / "w.pt"))
+    torch.testing.assert_close(target.state_dict(), source.state_dict(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_prefix_that_hides_other_weights_is_told(tmp_path: Path) -> None:
+    save_file({f"model.{k}": v for k, v in nn.Linear(2, 2).state_dict().items()}, tmp_path / "w.safetensors")
+    with pytest.raises(ModelError, match=r"it lacks '0.bias' \(6 missing, 2 too many\)"):
+        load_weights(plain(), str(tmp_path / "w.safetensors"))
+
+
+# Refused
+
+
+class Counter(nn.Module):
+    """Does something else at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.calls = plain(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.net(x)[:, : 3 + self.calls % 2 - 1]
+
+
+def _counted(m: Any, x: Tensor) -> Tensor:
+    m.seen += 1
+    return m.b(x)
+
+
+def _exchanged(m: Any, x: Tensor) -> Tensor:
+    m.seen = m.seen + 1
+    return m.b(x)
+
+
+def with_seen(forward: Any) -> nn.Module:
+    net = Net(forward, b=plain())
+    net.register_buffer("seen", torch.zeros(1))
+    return net
+
+
+def on_meta() -> nn.Module:
+    with torch.device("meta"):
+        return plain()
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (Counter, r"gives \[\d+, 3\], and for the same inputs then \[\d+, 2\]"),
+        (lambda: Net(lambda m, x: m.b(F.dropout(x, 0.5, training=True)), b=plain()), "turn off what is random in it"),
+        (lambda: Net(lambda m, x: m.b(x.mul_(2)), b=plain()), r"changes its input in place.*x = x\.clone"),
+        (lambda: nn.Sequential(nn.ReLU(inplace=True), *plain()), "changes its input in place"),
+        (lambda: with_seen(_counted), "changes its own tensor 'seen'"),
+        (lambda: with_seen(_exchanged), "changes its own tensor 'seen'"),
+        (on_meta, "'0.weight' is on the meta device, which holds no values"),
+        (lambda: torch.jit.trace(plain().eval(), IMAGES), "is a TorchScript module"),
+        (lambda: Net(lambda m, x: m.b(x).squeeze(), b=plain()), r"gives \[3\] for one sample, but \[10, 3\] for 10"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+def test_what_cannot_be_compressed_is_refused(make: Any, told: str) -> None:
+    with pytest.raises(ModelError, match=told) as caught:
+        task_of(make())
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,75 @@
+"""Within a memory limit: the same moments in several passes, from files, and batches that fit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from networks import built
+from torch import Tensor
+
+from amc import memory
+from amc.config import DataConfig
+from amc.graph import build_graph
+from amc.memory import GIB, Memory, Shelf
+from amc.reconstruct import Moments, _groups, collect, new_shelf, readers
+from amc.task import load_data, make_task
+
+
+@pytest.fixture(scope="module")
+def task():
+    model, _, _, _ = built("resnet8-digits")
+    return make_task("resnet8", model, load_data(DataConfig(calibration=40)), torch.device("cpu"))
+
+
+def test_passes_and_files_do_not_change_the_moments(task, tmp_path: Path) -> None:
+    """With room for one layer at a time, and none of the moments in memory, all is as with room for everything."""
+    graph = build_graph(task.model, task.example)
+    layers = readers(graph, task.model)
+    whole = collect(task, layers, 3)
+    shelf = new_shelf(Memory(0), tmp_path)
+    shares: list[float] = []
+    small = collect(task, layers, 3, 64, shelf, 1, shares.append)
+    assert len(shares) == len(layers) == shelf.filed == len(list(tmp_path.iterdir()))
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+    assert list(small) == list(whole)
+    assert "absent" not in small
+    for name, moments in whole.items():
+        assert small[name].count == moments.count
+        assert torch.equal(small[name].mean, moments.mean)
+        assert torch.equal(small[name].covariance, moments.covariance)
+
+
+def test_layers_are_dealt_to_passes_that_fit() -> None:
+    lengths = [("a", 10), ("b", 10), ("c", 20), ("d", 5), ("e", 5)]
+    assert _groups(lengths, None) == [["a", "b", "c", "d", "e"]]
+    assert _groups(lengths, 12 * 200) == [["a", "b"], ["c"], ["d", "e"]]
+    assert _groups(lengths, 1) == [["a"], ["b"], ["c"], ["d"], ["e"]]
+    assert _groups([], 1) == []
+
+
+def test_a_shelf_keeps_what_fits_and_files_the_rest(tmp_path: Path) -> None:
+    def take(m: Moments) -> dict[str, Tensor]:
+        return {"mean": m.mean, "covariance": m.covariance}
+
+    shelf = Shelf(take, lambda t: Moments(t["mean"], t["covariance"], 1), 100, tmp_path)
+    for name, size in (("a", 3), ("b", 9), ("c", 1)):
+        shelf.put(name, Moments(torch.ones(size), torch.eye(size), 1))
+    assert shelf.filed == 1
+    assert set(shelf) == {"a", "b", "c"}
+    assert len(shelf) == 3
+    assert torch.equal(shelf["b"].covariance, torch.eye(9))
+    with pytest.raises(KeyError):
+        shelf["d"]
+
+
+def test_shares_of_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    six = Memory.of(6)
+    assert six.limit == 6 * GIB
+    assert six.batch(GIB // 2, 250) == 3
+    assert six.batch(10 * GIB, 250) == 1
+    assert six.batch(0, 250) == six.batch(1000, 250) == 250
+    monkeypatch.setattr(memory, "installed", lambda: 10 * GIB)
+    assert Memory.of(0).limit == 5 * GIB
+    monkeypatch.undo()
+    assert 1 << 28 < memory.installed() < 1 << 50

@@ -1,0 +1,196 @@
+"""A network as a program: it computes the same without its class, and a hostile file runs nothing."""
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import EXAMPLE, Net, assert_same, block, built, dense, lively, output, pool, squeeze_excite
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amc import nested
+from amc.errors import BundleError, ExportError
+from amc.program import read_program, write_program
+
+
+def again(model: nn.Module, example: nested.Nested) -> nn.Module:
+    """Through JSON and back."""
+    return read_program(json.loads(json.dumps(write_program(model, example))), model.state_dict()).eval()
+
+
+def attention() -> Net:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+    return Net(lambda m, x: m.fc(m.layer(x.flatten(2).transpose(1, 2)).mean(1)), layer=layer, fc=nn.Linear(8, 3))
+
+
+def constants() -> Net:
+    """A buffer that is not saved, a constant made in forward, sizes computed from the batch, and odd floats."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = pool(m.a(x)) * m.scale + torch.arange(4.0)
+        y = y.reshape(x.shape[0] * 2, 2).reshape(x.shape[0], -1).masked_fill(y > 1e6, float("-inf"))
+        return m.fc(torch.cat(y.chunk(2, 1), 1))
+
+    net = Net(forward, a=block(3, 4), fc=nn.Linear(4, 5))
+    net.register_buffer("scale", torch.tensor([1.0, 2.0, 3.0, 4.0]), persistent=False)
+    return net
+
+
+@pytest.mark.parametrize("make", [dense, squeeze_excite, constants])
+def test_a_program_computes_what_the_network_does(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = lively(make())
+    program = again(model, EXAMPLE)
+    for count in (1, 3):
+        images = torch.randn(count, 3, 8, 8)
+        assert_same(output(program, images), output(model, images))
+    assert set(program.state_dict()) == set(model.state_dict())
+
+
+def test_attention() -> None:
+    model, x = attention().eval(), torch.randn(2, 8, 3, 3)
+    assert_same(output(again(model, x[:1]), x), output(model, x))
+
+
+def test_inputs_by_keyword_and_a_dict_of_outputs() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, first: Tensor, second: Tensor) -> dict[str, Any]:
+            both = self.fc(first) + second
+            return {"sum": both, "parts": (first * 2, [second])}
+
+    model = Two()
+    given = {"first": torch.randn(4, 3), "second": torch.randn(4, 2)}
+    program = again(model, nested.mapped(lambda x: x[:1], given))
+    found, wanted = program(**given), model(**given)
+    assert list(found) == ["sum", "parts"]
+    assert isinstance(found["parts"], tuple)
+    assert torch.equal(found["sum"], wanted["sum"])
+    assert torch.equal(found["parts"][1][0], given["second"])
+    program = again(model, (torch.zeros(1, 3), torch.zeros(1, 2)))
+    assert torch.equal(program(given["first"], given["second"])["sum"], wanted["sum"])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning")
+def test_a_program_is_an_ordinary_module() -> None:
+    """It deep-copies, trains with its BatchNorms, is traced, and can be exported again."""
+    model, example, _, _ = built("resnet8-digits")
+    program = again(model, example)
+    other = copy.deepcopy(program)
+    images, classes = torch.randn(8, 1, 8, 8), torch.arange(8)
+    other.train()
+    optimizer = torch.optim.SGD(other.parameters(), 0.1)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(other(images), classes)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    mean = "bn1.running_mean"
+    assert not torch.equal(other.state_dict()[mean], program.state_dict()[mean])
+    assert torch.equal(program.state_dict()[mean], model.state_dict()[mean])
+    other.eval()
+    assert_same(output(torch.jit.trace(other, images), images), output(other, images))
+    assert_same(output(again(other, example), images), output(other, images))
+
+
+class Odd:
+    """Something that a network may return, and that nobody else knows."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+@pytest.mark.parametrize(
+    ("forward", "told"),
+    [
+        (lambda m, x: m.fc(x) if x.sum() > 0 else x, "cannot be exported as a program"),
+        (lambda m, x: m.fc(x).reshape(len(x), 3), "it fixes its batch size: x.shape"),
+        (lambda m, x: Odd(m.fc(x)), "cannot be exported as a program|it returns a Odd"),
+    ],
+)
+def test_what_cannot_be_written_is_told(forward: Any, told: str) -> None:
+    with pytest.raises(ExportError, match=told) as caught:
+        write_program(Net(forward, fc=nn.Linear(3, 3)), torch.randn(1, 3))
+    assert "\n" not in str(caught.value)
+
+
+# Hostile files
+
+
+def plain() -> tuple[dict[str, Any], dict[str, Tensor]]:
+    model = nn.Sequential(nn.Linear(3, 2), nn.GELU())
+    return json.loads(json.dumps(write_program(model, torch.zeros(1, 3)))), model.state_dict()
+
+
+CODE = "x'), open('sprung', 'w"
+
+
+def first_step(change: Callable[[list], Any]) -> Callable[[dict], Any]:
+    return lambda p: change(p["steps"][0])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda p: p.update(format="x"), "is not one"),
+        (lambda p: p.update(version=2), "version 2, and this amc reads version 1"),
+        (first_step(lambda s: s.__setitem__(1, "aten.from_file.default")), "not allowed"),
+        (first_step(lambda s: s.__setitem__(1, "aten.save.default")), "not allowed|does not have"),
+        (first_step(lambda s: s.__setitem__(1, "os.system")), "does not have"),
+        (first_step(lambda s: s.__setitem__(1, "aten.__class__.mro")), "does not have"),
+        (first_step(lambda s: s.__setitem__(1, "aten._linalg_det.default")), "does not have"),
+        (first_step(lambda s: s.__setitem__(1, "inductor.accumulate_grad_.default")), "does not have"),
+        (first_step(lambda s: s.__setitem__(1, ["aten"])), "damaged|does not have"),
+        (first_step(lambda s: s[3].update({CODE: 1})), "not a plain word"),
+        (first_step(lambda s: s[2].__setitem__(0, {"node": "absent"})), "damaged"),
+        (first_step(lambda s: s[2].__setitem__(0, {"dtype": "load"})), "which this torch does not have"),
+        (first_step(lambda s: s[2].__setitem__(0, {"python": "1"})), "damaged"),
+        (first_step(lambda s: s[2].__setitem__(0, {})), "damaged"),
+        (lambda p: p["inputs"].update(kind="dict", names={"input": CODE}), "not a plain word"),
+        (lambda p: p["inputs"].update(names={"class": "input"}), "not a plain word"),
+        (lambda p: p["tensors"].update(a=CODE), "not a plain word"),
+        (lambda p: p["tensors"].update(a="absent"), "damaged"),
+        (lambda p: p.update(output={"dict": {CODE: {"value": 1}}}), "not a plain word"),
+        (lambda p: p.update(output={"node": "absent"}), "damaged"),
+        (lambda p: p.update(constants={"c": {"dtype": "float32", "shape": [9], "data": "AAAA"}}), "not of its shape"),
+        (lambda p: p.update(constants={"c": {"dtype": "float32", "shape": [1], "data": "!"}}), "damaged"),
+        (lambda p: p.pop("steps"), "damaged"),
+        (lambda p: p.update(steps=3), "damaged"),
+    ],
+)
+def test_a_hostile_program_is_one_line_and_runs_nothing(
+    change: Any, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program, state = plain()
+    change(program)
+    state[CODE] = torch.zeros(1)
+    with pytest.raises(BundleError, match=told) as caught:
+        read_program(program, state)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_words_in_a_program_stay_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    program, state = plain()
+    step = next(s for s in program["steps"] if s[1].startswith("aten.gelu"))
+    step[3]["approximate"] = CODE
+    loaded = read_program(program, state)
+    with pytest.raises(RuntimeError):
+        loaded(torch.zeros(1, 3))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(BundleError, match="is not one"):
+        read_program(pickle.dumps(3), state)
