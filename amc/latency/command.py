@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from amc.errors import ConfigError, LatencyError
-from amc.latency.model import SUSPICIOUS, LatencyProblem, Widths
+from amc.latency.model import COMMAND, SUSPICIOUS, LatencyProblem, Widths
 
 PLACE = "{onnx}"
 _UNITS = {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3, "ns": 1e-6}
@@ -39,7 +39,7 @@ class CommandModel:
             raise ConfigError(f"the command {command!r} cannot be split into words: {error}.") from None
         if not any(PLACE in word for word in self._words):
             raise ConfigError(f"the latency model 'command:{command}' must have {PLACE} where the model's path goes.")
-        self.name = f"command:{command}"
+        self.name = COMMAND + " ".join(Path(word).name for word in self._words)
         self._problem: LatencyProblem | None = None
 
     def prepare(self, problem: LatencyProblem) -> None:

@@ -153,7 +153,7 @@ class Predictor:
 
     def predict(self, widths: Widths) -> float:
         """Milliseconds of one policy."""
-        found = self._asked("predict", lambda: self.model.predict(widths))
+        found = self._asked("predict", lambda: self.model.predict(dict(widths)))  # its own: it may do what it likes
         return self._number(found, widths)
 
     def __call__(self, choices: ArrayLike) -> NDArray[np.float64]:
