@@ -81,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AmcError as error:
         _complain(str(error))
     except KeyboardInterrupt:
-        print("amc: stopped; nothing that was finished is lost. Go on with: amc search --resume DIR", file=sys.stderr)
+        again = "the same command again" if "batch" in sys.argv[1:2] else "amc search --resume DIR"
+        print(f"amc: stopped; nothing that was finished is lost. Go on with: {again}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

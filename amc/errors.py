@@ -60,11 +60,21 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+_NO_MEMORY = (
+    "not enough memory",
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "memoryerror",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out: torch, CUDA and ONNX Runtime have no common word for it."""
     told = str(error).lower()
-    words = ("not enough memory", "out of memory", "can't allocate memory", "bad_alloc", "bad allocation")
-    return isinstance(error, MemoryError) or any(word in told for word in words)
+    return isinstance(error, MemoryError) or any(word in told for word in _NO_MEMORY)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

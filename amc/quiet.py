@@ -26,6 +26,7 @@ except ImportError:  # there are no such locks on this system: nobody takes turn
 LONGEST_WAIT = 30.0
 """Seconds that somebody who wants to measure waits for the others' next step, and they for the measurement."""
 _POLL = 0.005
+_IMPATIENT = 0.2
 
 
 class Machine:
@@ -36,7 +37,7 @@ class Machine:
         self._longest = longest_wait
         self._gate: BufferedRandom | None = None
         self._work: BufferedRandom | None = None
-        self._measuring = False
+        self._measuring = self._in_vain = False
 
     def __enter__(self) -> Machine:
         if fcntl is not None:
@@ -73,7 +74,9 @@ class Machine:
         fcntl.flock(self._work, fcntl.LOCK_UN)
         self._measuring = True
         try:
-            yield self._wait(self._gate, fcntl.LOCK_EX) and self._wait(self._work, fcntl.LOCK_EX)
+            alone = self._wait(self._gate, fcntl.LOCK_EX) and self._wait(self._work, fcntl.LOCK_EX)
+            self._in_vain = not alone
+            yield alone
         finally:
             for file in (self._work, self._gate):
                 fcntl.flock(file, fcntl.LOCK_UN)
@@ -87,9 +90,11 @@ class Machine:
             fcntl.flock(self._gate, fcntl.LOCK_UN)
 
     def _wait(self, file: BufferedRandom, how: int) -> bool:
-        end = time.monotonic() + self._longest
+        """Whether the lock was to be had in time; who has waited in vain once is impatient from then on."""
+        end = time.monotonic() + (min(self._longest, _IMPATIENT) if self._in_vain else self._longest)
         while not _try(file, how):
             if time.monotonic() > end:
+                self._in_vain = True
                 return False
             time.sleep(_POLL)
         return True

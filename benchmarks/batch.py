@@ -15,7 +15,9 @@ import heapq
 import itertools
 import json
 import multiprocessing as mp
+import os
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Hashable
@@ -51,7 +53,7 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 def workers(evaluations: int = 600) -> None:
     """Evaluations a second while one run searches, and while two do; and what the machine itself gives two at all."""
-    rates = {}
+    rates, before = {}, os.getloadavg()[0]
     for count in (1, 2):
         with tempfile.TemporaryDirectory() as name:
             searchers = {"random": {"evaluations": evaluations}}
@@ -62,6 +64,7 @@ def workers(evaluations: int = 600) -> None:
             begin, end = max(t[0] for t in times), min(t[-1] for t in times)
             rates[count] = sum(begin < t <= end for ts in times for t in ts) / (end - begin)
     alone, both = _spin(1), _spin(2)
+    print(f"load before: {before:.1f}\n")
     print("| | one | two | ratio |\n|---|---|---|---|")
     print(f"| evaluations a second, resnet8 on digits | {rates[1]:.1f} | {rates[2]:.1f} | {rates[2] / rates[1]:.2f} |")
     print(f"| the machine: matrix products a second | {alone:.0f} | {both:.0f} | {both / alone:.2f} |")
@@ -100,6 +103,8 @@ def budgets(searcher: str, evaluations: int, model: list[str]) -> None:
         common["data"] = {"name": model[2], "search": 1000}
     del common["budget"]
     spent: dict[int, dict[str, float]] = {}
+    scored: dict[int, int] = {}
+    found: dict[int, float] = {}
     for count in (1, 10):
         with tempfile.TemporaryDirectory() as name:
             axis = [{"flops": share} for share in (shares if count == 10 else [0.5])]
@@ -107,7 +112,11 @@ def budgets(searcher: str, evaluations: int, model: list[str]) -> None:
             values = {"budgets": axis, "searchers": searchers, "common": {**common, "cache": str(Path(name, "cache"))}}
             jobs = jobs_of(Path(name), values)
             run_batch(jobs, Path(name, "out"), Limits(threads=1), Observer())
+            tables = Path(name, "cache", "scores").glob("*.jsonl")
+            scored[count] = sum(len(path.read_text().splitlines()) - 1 for path in tables)
             spent[count] = {}
+            results = [json.loads((job.folder / "result.json").read_text()) for job in jobs]
+            found[count] = statistics.mean(result["final"]["search"] for result in results)
             for job in jobs:
                 for r in records(job.folder, "stage"):
                     spent[count][r["name"]] = spent[count].get(r["name"], 0.0) + r["seconds"]
@@ -115,6 +124,8 @@ def budgets(searcher: str, evaluations: int, model: list[str]) -> None:
     print("| stage | one budget, s | ten budgets, s | ratio |\n|---|---|---|---|")
     for stage, one in spent[1].items():
         print(f"| {stage} | {one:.2f} | {spent[10][stage]:.2f} | {spent[10][stage] / max(one, 1e-3):.1f} |")
+    print(f"| metric on the search split, mean | {100 * found[1]:.2f} % | {100 * found[10]:.2f} % | |")
+    print(f"| policies scored | {scored[1]} | {scored[10]} | {scored[10] / scored[1]:.1f} |")
     for told, stages in (("until the policy is found", ("inspect", "calibrate", "search")), ("all", tuple(spent[1]))):
         one, ten = (sum(spent[count][stage] for stage in stages) for count in (1, 10))
         print(f"| **{told}** | {one:.2f} | {ten:.2f} | **{ten / one:.1f}** |")

@@ -22,7 +22,7 @@ pytest.importorskip("psycopg2", reason="there is no PostgreSQL driver: pip insta
 def programs() -> Path | None:
     """Where PostgreSQL's programs are; Debian does not put them on the path."""
     found = shutil.which("initdb")
-    folders = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    folders = [*sorted(Path("/usr/lib/postgresql").glob("*/bin")), *([Path(found).resolve().parent] if found else [])]
     return folders[-1] if folders else None
 
 

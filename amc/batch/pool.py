@@ -22,6 +22,7 @@ from typing import Any
 from amc.batch.drive import Failure, Limits, described
 from amc.batch.matrix import Job
 from amc.config import Config, from_dict, to_dict
+from amc.errors import is_out_of_memory
 
 
 class Processes:
@@ -29,7 +30,7 @@ class Processes:
 
     def __init__(self, limits: Limits, logs: Path) -> None:
         self._limits, self._logs = limits, logs
-        self._running: dict[int, tuple[Any, Connection]] = {}
+        self._running: dict[int, tuple[Job, Any, Connection]] = {}
 
     def room(self) -> int:
         return self._limits.workers
@@ -37,15 +38,23 @@ class Processes:
     def begin(self, job: Job, attempt: int) -> int:
         config = replace(job.config, threads=job.config.threads or self._limits.threads)
         process, pipe = start(_run, (to_dict(config), self._limits.memory), self._logs / f"{job.name}.log")
-        self._running[process.sentinel] = (process, pipe)
+        self._running[process.sentinel] = (job, process, pipe)
         return int(process.sentinel)
 
     def ended(self, seconds: float) -> list[tuple[Hashable, Failure | None]]:
         found = [sentinel for sentinel in wait(list(self._running), seconds) if isinstance(sentinel, int)]
-        return [(sentinel, told(*self._running.pop(sentinel))) for sentinel in found]
+        return [(sentinel, self._told(*self._running.pop(sentinel))) for sentinel in found]
+
+    def _told(self, job: Job, process: Any, pipe: Connection) -> Failure | None:
+        failure = told(process, pipe)
+        if failure is not None and process.exitcode != 0:  # it had no words: what is left of them is in its log
+            last = _last_line(self._logs / f"{job.name}.log")
+            if is_out_of_memory(RuntimeError(last)):
+                return Failure(f"out of memory: {last}", False)
+        return failure
 
     def stop(self) -> None:
-        _stop([process for process, _ in self._running.values()])
+        _stop([process for _, process, _ in self._running.values()])
 
 
 def ask(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -81,6 +90,11 @@ def told(process: Any, pipe: Connection) -> Failure | None:
     finally:
         pipe.close()
     return message
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _ended(code: int | None) -> Failure:
