@@ -86,7 +86,9 @@ class SearchConfig:
     """How policies are proposed and scored before fine-tuning."""
 
     searcher: str = option(
-        "tpe", "who proposes policies: tpe, spdy, amc (DDPG), uniform … (amc searchers lists all)", "--searcher"
+        "hybrid",
+        "who proposes policies: hybrid, spdy, tpe, amc (DDPG), uniform … (amc searchers lists all)",
+        "--searcher",
     )
     evaluations: int = option(60, "policies to evaluate", "--evaluations")
     storage: str | None = option(
@@ -101,19 +103,21 @@ class SearchConfig:
     )
     criterion: str = option("obs", "which channels go first: obs, l1, l2, or path/to/file.py:function", "--criterion")
     reward: str = option(
-        "error",
-        "what the search maximises: error (-error), error-flops (-error log MACs), error-params "
-        "(-error log parameters), error-latency (-error log ms, measured), loss (-loss), or "
+        "loss",
+        "what the search maximises: loss (-loss), error (AMC's: -error), error-flops (-error log MACs), error-params "
+        "(-error log parameters), error-latency (-error log ms, measured), or "
         "path/to/file.py:function",
         "--reward",
     )
     min_keep: float = option(0.2, "least share of a site's channels to keep", "--min-keep")
     channel_step: int = option(0, "widths are multiples of this [0: 4 or 8, by the site's width]", "--channel-step")
     reconstruct: bool = option(True, "re-solve the following layers by least squares", "--reconstruct")
-    drift: bool = option(
-        True,
-        "re-solve the best policies' layers once more, on what really reaches them in the pruned network",
+    drift: str = option(
+        "search",
+        "re-solve layers on what really reaches them in the pruned network: in every evaluation (search), of the best "
+        "policies only (final: faster evaluations, which rank less well), or not (off)",
         "--drift",
+        ("search", "final", "off"),
     )
     race: bool = option(
         True, "stop reading images for a policy that is seen to be worse than the best so far", "--race"

@@ -36,8 +36,9 @@ from amc.nested import Nested
 from amc.reconstruct import RIDGE, choose_positions, outputs_at, rows_at, solvable
 from amc.task import Task
 
-SAMPLES = 512
-ROWS = 12288
+SAMPLES, ROWS = 512, 12288
+QUICK_SAMPLES, QUICK_ROWS = 256, 6144
+"""Half of it ranks policies nearly the same (`benchmarks/evaluation.py`)."""
 _LEAST_SCALE = 1e-2  # of a BatchNorm, as a share of its largest: what is nearly silenced corrects nothing
 
 
@@ -49,7 +50,13 @@ class Drift:
     """Re-solves a pruned network's layers in place. The original is run once and remembered."""
 
     def __init__(
-        self, task: Task, graph: Graph, seed: int, samples: int = SAMPLES, memory: Memory | None = None
+        self,
+        task: Task,
+        graph: Graph,
+        seed: int,
+        samples: int = SAMPLES,
+        rows: int = ROWS,
+        memory: Memory | None = None,
     ) -> None:
         """Within ``memory`` there are fewer samples where activations are large, and fewer rows of many layers."""
         self._task, self._seed = task, seed
@@ -59,7 +66,7 @@ class Drift:
         }
         weights: list[Any] = [task.model.get_submodule(name).weight for name in self._layers]
         of_all = sum(8 * len(weight) for weight in weights)  # bytes of a row of outputs, and of streams
-        self._rows = min(ROWS, max(1, memory.share // max(1, of_all))) if memory else ROWS
+        self._rows = min(rows, max(1, memory.share // max(1, of_all))) if memory else rows
         samples = memory.batch(graph.trace.peak, samples) if memory else samples
         self._streams = find_joins(task.model, self._layers, task.example)
         chosen = torch.randperm(len(task.splits.calibration), generator=torch.Generator().manual_seed(seed))[:samples]

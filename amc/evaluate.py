@@ -50,12 +50,16 @@ class Evaluator:
         reconstruct: bool = True,
         recalibrate: bool = False,
         drift: Drift | None = None,
+        quick: Drift | None = None,
     ) -> None:
-        """``orders``: per site its channels, the most important first. ``moments``: of the layers' inputs."""
+        """``orders``: per site its channels, the most important first. ``moments``: of the layers' inputs.
+
+        ``drift`` is for `refined`, ``quick`` for every policy that is scored.
+        """
         self.recalibrate = recalibrate
         self.precision = "float32"
         """Of the forward passes of the search; refined networks are scored in float32."""
-        self._task, self._graph, self._drift = task, graph, drift
+        self._task, self._graph, self._drift, self._quick = task, graph, drift, quick
         self._orders = [o.numpy() for o in orders]
         self._scratch = copy.deepcopy(task.model).requires_grad_(False)
         self._dresser = Dresser(self._scratch, graph.layers)
@@ -73,12 +77,14 @@ class Evaluator:
     def network(self, choice: Choice) -> nn.Module:
         """The pruned network in evaluation mode. It is the scratch copy: the next call changes it."""
         self._dress(choice)
+        if self._quick:
+            self._quick(self._scratch, self.kept(choice))
         if self.recalibrate:
             self._recalibrate()
         return self._scratch
 
     def refined(self, choice: Choice) -> nn.Module:
-        """The same, but re-solved on what really reaches every layer (`amc.drift`): better, and slower to get."""
+        """The same, re-solved with care on what really reaches every layer (`amc.drift`): better, and slower to get."""
         if self._drift is None:
             return self.network(choice)
         self._drift(self._dress(choice), self.kept(choice))

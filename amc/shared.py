@@ -140,7 +140,7 @@ class Shared:
         table = self._cache.table("scores", self._scored)
 
         def refined(choice: Choice) -> Score:
-            key = [*_how(evaluator, choice), "refined", self._config.search.drift]
+            key = [*_how(evaluator, choice), "refined"]
             return Score(*table.once(key, lambda: astuple(evaluator.refined_score(choice))))
 
         return refined
@@ -185,8 +185,8 @@ class Shared:
         return {**self._calibrated(), "criterion": [name, _file_digest(name) if is_plugin(name) else ""]}
 
     def _scored(self) -> dict[str, Any]:
-        reconstruct = self._config.search.reconstruct
-        return {**self._ordered(), "search": self._search, "judged": self._judged, "reconstruct": reconstruct}
+        how = [self._config.search.reconstruct, self._config.search.drift]
+        return {**self._ordered(), "search": self._search, "judged": self._judged, "reconstruct": how}
 
     def _judged_on(self, part: str, split: Split) -> dict[str, Any]:
         return {**self._basis, "judged": self._judged, part: self._search if part == "search" else split_digest(split)}

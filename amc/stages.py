@@ -20,7 +20,7 @@ from torch import nn
 from amc import bundle, nested
 from amc.budget import UNITS, Budget, Space
 from amc.config import Config, binding, to_dict
-from amc.drift import Drift
+from amc.drift import QUICK_ROWS, QUICK_SAMPLES, Drift
 from amc.errors import BundleError, ConfigError, ExportError
 from amc.evaluate import Evaluator, Score
 from amc.export import Parity, check_parity, check_program, count_onnx_macs, export_onnx, file_layout
@@ -146,9 +146,12 @@ class Stages:
         search, task = self.config.search, self.task
         moments = self.shared.moments(graph, self.memory, self.folder, self.monitor.progress)
         orders = self.shared.orders(graph, moments)
-        refines = search.reconstruct and search.drift
-        drift = Drift(task, graph, self.config.seed, memory=self.memory) if refines else None
-        evaluator = Evaluator(task, graph, orders, moments, search.reconstruct, drift=drift)
+        drift = quick = None
+        if search.reconstruct and search.drift != "off":
+            drift = Drift(task, graph, self.config.seed, memory=self.memory)
+            if search.drift == "search":
+                quick = Drift(task, graph, self.config.seed, QUICK_SAMPLES, QUICK_ROWS, self.memory)
+        evaluator = Evaluator(task, graph, orders, moments, search.reconstruct, drift=drift, quick=quick)
         known = self.journal.last("evaluation-precision")
         if known is None:
             self.journal.append("evaluation-precision", name=self.shared.precision(evaluator))

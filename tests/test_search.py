@@ -226,3 +226,33 @@ class TestAgent:
         before = agent.replay_buffer.rewards.copy()
         agent.train(1, 8)
         np.testing.assert_array_equal(agent.replay_buffer.rewards, before)
+
+
+class TestSurrogate:
+    def test_it_orders_policies_it_has_not_seen(self):
+        from amc.search.surrogate import Surrogate
+
+        rng = np.random.default_rng(0)
+        x = np.log(rng.uniform(0.2, 1, (60, 8)))
+        weights = rng.uniform(0, 1, 8)
+        y = x @ weights - 0.3 * (x**2).sum(1)
+        surrogate = Surrogate(x[:40], np.zeros(40), y[:40].tolist(), np.ones(40))
+        mean, deviation = surrogate.predict(x[40:], np.zeros(20))
+        assert np.corrcoef(mean.argsort().argsort(), y[40:].argsort().argsort())[0, 1] > 0.8
+        assert (deviation > 0).all()
+
+    def test_it_is_sure_where_it_has_been(self):
+        from amc.search.surrogate import Surrogate, improvement
+
+        x = np.log(np.random.default_rng(1).uniform(0.2, 1, (30, 4)))
+        surrogate = Surrogate(x, np.zeros(30), x.sum(1).tolist(), np.ones(30))
+        _, here = surrogate.predict(x, np.zeros(30))
+        mean, there = surrogate.predict(x - 3, np.zeros(30))
+        assert here.max() < there.min()
+        assert (improvement(mean, there, surrogate.best) >= 0).all()
+
+
+def test_the_default_reaches_the_toys_optimum():
+    problem, best = toy_problem()
+    load_searcher("hybrid")(problem, 40, 0)
+    assert problem.best(1)[0].metric > 0.999 * best

@@ -1,0 +1,109 @@
+"""What the benchmarks of the search share: a task from the command line, and records that survive an interruption."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amc.budget import Space
+from amc.config import from_dict
+from amc.evaluate import Evaluator
+from amc.graph import Graph, build_graph
+from amc.journal import Journal
+from amc.monitor import Silent
+from amc.quiet import Machine
+from amc.run import open_task
+from amc.stages import Stages
+from amc.task import Task
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """A network on data under a budget, ready to be evaluated."""
+
+    task: Task
+    graph: Graph
+    space: Space
+    evaluator: Evaluator
+    stages: Stages
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The options that say which network on which data."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--model", default="resnet8")
+    parser.add_argument("--weights", help="trained weights; resnet8 on digits has its own")
+    parser.add_argument("--data", default="digits", help="as for amc search, such as imagefolder:PATH")
+    parser.add_argument("--search-images", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def open_bench(asked: argparse.Namespace, flops: float, folder: Path | None = None, **search: Any) -> Bench:
+    """The stages of `amc search` up to the search. Scores on the search split only; the test split is not read."""
+    torch.set_num_threads(asked.threads)
+    folder = folder or Path(tempfile.mkdtemp())
+    config = from_dict(
+        {
+            "model": {"name": asked.model, "weights": asked.weights},
+            "data": {"name": asked.data, "search": asked.search_images},
+            "budget": {"flops": flops},
+            "search": {"recalibrate": "off", **search},
+            "threads": asked.threads,
+            "out": str(folder),
+        }
+    )
+    task = open_task(config)
+    stages = Stages(task, config, folder, Journal(folder / "journal.jsonl"), Silent(), Machine())
+    graph = build_graph(task.model, task.example)
+    space = stages.space(graph)
+    return Bench(task, graph, space, stages.calibrate(graph, space), stages)
+
+
+class Records:
+    """JSON lines, one a piece of work; a piece that is there is not done again."""
+
+    def __init__(self, path: Path) -> None:
+        self._journal = Journal(path)
+
+    def __call__(self, piece: str) -> dict[str, Any] | None:
+        return next((r for r in self._journal.records("piece") if r["piece"] == piece), None)
+
+    def add(self, piece: str, **record: Any) -> dict[str, Any]:
+        self._journal.append("piece", piece=piece, **record)
+        return {"piece": piece, **record}
+
+    def all(self) -> list[dict[str, Any]]:
+        return list(self._journal.records("piece"))
+
+
+def machine() -> str:
+    """Hardware and versions, for the head of a report."""
+    import amc
+
+    model = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    return f"{model}, {os.cpu_count()} cores, torch {torch.__version__}, amc {amc.__version__}"
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def rounded(record: dict[str, Any]) -> str:
+    return json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()})

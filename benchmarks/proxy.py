@@ -1,0 +1,199 @@
+"""What do scores before training say about accuracy after it?
+
+Random policies of one budget are scored by every proxy, then fine-tuned alike; Spearman's rank correlation tells,
+over all of them and within the better half, which proxy may choose. Accuracy after training is that on the search
+split (the test split is never read), the mean of the last weights' score with itself: one training a policy, one seed.
+
+    python -m benchmarks.proxy --model resnet20 --weights W --data imagefolder:PATH --policies 40 --steps 300
+    python -m benchmarks.proxy --report
+
+Resumable: `benchmarks/results/proxy-NETWORK.jsonl` holds a line a policy.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+from torch.nn import functional as F
+
+from amc.finetune import make_plan, train
+from amc.policy import Choice
+from amc.task import batches, evaluate
+from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench, rounded
+
+BRIEF = (10, 30)
+PROXIES = {
+    "loss": -1,
+    "accuracy": 1,
+    "refined loss": -1,
+    "refined accuracy": 1,
+    "distance of logits": -1,
+    "table of site errors": -1,
+    "parameters": 1,
+    "least share kept": 1,
+    "synaptic flow": 1,
+    **{f"loss after {n} steps": -1 for n in BRIEF},
+    **{f"accuracy after {n} steps": 1 for n in BRIEF},
+}
+"""Proxy → whether more is better."""
+
+
+def policies(bench: Bench, count: int, seed: int = 0) -> list[Choice]:
+    """The uniform policy, and random ones near the budget: wide and narrow spreads of the shares."""
+    rng, found = np.random.default_rng(seed), [bench.space.fit(np.ones(len(bench.space.names)))]
+    while len(found) < count:
+        low = rng.uniform(0.2, 0.9)
+        choice = bench.space.fit(rng.uniform(low, 1, len(bench.space.names)))
+        if choice not in found:
+            found.append(choice)
+    return found
+
+
+def measured(bench: Bench, choice: Choice, steps: int) -> dict[str, Any]:
+    """Every proxy of a policy with the seconds it took, and the score after training."""
+    values: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    evaluator, task = bench.evaluator, bench.task
+
+    def timed(name: str) -> None:
+        seconds[name] = time.process_time() - clock
+
+    clock = time.process_time()
+    score = evaluator(choice)
+    values |= {"loss": score.loss, "accuracy": score.metric}
+    timed("loss")
+    clock = time.process_time()
+    refined = evaluator.refined_score(choice)
+    values |= {"refined loss": refined.loss, "refined accuracy": refined.metric}
+    timed("refined loss")
+    clock = time.process_time()
+    values["distance of logits"] = _distance(bench, evaluator.refined(choice))
+    timed("distance of logits")
+    clock = time.process_time()
+    values["synaptic flow"] = _synaptic_flow(evaluator.pruned(choice), task.example)
+    timed("synaptic flow")
+    values["table of site errors"] = sum(evaluator.error(s, w) for s, w in enumerate(choice))
+    values["parameters"] = bench.space.costs(choice)["params"]
+    values["least share kept"] = min(w / f for w, f in zip(choice, bench.space.full, strict=True))
+    for brief in BRIEF:
+        clock = time.process_time()
+        loss, metric = _trained(bench, choice, brief)
+        values |= {f"loss after {brief} steps": loss, f"accuracy after {brief} steps": metric}
+        timed(f"loss after {brief} steps")
+    clock = time.process_time()
+    loss, metric = _trained(bench, choice, steps)
+    timed("training")
+    return {"choice": list(choice), "values": values, "seconds": seconds, "loss": loss, "metric": metric}
+
+
+def _trained(bench: Bench, choice: Choice, steps: int) -> tuple[float, float]:
+    model = bench.evaluator.pruned(choice)
+    plan = make_plan(bench.stages.config.finetune, bench.task, 1.0, seed=0)
+    train(model, bench.task, replace(plan, steps=steps, precision="bfloat16"), bench.task.model)
+    return evaluate(model, bench.task, bench.task.splits.search)
+
+
+def _distance(bench: Bench, network: nn.Module, images: int = 500) -> float:
+    """Mean Kullback–Leibler divergence of the pruned network's classes from the original's."""
+    total = 0.0
+    inputs, _ = next(iter(batches(bench.task.splits.calibration, images)))
+    with torch.inference_mode():
+        old, new = (F.log_softmax(net(inputs), 1) for net in (bench.task.model, network))
+        total = float(F.kl_div(new, old, reduction="batchmean", log_target=True))
+    return total
+
+
+def _synaptic_flow(model: nn.Module, example: torch.Tensor) -> float:
+    """Logarithm of Σ |θ ∂R/∂θ| with absolute weights on an input of ones (Tanaka et al. 2020)."""
+    model = model.double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean, module.running_var = (
+                torch.zeros_like(module.running_mean),
+                torch.ones_like(module.running_var),
+            )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.abs_()
+    model(torch.ones_like(example).double()).sum().backward()
+    total = sum(float((p * p.grad).detach().sum().abs()) for p in model.parameters() if p.grad is not None)
+    return float(np.log(total))
+
+
+def report(network: str, records: Records) -> str:
+    """The table of correlations as Markdown."""
+    rows = [r for r in records.all() if r["piece"] != "about"]
+    about = records("about") or {}
+    after = np.array([r["metric"] for r in rows])
+    half = after >= np.median(after)
+    lines = [
+        f"### {network} at {about.get('flops')} of its MACs: {len(rows)} policies, {about.get('steps')} steps",
+        "",
+        f"After training {100 * after.min():.2f} to {100 * after.max():.2f} % (median {100 * np.median(after):.2f}). "
+        f"{about.get('machine')}, {about.get('images')} images, one thread.",
+        "",
+        "| proxy | Spearman, all | better half | seconds |",
+        "|---|---|---|---|",
+    ]
+    combined = _combined(rows, after)
+    for name, values, seconds in [*_columns(rows), combined]:
+        total, best = (float(spearmanr(values[m], after[m])[0]) for m in (np.ones(len(after), bool), half))
+        lines.append(f"| {name} | {total:.2f} | {best:.2f} | {seconds} |")
+    return "\n".join(lines) + "\n"
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, np.ndarray[Any, Any], str]]:
+    found = []
+    for name, sign in PROXIES.items():
+        key = name.replace("accuracy", "loss") if name.replace("accuracy", "loss") in rows[0]["seconds"] else name
+        cost = [r["seconds"][key] for r in rows if key in r["seconds"]]
+        values = np.array([sign * r["values"][name] for r in rows])
+        found.append((name, values, f"{np.median(cost):.2f}" if cost else "0"))
+    return found
+
+
+def _combined(rows: list[dict[str, Any]], after: np.ndarray[Any, Any]) -> tuple[str, np.ndarray[Any, Any], str]:
+    """Ridge regression on widths and the loss, each policy predicted from the others (leave one out)."""
+    features = np.array([[*np.log(r["choice"]), np.log(r["values"]["refined loss"])] for r in rows])
+    x = (features - features.mean(0)) / np.maximum(features.std(0), 1e-9)
+    predicted = np.zeros(len(rows))
+    for i in range(len(rows)):
+        others = np.arange(len(rows)) != i
+        mean = after[others].mean()
+        weights = np.linalg.solve(
+            x[others].T @ x[others] + 10 * np.eye(x.shape[1]), x[others].T @ (after[others] - mean)
+        )
+        predicted[i] = mean + x[i] @ weights
+    return "regression on widths and refined loss, leave one out", predicted, "trained policies"
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--policies", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=300, help="steps of training that count as the truth")
+    parser.add_argument("--flops", type=float, default=0.5)
+    parser.add_argument("--report", action="store_true", help="print the tables of what has been measured")
+    asked = parser.parse_args()
+    if asked.report:
+        for path in sorted(RESULTS.glob("proxy-*.jsonl")):
+            print(report(path.stem.removeprefix("proxy-"), Records(path)))
+        return
+    path = RESULTS / f"proxy-{asked.model}.jsonl"
+    records = Records(path)
+    if not records("about"):
+        records.add("about", machine=machine(), steps=asked.steps, flops=asked.flops, images=asked.search_images)
+    bench = open_bench(asked, asked.flops, drift="final")
+    for number, choice in enumerate(policies(bench, asked.policies)):
+        if not records(str(number)):
+            print(rounded(records.add(str(number), **measured(bench, choice, asked.steps))), flush=True)
+    print(report(asked.model, records))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""Which searcher earns its evaluations? All on one evaluator, before training; then the best policies after training.
+
+    python -m benchmarks.search --model resnet20 --weights W --data imagefolder:PATH --evaluations 60 --seeds 2
+    python -m benchmarks.search ... --baselines --train 250     the best policies and Torch-Pruning's, trained alike
+    python -m benchmarks.search --report                        tables of what has been measured
+
+A piece is one search or one training; `benchmarks/results/search-NETWORK-BUDGET.jsonl` holds a line a piece, and what
+is there is not done again. Searches score on the search split; only trained networks read the test split, once each.
+Seconds are of the process's own CPU time on one thread, so that a busy machine disturbs them less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from amc.finetune import make_plan, train
+from amc.problem import Problem, site_features
+from amc.reward import Evaluation
+from amc.reward import loss as loss_reward
+from amc.search import load_searcher
+from amc.task import evaluate
+from amc.trace import trace
+from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench, rounded
+
+ONCE = ("uniform", "allocate", "threshold")
+"""Searchers that propose one policy."""
+TORCH_PRUNING = (("magnitude", False), ("magnitude", True), ("taylor", False), ("taylor", True))
+
+
+def searched(bench: Bench, searcher: str, evaluations: int, seed: int) -> dict[str, Any]:
+    """One search: the best loss after every evaluation, the seconds until then, and the best policies refined."""
+    trail: list[list[float]] = []
+    start, best = time.process_time(), np.inf
+
+    def observe(evaluation: Evaluation, proposals: int) -> None:
+        nonlocal best
+        if evaluation.share == 1:
+            best = min(best, evaluation.loss)
+        trail.append([round(time.process_time() - start, 3), round(best, 5), evaluation.share])
+
+    problem = Problem(
+        bench.space, site_features(bench.graph), bench.evaluator, loss_reward, observer=observe,
+        error=bench.evaluator.error, race=bench.evaluator.race,
+    )  # fmt: skip
+    load_searcher(searcher)(problem, evaluations, seed)
+    found = [(bench.evaluator.refined_score(e.choice), e.choice) for e in problem.best(5)]
+    score, choice = min(found, key=lambda pair: pair[0].loss)
+    evaluating = sum(e.seconds for e in problem.evaluations)
+    return {
+        "searcher": searcher, "seed": seed, "trail": trail, "choice": list(choice), "loss": score.loss,
+        "metric": score.metric, "macs": bench.space.costs(choice)["macs"], "evaluating": round(evaluating, 2),
+    }  # fmt: skip
+
+
+def trained(bench: Bench, model: nn.Module, steps: int, seed: int) -> dict[str, Any]:
+    """Accuracy before and after the same short training, on the search split, and at last on the test split."""
+    before = evaluate(model, bench.task, bench.task.splits.search)[1]
+    plan = make_plan(bench.stages.config.finetune, bench.task, 1.0, seed)
+    train(model, bench.task, replace(plan, steps=steps, precision="bfloat16"), bench.task.model)
+    after, test = (evaluate(model, bench.task, s)[1] for s in (bench.task.splits.search, bench.task.splits.test))
+    macs = trace(model, bench.task.example).macs / bench.graph.trace.macs
+    return {"before": before, "after": after, "test": test, "macs": macs, "steps": steps, "seed": seed}
+
+
+def torch_pruning(bench: Bench, importance: str, global_pruning: bool, flops: float) -> nn.Module:
+    """What a user would do with Torch-Pruning 1.6: its pruner at the ratio that just meets the budget (bisection)."""
+    low, high = 0.0, 0.9
+    best = None
+    for _ in range(9):
+        ratio = (low + high) / 2
+        model = _pruned(bench, importance, global_pruning, ratio)
+        if trace(model, bench.task.example).macs <= flops * bench.graph.trace.macs:
+            best, high = model, ratio
+        else:
+            low = ratio
+    assert best is not None
+    return best
+
+
+def _pruned(bench: Bench, importance: str, global_pruning: bool, ratio: float) -> nn.Module:
+    import torch_pruning as tp
+
+    model = copy.deepcopy(bench.task.model).requires_grad_(True)
+    judge = tp.importance.TaylorImportance() if importance == "taylor" else tp.importance.MagnitudeImportance(p=2)
+    ignored = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pruner = tp.pruner.MetaPruner(
+            model, bench.task.example.clone(), importance=judge, global_pruning=global_pruning, pruning_ratio=ratio,
+            max_pruning_ratio=0.9, ignored_layers=ignored,
+        )  # fmt: skip
+        if importance == "taylor":
+            images, labels = bench.task.splits.calibration.fetch(torch.arange(512))
+            model.zero_grad()
+            bench.task.objective.loss(model(images), labels).mean().backward()
+        pruner.step()
+    return model.eval()
+
+
+def report(records: Records) -> str:
+    """Markdown tables of one network and budget."""
+    about, rows = records("about") or {}, records.all()
+    lines = [f"{about.get('machine')}; {about.get('images')} images of the search split, one thread.", ""]
+    lines += [
+        "| searcher | seeds | best loss | refined accuracy | evaluations | CPU seconds | forward passes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    searches: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if "trail" in row:
+            searches.setdefault(row["searcher"], []).append(row)
+    for name, found in sorted(searches.items(), key=lambda item: np.mean([r["trail"][-1][1] for r in item[1]])):
+        losses = [r["trail"][-1][1] for r in found]
+        metrics = [100 * r["metric"] for r in found]
+        seconds = np.mean([r["trail"][-1][0] for r in found])
+        shares = np.mean([sum(t[2] for t in r["trail"]) for r in found])
+        lines.append(
+            f"| {name} | {len(found)} | {np.mean(losses):.3f} ± {np.std(losses):.3f} | {np.mean(metrics):.2f} ± "
+            f"{np.std(metrics):.2f} | {len(found[0]['trail'])} | {seconds:.0f} | {shares:.0f} |"
+        )
+    finished = [r for r in rows if "after" in r]
+    if finished:
+        lines += [
+            "",
+            "| trained alike | MACs | before | search split | test split | steps |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in sorted(finished, key=lambda r: -r["test"]):
+            lines.append(
+                f"| {row['piece'].removeprefix('train ')} | {row['macs']:.3f} | {100 * row['before']:.2f} | "
+                f"{100 * row['after']:.2f} | {100 * row['test']:.2f} | {row['steps']} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _searches(asked: argparse.Namespace, bench: Bench, records: Records) -> None:
+    for seed in range(asked.seeds):
+        for name in asked.searchers.split(","):
+            piece = f"{name} {seed}"
+            if records(piece) or (name in ONCE and seed):
+                continue
+            count = 1 if name in ONCE else asked.evaluations
+            done = records.add(piece, **searched(bench, name, count, seed))
+            print(rounded({k: v for k, v in done.items() if k != "trail"}), flush=True)
+
+
+def _trainings(asked: argparse.Namespace, bench: Bench, records: Records) -> None:
+    for row in records.all():
+        piece = f"train {row['piece']}"
+        if "trail" in row and row["searcher"] in asked.searchers.split(",") and not records(piece):
+            model = bench.evaluator.pruned(tuple(row["choice"]))
+            print(rounded(records.add(piece, **trained(bench, model, asked.train, 0))), flush=True)
+    for importance, everywhere in TORCH_PRUNING if asked.baselines else ():
+        piece = f"train Torch-Pruning {importance} {'global' if everywhere else 'local'}"
+        if not records(piece):
+            model = torch_pruning(bench, importance, everywhere, asked.flops)
+            print(rounded(records.add(piece, **trained(bench, model, asked.train, 0))), flush=True)
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--flops", type=float, default=0.5)
+    parser.add_argument("--searchers", default="hybrid,tpe,spdy,evolution,annealing,random,amc,uniform,allocate")
+    parser.add_argument("--evaluations", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--train", type=int, default=0, help="steps of training of every searcher's best policy")
+    parser.add_argument("--baselines", action="store_true", help="train Torch-Pruning's networks also")
+    parser.add_argument("--report", action="store_true", help="print the tables of what has been measured")
+    asked = parser.parse_args()
+    if asked.report:
+        for path in sorted(RESULTS.glob("search-*.jsonl")):
+            print(f"### {path.stem.removeprefix('search-')} of the MACs\n\n{report(Records(path))}")
+        return
+    records = Records(RESULTS / f"search-{asked.model}-{asked.flops}.jsonl")
+    if not records("about"):
+        records.add("about", machine=machine(), images=asked.search_images)
+    bench = open_bench(asked, asked.flops)
+    _searches(asked, bench, records)
+    if asked.train:
+        _trainings(asked, bench, records)
+    print(report(records))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The default: the allocator's and the uniform policy, then the neighbours that a surrogate finds most promising.
+
+Sensible policies come first: the uniform one, what the allocator makes of the sites' errors (as they are, and
+flattened, since single errors overstate how sites differ), and random ones. From there every proposal is the best of a
+pool by expected improvement under a `Surrogate`: neighbours and crossings of the best policies so far, the allocator
+with perturbed coefficients (SPDY's move), and some random ones. The last part of the search only refines: one or two
+sites at a time around the best, by the surrogate's mean.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amc.budget import Space
+from amc.policy import Choice
+from amc.problem import Problem
+from amc.search.allocate import decode, error_tables
+from amc.search.neighbours import neighbour, repair
+from amc.search.spdy import SPREAD
+from amc.search.surrogate import Surrogate, improvement
+
+Floats = NDArray[np.float64]
+
+POOL = 48
+LAST = 0.25
+"""The share of the search that only refines."""
+_FLATTENED = (1.0, 0.5, 0.25)  # powers of the allocator's tables
+_TRIES = 8
+
+
+def search(problem: Problem, evaluations: int, seed: int) -> None:
+    """Propose sensible policies, then the most promising of a pool each time."""
+    state = _Hybrid(problem, seed)
+    first = state.beginnings(min(evaluations, max(4, min(10, evaluations // 4))))
+    for choice in first:
+        problem.evaluate(choice)
+    for done in range(len(first), evaluations):
+        problem.evaluate(state.propose(refine=done >= (1 - LAST) * evaluations))
+
+
+class _Hybrid:
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self._problem, self._space = problem, problem.space
+        self._rng = np.random.default_rng(seed)
+        self._tables = error_tables(problem)
+        self._sites = len(self._space.names)
+
+    def beginnings(self, count: int) -> list[Choice]:
+        """Distinct policies to start with, as far as there are so many."""
+        ones = np.ones(self._sites)
+        found = [self._space.fit(ones)]
+        for power in _FLATTENED:
+            found.append(decode(self._space, [t**power for t in self._tables], ones))
+        found = list(dict.fromkeys(found))[:count]
+        for _ in range(_TRIES * count):
+            if len(found) == count:
+                break
+            spread = self._rng.uniform(0.2, 0.8)
+            choice = self._space.fit(self._rng.uniform(spread, 1, self._sites))
+            if choice not in found:
+                found.append(choice)
+        return (found * count)[:count]
+
+    def propose(self, refine: bool) -> Choice:
+        """The most promising policy of a pool that was not evaluated before."""
+        seen = {e.choice for e in self._problem.evaluations}
+        best = self._problem.best(8)
+        if not best:
+            return self._random()
+        pool: dict[Choice, None] = {}
+        for _ in range(_TRIES * POOL):
+            if len(pool) == POOL:
+                break
+            choice = self._near(best[0].choice) if refine else self._candidate([e.choice for e in best])
+            if choice not in seen:
+                pool[choice] = None
+        if not pool:
+            return best[0].choice
+        choices = list(pool)
+        mean, deviation = (surrogate := self._surrogate()).predict(self._features(choices), self._trends(choices))
+        value = mean if refine else improvement(mean, deviation, surrogate.best)
+        return choices[int(np.argmax(value))]
+
+    def _candidate(self, best: list[Choice]) -> Choice:
+        kind = self._rng.random()
+        if kind < 0.5:
+            parent = best[min(int(self._rng.exponential(2)), len(best) - 1)]
+            return neighbour(self._space, parent, self._rng, int(self._rng.integers(1, 4)))
+        if kind < 0.75 and len(best) > 1:
+            first, second = self._rng.choice(len(best), 2, replace=False)
+            mixed = np.where(self._rng.random(self._sites) < 0.5, best[first], best[second])
+            return repair(self._space, tuple(int(width) for width in mixed))
+        if kind < 0.85:
+            return decode(self._space, self._tables, np.exp(self._rng.normal(0, SPREAD, self._sites)))
+        return self._random()
+
+    def _near(self, best: Choice) -> Choice:
+        return neighbour(self._space, best, self._rng, int(self._rng.integers(1, 3)))
+
+    def _random(self) -> Choice:
+        return self._space.fit(self._rng.uniform(self._rng.uniform(0.2, 0.8), 1, self._sites))
+
+    def _surrogate(self) -> Surrogate:
+        good = [e for e in self._problem.evaluations if e.error is None]
+        choices = [e.choice for e in good]
+        doubt = np.array([1.0 if e.share == 1 else 10.0 for e in good])
+        return Surrogate(self._features(choices), self._trends(choices), [e.reward for e in good], doubt)
+
+    def _features(self, choices: list[Choice]) -> Floats:
+        return np.log(np.array(choices, np.float64) / np.array(self._space.full, np.float64))
+
+    def _trends(self, choices: list[Choice]) -> Floats:
+        """The logarithm of the allocator's error."""
+        return np.log([1e-6 + _error(self._space, self._tables, choice) for choice in choices])
+
+
+def _error(space: Space, tables: list[Floats], choice: Choice) -> float:
+    return float(sum(t[s.index(w)] for t, s, w in zip(tables, space.settings, choice, strict=True)))
