@@ -1,0 +1,141 @@
+"""Where does the time of an evaluation and of a search go?
+
+    python -m benchmarks.evaluation --model resnet56 --weights W --data imagefolder:PATH --evaluations 30
+
+For both ways of scoring (`--drift final`: cached solutions; `--drift search`: layers re-solved on what reaches them),
+in CPU seconds of one thread: one evaluation of the uniform policy at half the MACs against the bare forward passes of
+the same pruned network, then a search with the default searcher, split into forward passes for the score, the passes
+that re-solve, and the rest. Ratios are of medians of runs one after the other.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from amc.evaluate import BLOCK
+from amc.problem import Problem, site_features
+from amc.reward import loss as loss_reward
+from amc.search import load_searcher
+from amc.task import batches
+from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench
+
+
+def seconds(work: Callable[[], Any], times: int = 3) -> float:
+    """Median CPU seconds."""
+    found = []
+    for _ in range(times):
+        start = time.process_time()
+        work()
+        found.append(time.process_time() - start)
+    return float(np.median(found))
+
+
+def one(bench: Bench) -> dict[str, float]:
+    """One evaluation in parts."""
+    choice = bench.space.fit(np.ones(len(bench.space.names)))
+    evaluator = bench.evaluator
+    own = evaluator.pruned(choice)
+
+    def bare() -> None:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=evaluator.precision == "bfloat16"):
+            for images, _ in batches(evaluator._search, BLOCK):
+                own(images)
+
+    first = seconds(lambda: evaluator.network(choice), 1)
+    return {
+        "bare forward passes": seconds(bare),
+        "whole evaluation": seconds(lambda: evaluator(choice)),
+        "assembly": seconds(lambda: evaluator.network(choice)),
+        "assembly the first time": first,
+    }
+
+
+def search(bench: Bench, evaluations: int) -> dict[str, float]:
+    """A search in parts."""
+    spent = {"score": 0.0, "re-solve": 0.0}
+    began = [0.0]
+    scratch, evaluator = bench.evaluator._scratch, bench.evaluator
+    quick = evaluator._quick
+
+    def begin(*_: Any) -> None:
+        began[0] = time.process_time()
+
+    def end(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        size = len(inputs[0]) if inputs else 0
+        kind = "re-solve" if quick is not None and size == len(quick._inputs) and size != BLOCK else "score"
+        spent[kind] += time.process_time() - began[0]
+
+    handles = [scratch.register_forward_pre_hook(begin), scratch.register_forward_hook(end)]
+    problem = Problem(
+        bench.space, site_features(bench.graph), evaluator, loss_reward, error=evaluator.error, race=evaluator.race
+    )
+    memory = []
+    start = time.process_time()
+    load_searcher("hybrid")(problem, evaluations // 2, 0)
+    memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    load_searcher("hybrid")(problem, evaluations, 1)
+    memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    total = time.process_time() - start
+    for handle in handles:
+        handle.remove()
+    shares = [e.share for e in problem.evaluations]
+    return {
+        "total": total, "score": spent["score"], "re-solve": spent["re-solve"], "distinct policies": len(shares),
+        "mean share read": float(np.mean(shares)), "peak MiB, first third": memory[0] / 1024,
+        "peak MiB": memory[1] / 1024,
+    }  # fmt: skip
+
+
+def report(records: Records) -> str:
+    """The parts as a Markdown table."""
+    rows = [r for r in records.all() if r["piece"] != "about"]
+    lines = [f"{(records('about') or {}).get('machine')}, one thread", ""]
+    for row in rows:
+        once, whole = row["one"], row["search"]
+        bare = once["bare forward passes"]
+        passes = whole["score"] + whole["re-solve"]
+        lines += [
+            f"**{row['piece']}** ({row['images']} images, {row['precision']})",
+            "",
+            f"- one evaluation: {once['whole evaluation']:.2f} s, {once['whole evaluation'] / bare:.2f} × the bare "
+            f"forward passes ({bare:.2f} s); assembling the network {once['assembly']:.3f} s, the first time "
+            f"{once['assembly the first time']:.3f} s",
+            f"- a search of {whole['distinct policies']:.0f} policies: {whole['total']:.1f} s; "
+            f"{100 * whole['score'] / whole['total']:.0f} % in forward passes for scores, "
+            f"{100 * whole['re-solve'] / whole['total']:.0f} % in the passes that re-solve, "
+            f"{100 - 100 * passes / whole['total']:.0f} % in the rest",
+            f"- racing: {100 * whole['mean share read']:.0f} % of the images were read on average",
+            f"- peak memory after a third {whole['peak MiB, first third']:.0f} MiB, at the end {whole['peak MiB']:.0f} MiB",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--evaluations", type=int, default=30)
+    parser.add_argument("--report", action="store_true", help="print what has been measured")
+    asked = parser.parse_args()
+    records = Records(RESULTS / "evaluation.jsonl")
+    if not asked.report:
+        if not records("about"):
+            records.add("about", machine=machine())
+        for drift in ("final", "search"):
+            piece = f"{asked.model}, --drift {drift}"
+            if not records(piece):
+                bench = open_bench(asked, 0.5, drift=drift)
+                records.add(
+                    piece, one=one(bench), search=search(bench, asked.evaluations), images=asked.search_images,
+                    precision=bench.evaluator.precision,
+                )  # fmt: skip
+    print(report(records))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The benchmarks of the search in miniature: they run, resume, and meet the budget."""
+
+import sys
+
+import pytest
+
+from benchmarks import bench, proxy, search
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    for module in (bench, proxy, search):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def call(module, monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--search-images", "100", *words])
+    module.main()
+
+
+def test_searchers_and_torch_pruning_side_by_side(results, monkeypatch, capsys):
+    words = ["--searchers", "uniform,random", "--evaluations", "3", "--seeds", "1", "--train", "1", "--baselines"]
+    call(search, monkeypatch, *words)
+    path = results / "search-resnet8-0.5.jsonl"
+    before = path.read_bytes()
+    rows = bench.Records(path).all()
+    assert [r["piece"] for r in rows if "trail" in r] == ["uniform 0", "random 0"]
+    trained = [r for r in rows if "after" in r]
+    assert len(trained) == 2 + len(search.TORCH_PRUNING)
+    assert all(r["macs"] <= 0.5 for r in trained)
+    call(search, monkeypatch, *words)
+    assert path.read_bytes() == before, "what is there is not done again"
+    assert "| random | 1 |" in capsys.readouterr().out
+
+
+def test_every_proxy_has_a_correlation(results, monkeypatch, capsys):
+    call(proxy, monkeypatch, "--policies", "4", "--steps", "1")
+    told = capsys.readouterr().out
+    assert all(f"| {name} |" in told for name in proxy.PROXIES)
