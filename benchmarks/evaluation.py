@@ -111,7 +111,7 @@ def report(records: Records) -> str:
             f"{100 * whole['re-solve'] / whole['total']:.0f} % in the passes that re-solve, "
             f"{100 - 100 * passes / whole['total']:.0f} % in the rest",
             f"- racing: {100 * whole['mean share read']:.0f} % of the images were read on average",
-            f"- peak memory after a third {whole['peak MiB, first third']:.0f} MiB, at the end {whole['peak MiB']:.0f} MiB",
+            f"- peak memory {whole['peak MiB']:.0f} MiB, after a third {whole['peak MiB, first third']:.0f} MiB",
             "",
         ]
     return "\n".join(lines)

@@ -39,7 +39,7 @@ def digits():
 
 
 def test_the_bundle_is_whole_and_nothing_else_is_left(bundle: Path):
-    assert sorted(p.name for p in bundle.iterdir()) == sorted([*FILES, "study.log"])  # TPE keeps a study
+    assert sorted(p.name for p in bundle.iterdir()) == sorted(FILES)
 
 
 def test_the_budget_holds_on_what_was_exported(bundle: Path, result: dict, digits):
