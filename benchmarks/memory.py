@@ -1,6 +1,7 @@
 """Peak memory of inspecting and calibrating a large network: python -m benchmarks.memory torchvision:resnet50
 
-Random weights and random images: neither matters to memory. Prints the peak resident memory after every step.
+Random weights and random images: neither matters to memory. Prints the peak resident memory after every step. Sites are
+ranked one at a time, so the widest ones tell the memory of all; the rest is ranked by L2 where time is short.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from amc.drift import Drift
 from amc.evaluate import Evaluator
 from amc.graph import build_graph
-from amc.importance import rank
+from amc.importance import load_criterion, view
 from amc.memory import Memory
-from amc.reconstruct import collect, new_shelf, readers
+from amc.reconstruct import Moments, collect, new_shelf, readers
+from amc.sites import Graph
 from amc.task import Splits, make_task
 from amc.task.data import HeldSplit
 from amc.task.models import build_model
@@ -30,6 +34,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--memory-limit", type=float, default=6.0, help="GiB [6]")
     parser.add_argument("--images", type=int, default=32, help="calibration images [32]")
+    parser.add_argument("--seconds", type=float, default=120.0, help="how long to rank by obs, widest first [120]")
     parser.add_argument("--size", type=int, default=224, help="side of the images [224]")
     asked = parser.parse_args()
     start = time.perf_counter()
@@ -51,7 +56,7 @@ def main() -> None:
         shelf = new_shelf(memory, Path(folder))
         moments = collect(task, readers(graph, task.model), 0, memory.batch(graph.trace.peak, 64), shelf, memory.share)
         told("collected")
-        orders = rank("obs", graph, task.model, moments)
+        orders, slow = ranked(graph, task.model, moments, asked.seconds)
         told("ranked")
         evaluator = Evaluator(task, graph, orders, moments, drift=Drift(task, graph, 0, memory=memory))
         half = tuple(max(1, site.channels // 2) for site in graph.sites)
@@ -59,7 +64,21 @@ def main() -> None:
         told("re-solved")
         evaluator.refined(half)
         told("refined")
-        print(f"{len(moments)} layers' moments, {shelf.filed} of them in files; {len(graph.sites)} sites")
+        print(
+            f"{len(moments)} layers' moments, {shelf.filed} of them in files; {len(graph.sites)} sites, {slow} by obs"
+        )
+
+
+def ranked(graph: Graph, model: nn.Module, moments: Mapping[str, Moments], seconds: float) -> tuple[list[Tensor], int]:
+    """The channels' orders by obs, the sites with the longest rows first and one at a time; by L2 when time is up."""
+    sites = range(len(graph.sites))
+    longest = [max(r.weight[0].numel() for r in view(graph, model, {}, index).readers) for index in sites]
+    orders, start, slow = {}, time.perf_counter(), 0
+    for index in sorted(sites, key=lambda i: -longest[i]):
+        early = time.perf_counter() - start < seconds
+        orders[index] = load_criterion("obs" if early else "l2")(view(graph, model, moments, index))
+        slow += early
+    return [orders[index] for index in sites], slow
 
 
 if __name__ == "__main__":

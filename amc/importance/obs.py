@@ -86,8 +86,8 @@ class _Surgeon:
         s = self._blocks[channels].flatten()
         rows = self._h[s]
         update = torch.linalg.solve(rows[:, s], rows)  # (H_SS)⁻¹ H_S:
-        self._w -= self._w[:, s] @ update
-        self._h -= rows.T @ update
+        self._w.addmm_(self._w[:, s], update, alpha=-1)
+        self._h.addmm_(rows.T, update, alpha=-1)
         self._w[:, s] = 0
         self._h[s] = 0
         self._h[:, s] = 0

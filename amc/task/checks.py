@@ -52,7 +52,8 @@ def tried(name: str, model: nn.Module, inputs: Nested) -> Any:
         if not all(map(torch.equal, nested.leaves(own), nested.leaves(inputs))):
             raise ModelError(f"{name} changes its input in place: let it work on a copy, x = x.clone().")
         again = nested.call(model, own)
-    changed = [key for key, version in _versions(model).items() if before.get(key) != version]
+    after = _versions(model)
+    changed = [key for key, (old, at) in before.items() if key not in after or _other(old, at, *after[key])]
     if changed:
         raise ModelError(f"{name} changes its own tensor '{changed[0]}' when it is run in evaluation mode.")
     first, second = _tensors(outputs), _tensors(again)
@@ -73,6 +74,10 @@ def tried(name: str, model: nn.Module, inputs: Nested) -> Any:
     return outputs
 
 
+def _other(old: Tensor, at: int, new: Tensor, now: int) -> bool:
+    return new is not old or now != at
+
+
 def _tensors(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
@@ -82,9 +87,9 @@ def _alike(first: Tensor, second: Tensor) -> bool:
     return torch.allclose(first.double(), second.double(), rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
 
 
-def _versions(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """What tells that a tensor was exchanged or written to."""
-    return {key: (id(t), t._version) for key, t in [*model.named_parameters(), *model.named_buffers()]}
+def _versions(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
+    """What tells that a tensor was exchanged or written to. Holds the tensors: another may get a freed one's place."""
+    return {key: (t, t._version) for key, t in [*model.named_parameters(), *model.named_buffers()]}
 
 
 def _drop_watchers(model: nn.Module, inputs: Nested) -> None:
