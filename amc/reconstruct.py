@@ -97,7 +97,7 @@ def collect(
     for number, names in enumerate(groups):
         done = None if progress is None else (lambda share, n=number: progress((n + share) / len(groups)))
         sums = _pass(task, {name: seeds[name] for name in names}, batch_size, done)
-        for name in names:
+        for name in list(sums):  # a layer whose weights others use, as in attention, is never called itself
             shelf.put(name, _moments(*sums.pop(name)))
     return shelf
 

@@ -1,11 +1,13 @@
 """Within a memory limit: the same moments in several passes, from files, and batches that fit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from networks import built
+from networks import Own, built, transformer
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from amc import memory
 from amc.config import DataConfig
@@ -13,6 +15,7 @@ from amc.graph import build_graph
 from amc.memory import GIB, Memory, Shelf
 from amc.reconstruct import Moments, _groups, collect, new_shelf, readers
 from amc.task import load_data, make_task
+from amc.task.data import splits_of
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,19 @@ def test_passes_and_files_do_not_change_the_moments(task, tmp_path: Path) -> Non
         assert small[name].count == moments.count
         assert torch.equal(small[name].mean, moments.mean)
         assert torch.equal(small[name].covariance, moments.covariance)
+
+
+def test_layers_that_are_never_called_have_no_moments() -> None:
+    """Attention uses the weights of its last layer without calling it."""
+    torch.manual_seed(0)
+    images, classes = torch.randn(20, 3, 8, 8), torch.arange(20) % 10
+    data = TensorDataset(images, classes)
+    splits = splits_of(data, data, None, DataConfig())
+    task = make_task("vit", transformer(Own(12, 3)), splits, torch.device("cpu"))
+    layers = readers(build_graph(task.model, task.example), task.model)
+    found = collect(task, [*layers, replace(layers[0], name="attention.mha.out_proj")], 0, limit=1)
+    assert "attention.mha.out_proj" not in found
+    assert {"up", "down"} & set(found)
 
 
 def test_layers_are_dealt_to_passes_that_fit() -> None:
