@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import platform
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +51,11 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def open_bench(asked: argparse.Namespace, flops: float, folder: Path | None = None, **search: Any) -> Bench:
+def open_bench(asked: argparse.Namespace, flops: float, **search: Any) -> Bench:
     """The stages of `amc search` up to the search. Scores on the search split only; the test split is not read."""
     torch.set_num_threads(asked.threads)
-    folder = folder or Path(tempfile.mkdtemp())
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     config = from_dict(
         {
             "model": {"name": asked.model, "weights": asked.weights},
@@ -64,7 +67,7 @@ def open_bench(asked: argparse.Namespace, flops: float, folder: Path | None = No
         }
     )
     task = open_task(config)
-    stages = Stages(task, config, folder, Journal(folder / "journal.jsonl"), Silent(), Machine())
+    stages = Stages(task, config, folder, Journal(None), Silent(), Machine())
     graph = build_graph(task.model, task.example)
     space = stages.space(graph)
     return Bench(task, graph, space, stages.calibrate(graph, space), stages)
@@ -75,6 +78,12 @@ class Records:
 
     def __init__(self, path: Path) -> None:
         self._journal = Journal(path)
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._journal.close()
 
     def __call__(self, piece: str) -> dict[str, Any] | None:
         return next((r for r in self._journal.records("piece") if r["piece"] == piece), None)

@@ -122,11 +122,10 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=30)
     parser.add_argument("--report", action="store_true", help="print what has been measured")
     asked = parser.parse_args()
-    records = Records(RESULTS / "evaluation.jsonl")
-    if not asked.report:
+    with Records(RESULTS / "evaluation.jsonl") as records:
         if not records("about"):
             records.add("about", machine=machine())
-        for drift in ("final", "search"):
+        for drift in () if asked.report else ("final", "search"):
             piece = f"{asked.model}, --drift {drift}"
             if not records(piece):
                 bench = open_bench(asked, 0.5, drift=drift)
@@ -134,7 +133,7 @@ def main() -> None:
                     piece, one=one(bench), search=search(bench, asked.evaluations), images=asked.search_images,
                     precision=bench.evaluator.precision,
                 )  # fmt: skip
-    print(report(records))
+        print(report(records))
 
 
 if __name__ == "__main__":

@@ -143,9 +143,14 @@ def report(network: str, records: Records) -> str:
     ]
     combined = _combined(rows, after)
     for name, values, seconds in [*_columns(rows), combined]:
-        total, best = (float(spearmanr(values[m], after[m])[0]) for m in (np.ones(len(after), bool), half))
+        total, best = (_correlation(values[m], after[m]) for m in (np.ones(len(after), bool), half))
         lines.append(f"| {name} | {total:.2f} | {best:.2f} | {seconds} |")
     return "\n".join(lines) + "\n"
+
+
+def _correlation(values: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> float:
+    """Spearman's; not a number where all are alike."""
+    return float(spearmanr(values, after)[0]) if np.ptp(values) and np.ptp(after) else float("nan")
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, np.ndarray[Any, Any], str]]:
@@ -182,17 +187,17 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.report:
         for path in sorted(RESULTS.glob("proxy-*.jsonl")):
-            print(report(path.stem.removeprefix("proxy-"), Records(path)))
+            with Records(path) as records:
+                print(report(path.stem.removeprefix("proxy-"), records))
         return
-    path = RESULTS / f"proxy-{asked.model}.jsonl"
-    records = Records(path)
-    if not records("about"):
-        records.add("about", machine=machine(), steps=asked.steps, flops=asked.flops, images=asked.search_images)
-    bench = open_bench(asked, asked.flops, drift="final")
-    for number, choice in enumerate(policies(bench, asked.policies)):
-        if not records(str(number)):
-            print(rounded(records.add(str(number), **measured(bench, choice, asked.steps))), flush=True)
-    print(report(asked.model, records))
+    with Records(RESULTS / f"proxy-{asked.model}.jsonl") as records:
+        if not records("about"):
+            records.add("about", machine=machine(), steps=asked.steps, flops=asked.flops, images=asked.search_images)
+        bench = open_bench(asked, asked.flops, drift="final")
+        for number, choice in enumerate(policies(bench, asked.policies)):
+            if not records(str(number)):
+                print(rounded(records.add(str(number), **measured(bench, choice, asked.steps))), flush=True)
+        print(report(asked.model, records))
 
 
 if __name__ == "__main__":

@@ -99,7 +99,8 @@ def _pruned(bench: Bench, importance: str, global_pruning: bool, ratio: float) -
             max_pruning_ratio=0.9, ignored_layers=ignored,
         )  # fmt: skip
         if importance == "taylor":
-            images, labels = bench.task.splits.calibration.fetch(torch.arange(512))
+            calibration = bench.task.splits.calibration
+            images, labels = calibration.fetch(torch.arange(min(512, len(calibration))))
             model.zero_grad()
             bench.task.objective.loss(model(images), labels).mean().backward()
         pruner.step()
@@ -179,16 +180,17 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.report:
         for path in sorted(RESULTS.glob("search-*.jsonl")):
-            print(f"### {path.stem.removeprefix('search-')} of the MACs\n\n{report(Records(path))}")
+            with Records(path) as records:
+                print(f"### {path.stem.removeprefix('search-')} of the MACs\n\n{report(records)}")
         return
-    records = Records(RESULTS / f"search-{asked.model}-{asked.flops}.jsonl")
-    if not records("about"):
-        records.add("about", machine=machine(), images=asked.search_images)
-    bench = open_bench(asked, asked.flops)
-    _searches(asked, bench, records)
-    if asked.train:
-        _trainings(asked, bench, records)
-    print(report(records))
+    with Records(RESULTS / f"search-{asked.model}-{asked.flops}.jsonl") as records:
+        if not records("about"):
+            records.add("about", machine=machine(), images=asked.search_images)
+        bench = open_bench(asked, asked.flops)
+        _searches(asked, bench, records)
+        if asked.train:
+            _trainings(asked, bench, records)
+        print(report(records))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ def test_searchers_and_torch_pruning_side_by_side(results, monkeypatch, capsys):
     call(search, monkeypatch, *words)
     path = results / "search-resnet8-0.5.jsonl"
     before = path.read_bytes()
-    rows = bench.Records(path).all()
+    with bench.Records(path) as records:
+        rows = records.all()
     assert [r["piece"] for r in rows if "trail" in r] == ["uniform 0", "random 0"]
     trained = [r for r in rows if "after" in r]
     assert len(trained) == 2 + len(search.TORCH_PRUNING)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from amc.bundle import seal
 from amc.cli import main
 from amc.errors import BundleError
 from amc.journal import Journal
@@ -157,6 +158,8 @@ def test_a_folder_that_names_python_files_is_not_run_without_trust(tmp_path: Pat
     Path("run").mkdir()
     Path("run/config.yaml").write_text("data: {name: 'evil.py:make'}\nbudget: {flops: '0.5'}\n")
     Path("run/result.json").write_text('{"format": "amc-result"}')
+    Path("run/model.onnx").write_bytes(b"")
+    seal(Path("run"))
     for arguments in (["search", "--resume", "run"], ["evaluate", "run"]):
         assert main(arguments) == 2
         assert "add --trust" in capsys.readouterr().err
