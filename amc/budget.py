@@ -20,10 +20,13 @@ from amc.errors import BudgetError
 from amc.policy import Choice
 from amc.resources import CostModel, Floats
 
-UNITS = {"macs": "MACs", "params": "parameters", "size": "bytes", "memory": "bytes"}
-_FIELDS = {"flops": "macs", "params": "params", "size": "size", "memory": "memory"}
+UNITS = {"macs": "MACs", "params": "parameters", "size": "bytes", "memory": "bytes", "latency": "ms"}
+_FIELDS = {"flops": "macs", "params": "params", "size": "size", "memory": "memory", "latency": "latency"}
 _COUNT = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
+_MILLISECONDS = {"US": 1e-3, "MS": 1.0, "S": 1e3}
+_SCALES = {"size": _BYTES, "memory": _BYTES, "latency": _MILLISECONDS}
+_EXAMPLES = {"size": "500KB", "memory": "500KB", "latency": "3ms"}
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,12 @@ class Budget:
     """Bytes of the ONNX file."""
     memory: float | str | None = None
     """Bytes of activations alive at once."""
+    latency: float | str | None = None
+    """Time of one inference on ONNX Runtime; absolute with its unit only ("3ms", "800us")."""
 
     @classmethod
     def from_config(cls, config: BudgetConfig) -> Budget:
-        return cls(config.flops, config.params, config.size, config.memory)
+        return cls(config.flops, config.params, config.size, config.memory, config.latency)
 
     def limits(self, original: Mapping[str, float]) -> dict[str, float]:
         """Absolute limits by resource, given what the original costs. Raises BudgetError."""
@@ -52,20 +57,31 @@ class Budget:
                     raise BudgetError(f"--{field} cannot be used here: nothing tells the {resource} of a policy.")
                 found[resource] = parse_limit(field, value, original[resource])
         if not found:
-            raise BudgetError("no budget is given: say --flops 0.5, --params 100k, --size 500KB or --memory 0.5.")
+            raise BudgetError(
+                "no budget is given: say --flops 0.5, --latency 0.5, --params 100k, --size 500KB or --memory 0.5."
+            )
         return found
+
+
+def told(resource: str, value: float) -> str:
+    """A cost with its unit."""
+    return f"{value:.4g} ms" if resource == "latency" else f"{value:,.0f} {UNITS.get(resource, '')}".strip()
+
+
+def is_absolute(latency: str) -> bool:
+    """Whether a limit on latency is a time, not a share."""
+    return latency.strip()[-1:].isalpha()
 
 
 def parse_limit(field: str, value: float | str, original: float) -> float:
     """One limit as an absolute number: up to 1 without a unit, or with %, is a share of ``original``."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[a-zA-Z]*)\s*", str(value), re.IGNORECASE)
-    in_bytes = field.endswith(("size", "memory"))
-    scales = _BYTES if in_bytes else _COUNT
-    example = "0.5, 50% or 500KB" if in_bytes else "0.5, 50% or 20M"
+    kind = field.rpartition("-")[2]
+    scales = _SCALES.get(kind, _COUNT)
     unit = match[2].upper() if match else ""
-    if match is None or not (unit in scales or unit in ("", "%")):
-        raise BudgetError(f"--{field} is {value!r}, but must be like {example}.")
-    number = float(match[1])
+    number = float(match[1]) if match else 0.0
+    if match is None or not (unit in scales or unit in ("", "%")) or (kind == "latency" and not unit and number > 1):
+        raise BudgetError(f"--{field} is {value!r}, but must be like 0.5, 50% or {_EXAMPLES.get(kind, '20M')}.")
     if unit == "%":
         number, share = number / 100, True
     else:
@@ -93,12 +109,12 @@ class Space:
         over = [name for name, limit in self.limits.items() if least[name] > limit]
         if over:
             full = {name: float(v[0]) for name, v in self.model.costs([self.full]).items()}
-            told = "; ".join(
-                f"the least reachable is {least[n]:,.0f} {UNITS.get(n, '')} "
-                f"({least[n] / full[n]:.3f} of the original), the limit {self.limits[n]:,.0f}"
+            message = "; ".join(
+                f"the least reachable is {told(n, least[n])} "
+                f"({least[n] / full[n]:.3f} of the original), the limit {told(n, self.limits[n])}"
                 for n in over
             )
-            raise BudgetError(f"the budget cannot be reached: {told}. Raise it, or lower --min-keep.")
+            raise BudgetError(f"the budget cannot be reached: {message}. Raise it, or lower --min-keep.")
 
     @property
     def smallest(self) -> Choice:

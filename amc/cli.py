@@ -27,6 +27,7 @@ EPILOG = {
   amc search --flops 0.5                       the embedded network and data, in about a minute
   amc search --flops 20M --size 500KB --model resnet20 --weights w.safetensors --data imagefolder:DIR
   amc search --flops 0.5 --model my_net.py:make --data my_data.py:make --finetune-epochs 5
+  amc search --latency 0.5 --model resnet20 --weights w.safetensors --data imagefolder:DIR
   amc search --resume amc-runs/resnet8-digits-1   go on with a run that was interrupted""",
     "train": """examples:
   amc train --model resnet20 --data fashion-mnist --finetune-epochs 5 --out resnet20.safetensors""",
@@ -49,6 +50,9 @@ docs/batch.md describes the file.""",
   amc cache                                       what is kept, and how large it is
   amc cache --clear
 $AMC_CACHE names the folder, $AMC_CACHE_BYTES the most that it may hold (2 GiB).""",
+    "profile": """examples:
+  amc profile --model resnet56 --data cifar10 --data-root DIR --out resnet56.profile.json
+  amc search --latency 0.5 --latency-model resnet56.profile.json --model resnet56 --weights w.safetensors ...""",
     "searchers": "",
 }
 
@@ -210,6 +214,7 @@ def _elsewhere(parsed: argparse.Namespace) -> Iterator[Any]:
 
 
 def _print_result(summary: Any, folder: Path) -> None:
+    from amc.budget import told
     from amc.reports import final_table
 
     console = _console()
@@ -217,9 +222,8 @@ def _print_result(summary: Any, folder: Path) -> None:
     rows = [[r.label, r.original, r.after_pruning, r.final, r.ratio] for r in final_table(summary)]
     console.print(_table(["", "original", "pruned", "fine-tuned", "ratio"], rows))
     for proof in summary["proof"]:
-        console.print(
-            f"met: {proof['exported']:,.0f} of at most {proof['limit']:,.0f} {proof['unit']} ({proof['how']})"
-        )
+        value, limit = (told(proof["resource"], proof[key]) for key in ("exported", "limit"))
+        console.print(f"met: {value} of at most {limit} ({proof['how']})")
     if summary.get("int8"):
         int8 = summary["int8"]
         console.print(
@@ -522,6 +526,41 @@ def _cache(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    _add_options(parser, ("budget", "search", "finetune"))
+
+
+def _profile(parsed: argparse.Namespace) -> int:
+    from amc.monitor import shown
+    from amc.pace import steps
+    from amc.policy import legal_widths
+    from amc.run import open_task
+    from amc.timing import profile_network
+
+    given = _given(parsed)
+    given.setdefault("model", {}).setdefault("weights", "random")  # what they are does not matter to time
+    config = from_dict(merge(read_yaml(parsed.config) if parsed.config else {}, given))
+    path = Path(config.out or "profile.json")
+    with shown() as monitor:
+        monitor.begin("profile")
+        model = profile_network(open_task(config), config, path, monitor.progress)
+    profile, error, console = model.profile, model.errors, _console()
+    legal = steps(model.predict_all, [legal_widths(c, 0.1) for c in profile.full])
+    rows = [[name, str(full), ", ".join(map(str, own))] for name, full, own in
+            zip(profile.sites, profile.full, legal, strict=True)]  # fmt: skip
+    console.print(_table(["site", "channels", "widths at which the time changes"], rows))
+    console.print(
+        f"{path}: {len(profile.samples)} networks measured, the original takes {profile.original_ms:.4g} ms; "
+        f"channels are computed in blocks of {model.block}",
+        markup=False,
+    )
+    console.print(
+        f"cross-validated: mean error {100 * error.mean:.2f} %, worst {100 * error.worst:.1f} %, Spearman "
+        f"{error.spearman:.3f}"
+    )
+    return 0
+
+
 def _add_nothing(parser: argparse.ArgumentParser) -> None:
     """No options."""
 
@@ -544,6 +583,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Calla
     "inspect": ("list what can be pruned in a network, and what cannot and why", _add_inspect, _inspect),
     "evaluate": ("run a bundle's ONNX model on the test split again", _add_evaluate, _evaluate),
     "measure": ("time ONNX models side by side on ONNX Runtime", _add_measure, _measure),
+    "profile": ("learn what a network's policies take on this machine, for --latency", _add_profile, _profile),
     "batch": ("run a matrix of networks, data, budgets, devices, searchers and seeds", _add_batch, _batch),
     "status": ("how far a batch or a run is, from another shell", _add_status, _status),
     "cache": ("what is kept for runs to share, and clearing it", _add_cache, _cache),

@@ -79,6 +79,11 @@ class BudgetConfig:
     memory: str | None = option(
         None, "peak activation memory of one inference, float32, batch 1: a share or a size", "--memory"
     )
+    latency: str | None = option(
+        None,
+        "time of one inference on ONNX Runtime, measured: a share (0.5) or a time (3ms, 800us)",
+        "--latency",
+    )
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,12 @@ class SearchConfig:
         "(-error log parameters), error-latency (-error log ms, measured), or "
         "path/to/file.py:function",
         "--reward",
+    )
+    latency_model: str | None = option(
+        None,
+        "who predicts latency: a profile of amc profile, a table (.csv, .json), path/to/file.py:Class, "
+        "'command:./measure.sh {onnx}' or an installed model's name [a profile that the run makes]",
+        "--latency-model",
     )
     min_keep: float = option(0.2, "least share of a site's channels to keep", "--min-keep")
     channel_step: int = option(0, "widths are multiples of this [0: 4 or 8, by the site's width]", "--channel-step")
@@ -191,6 +202,9 @@ class Config:
     memory_limit: float = option(
         0.0, "GiB that calibrating and scoring may take [0: half of the machine's]", "--memory-limit"
     )
+    profile_seconds: float = option(
+        60.0, "most seconds for learning what this machine takes, where latency is limited", "--profile-seconds"
+    )
     out: str | None = option(None, "folder of the run [amc-runs/MODEL-DATA-N]", "--out")
 
     def __post_init__(self) -> None:
@@ -213,6 +227,7 @@ class Config:
         _check(self.threads >= 0, "threads", self.threads, "0 or more")
         _check(self.memory_limit >= 0, "memory_limit", self.memory_limit, "0 or more")
         _check(self.latency_threads >= 1, "latency_threads", self.latency_threads, "at least 1")
+        _check(self.profile_seconds > 0, "profile_seconds", self.profile_seconds, "above 0")
         _check(self.finetune.weight_decay >= 0, "weight_decay", self.finetune.weight_decay, "0 or more")
 
 

@@ -15,6 +15,7 @@ from amc.errors import AmcError, BundleError, ConfigError, first_line
 from amc.files import sweep
 from amc.importance import load_criterion
 from amc.journal import Journal
+from amc.latency import runs_code
 from amc.monitor import Monitor, Silent
 from amc.plugins import is_plugin
 from amc.policy import fingerprint, make_policy
@@ -57,6 +58,8 @@ def refuse_plugins(config: Config, folder: Path) -> None:
     """Raise when a folder, which may be anybody's, would have Python files run."""
     named = [config.model.name, config.data.name, config.objective, config.search.criterion, config.search.reward]
     found = [name for name in named if is_plugin(name)]
+    if config.search.latency_model and runs_code(config.search.latency_model):
+        found.append(config.search.latency_model)
     if found:
         raise BundleError(f"{folder} would run {', '.join(found)}: if you trust that, add --trust.")
     if config.search.storage:
@@ -154,37 +157,50 @@ def _compress(flow: Stages) -> Result:
         return flow.finished()
     with flow.stage("inspect"):
         graph = flow.inspect()
-        space = flow.space(graph)
+    with flow.stage("profile") if config.budget.latency else contextlib.nullcontext():
+        pace = flow.pace(graph)
+        space = flow.space(graph, pace)
+        if pace and pace.is_here:
+            pace.aim(space, config.seed, flow.monitor.progress)
     with flow.stage("calibrate"):
         evaluator = flow.calibrate(graph, space)
-    with flow.stage("search"):
-        problem = flow.search(graph, space, evaluator)
-    with flow.stage("choose"):
-        chosen, candidates = flow.choose(problem, evaluator)
-    with flow.stage("fine-tune"):
-        model = flow.finetune(evaluator.pruned(chosen))
-    with flow.stage("export"):
-        parity = flow.export(model)
-        unwritten = flow.program(model)
-        proof = flow.prove(space, model)
-    with flow.stage("measure"):
-        latency = flow.measure()
+    while True:  # once, but for a limit on latency that turns out to be missed
+        space = flow.space(graph, pace)
+        with flow.stage("search"):
+            problem = flow.search(graph, space, evaluator)
+        with flow.stage("choose"):
+            best = flow.promising(problem, pace)
+            if not best:
+                continue
+            chosen, candidates = flow.choose(best, evaluator)
+        with flow.stage("fine-tune"):
+            model = flow.finetune(evaluator.pruned(chosen))
+        with flow.stage("export"):
+            parity = flow.export(model)
+            unwritten = flow.program(model)
+            proof = flow.prove(space, model)
+        with flow.stage("measure"):
+            latency = flow.measure()
+            promise = flow.promised(pace, chosen, latency)
+        if promise is None or promise["met"]:
+            break
     with flow.stage("quantise") if config.int8 else contextlib.nullcontext():
         int8 = flow.quantise()
     with flow.stage("test"):
         scores = flow.test(model)
     policy = make_policy(graph, fingerprint(task.model), evaluator.kept(chosen), task.example)
     found = Findings(
-        original=space.costs(space.full),
-        final={**space.costs(chosen), "size": float((folder / "model.onnx").stat().st_size)},
+        original=_without_latency(space.costs(space.full)),
+        final={**_without_latency(space.costs(chosen)), "size": float((folder / "model.onnx").stat().st_size)},
         limits=space.limits,
         evaluations=len(problem.evaluations),
         recalibrate=evaluator.recalibrate,
         pruned_metric=next(c["before"] for c in candidates if c["chosen"]),
         candidates=candidates,
-        proof=proof,
+        proof=[*proof, promise] if promise else proof,
         parity=parity,
         latency=latency,
+        prediction=pace.report(chosen) if pace else None,
         scores=scores,
         stages=flow.stages(),
         precision=flow.precision(),
@@ -192,3 +208,8 @@ def _compress(flow: Stages) -> Result:
         unwritten=unwritten,
     )
     return flow.deliver(model, policy, problem, summarise(task, config, policy, found))
+
+
+def _without_latency(costs: dict[str, float]) -> dict[str, float]:
+    """Exact costs only: latency is told as it was measured."""
+    return {name: value for name, value in costs.items() if name != "latency"}

@@ -18,8 +18,8 @@ import yaml
 from torch import nn
 
 from amc import bundle, nested
-from amc.budget import UNITS, Budget, Space
-from amc.config import Config, binding, to_dict
+from amc.budget import UNITS, Budget, Space, is_absolute, parse_limit, told
+from amc.config import BudgetConfig, Config, binding, to_dict
 from amc.drift import QUICK_ROWS, QUICK_SAMPLES, Drift
 from amc.errors import BundleError, ConfigError, ExportError
 from amc.evaluate import Evaluator, Score
@@ -28,10 +28,12 @@ from amc.files import replacing, sweep, write_json, write_text
 from amc.finetune import Plan, asked_precision, fastest_precision, make_plan, train
 from amc.graph import Graph, build_graph
 from amc.journal import Journal
-from amc.latency import LatencyProbe, Measurement, Runner, measure, onnx_metric
+from amc.latency import Measurement, Predictor, Runner, load_latency_model, measure, onnx_metric
+from amc.latency.fitted import fitted
 from amc.latency.int8 import fastest
 from amc.memory import Memory
 from amc.monitor import Monitor
+from amc.pace import Bench, Pace, Paced, is_profile, latency_problem, learn_latency, profile_key, steps, upper_end
 from amc.policy import Choice, Policy, fingerprint, legal_widths
 from amc.problem import Problem, StudyPlace, recorded, site_features
 from amc.program import read_program, write_program
@@ -46,6 +48,10 @@ from amc.trace import trace
 
 PARITY_SAMPLES = 64
 INT8, INT8_SAMPLES = "model.int8.onnx", 256
+PROMISE_SECONDS = 20.0
+"""Longest that a limit on latency is measured for; less where the ratio is known well enough."""
+SPARE = 3
+"""Policies that are measured beyond the candidates: some may turn out too slow."""
 
 
 class Scorer(Protocol):
@@ -126,14 +132,10 @@ class Stages:
         self.shared = Shared(open_cache(self.config), self.task, self.config)
         return graph
 
-    def space(self, graph: Graph) -> Space:
+    def space(self, graph: Graph, pace: Pace | None = None) -> Space:
         """Legal widths under the budget, with exact costs."""
-        original = self.folder / "original.onnx"
-        if not original.exists():
-            with replacing(original) as temporary:
-                temporary.write_bytes(self.shared.original_onnx(self._exported))
-        resources = ResourceModel(graph, self.task.model, file_layout(original, graph, self.task.model))
-        return make_space(self.config, graph, resources)
+        resources = ResourceModel(graph, self.task.model, file_layout(self._original(), graph, self.task.model))
+        return make_space(self.config, graph, resources, pace)
 
     def _exported(self) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +189,9 @@ class Stages:
             self.monitor.progress(min(1.0, proposals / search.evaluations), f"{shown} before fine-tuning")
 
         reward = load_reward(search.reward)
-        probe = self._probe(graph, evaluator) if getattr(reward, "needs_latency", False) else None
+        timed = getattr(reward, "needs_latency", False) and self.config.budget.latency is None
+        bench = self._bench(graph) if timed else None
+        probe = (lambda choice: {"latency": bench.ratio(choice) * bench.original_ms}) if bench else None
         scorer = self._elsewhere(self.config, evaluator) if self._elsewhere else None
         score, error = self.shared.score(evaluator, scorer), self.shared.site_error(evaluator)
         racing = search.race and searchers()[search.searcher].races and scorer is None
@@ -207,6 +211,9 @@ class Stages:
         """Where a searcher's study is kept: in the run's folder, unless the user names a storage."""
         config, name = self.config, self.config.search.study_name
         stem = f"{Path(config.model.name).name} on {Path(config.data.name).name}"
+        again = len(list(self.journal.records("correction"))) - 1
+        if again > 0:  # under a corrected latency model the same proportions are other policies
+            stem += f", search {again + 1}"
         if config.search.storage is None:
             return StudyPlace(str(self.folder / "study.log"), name or stem)
         said = to_dict(config)
@@ -215,35 +222,38 @@ class Stages:
         identity = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:32]
         return StudyPlace(config.search.storage, name or f"{stem}, {identity[:8]}", identity, shared=True)
 
-    def _probe(self, graph: Graph, evaluator: Evaluator) -> Callable[[Choice], dict[str, float]]:
-        """Measures a policy's latency on ONNX Runtime."""
-        original = self.folder / "original.onnx"
-        layout = file_layout(original, graph, self.task.model)
-        scale = self.journal.last("latency-scale")
-        with self.machine.measuring():
-            probe = LatencyProbe(
-                original, layout, nested.feeds(self.task.example), self.config.latency_threads,
-                None if scale is None else scale["ms"],
-            )  # fmt: skip
-        if scale is None:
-            self.journal.append("latency-scale", ms=probe.original_ms)
-        cut = True
-        try:
-            probe(evaluator.kept(tuple(site.channels - 1 for site in graph.sites)))
-        except ExportError:
-            cut = False  # the file holds a width elsewhere, as a Reshape does: each policy is exported anew
+    def _original(self) -> Path:
+        path = self.folder / "original.onnx"
+        if not path.exists():
+            with replacing(path) as temporary:
+                temporary.write_bytes(self.shared.original_onnx(self._exported))
+        return path
 
-        def measured(choice: Choice) -> dict[str, float]:
-            if cut:
-                with self.machine.measuring():
-                    return {"latency": probe(evaluator.kept(choice))}
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder, "policy.onnx")
-                export_onnx(evaluator.network(choice), self.task.example, path)
-                with self.machine.measuring():
-                    return {"latency": probe.time(path.read_bytes())}
+    def _bench(self, graph: Graph, original_ms: float | None = None) -> Bench:
+        """What measures policies on ONNX Runtime; what the original takes is measured once in a run."""
+        known = self.journal.last("latency-scale")
+        ms = original_ms if known is None else float(known["ms"])
+        bench = Bench(self.task, graph, self._original(), self.config.latency_threads, ms, self.machine.measuring)
+        if known is None:
+            self.journal.append("latency-scale", ms=bench.original_ms)
+        return bench
 
-        return measured
+    def pace(self, graph: Graph) -> Pace | None:
+        """What predicts, measures and promises latency, where it is limited."""
+        asked = self.config.budget.latency
+        if asked is None:
+            return None
+        bench, named = self._bench(graph), self.config.search.latency_model
+        progress = self.monitor.progress
+        if named is None or is_profile(named):
+            path = self.folder / "profile.json" if named is None else Path(named)
+            key = profile_key(bench, self.config.latency_threads, self.task)
+            model = learn_latency(bench, graph, key, path, 0 if named else self.config.profile_seconds, progress)
+            return Pace.learned(model, bench, asked, self.journal)
+        problem = latency_problem(bench, graph, self._original(), self.config, self.journal, self.task, progress)
+        predictor = Predictor(load_latency_model(named), problem)
+        predict = fitted(predictor, problem).predict_all if predictor.measures else predictor
+        return Pace.elsewhere(predictor.name, predict, bench, asked, self.journal)
 
     @property
     def epochs(self) -> float:
@@ -251,12 +261,21 @@ class Stages:
         asked = self.config.finetune.epochs
         return asked if asked >= 0 else self.task.splits.epochs
 
-    def choose(self, problem: Problem, evaluator: Evaluator) -> tuple[Choice, list[dict[str, Any]]]:
+    def promising(self, problem: Problem, pace: Pace | None) -> list[Evaluation]:
+        """The best few; where latency is limited, of those that keep to it when measured. None: search again."""
+        count = max(self.config.search.refine, self.config.finetune.candidates)
+        if pace is None or not pace.is_here:
+            return problem.best(count)
+        best = problem.best(count + SPARE)
+        good = pace.fast_enough([e.choice for e in best], self.monitor.progress)
+        return [e for e in best if e.choice in good][:count]
+
+    def choose(self, found: list[Evaluation], evaluator: Evaluator) -> tuple[Choice, list[dict[str, Any]]]:
         """Refine the best policies, fine-tune the best of those briefly, and take the winner.
 
         Scores before training do not tell it; without training the best refined one is taken.
         """
-        refined = self._refine(problem, evaluator)
+        refined = self._refine(found, evaluator)
         best = sorted(refined, key=lambda choice: (-refined[choice].metric, refined[choice].loss))
         best = best[: self.config.finetune.candidates]
         share = self.config.finetune.trial_share
@@ -280,10 +299,9 @@ class Stages:
         winner = min(range(len(best)), key=lambda i: (-scores[i][1], scores[i][0]))
         return best[winner], [_candidate(c, refined[c], scores[i][1], i == winner) for i, c in enumerate(best)]
 
-    def _refine(self, problem: Problem, evaluator: Evaluator) -> dict[Choice, Score]:
+    def _refine(self, best: list[Evaluation], evaluator: Evaluator) -> dict[Choice, Score]:
         """The best policies with their scores as refined networks."""
         known = {tuple(r["choice"]): Score(r["loss"], r["metric"]) for r in self.journal.records("refined")}
-        best = problem.best(max(self.config.search.refine, self.config.finetune.candidates))
         score_refined = self.shared.refined(evaluator)
         for index, found in enumerate(best):
             if found.choice not in known:
@@ -347,6 +365,8 @@ class Stages:
         }
         proof = []
         for resource, limit in space.limits.items():
+            if resource == "latency":  # measured after this, see `promised`
+                continue
             value, how = found[resource]
             proof.append({"resource": resource, "unit": UNITS[resource], "limit": limit, "exported": value,
                           "met": value <= limit, "how": how})  # fmt: skip
@@ -408,13 +428,32 @@ class Stages:
                       for t in tried],
         }  # fmt: skip
 
+    def promised(self, pace: Pace | None, chosen: Choice, latency: Measurement) -> dict[str, Any] | None:
+        """Hold the limit on latency against what was measured; where it is missed, prepare for another search."""
+        if pace is None:
+            return None
+        if not pace.is_here:
+            return pace.predicted_proof(chosen)
+        original, final = latency.latencies["original"], latency.latencies["final"]
+        limit = parse_limit("latency", str(self.config.budget.latency), original.p10_ms)
+        value = original.p10_ms * upper_end(latency)
+        if is_absolute(str(self.config.budget.latency)):
+            value = final.p10_ms * final.ratio_high / final.ratio
+        met = pace.keeps(value, limit)
+        if not met:
+            self.monitor.say(f"measured {told('latency', value)}, over {told('latency', limit)}: searching again")
+            (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        return {"resource": "latency", "unit": "ms", "limit": limit, "exported": value, "met": met,
+                "how": "measured beside the original, upper end of the 95 % interval"}  # fmt: skip
+
     def measure(self) -> Measurement:
         """Time both networks side by side on one sample."""
         models = {"original": self.folder / "original.onnx", "final": self.folder / "model.onnx"}
         inputs = nested.feeds(self.task.example)
-        threads, told = self.config.latency_threads, self.monitor.progress
+        threads, progress = self.config.latency_threads, self.monitor.progress
+        seconds = 5.0 if self.config.budget.latency is None else PROMISE_SECONDS
         with self.machine.measuring():
-            return measure(models, inputs, threads, seed=self.config.seed, progress=told)
+            return measure(models, inputs, threads, seconds, seed=self.config.seed, progress=progress)
 
     def test(self, model: nn.Module) -> dict[str, float]:
         """The networks on the search split and, once, on the test split."""
@@ -453,12 +492,24 @@ class Stages:
         return Result(model, policy, tuple(problem.evaluations), summary, self.folder)
 
 
-def make_space(config: Config, graph: Graph, resources: ResourceModel) -> Space:
-    """Legal widths under the configuration's budget. Raises BudgetError when it cannot be met."""
-    search = config.search
+def make_space(config: Config, graph: Graph, resources: ResourceModel, pace: Pace | None = None) -> Space:
+    """Legal widths under the configuration's budget. Raises BudgetError when it cannot be met.
+
+    Without ``pace`` a limit on latency is left out. Where latency is all that is limited, only widths at which it
+    changes are legal.
+    """
+    search, asked = config.search, replace(config.budget, latency=None)
     settings = tuple(legal_widths(s.channels, search.min_keep, search.channel_step) for s in graph.sites)
-    limits = Budget.from_config(config.budget).limits(resources.cost([s.channels for s in graph.sites]))
-    return Space(tuple(s.name for s in graph.sites), settings, resources, limits)
+    names = tuple(s.name for s in graph.sites)
+    original = resources.cost([s.channels for s in graph.sites])
+    others = asked != BudgetConfig() or config.budget.latency is None
+    limits = Budget.from_config(asked).limits(original) if others else {}
+    if pace is None:
+        return Space(names, settings, resources, limits)
+    if not others:
+        settings = steps(pace.predict, settings)
+    costs = Paced(resources, pace.within(settings), pace.factor)
+    return Space(names, settings, costs, {**limits, "latency": pace.limit_ms})
 
 
 def _candidate(choice: Choice, before: Score, after: float | None, chosen: bool) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class Findings:
     proof: Sequence[Mapping[str, Any]]
     parity: Parity
     latency: Measurement
+    prediction: Mapping[str, Any] | None
+    """What is known of the latency model, where latency was limited."""
     scores: Mapping[str, float]
     """Metric of the ``original`` and the ``final`` network on ``search`` and ``test``."""
     stages: Sequence[Mapping[str, Any]]
@@ -58,7 +60,7 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
         "original": _row("original", found.original, found),
         "pruned": {"search": found.pruned_metric},
         "final": _row("final", found.final, found),
-        "latency": _latency(found.latency),
+        "latency": {**_latency(found.latency), "prediction": found.prediction},
         "int8": _int8(found),
         "proof": list(found.proof),
         "parity": asdict(found.parity),
@@ -82,7 +84,7 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
 
 
 _PATHS = (("model", "name"), ("model", "weights"), ("data", "name"), ("data", "root"), ("search", "criterion"),
-          ("search", "reward"))  # fmt: skip
+          ("search", "reward"), ("search", "latency_model"))  # fmt: skip
 
 
 def _nameless(plain: dict[str, Any]) -> dict[str, Any]:

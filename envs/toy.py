@@ -6,6 +6,7 @@ a share of the full network's. Few sites with few settings: the optimum is found
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -19,18 +20,20 @@ from amc.resources import Floats
 
 
 class ToyCosts:
-    """``macs = price · w``, ``params = Σ w``."""
+    """``macs = price · w``, ``params = Σ w``, and ``latency`` moves in steps of two channels: ``Σ ⌈w / 2⌉`` ms."""
 
     def __init__(self, price: ArrayLike) -> None:
         self._price = np.asarray(price, np.float64)
 
     def costs(self, choices: ArrayLike) -> dict[str, Floats]:
         w = np.atleast_2d(np.asarray(choices, np.float64))
-        return {"macs": w @ self._price, "params": w.sum(1)}
+        return {"macs": w @ self._price, "params": w.sum(1), "latency": np.ceil(w / 2).sum(1)}
 
 
-def toy_problem(share: float = 0.5, sites: int = 5, channels: int = 8, seed: int = 0) -> tuple[Problem, float]:
-    """A problem at ``share`` of the MACs, and the metric of its best policy."""
+def toy_problem(
+    share: float = 0.5, sites: int = 5, channels: int = 8, seed: int = 0, resources: Sequence[str] = ("macs",)
+) -> tuple[Problem, float]:
+    """A problem at ``share`` of the MACs, or of other resources, and the metric of its best policy."""
     rng = np.random.default_rng(seed)
     price, importance = rng.uniform(0.5, 2.0, sites), rng.uniform(0.1, 1.0, sites) ** 2
     settings = tuple(range(1, channels + 1))
@@ -42,8 +45,8 @@ def toy_problem(share: float = 0.5, sites: int = 5, channels: int = 8, seed: int
         return Score(1 - metric, metric)
 
     costs = ToyCosts(price)
-    limit = share * float(costs.costs([full])["macs"][0])
-    space = Space(tuple(f"site{s}" for s in range(sites)), (settings,) * sites, costs, {"macs": limit})
+    limits = {name: share * float(costs.costs([full])[name][0]) for name in resources}
+    space = Space(tuple(f"site{s}" for s in range(sites)), (settings,) * sites, costs, limits)
     everything = np.array(list(product(settings, repeat=sites)))
     best = float((np.log2(1 + everything[space.fits(everything)]) @ importance).max()) / whole
     features = [SiteFeatures(channels, channels, 8, 8, 1, 3, float(p * channels)) for p in price]

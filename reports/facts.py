@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from amc.reports import human
 from amc.reports.read import Journal
 
 
@@ -18,6 +19,7 @@ def facts(result: Mapping[str, Any], journal: Journal) -> list[tuple[str, str]]:
         *((f"{name} split", _split(split)) for name, split in splits),
         ("budget asked", _pairs(result["budget"]["asked"])),
         ("search", _search(result["search"], journal)),
+        ("latency model", _latency(result.get("latency") or {})),
         ("seeds", _pairs({"run": result["config"].get("seed"), "splits": data["splits"].get("seed")})),
         (
             "machine",
@@ -35,6 +37,23 @@ def _search(search: Mapping[str, Any], journal: Journal) -> str:
         f"{search['searcher']}, {search['evaluations']} evaluations{failed}, "
         f"criterion {search['criterion']}, reward {search['reward']}, recalibration {recalibrated}"
     )
+
+
+def _latency(latency: Mapping[str, Any]) -> str:
+    """How good the predictions were, where latency was limited."""
+    said = latency.get("prediction")
+    if not isinstance(said, dict):
+        return ""
+    parts, error = [str(said.get("model"))], said.get("error")
+    if isinstance(error, dict):
+        mean, worst = (human.percent(error.get(key)) for key in ("mean", "worst"))
+        parts.append(f"learned from {said.get('networks')} networks, cross-validated error {mean}, at worst {worst}")
+    if said.get("measured_error") is not None:
+        off = human.percent(said["measured_error"])
+        parts.append(f"{said.get('measured_policies')} policies of the search measured, predictions off by {off}")
+    if said.get("corrections"):
+        parts.append(f"corrected {len(said['corrections'])} times")
+    return "; ".join(parts)
 
 
 def _split(split: Mapping[str, Any]) -> str:

@@ -39,8 +39,8 @@ def size(value: float) -> str:
 
 @_or_nothing
 def exact(value: float) -> str:
-    """20406592 as ``20,406,592``, for limits and what is held against them: at most three decimals."""
-    return f"{value:,.3f}".rstrip("0").rstrip(".")
+    """20406592 as ``20,406,592``, for limits and what is held against them; below 10 with four significant digits."""
+    return f"{value:,.3f}".rstrip("0").rstrip(".") if abs(value) >= 10 else f"{value:.4g}"
 
 
 @_or_nothing

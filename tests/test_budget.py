@@ -172,7 +172,7 @@ def test_an_unreachable_budget_names_the_least_reachable() -> None:
 
 
 def test_all_unreachable_limits_are_named() -> None:
-    with pytest.raises(BudgetError, match=r"2 MACs .* the limit 1; the least reachable is 1 bytes"):
+    with pytest.raises(BudgetError, match=r"2 MACs .* the limit 1 MACs; the least reachable is 1 bytes"):
         Space(("a",), ((1, 2),), ToyCosts((1,), (1,)), {"macs": 1, "memory": 0.5})
 
 
@@ -213,6 +213,12 @@ def test_all_unreachable_limits_are_named() -> None:
         ("size", "700", 700.0),
         ("memory", "0.25", 250.0),
         ("memory", "64KiB", 65536.0),
+        ("latency", "0.5", 500.0),
+        ("latency", "50%", 500.0),
+        ("latency", "3ms", 3.0),
+        ("latency", "1.5 MS", 1.5),
+        ("latency", "800us", 0.8),
+        ("latency", "2s", 2000.0),
     ],
 )
 def test_parse_limit(field: str, value: float | str, limit: float) -> None:
@@ -225,6 +231,7 @@ def test_parse_limit(field: str, value: float | str, limit: float) -> None:
         *(("flops", v) for v in ("", " ", "half", "-1", "-0.5", "+1", "0", "0.0", 0, "0%", "0M", "101%", "150%")),
         *(("flops", v) for v in ("1,000", "1_000", "5.", "1.2.3", "5 5", "M", "%", "50%%", "20X", "20MB", "20KiB")),
         *(("flops", v) for v in ("nan", float("nan"), "inf", float("inf"), "1e999", True, "0x10", "٣", "2e", "1M\n5")),
+        *(("latency", v) for v in ("3", 3, "1.5", "3M", "3kB", "0ms", "-3ms", "ms", "3 m s")),
         *(("size", v) for v in ("5M", "5K", "5MBit", "-5KB", "5KBB", "0KB", "110%")),
     ],
 )

@@ -31,6 +31,13 @@ class TestContract:
         limit = problem.space.limits["macs"]
         assert all(e.costs["macs"] <= limit for e in problem.evaluations)
 
+    @pytest.mark.parametrize("resources", [("latency",), ("macs", "latency")], ids=str)
+    def test_latency_is_a_limit_like_any_other(self, name: str, resources: tuple[str, ...]):
+        problem = run(name, evaluations=6, resources=resources)
+        assert problem.proposals == 6
+        assert set(problem.space.limits) == set(resources)
+        assert all(e.costs[r] <= limit for e in problem.evaluations for r, limit in problem.space.limits.items())
+
     def test_one_evaluation_is_enough(self, name: str):
         assert run(name, evaluations=1).proposals == 1
 

@@ -24,6 +24,8 @@ from amc.latency.session import Inputs, Runner, denormals_as_zero
 
 WARMUP, ROUNDS, LEAST_ROUNDS, LEAST_BLOCKS = 10, 40, 3, 6
 LEAST_MS = 0.2
+LOUD = 1.12
+"""How much slower than at its best a network may be on a quiet machine; its sessions differ by some per cent."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,21 @@ def _ratios(logs: NDArray[np.float64], baseline: int) -> NDArray[np.float64]:
     return ratios
 
 
+def _quiet(blocks: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """The rounds in which the baseline was near its best, of blocks that had enough of them.
+
+    What slows a machine for a while, other programs or other tenants, does not slow all networks alike. A machine
+    without enough quiet blocks is taken as it is.
+    """
+    best = min(float(block[:, 0].min()) for block in blocks)
+    kept = [block[block[:, 0] <= LOUD * best] for block in blocks]
+    good = [own for own, block in zip(kept, blocks, strict=True) if 4 * len(own) >= len(block)]
+    return good if len(good) >= LEAST_BLOCKS else blocks
+
+
 def _measurement(names: list[str], blocks: list[NDArray[np.float64]], threads: int) -> Measurement:
     """The summary of blocks ``[R, M]``."""
+    blocks = _quiet(blocks)
     logs = np.log([np.percentile(block, 10, axis=0) for block in blocks])
     ratios, rounds = _ratios(logs, 0).T.tolist(), np.concatenate(blocks)
     found = {

@@ -6,14 +6,18 @@ The weights are the original's, since their values do not matter to time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from amc.channels import Kept
-from amc.latency.measure import WARMUP, time_call
+from amc.latency.measure import LEAST_MS, WARMUP, time_call
+from amc.latency.operators import profile
+from amc.latency.quiet import Reference, Timing, timed
 from amc.latency.session import Inputs, Runner, denormals_as_zero
 from amc.resources import FileLayout
 
@@ -35,11 +39,18 @@ class LatencyProbe:
         self._proto = onnx.load(str(original))
         self._tensors = [numpy_helper.to_array(t) for t in self._proto.graph.initializer]
         self._layout, self._inputs, self._threads = layout, inputs, threads
-        self._original = Runner(original, threads)
+        runner = Runner(original, threads)
         with denormals_as_zero():
-            for _ in range(WARMUP):
-                self._original(inputs)
-            self.original_ms = original_ms or min(time_call(self._original, inputs, 1) for _ in range(3 * ROUNDS))
+            fastest = min(time_call(runner, inputs, 1) for _ in range(WARMUP))
+        self._calls = max(1, int(np.ceil(LEAST_MS / fastest)))
+        self._reference = Reference(timed(runner, inputs, self._calls))
+        self._file = original
+        self.original_ms = original_ms or self._reference.best
+
+    @property
+    def best_ms(self) -> float:
+        """What the original has taken at its best so far."""
+        return self._reference.best
 
     def cut(self, kept: Kept) -> bytes:
         """The ONNX model whose sites keep these channels."""
@@ -66,13 +77,19 @@ class LatencyProbe:
         return self.time(self.cut(kept))
 
     def time(self, model: bytes) -> float:
-        """Milliseconds of an ONNX model: the ratio of the two minima, times what the original takes."""
-        runner = Runner(model, self._threads)
-        with denormals_as_zero():
-            for _ in range(WARMUP):
-                runner(self._inputs)
-            both = [
-                (time_call(runner, self._inputs, 1), time_call(self._original, self._inputs, 1)) for _ in range(ROUNDS)
-            ]
-        mine, original = (min(times) for times in zip(*both, strict=True))
-        return float(self.original_ms * mine / original)
+        """Milliseconds of an ONNX model: its ratio to the original, times what the original takes."""
+        return self.original_ms * self.compare(model).ratio
+
+    def compare(self, model: bytes, rounds: int = ROUNDS) -> Timing:
+        """An ONNX model beside the original."""
+        return self._reference.compare(timed(Runner(model, self._threads), self._inputs, self._calls), rounds)
+
+    def afresh(self, model: bytes) -> Timing:
+        """An ONNX model beside the original in a new session: sessions differ by some per cent."""
+        call = timed(Runner(self._file, self._threads), self._inputs, self._calls)
+        reference = Reference(call, self._reference.best)
+        return reference.compare(timed(Runner(model, self._threads), self._inputs, self._calls), ROUNDS)
+
+    def profile(self, model: bytes, known: Mapping[str, int]) -> NDArray[np.float64]:
+        """Milliseconds of every operator of an ONNX model, see `amc.latency.operators`."""
+        return profile(model, self._inputs, known, self._reference, self._threads)

@@ -34,8 +34,8 @@ def denormals_as_zero() -> Iterator[None]:
 class Runner:
     """A session that is set up as latency is measured: sequential, all optimisations, denormals as zero."""
 
-    def __init__(self, model: Path | bytes, threads: int = 1) -> None:
-        """``model`` is a file, or its content."""
+    def __init__(self, model: Path | bytes, threads: int = 1, profile: Path | None = None) -> None:
+        """``model`` is a file, or its content. ``profile``: write the times of all operators to a file beginning so."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -44,6 +44,9 @@ class Runner:
         options.log_severity_level = 3
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         self._name = "the model" if isinstance(model, bytes) else str(model)
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         try:
             source = model if isinstance(model, bytes) else str(model)
             self._session: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -74,6 +77,10 @@ class Runner:
                 f"{self._name} takes inputs of shape {rest} after the batch: say which with --input-size 3,224,224."
             )
         return np.random.default_rng(seed).standard_normal((batch, *rest), dtype=np.float32)
+
+    def end_profiling(self) -> Path:
+        """The file with the times of all operators, in all calls."""
+        return Path(self._session.end_profiling())
 
     def __call__(self, inputs: Inputs) -> NDArray[np.float32]:
         """The first output for inputs ``[B, ...]``."""

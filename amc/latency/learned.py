@@ -1,0 +1,266 @@
+"""A latency model learned from profiled networks.
+
+Notation: S sites, N networks measured, A operators, K kinds of operators; ``w [B, S]`` the widths.
+
+An operator of kind k with i inputs and o outputs takes ``table_k[i, o]``, and a network ``c0 + c1 · Σ table``. The
+tables come from the times of the operators, by non-negative least squares on features that know how a runtime works:
+it computes channels in blocks, so i and o count as rounded up to the block; below one block or off a block's
+boundary it changes layouts. What the features leave over is added where enough was seen of it. The block is the one
+that explains the measurements best. ``c0`` and ``c1`` come from the times of the whole networks.
+
+How good that is is told by five-fold cross-validation: every network is predicted from the others alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import nnls
+from scipy.stats import spearmanr
+
+from amc.latency.operators import Operator
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+BLOCKS = (16, 8, 4, 1, 32)
+FOLDS = 5
+QUIET, ENOUGH = 0.5, 20
+"""Share of quiet rounds from which a measurement is undisturbed, and how many of these suffice."""
+TRUST = 2.0
+"""So many observations of a pair of widths weigh as much as the features do."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A network that was measured."""
+
+    widths: tuple[int, ...]
+    ratio: float
+    """Its time as a share of the original's."""
+    quiet: float
+    """Share of the rounds in which the machine was quiet."""
+    operators: tuple[float, ...]
+    """Milliseconds of every operator."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative errors of predictions of networks that were not learned from."""
+
+    mean: float
+    worst: float
+    spearman: float
+    count: int
+
+
+def errors(predicted: ArrayLike, measured: ArrayLike) -> Errors:
+    """How far predictions are off."""
+    p, m = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
+    off = np.abs(p / m - 1)
+    rank = float(spearmanr(p, m)[0]) if len(p) > 2 and np.ptp(p) > 0 and np.ptp(m) > 0 else 1.0
+    return Errors(float(off.mean()), float(off.max()), rank, len(p))
+
+
+class Tables:
+    """Sums of table entries: ``c0 + c1 · Σ_a table_a[i_a, o_a]`` for widths ``[B, S]``."""
+
+    def __init__(self, found: Sequence[Operator], tables: Mapping[str, _Table], c0: float, c1: float) -> None:
+        self._slopes = np.stack([op.inputs[0] for op in found] + [op.outputs[0] for op in found], 1).astype(np.float64)
+        self._constants = np.array([op.inputs[1] for op in found] + [op.outputs[1] for op in found], np.float64)
+        # every table's levels and values one after the other, so that a prediction is a few lookups
+        starts = dict.fromkeys(tables, (0, 0, 0))
+        steps, values, at = [], [], 0
+        place = 0
+        for kind, table in tables.items():
+            rows, columns = table.places(0), table.places(1)
+            starts[kind] = (place, place + len(rows), at)
+            steps += [rows * len(table.outputs), columns]
+            place += len(rows) + len(columns)
+            values.append(table.ms.ravel())
+            at += table.ms.size
+        self._steps, self._values = np.concatenate(steps), np.concatenate(values)
+        self._offsets = np.array([starts[op.kind][0] for op in found] + [starts[op.kind][1] for op in found])
+        self._bases = np.array([starts[op.kind][2] for op in found])
+        self._count, self._found, self._tables = len(found), found, tables
+        self.c0, self.c1 = c0, c1
+
+    def non_decreasing(self, settings: Sequence[Sequence[int]]) -> Tables:
+        """The same for these settings, but never less for a wider one, as `Space.allowed` needs it.
+
+        Where measurements contradict that, it is the mean of the largest such table below and the smallest above.
+        """
+        tables = {}
+        for kind, table in self._tables.items():
+            ends = [
+                _reached(op, side, settings, (table.inputs, table.outputs)[side])
+                for side in (0, 1)
+                for op in self._found
+                if op.kind == kind
+            ]
+            half = len(ends) // 2
+            inputs, outputs = (np.unique(np.concatenate(part)) for part in (ends[:half], ends[half:]))
+            ms = table.ms[np.ix_(np.searchsorted(table.inputs, inputs), np.searchsorted(table.outputs, outputs))]
+            below = np.minimum.accumulate(np.minimum.accumulate(ms[::-1, ::-1], 0), 1)[::-1, ::-1]
+            above = np.maximum.accumulate(np.maximum.accumulate(ms, 0), 1)
+            tables[kind] = _Table(inputs, outputs, (below + above) / 2)
+        return Tables(self._found, tables, self.c0, self.c1)
+
+    def operators(self, rows: ArrayLike) -> Floats:
+        """Milliseconds ``[B, A]`` of every operator, before the scale of whole networks."""
+        w = np.atleast_2d(np.asarray(rows, np.float64))
+        lengths = (w @ self._slopes + self._constants).astype(np.int64)
+        places = self._steps[lengths + self._offsets]
+        found: Floats = self._values[places[:, : self._count] + places[:, self._count :] + self._bases]
+        return found
+
+    def __call__(self, rows: ArrayLike) -> Floats:
+        """Milliseconds ``[B]``."""
+        found: Floats = self.c0 + self.c1 * self.operators(rows).sum(1)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """What an operator takes, by levels of its inputs and outputs; between two levels, the upper one counts."""
+
+    inputs: Ints
+    outputs: Ints
+    ms: Floats
+
+    def places(self, side: int) -> Ints:
+        """For every length from 0 to the most, the level that counts."""
+        marks = (self.inputs, self.outputs)[side]
+        found: Ints = np.searchsorted(marks, np.arange(marks[-1] + 1))
+        return found
+
+
+def _reached(op: Operator, side: int, settings: Sequence[Sequence[int]], marks: Ints) -> Ints:
+    """The lengths that one side of an operator can have."""
+    slopes, constant = (op.inputs, op.outputs)[side]
+    sites = np.flatnonzero(slopes)
+    if len(sites) == 0:
+        return np.array([constant])
+    if len(sites) == 1:
+        reached: Ints = np.array(settings[sites[0]]) * slopes[sites[0]] + constant
+        return reached
+    return marks
+
+
+def levels(most: int) -> Ints:
+    """Lengths that a table knows: every one to 4, multiples of 4 to 64, of 8 to 256, of 16 above, and the most."""
+    marks = {*range(1, 5), *range(4, 65, 4), *range(64, 257, 8), *range(256, most, 16)}
+    return np.array(sorted({m for m in marks if m < most} | {most}))
+
+
+def features(i: Ints, o: Ints, block: int) -> Floats:
+    """What an operator's time is made of ``[n, 12]``; see ONNX Runtime's NCHWc kernels."""
+    narrow, small = i < block, o < block
+    blocks_in = np.where(narrow, i / block, -(-i // block))
+    blocks_out = -(-o // block)
+    ragged, odd = o % block != 0, (i % 4 != 0)
+    columns = [np.ones(len(i)), blocks_in, blocks_out, blocks_in * blocks_out, narrow, narrow * blocks_out, small,
+               small * blocks_in, ragged, ragged * blocks_in, odd, odd * blocks_in * blocks_out]  # fmt: skip
+    return np.stack(columns, 1).astype(np.float64)
+
+
+def fit(found: Sequence[Operator], samples: Sequence[Sample], original_ms: float, block: int) -> Tables:
+    """Learn from measured networks."""
+    w = np.array([s.widths for s in samples])
+    total = np.array([s.ratio for s in samples]) * original_ms
+    own = np.array([s.operators for s in samples])
+    own[own.sum(1) == 0] = 1.0  # a profiler that names none of them leaves it to the whole networks
+    own *= (total / own.sum(1))[:, None]  # the profiler's session ran at a speed of its own
+    weight = np.array([0.2 + s.quiet for s in samples])
+    tables = {}
+    for kind in sorted({op.kind for op in found}):
+        members = [a for a, op in enumerate(found) if op.kind == kind]
+        ends = [_ends(found[a], w) for a in members]
+        i, o = (np.concatenate([end[side] for end in ends]) for side in (0, 1))
+        tables[kind] = _table(i, o, own[:, members].T.ravel(), np.tile(weight, len(members)), block, found[members[0]])
+    summed = Tables(found, tables, 0.0, 1.0)(w)
+    c0, c1 = _line(summed, total, weight)
+    return Tables(found, tables, c0, c1)
+
+
+def _ends(op: Operator, w: Ints) -> tuple[Ints, Ints]:
+    return w @ op.inputs[0] + op.inputs[1], w @ op.outputs[0] + op.outputs[1]
+
+
+def _table(i: Ints, o: Ints, ms: Floats, weight: Floats, block: int, op: Operator) -> _Table:
+    basis = features(i, o, block)
+    c = _non_negative(basis, ms, weight)
+    left = defaultdict(list)
+    for a, b, rest in zip(i.tolist(), o.tolist(), (ms - basis @ c).tolist(), strict=True):
+        left[a, b].append(rest)
+    inputs, outputs = levels(int(i.max())), levels(int(o.max()))
+    a, b = (x.ravel() for x in np.meshgrid(inputs, outputs, indexing="ij"))
+    values = (features(a, b, block) @ c).reshape(len(inputs), len(outputs))
+    for (one, two), rests in left.items():
+        x, y = np.searchsorted(inputs, one), np.searchsorted(outputs, two)
+        values[x, y] += median(rests) * len(rests) / (len(rests) + TRUST)
+    return _Table(inputs, outputs, np.maximum(values, 0.0))
+
+
+def _non_negative(basis: Floats, ms: Floats, weight: Floats) -> Floats:
+    """Robust non-negative least squares: far points count less (Huber), a little ridge decides what is undecided."""
+    scale = np.maximum(basis.max(0), 1e-9)
+    basis = basis / scale
+    ridge = 1e-3 * np.sqrt(weight.sum()) * np.eye(basis.shape[1])
+    share = np.sqrt(weight)
+    for _ in range(4):
+        q, r = np.linalg.qr(np.vstack([basis * share[:, None], ridge]))  # as many rows as columns are left to solve
+        c, _ = nnls(r, q[: len(ms)].T @ (ms * share))
+        share = np.sqrt(weight * _huber(ms - basis @ c))
+    found: Floats = c / scale
+    return found
+
+
+def _huber(rest: Floats) -> Floats:
+    far = np.abs(rest) / (1.5 * 1.4826 * np.median(np.abs(rest)) + 1e-9)
+    found: Floats = 1 / np.maximum(1, far)
+    return found
+
+
+def _line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
+    """``y ≈ c0 + c1 · x`` with small relative errors; far points count less."""
+    basis = np.stack([np.ones(len(x)), x], 1) / y[:, None]
+    share = np.sqrt(weight)
+    c = np.array([0.0, 1.0])
+    for _ in range(8):
+        if np.ptp(x) < 1e-3 * x.mean():
+            return 0.0, float(np.median(y / x))
+        c = np.linalg.lstsq(basis * share[:, None], share, rcond=None)[0]
+        share = np.sqrt(weight * _huber(1 - basis @ c))
+    return float(c[0]), max(0.0, float(c[1]))
+
+
+def undisturbed(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """What was measured on a quiet machine, if that is enough to learn from; else everything."""
+    good = [s for s in samples if s.quiet >= QUIET]
+    return good if len(good) >= ENOUGH else samples
+
+
+def learn(found: Sequence[Operator], samples: Sequence[Sample], original_ms: float) -> tuple[Tables, int, Errors]:
+    """The model with the block that predicts best, that block, and its errors by cross-validation."""
+    samples = undisturbed(samples)
+    measured = np.array([s.ratio for s in samples]) * original_ms
+    tried = {block: errors(_held_out(found, samples, original_ms, block), measured) for block in BLOCKS}
+    block = min(tried, key=lambda b: tried[b].mean)
+    return fit(found, samples, original_ms, block), block, tried[block]
+
+
+def _held_out(found: Sequence[Operator], samples: Sequence[Sample], original_ms: float, block: int) -> Floats:
+    predicted = np.zeros(len(samples))
+    fold = np.arange(len(samples)) % FOLDS
+    for number in range(FOLDS):
+        others = [s for s, f in zip(samples, fold, strict=True) if f != number]
+        held = [s.widths for s, f in zip(samples, fold, strict=True) if f == number]
+        if held:
+            predicted[fold == number] = fit(found, others, original_ms, block)(held)
+    return predicted

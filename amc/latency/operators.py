@@ -1,0 +1,180 @@
+"""Which operators of an ONNX model a policy makes cheaper, and what each of them takes, by ONNX Runtime's own profiler.
+
+One profiled session tells the times of all operators at once, so a table of operators is learned from far fewer
+networks than a table of whole networks would be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from amc.channels import Axis
+from amc.latency.measure import WARMUP
+from amc.latency.quiet import Reference
+from amc.latency.session import Inputs, Runner, denormals_as_zero
+from amc.resources import FileLayout, StoredTensor
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Line = tuple[Ints, int]
+"""A length that is linear in the widths: ``slopes @ w + constant``."""
+
+RUNS = 24
+"""Quiet runs under the profiler."""
+BETWEEN = 4
+"""Runs between two calls of the original."""
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """An operator that holds weights, with what runs after it until the next one."""
+
+    name: str
+    kind: str
+    """Operators of one kind compute the same on the same shapes, so they share what is learned."""
+    inputs: Line
+    outputs: Line
+
+
+def operators(proto: Any, layout: FileLayout, sites: int, inputs: Inputs) -> list[Operator]:
+    """The operators with weights, in the file's order, when run on ``inputs``."""
+    stored = {t.name: s for t, s in zip(proto.graph.initializer, layout.tensors, strict=True)}
+    shapes = _shapes(proto, inputs)
+    readers: dict[str, list[str]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    found = []
+    for node in proto.graph.node:
+        tensors = [stored[name] for name in node.input if name in stored and stored[name].dims]
+        weight = max(tensors, key=lambda t: len(t.dims), default=None)
+        if weight is None or not (
+            any(a is not None for a in weight.axes) or node.op_type in ("Conv", "Gemm", "MatMul")
+        ):
+            continue
+        told = [node.op_type, sorted(_attributes(node)), shapes.get(node.output[0]), list(weight.dims),
+                sorted(readers.get(node.output[0], []))]  # fmt: skip
+        kind = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
+        name = f"{node.op_type} {'x'.join(map(str, weight.dims))} {kind}"
+        found.append(Operator(node.output[0], name, *_sides(node, weight, sites)))
+    return found
+
+
+def _attributes(node: Any) -> Iterator[tuple[str, str]]:
+    for attribute in node.attribute:
+        if attribute.name == "group":
+            yield "group", str(attribute.i > 1)
+        elif not attribute.HasField("t"):
+            yield attribute.name, str(onnx.helper.get_attribute_value(attribute))
+
+
+def _shapes(proto: Any, inputs: Inputs) -> dict[str, list[int]]:
+    """Positions of every activation: its dimensions but the first two."""
+    own = onnx.ModelProto()
+    own.CopyFrom(proto)
+    for value in own.graph.input:
+        array = inputs if isinstance(inputs, np.ndarray) else inputs[value.name]
+        for dim, size in zip(value.type.tensor_type.shape.dim, array.shape, strict=True):
+            dim.ClearField("dim_param")
+            dim.dim_value = size
+    for value in own.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(own, data_prop=True).graph
+    return {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim][2:] for v in inferred.value_info}
+
+
+def _sides(node: Any, weight: StoredTensor, sites: int) -> tuple[Line, Line]:
+    """Input and output channels of an operator, by its weight's axes."""
+    lines = [_line(axis, size, sites) for axis, size in zip(weight.axes, weight.dims, strict=True)]
+    one: Line = (np.zeros(sites, np.int64), 1)
+    if len(lines) == 1:
+        return one, lines[0]
+    transposed = node.op_type == "MatMul" or (
+        node.op_type == "Gemm" and not any(a.name == "transB" and a.i for a in node.attribute)
+    )
+    outputs, inputs = (lines[1], lines[0]) if transposed else (lines[0], lines[1])
+    return inputs, outputs
+
+
+def _line(axis: Axis | None, length: int, sites: int) -> Line:
+    if axis is None or len(axis.site) != length:
+        return np.zeros(sites, np.int64), length
+    return axis.counts(sites)
+
+
+def names(proto: Any, found: Sequence[Operator]) -> dict[str, int]:
+    """Names that the runtime may give an operator fused with what follows: those of the tensors on the way."""
+    place = {op.name: i for i, op in enumerate(found)}
+    readers: dict[str, list[Any]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    known: dict[str, int] = {}
+    for node in proto.graph.node:
+        if node.output[0] in place:
+            index = place[node.output[0]]
+            if node.name:
+                known.setdefault(node.name, index)
+            here = node
+            while True:
+                known.setdefault(here.output[0], index)
+                after = readers.get(here.output[0], [])
+                if len(after) != 1 or after[0].output[0] in place:
+                    break
+                here = after[0]
+    return known
+
+
+def profile(model: bytes, inputs: Inputs, known: Mapping[str, int], reference: Reference, threads: int = 1) -> Floats:
+    """Milliseconds of every operator ``[max(known) + 1]``: the mean over the faster half of the quiet runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        runner = Runner(model, threads, profile=Path(folder, "p"))
+        with denormals_as_zero():
+            for _ in range(WARMUP):
+                runner(inputs)
+            bunches = [quiet for _, quiet in reference.enclosed(lambda: _repeat(runner, inputs), RUNS // BETWEEN)]
+        runs = read_events(runner.end_profiling().read_bytes(), known)[WARMUP:]
+    counts = np.repeat(bunches, BETWEEN)
+    if counts.sum() < RUNS / 4:
+        counts[:] = True
+    times = np.sort(runs[counts], axis=0)
+    found: Floats = times[: max(1, len(times) // 2)].mean(0)
+    return found
+
+
+def _repeat(runner: Runner, inputs: Inputs) -> None:
+    for _ in range(BETWEEN):
+        runner(inputs)
+
+
+def read_events(content: bytes, known: Mapping[str, int]) -> Floats:
+    """Milliseconds ``[runs, operators]`` out of the runtime's profile.
+
+    What runs between two operators, such as a change of layout, belongs to the one after it.
+    """
+    count = max(known.values()) + 1
+    runs, now, waiting, last = [], np.zeros(count), 0.0, 0
+    for event in json.loads(content):
+        name = event.get("name", "")
+        if name == "model_run":
+            now[last] += waiting
+            runs.append(now)
+            now, waiting, last = np.zeros(count), 0.0, 0
+        elif name.endswith("_kernel_time"):
+            own = name.removesuffix("_kernel_time")
+            place = known.get(own, known.get(own.removesuffix("_nchwc")))
+            waiting += event["dur"]
+            if place is not None:
+                now[place] += waiting
+                waiting, last = 0.0, place
+    return np.array(runs) / 1e3

@@ -1,0 +1,164 @@
+"""The table generator: measure some policies of a network on this machine, and learn what all others take.
+
+A profile is a JSON file: what was measured, on what, and the operators it was measured of. The model is learned from
+it anew whenever it is loaded (about a second), and a profile that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from amc.errors import LatencyError
+from amc.files import write_json
+from amc.latency.learned import Errors, Sample, Tables, learn
+from amc.latency.operators import Operator
+
+Floats = NDArray[np.float64]
+VERSION = 1
+LEAST, MOST = 24, 200
+"""Networks to measure."""
+GOOD_ENOUGH = 0.006
+"""Mean error at which measuring more is not worth the time."""
+FULL_EVERY = 25
+"""How often the original itself is among the networks."""
+
+Measure = Callable[[Sequence[int]], Sample]
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """What was measured of one network on one machine."""
+
+    key: Mapping[str, Any]
+    """Network, runtime, machine, threads, input: a profile is good for these only."""
+    sites: tuple[str, ...]
+    full: tuple[int, ...]
+    operators: tuple[Operator, ...]
+    original_ms: float
+    samples: tuple[Sample, ...] = ()
+    seconds: float = 0.0
+    """That measuring took so far."""
+
+    def save(self, path: Path) -> None:
+        """Write the profile as JSON."""
+        write_json(path, {
+            "format": "amc-profile", "version": VERSION, "key": dict(self.key), "sites": list(self.sites),
+            "full": list(self.full), "operators": [_operator_to_json(op) for op in self.operators],
+            "original_ms": self.original_ms, "seconds": round(self.seconds, 3),
+            "samples": [asdict(s) for s in self.samples],
+        })  # fmt: skip
+
+    @classmethod
+    def load(cls, path: Path) -> Profile:
+        """Read and check a profile. Raises LatencyError."""
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise LatencyError(f"cannot read the profile {path}: {error.strerror}.") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise LatencyError(f"{path} is not a latency profile: make one with amc profile --out {path}.") from None
+
+    @classmethod
+    def from_json(cls, value: Any) -> Profile:
+        """The profile in plain values."""
+        if value["format"] != "amc-profile" or value["version"] != VERSION:
+            raise ValueError
+        sites, full = tuple(map(str, value["sites"])), tuple(map(int, value["full"]))
+        found = tuple(_operator_from_json(op, len(sites)) for op in value["operators"])
+        samples = tuple(
+            Sample(
+                tuple(map(int, s["widths"])), float(s["ratio"]), float(s["quiet"]), tuple(map(float, s["operators"]))
+            )
+            for s in value["samples"]
+        )
+        ms, seconds = float(value["original_ms"]), float(value["seconds"])
+        numbers = [ms, seconds, *(x for s in samples for x in (s.ratio, s.quiet, *s.operators))]
+        if not np.isfinite(numbers).all() or min(ms, *(s.ratio for s in samples), 1.0) <= 0 or len(sites) != len(full):
+            raise ValueError
+        if any(len(s.widths) != len(sites) or len(s.operators) != len(found) for s in samples):
+            raise ValueError
+        return cls(dict(value["key"]), sites, full, found, ms, samples, seconds)
+
+
+def _operator_to_json(op: Operator) -> dict[str, Any]:
+    lines = {side: [line[0].tolist(), line[1]] for side, line in (("inputs", op.inputs), ("outputs", op.outputs))}
+    return {"name": op.name, "kind": op.kind, **lines}
+
+
+def _operator_from_json(value: Mapping[str, Any], sites: int) -> Operator:
+    (i, i0), (o, o0) = value["inputs"], value["outputs"]
+    lines = [(np.array(slopes, np.int64), int(constant)) for slopes, constant in ((i, i0), (o, o0))]
+    if any(slopes.shape != (sites,) for slopes, _ in lines):
+        raise ValueError
+    return Operator(str(value["name"]), str(value["kind"]), *lines)
+
+
+def policies(settings: Sequence[Sequence[int]], seed: int = 0) -> Iterator[tuple[int, ...]]:
+    """Policies to measure: the original now and then, and random ones, some alike in all sites and some not at all."""
+    rng = np.random.default_rng(seed)
+    full = np.array([s[-1] for s in settings], np.float64)
+    number = 0
+    while True:
+        if number % FULL_EVERY == 0:
+            yield tuple(s[-1] for s in settings)
+        else:
+            shares = rng.uniform(0.15, 1.05) * np.exp(rng.uniform(0.0, 1.0) * rng.standard_normal(len(full)))
+            wanted = (shares * full).tolist()
+            yield tuple(min(s, key=lambda w, x=x: abs(w - x)) for s, x in zip(settings, wanted, strict=True))  # type: ignore[misc]
+        number += 1
+
+
+def collect(
+    profile: Profile,
+    settings: Sequence[Sequence[int]],
+    measure: Measure,
+    seconds: float,
+    save: Callable[[Profile], None],
+    progress: Callable[[float, str], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> Profile:
+    """Measure more policies, until predictions are good or the time is up; saved as it goes."""
+    start, checked, note = clock() - profile.seconds, 0, ""
+    for number, widths in enumerate(policies(settings)):
+        count = len(profile.samples)
+        if number < count:
+            continue
+        if count >= LEAST and count >= 1.25 * checked:
+            error = learn(profile.operators, profile.samples, profile.original_ms)[2]
+            note, checked = f", error {100 * error.mean:.1f} %", count
+            if error.mean <= GOOD_ENOUGH:
+                break
+        if count >= MOST or (profile.seconds >= seconds and count >= LEAST):
+            break
+        profile = replace(profile, samples=(*profile.samples, measure(widths)), seconds=clock() - start)
+        save(profile)
+        progress(min(1.0, max(profile.seconds / seconds, (count + 1) / MOST)), f"{count + 1} networks measured{note}")
+    return profile
+
+
+class LearnedModel:
+    """The latency model that a profile teaches (see `amc.latency.model`)."""
+
+    name, unit = "profile", "ms"
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.tables: Tables
+        self.errors: Errors
+        self.tables, self.block, self.errors = learn(profile.operators, profile.samples, profile.original_ms)
+
+    def predict(self, widths: Mapping[str, int]) -> float:
+        """Milliseconds of one policy."""
+        return float(self.predict_all([[widths[site] for site in self.profile.sites]])[0])
+
+    def predict_all(self, rows: ArrayLike) -> Floats:
+        """Milliseconds ``[B]`` of the widths ``[B, S]``."""
+        return self.tables(rows)

@@ -1,0 +1,185 @@
+"""How well latency is predicted.
+
+::
+
+    python -m benchmarks.latency --part predict --network resnet56 --seconds 240
+    python -m benchmarks.latency --part table
+
+It goes on where it was when called again; what was measured is in ``--work``, results in
+``benchmarks/results/latency.json``, the tables that are made of them in ``docs/benchmarks/latency.md``. Measure on a
+quiet machine.
+
+**predict**: a profile as `amc profile` makes it, then policies it has never seen: proportions drawn uniformly from
+[0.1, 1], scaled to a share of the MACs drawn uniformly from [0.3, 1). Each is measured in two
+pairs of new sessions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from amc.budget import Space
+from amc.errors import BudgetError
+from amc.export import export_onnx, file_layout
+from amc.files import write_json, write_text
+from amc.graph import build_graph
+from amc.journal import Journal
+from amc.latency.learned import errors
+from amc.latency.profile import LearnedModel, Profile
+from amc.pace import Bench, learn_latency, profile_key
+from amc.policy import legal_widths
+from amc.provenance import cpu_name, runtime_version
+from amc.resources import ResourceModel
+from amc.task.models import load_model
+
+RESULTS, TABLE = Path("benchmarks/results/latency.json"), Path("docs/benchmarks/latency.md")
+NETWORKS = {
+    "resnet20": ("resnet20", 32, 60.0),
+    "resnet56": ("resnet56", 32, 60.0),
+    "vgg16bn": ("vgg16bn", 32, 60.0),
+    "mobilenetv2": ("mobilenetv2", 32, 60.0),
+    "resnet18 at 224": ("torchvision:resnet18", 224, 240.0),
+    "mobilenet_v2 at 224": ("torchvision:mobilenet_v2", 224, 360.0),
+}
+"""Name, side of the image, most seconds of profiling."""
+SESSIONS = 2
+
+
+def setting(name: str, work: Path) -> SimpleNamespace:
+    """A network with random weights, and what measures it."""
+    torch.manual_seed(0)
+    model_name, size, seconds = NETWORKS[name]
+    task = SimpleNamespace(
+        model=load_model(model_name, "random", 3, 10, "cifar10"), example=torch.randn(1, 3, size, size)
+    )
+    graph = build_graph(task.model, task.example)
+    stem = "".join(c if c.isalnum() else "-" for c in name)
+    original = work / f"{stem}.onnx"
+    if not original.exists():
+        export_onnx(task.model, task.example, original)
+    bench = Bench(task, graph, original, 1)
+    costs = ResourceModel(graph, task.model, file_layout(original, graph, task.model))
+    return SimpleNamespace(task=task, graph=graph, bench=bench, costs=costs, seconds=seconds, stem=stem)
+
+
+def test_policies(at: SimpleNamespace, count: int) -> list[tuple[int, ...]]:
+    """Random policies at random budgets."""
+    rng, found = np.random.default_rng(2024), []
+    legal = tuple(legal_widths(site.channels, 0.2) for site in at.graph.sites)
+    names = tuple(site.name for site in at.graph.sites)
+    full = at.costs.cost([s[-1] for s in legal])["macs"]
+    while len(found) < count:
+        share = rng.uniform(0.3, 1.0)
+        try:
+            space = Space(names, legal, at.costs, {"macs": share * full})
+        except BudgetError:
+            continue
+        found.append(space.fit(rng.uniform(0.1, 1.0, len(legal))))
+    return found
+
+
+def predict(name: str, work: Path, seconds: float, count: int) -> None:
+    """Go on with one network for so many seconds."""
+    start, at = time.monotonic(), setting(name, work)
+    path = work / f"{at.stem}.profile.json"
+    with Journal(work / f"{at.stem}.jsonl") as journal:
+        learn_latency(at.bench, at.graph, profile_key(at.bench, 1, at.task), path, at.seconds, lambda *_: None)
+        policies = test_policies(at, count)
+        done = [[r["ratio"] for r in journal.records("session") if tuple(r["choice"]) == p] for p in policies]
+        for policy, ratios in zip(policies, done, strict=True):
+            while len(ratios) < SESSIONS and time.monotonic() - start < seconds:
+                timing = at.bench.timing(policy)
+                if timing.quiet >= 0.5:  # a disturbed one is measured again
+                    journal.append("session", choice=list(policy), ratio=timing.ratio, quiet=timing.quiet)
+                    ratios.append(timing.ratio)
+        profile = Profile.load(path)
+        record(name, profile, policies, done)
+
+
+def record(name: str, profile: Profile, policies: list[tuple[int, ...]], done: list[list[float]]) -> None:
+    """The errors so far into the results."""
+    whole = [(p, r) for p, r in zip(policies, done, strict=True) if len(r) >= SESSIONS]
+    measured = [(p, float(np.exp(np.mean(np.log(r))))) for p, r in whole]
+    if len(measured) < 10:
+        print(f"{name}: {sum(map(len, done))} sessions measured, {len(measured)} policies done")
+        return
+    model = LearnedModel(profile)
+    rows = np.array([p for p, _ in measured])
+    original = float(model.predict_all([profile.full])[0])
+    found = errors(model.predict_all(rows) / original, [r for _, r in measured])
+    before = time.perf_counter()
+    for _ in range(200):
+        model.predict_all(rows[:1])
+    cost = (time.perf_counter() - before) / 200
+    noise = [np.std(np.log(r), ddof=1) for _, r in whole]
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results.setdefault("predict", {})[name] = {
+        "policies": found.count, "mean": found.mean, "worst": found.worst, "spearman": found.spearman,
+        "cross_validated": model.errors.mean, "networks_profiled": len(profile.samples),
+        "profile_seconds": profile.seconds, "block": model.block, "original_ms": profile.original_ms,
+        "prediction_us": 1e6 * cost,
+        "session_noise": float(np.mean(noise)), "cpu": cpu_name(), "runtime": runtime_version(),
+    }  # fmt: skip
+    write_json(RESULTS, results)
+    table()
+    print(f"{name}: {found}, cross-validated {model.errors}, {1e6 * cost:.0f} µs")
+
+
+def table() -> None:
+    """The results as Markdown."""
+    results = json.loads(RESULTS.read_text())
+    lines = ["# Latency: measured results", "", "Made by `python -m benchmarks.latency` (see there for how).", ""]
+    if results.get("predict"):
+        lines += [
+            "## Prediction of policies never profiled", "",
+            "Relative to what two pairs of sessions measured; the noise is that of one pair.", "",
+            "| network | ms | policies | mean error | worst | Spearman | cross-val. | noise | profiled, s | call |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]  # fmt: skip
+        for name, r in results["predict"].items():
+            own = [100 * r[key] for key in ("mean", "worst", "cross_validated", "session_noise")]
+            lines.append(
+                f"| {name} | {r['original_ms']:.2f} | {r['policies']} | {own[0]:.2f} % | {own[1]:.1f} % | "
+                f"{r['spearman']:.4f} | {own[2]:.2f} % | {own[3]:.1f} % | {r['networks_profiled']}, "
+                f"{r['profile_seconds']:.0f} | {r['prediction_us']:.0f} µs |"
+            )
+        some = next(iter(results["predict"].values()))
+        lines += ["", f"{some['cpu']}, {some['runtime']}, one thread.", ""]
+    if results.get("pays"):
+        lines += [
+            "## What searching for latency is worth", "",
+            "| network | searched for | accuracy (test) | MACs | time, 95 % interval |", "|---|---|---|---|---|",
+        ]  # fmt: skip
+        lines += [
+            f"| {r['network']} | {r['asked']} | {100 * r['accuracy']:.2f} % | {r['macs']:.3f} | {r['ratio']:.3f} "
+            f"({r['low']:.3f} to {r['high']:.3f}) |"
+            for r in results["pays"]
+        ]
+    write_text(TABLE, "\n".join(lines).rstrip() + "\n")
+
+
+def main() -> None:
+    """Parse and go on."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=["predict", "table"], required=True)
+    parser.add_argument("--network", choices=list(NETWORKS), default="resnet56")
+    parser.add_argument("--policies", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=240.0)
+    parser.add_argument("--work", type=Path, default=Path("amc-runs/benchmarks/latency"))
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    if given.part == "predict":
+        predict(given.network, given.work, given.seconds, given.policies)
+    else:
+        table()
+
+
+if __name__ == "__main__":
+    main()

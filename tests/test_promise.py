@@ -1,0 +1,154 @@
+"""Whole runs under a limit on latency, on a device that is made up: nothing is timed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from amc.cli import main
+from amc.journal import Journal
+from amc.latency import Latency, LatencyProbe, Measurement
+from amc.latency.quiet import Timing
+
+QUICK = ["--evaluations", "3", "--candidates", "2", "--finetune-epochs", "0.5", "--precision", "float32"]
+
+
+def operator_ms(proto) -> list[float]:
+    """A device that computes channels in blocks of 8."""
+    stored = {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    shapes = [stored[n.input[1]] for n in proto.graph.node if n.op_type in ("Conv", "Gemm") and n.input[1] in stored]
+    return [0.001 + 1e-4 * -(-s[0] // 8) * -(-s[1] // 8) * int(np.prod(s[2:])) for s in shapes]
+
+
+class Device(LatencyProbe):
+    """The probe, with made-up times."""
+
+    calls = 0
+
+    def __init__(self, original, layout, inputs, threads=1, original_ms=None):
+        self._proto = onnx.load(str(original))
+        self._tensors = [onnx.numpy_helper.to_array(t) for t in self._proto.graph.initializer]
+        self._layout, self._whole = layout, sum(operator_ms(self._proto))
+        self.original_ms = original_ms or self._whole
+
+    best_ms = property(lambda self: self._whole)
+
+    def compare(self, model, rounds=30):
+        type(self).calls += 1
+        return Timing(sum(operator_ms(onnx.load_from_string(model))) / self._whole, 1.0)
+
+    afresh = compare
+
+    def profile(self, model, known):
+        return np.array(operator_ms(onnx.load_from_string(model)))
+
+
+def measured(hidden: float):
+    """`measure` on the same device; the final network is slower by a factor that nobody knew."""
+
+    def measure(models, inputs, threads, *args, **kwargs):
+        ms = {name: sum(operator_ms(onnx.load(str(path)))) for name, path in models.items()}
+        ratio = hidden * ms["final"] / ms["original"]
+        latencies = {
+            "original": Latency(*[ms["original"]] * 3, 1.0, 1.0, 1.0),
+            "final": Latency(*[hidden * ms["final"]] * 3, ratio, 0.999 * ratio, 1.001 * ratio),
+        }
+        return Measurement(latencies, "original", 6, threads, np.zeros((6, 2)))
+
+    return measure
+
+
+@pytest.fixture
+def device(monkeypatch):
+    Device.calls = 0
+    monkeypatch.setattr("amc.pace.LatencyProbe", Device)
+    monkeypatch.setattr("amc.stages.measure", measured(1.0))
+    return Device
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_the_limit_is_kept_and_told(device, tmp_path, capsys):
+    assert main(["search", "--latency", "0.6", *QUICK, "--out", str(tmp_path / "run")]) == 0
+    found = result(tmp_path / "run")
+    assert [p["resource"] for p in found["proof"]] == ["latency"]
+    assert found["proof"][0]["met"]
+    assert found["latency"]["ratio"]["high"] <= 0.6
+    assert found["latency"]["prediction"]["error"]["mean"] < 0.02
+    assert found["latency"]["prediction"]["measured_error"] < 0.02
+    assert all(s["width"] % 8 == 0 for s in found["sites"])
+    assert "measured beside the original" in capsys.readouterr().out
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "cross-validated error" in report
+
+
+def test_a_missed_promise_sends_the_run_back(device, tmp_path, monkeypatch):
+    monkeypatch.setattr("amc.stages.measure", measured(1.06))
+    assert main(["search", "--latency", "0.6", "--flops", "0.9", *QUICK, "--out", str(tmp_path / "run")]) == 0
+    found = result(tmp_path / "run")
+    assert {p["resource"]: p["met"] for p in found["proof"]} == {"latency": True, "macs": True}
+    assert found["latency"]["ratio"]["high"] <= 0.6
+    assert [c["why"] for c in found["latency"]["prediction"]["corrections"]][-1] == "the fine-tuned network"
+
+
+def test_a_promise_that_cannot_be_kept_ends_in_one_line(device, tmp_path, monkeypatch, capsys):
+    def slower(models, *args, **kwargs):
+        slower.times *= 1.2
+        return measured(slower.times)(models, *args, **kwargs)
+
+    slower.times = 2.0
+    monkeypatch.setattr("amc.stages.measure", slower)
+    arguments = ["--latency", "0.6", *QUICK, "--finetune-epochs", "0", "--out", str(tmp_path / "run")]
+    assert main(["search", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert "cannot be kept" in told or "cannot be reached" in told
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_it_would_have(device, tmp_path, monkeypatch):
+    arguments = ["search", "--latency", "0.6", *QUICK]
+    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("amc.stages.measure", stopped)
+        assert main([*arguments, "--out", str(tmp_path / "run")]) == 130
+    calls = device.calls
+    assert main(["search", "--resume", str(tmp_path / "run")]) == 0
+    assert device.calls - calls <= 1  # whether the file can be cut is asked again, nothing is measured again
+    whole, resumed = result(tmp_path / "whole"), result(tmp_path / "run")
+    assert whole["sites"] == resumed["sites"]
+    assert whole["latency"]["prediction"] == resumed["latency"]["prediction"]
+
+
+def test_a_model_of_another_device_is_believed(device, tmp_path):
+    (tmp_path / "m.py").write_text(
+        "class Model:\n"
+        "    name, unit, any_speed = 'phone', 'ms', True\n"
+        "    def predict(self, widths):\n"
+        "        return 1.0 + sum(widths.values())\n"
+    )
+    arguments = ["--latency", "0.5", "--latency-model", f"{tmp_path / 'm.py'}:Model", *QUICK]
+    assert main(["search", *arguments, "--out", str(tmp_path / "run")]) == 0
+    found = result(tmp_path / "run")
+    assert found["proof"][0]["how"] == "predicted by phone"
+    assert found["proof"][0]["exported"] == 1 + sum(s["width"] for s in found["sites"])
+    assert found["proof"][0]["exported"] <= 0.5 * (1 + sum(s["of"] for s in found["sites"]))
+    assert not (tmp_path / "run" / "profile.json").exists()
+
+
+def test_a_profile_serves_many_runs_but_not_other_threads(device, tmp_path, capsys):
+    path = tmp_path / "resnet8.profile.json"
+    assert main(["profile", "--out", str(path)]) == 0
+    assert "blocks of 8" in capsys.readouterr().out
+    arguments = ["search", "--latency", "0.6", "--latency-model", str(path), *QUICK, "--out", str(tmp_path / "run")]
+    assert main(arguments) == 0
+    with Journal(tmp_path / "run" / "journal.jsonl") as journal:
+        assert journal.last("latency") is not None
+    assert main([*arguments[:-1], str(tmp_path / "other"), "--latency-threads", "2"]) == 2
+    assert "of another threads (1; here it is 2)" in capsys.readouterr().err
