@@ -55,6 +55,8 @@ def build_graph(model: nn.Module, example: Nested) -> Graph:
         raise ModelError("the network is in training mode: call .eval() first.")
     builder = _Builder(model, example)
     groups = builder.accepted()
+    if builder.tie_squares(groups):
+        groups = builder.accepted()
     refusals = tuple(builder.refusals(groups))
     if not groups:
         why = "; ".join(f"{r.name}: {r.reason}" for r in refusals[:3]) or "no convolution or linear layer was found"
@@ -76,8 +78,12 @@ class _Builder:
         if _sleeping(model, flow.weights):
             _rehearse(flow, model, example)
         self._freeze_shared()
-        self._roots = _settle(flow)
-        self._frozen = flow.atoms.frozen(self._roots)
+        self._trial = Trial(model, example, self._trace)
+        self._settle()
+
+    def _settle(self) -> None:
+        self._roots = _settle(self._flow)
+        self._frozen = self._flow.atoms.frozen(self._roots)
         self._tensor_axes = dict(self._parameter_axes())
         self._groups = self._find_groups()
         self._variants: dict[int, list[list[Layer]]] = {}
@@ -100,10 +106,7 @@ class _Builder:
             roots = self._roots[atoms.numpy()]
             along = _along(roots)
             if len(along) == 1:
-                yield (
-                    name,
-                    (along[0], np.moveaxis(roots, along[0], 0).reshape(len(np.moveaxis(roots, along[0], 0)), -1)[:, 0]),
-                )
+                yield name, (along[0], _line(roots, along[0]))
             elif along:
                 for root in np.unique(roots).tolist():
                     self._frozen.setdefault(root, f"the parameter {name} holds its channels in no regular way")
@@ -152,7 +155,6 @@ class _Builder:
         patterns: dict[str, list[_Group]] = defaultdict(list)
         for group in candidates:
             patterns[re.sub(r"\d+", "*", group.name)].append(group)
-        self._trial = Trial(self._model, self._example, self._trace)
         found = self._pass([], candidates)
         if found is None:
             found = []
@@ -160,6 +162,31 @@ class _Builder:
                 found = self._grow(found, alike)
         order = {id(g): i for i, g in enumerate(candidates)}
         return sorted(found, key=lambda g: order[id(g)])
+
+    def tie_squares(self, found: Sequence[_Group]) -> bool:
+        """Where heads failed, tie them with the stream that they read, if both are as wide: some attention wants that.
+
+        Gives whether anything was tied; then the groups are others.
+        """
+        offered = set(np.concatenate([g.roots for g in found]).tolist()) if found else set()
+        failed = {int(r): g for g in self._groups if g.reason and len(g.roots) > 1 for r in g.roots}
+        tied = False
+        for parts in self._flow.parts:
+            heads = failed.get(int(self._roots[parts.atoms.reshape(-1)[0]]))
+            inside = [w for n, w in self._flow.weights.items() if parts.module and n.startswith(f"{parts.module}.")]
+            readers = [w for w in inside if heads and w.input is not None and self._hangs(w.input, heads)]
+            makers = [w for w in inside if heads and w.input is not None and self._hangs(w.output, heads)]
+            for reader, maker in ((r, m) for r in readers for m in makers):
+                stream = self._roots[maker.input.numpy()]  # type: ignore[union-attr]
+                if len(stream) == len(reader.input) and not set(stream.tolist()) & offered:  # type: ignore[arg-type]
+                    self._flow.atoms.tie(maker.input, reader.input, "attention is as wide as its input")  # type: ignore[arg-type]
+                    tied = True
+        if tied:
+            self._settle()
+        return tied
+
+    def _hangs(self, atoms: Tensor, group: _Group) -> bool:
+        return bool(np.isin(self._roots[atoms.numpy()], group.roots).any())
 
     def _grow(self, found: list[_Group], more: list[_Group]) -> list[_Group]:
         """``found`` and what can be added of ``more``, by halves."""
@@ -170,7 +197,7 @@ class _Builder:
             return found
         if len(more) > 2:
             ends = [self._pass(found, [g]) is None for g in (more[0], more[-1])]
-            if all(ends) and more[0].reason == more[-1].reason:
+            if all(ends) and _gist(more[0].reason) == _gist(more[-1].reason):
                 for group in more:
                     group.reason = more[0].reason
                 return found
@@ -210,7 +237,7 @@ class _Builder:
             if len(along) != 1:
                 continue
             length, total = roots.shape[along[0]], roots.size
-            line = np.moveaxis(roots, along[0], 0).reshape(length, -1)[:, 0]
+            line = _line(roots, along[0])
             others = [n for d, n in enumerate(roots.shape) if d != along[0]]
             for key, value in vars(self._model.get_submodule(parts.module)).items():
                 if type(value) is not int or key.startswith("_") or value < 2:
@@ -391,6 +418,16 @@ def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.PReLU):
         return "prelu"
     return "norm" if isinstance(module, NORMS) else "other"
+
+
+def _gist(reason: str | None) -> str:
+    """A reason without its numbers."""
+    return re.sub(r"\d+", "", reason or "")
+
+
+def _line(roots: Ints, dim: int) -> Ints:
+    """The first roots along a dimension."""
+    return roots[tuple(slice(None) if d == dim else 0 for d in range(roots.ndim))]
 
 
 def _along(roots: Ints) -> list[int]:

@@ -306,6 +306,20 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(images, tokens, self.attn_dim))
 
 
+class Square(nn.Module):
+    """Attention that takes for granted that its heads are together as wide as its input."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        images, tokens, width = x.shape
+        parts = self.qkv(x).reshape(images, tokens, 3, self.num_heads, width // self.num_heads)
+        return self.proj(_attend(*parts.permute(2, 0, 3, 1, 4)).transpose(1, 2).reshape(images, tokens, width))
+
+
 class Own(nn.Module):
     """`nn.MultiheadAttention` of a sequence with itself."""
 

@@ -14,6 +14,7 @@ from networks import (
     Net,
     Own,
     Shuffle,
+    Square,
     assert_same,
     assert_true_to_masking,
     attends_to_places,
@@ -218,6 +219,7 @@ TRAITS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "attention": (lambda: transformer(Attention(12, 3, False)), ["patches", "attention.qkv", "up"]),
     "fused attention": (lambda: transformer(Attention(12, 3, True)), ["patches", "attention.qkv", "up"]),
     "torch's attention": (lambda: transformer(Own(12, 3)), ["patches", "attention.mha.in_proj_weight", "up"]),
+    "square attention": (lambda: transformer(Square(12, 3)), ["patches", "up"]),
     "rms norm": (lambda: transformer(Attention(12, 3, True), nn.RMSNorm), ["patches", "attention.qkv", "up"]),
     "mixer": (mixer, ["patches", "wide"]),
     "spatial attention": (attends_to_places, ["a.0", "c.0"]),
@@ -392,3 +394,34 @@ def test_a_dead_branch_hides_nothing() -> None:
 def test_a_model_in_training_mode_is_told() -> None:
     with pytest.raises(ModelError, match="training mode"):
         build_graph(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 8, 8))
+
+
+def test_one_bad_site_takes_no_other_with_it() -> None:
+    """Tried together they fail; by halves the one is found that does."""
+    model = Net(
+        lambda m, x: m.fc(pool(m.d(_eight(m.c(m.b(m.a(x))))))),
+        a=block(3, 8), b=block(8, 8), c=block(8, 8), d=block(8, 8), fc=nn.Linear(8, 10),
+    )  # fmt: skip
+    graph = build_graph(lively(model), EXAMPLE)
+    assert names(graph) == ["a.0", "b.0", "d.0"]
+    assert "eight channels, please" in reasons(graph)["c.0"]
+
+
+def test_heads_are_sites_and_their_number_follows() -> None:
+    model = lively(transformer(Attention(12, 3, True)))
+    graph = build_graph(model, EXAMPLE)
+    assert [(s.name, s.channels) for s in graph.sites] == [("patches", 12), ("attention.qkv", 3), ("up", 24)]
+    smaller = pruned(model, graph, [np.arange(12), np.array([0, 2]), np.arange(24)])
+    assert (smaller.attention.num_heads, smaller.attention.attn_dim, smaller.attention.head_dim) == (2, 8, 4)
+    assert smaller.attention.qkv.weight.shape == (24, 12)
+    assert torch.equal(smaller.attention.qkv.weight[8:12], model.attention.qkv.weight[12:16])  # keys of head 0
+    # two products of 5 × 5 tokens and 4 features for the head that is gone, and its 12 queries, keys and values
+    costs = ResourceModel(graph, model)
+    saved = costs.cost([12, 3, 24])["macs"] - costs.cost([12, 2, 24])["macs"]
+    assert saved == 2 * 5 * 5 * 4 + 5 * 12 * 12 + 5 * 4 * 12
+
+
+def test_weights_that_are_computed_are_no_activations() -> None:
+    plain, normed = (build_graph(lively(chain(conv)), EXAMPLE).trace for conv in
+                     (nn.Conv2d(8, 8, 3), weight_norm(nn.Conv2d(8, 8, 3))))  # fmt: skip
+    assert plain.sizes.tolist() == normed.sizes.tolist()

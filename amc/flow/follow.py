@@ -197,10 +197,20 @@ class Flow:
         weighty = isinstance(module, (*CONVS, *TRANSPOSED, nn.Linear, nn.utils.parametrize.ParametrizationList))
         return (weighty and (tensor.ndim > 1 or key == "bias" or "original" in key)) or tensor.ndim == 0
 
-    def join(self, first: Tensor | None, second: Tensor | None, other: Any = None) -> Tensor | None:
-        """Tie what two planes of equal dimensions combine (they broadcast); the plane of the result."""
+    def joined(self, operands: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor | None:
+        """Tie what an operator combines, given the planes (of equal dimensions) and the tensors; the result's plane."""
+        found: Tensor | None = None
+        for plane, _ in operands:
+            found = self.join(found, plane)
+        for plane, tensor in operands:
+            if plane is None:
+                self.beside(found, tensor)
+        return found
+
+    def join(self, first: Tensor | None, second: Tensor | None) -> Tensor | None:
+        """Tie two planes of equal dimensions element by element (they broadcast); the plane of the result."""
         if first is None or second is None:
-            return self.beside(first if second is None else second, other)
+            return first if second is None else second
         mine, theirs = varying(first), varying(second)
         shape = torch.broadcast_shapes(first.shape, second.shape)
         if not mine or not theirs:
@@ -209,17 +219,17 @@ class Flow:
             self.atoms.freeze(core(second), "it meets channels of another kind")
             return first.expand(shape)
         self.atoms.tie(core(first), core(second))
-        chosen = first if len(mine) <= len(theirs) else second
-        missing = [d for d in (mine if chosen is second else theirs) if chosen.shape[d] == 1 and shape[d] > 1]
-        return (second if missing and chosen is first else first if missing else chosen).expand(shape)
+        # the simpler of the two, unless it is only broadcast along what changes in the other
+        simple, other = sorted((first, second), key=lambda p: len(varying(p)))
+        broadcast = any(simple.shape[d] == 1 and shape[d] > 1 for d in varying(other))
+        return (other if broadcast else simple).expand(shape)
 
-    def beside(self, plane: Tensor | None, other: Any) -> Tensor | None:
+    def beside(self, plane: Tensor | None, other: Tensor) -> None:
         """A plane meets a tensor without channels: one of full length along them fixes their number."""
-        if plane is not None and isinstance(other, Tensor):
+        if plane is not None:
             offset = plane.ndim - other.ndim
             if any(d >= offset and other.shape[d - offset] > 1 for d in varying(plane)):
                 self.atoms.freeze(core(plane), "it meets a constant with a fixed number of channels")
-        return plane
 
     def only_along(self, plane: Tensor, dims: Sequence[int], reason: str) -> Tensor:
         """Tie atoms along all other dimensions, so that the plane changes along ``dims`` only."""

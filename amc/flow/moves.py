@@ -59,7 +59,16 @@ def _sliced(flow: Flow, plane: Tensor, dim: int, start: int | None, out: Tensor)
         if whole % length == 0 and (start or 0) % length == 0:
             flow.parts.append(Parts(flow.running, _factored(plane, dim, whole // length)))
         else:
-            flow.atoms.freeze(core(plane), "it is cut into pieces of fixed length")
+            _unequal(flow, plane, dim, "it is cut into pieces of fixed length")
+
+
+def _unequal(flow: Flow, plane: Tensor, dim: int, reason: str) -> None:
+    """Unequal parts: what a head is made of is tied, anything else stays as it is."""
+    others = [d for d in range(plane.ndim) if d != dim]
+    if set(varying(plane)) & set(others):
+        flow.only_along(plane, others, reason)
+    else:
+        flow.atoms.freeze(core(plane), reason)
 
 
 def _factored(plane: Tensor, dim: int, parts: int) -> Tensor:
@@ -90,7 +99,7 @@ def _split(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -
         if len(set(lengths)) == 1:
             flow.parts.append(Parts(flow.running, _factored(plane, dim, len(lengths))))
         else:
-            flow.atoms.freeze(core(plane), "it is split into parts of fixed, different lengths")
+            _unequal(flow, plane, dim, "it is split into parts of fixed, different lengths")
     return [tidy(p) for p in plane.split(lengths, dim)]
 
 
@@ -123,20 +132,12 @@ def _cat(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) 
 
 def _cat_beside(flow: Flow, tensors: Any, planes: list[Tensor | None], dim: int, out: Tensor) -> Tensor | None:
     """Concatenation along something else than channels: they are the same in every part."""
-    joined: Tensor | None = None
-    for tensor, plane in zip(tensors, planes, strict=True):
-        first = None
-        if plane is not None:
-            others = [d for d in range(plane.ndim) if d != dim]
-            # a parameter's rows are tied; channels that change along both dimensions stay as they are
-            first = flow.only_along(plane, others, "parts of it are strung together").narrow(dim, 0, 1)
-        beside = tensor.narrow(dim, 0, 1)
-        joined = flow.join(joined, first, beside) if joined is not None or first is None else first
-        if first is not None and joined is first and tensor is not tensors[0]:
-            for earlier in tensors:
-                if earlier is tensor:
-                    break
-                flow.beside(first, earlier.narrow(dim, 0, 1))
+    others = [d for d in range(out.ndim) if d != dim]
+    rows = [
+        None if p is None else flow.only_along(p, others, "parts of it are strung together").narrow(dim, 0, 1)
+        for p in planes
+    ]
+    joined = flow.joined([(row, t.narrow(dim, 0, 1)) for row, t in zip(rows, tensors, strict=True)])
     return None if joined is None else joined.expand(out.shape)
 
 
@@ -145,16 +146,9 @@ def _pad(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) 
     plane = flow.plane(args[0])
     if plane is None:
         return None
-    changing, pad = varying(plane), list(args[1])
-    padded = [out.ndim - 1 - i for i in range(len(pad) // 2) if pad[2 * i] or pad[2 * i + 1]]
-    if not set(changing) & set(padded):
-        return _stretch(core(plane), out)
-    return tidy(func(core(plane) if not set(range(plane.ndim)) - set(padded) else plane, pad, FIXED))
-
-
-def _stretch(small: Tensor, out: Tensor) -> Tensor:
-    """A plane that changes where lengths stay, for an output whose other lengths differ."""
-    return small.expand(out.shape)
+    changing = varying(plane)
+    pad = [n if out.ndim - 1 - i // 2 in changing else 0 for i, n in enumerate(args[1])]
+    return tidy(func(core(plane), pad, FIXED).expand(out.shape))
 
 
 @rule("copy_")

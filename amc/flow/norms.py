@@ -18,7 +18,7 @@ def _batch_norm(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: A
         if isinstance(tensor, Tensor) and tensor.ndim == 1:
             own = flow.plane(tensor)
             if own is not None:
-                plane = flow.join(plane, own.reshape(1, -1, *[1] * (args[0].ndim - 2)), None)
+                plane = flow.join(plane, own.reshape(1, -1, *[1] * (args[0].ndim - 2)))
             else:
                 flow.beside(plane, tensor.reshape(1, -1, *[1] * (args[0].ndim - 2)))
     atoms = channels_along(flow, plane, 1, args[0].shape[1], "a norm runs over its channels")

@@ -17,16 +17,9 @@ from amc.labels import core, varying
 def _pointwise(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     first = next(t for t in tree_leaves(out) if isinstance(t, Tensor))
-    joined: Tensor | None = None
-    for number, tensor in enumerate(tensors):
-        plane = flow.plane(tensor)
-        plane = None if plane is None else plane.reshape(*[1] * (first.ndim - plane.ndim), *plane.shape)
-        if joined is None and plane is not None:
-            for earlier in tensors[:number]:
-                flow.beside(plane, earlier)
-            joined = plane
-        else:
-            joined = flow.join(joined, plane, tensor)
+    planes = [flow.plane(t) for t in tensors]
+    aligned = [None if p is None else p.reshape(*[1] * (first.ndim - p.ndim), *p.shape) for p in planes]
+    joined = flow.joined(list(zip(aligned, tensors, strict=True)))
     return None if joined is None else joined.expand(first.shape)
 
 

@@ -22,7 +22,7 @@ def _bmm(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) 
     first, second = args[-2:]
     found = _product(flow, func, args, kwargs, out, flow.plane(first), flow.plane(second))
     if name == "baddbmm":
-        found = flow.join(found, flow.plane(args[0]), args[0])
+        found = flow.joined([(found, out), (flow.plane(args[0]), args[0])])
     return None if found is None else found.expand(out.shape)
 
 
@@ -81,6 +81,7 @@ def _attention(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: An
     mask = kwargs.get("attn_mask")
     if mask is not None:
         plane = flow.plane(mask)
-        flow.join(heads, None if plane is None else plane.reshape(*[1] * (4 - plane.ndim), *plane.shape), mask)
+        aligned = None if plane is None else plane.reshape(*[1] * (4 - plane.ndim), *plane.shape)
+        flow.joined([(heads, args[0]), (aligned, mask)])
     flow.count(func, args, kwargs, out, heads)
     return [heads.expand(out[0].shape), heads[..., 0].expand(out[1].shape)]
