@@ -1,7 +1,7 @@
 """The 8-bit model: which setting is taken, what stays in float, and what a run tells of it."""
 
 import json
-import sys
+from importlib import import_module
 
 import numpy as np
 import onnx
@@ -116,7 +116,7 @@ def test_what_cannot_be_quantised_is_told(batches, tmp_path):
 def quickly(monkeypatch):
     """Measure for a fraction of a second."""
     for module in ("amc.stages", "amc.latency.int8"):
-        monkeypatch.setattr(sys.modules[module], "measure", lambda *a, **k: measure(*a, **{**k, "seconds": 0.2}))
+        monkeypatch.setattr(import_module(module), "measure", lambda *a, **k: measure(*a, **{**k, "seconds": 0.2}))
 
 
 def test_a_run_puts_it_into_the_bundle_and_both_reports(tmp_path, monkeypatch, capsys):
