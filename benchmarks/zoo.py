@@ -165,7 +165,7 @@ def ours(name: str) -> Iterator[dict[str, Any]]:
 def _tried(
     model: nn.Module, example: Tensor, graph: Any, kept: Any, macs: float, found: dict[str, Any], last: bool
 ) -> Iterator[str]:
-    from amc.bundle import load, save_weights
+    from amc.bundle import load, save_weights, seal
     from amc.export import check_parity, export_onnx
     from amc.latency import Runner
     from amc.policy import fingerprint, make_policy
@@ -204,8 +204,9 @@ def _tried(
         yield "bundle"
         save_weights(smaller, Path(folder, "model.safetensors"))
         make_policy(graph, fingerprint(model), kept).save(Path(folder, "policy.json"))
+        seal(Path(folder))
         with torch.no_grad():
-            again = load(model, folder, example)(images)
+            again = load(folder, model, example)(images)
         assert torch.equal(again, two), "the loaded network computes something else"
 
 
