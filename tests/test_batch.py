@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 import yaml
 
 from amc.batch import pool
-from amc.batch.drive import Failure, described
+from amc.batch.drive import Failure, Limits, Observer, Outcome, described, drive
 from amc.batch.matrix import read_matrix
 from amc.batch.plan import plan
 from amc.batch.status import statuses
@@ -263,6 +266,21 @@ def test_a_batch_whose_runs_fail_in_every_way(tmp_path: Path, monkeypatch, capsy
     assert "4 runs: 2 failed, 2 done" in capsys.readouterr().out
 
 
+class Watcher(Observer):
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+
+    def ended(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+
+
+def test_a_run_that_needs_more_memory_than_it_may_have_ends_with_a_clear_word(tmp_path: Path):
+    watcher, limits = Watcher(), Limits(threads=1, memory=100 << 20)
+    drive(jobs(tmp_path, TINY), 1, pool.Processes(limits, tmp_path / "logs"), watcher)
+    (outcome,) = watcher.outcomes  # it is not tried again
+    assert outcome.failure.reason.startswith("out of memory: ")
+
+
 def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = written(tmp_path, {**TINY, "budgets": {"half": {"flops": "0.5"}, "tiny": {"size": "1KB"}}})
@@ -270,3 +288,24 @@ def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path, monkeyp
     told = capsys.readouterr().err
     assert "run tiny--uniform: the budget cannot be reached: the least reachable is" in told
     assert not Path("out/half--uniform").exists()
+
+
+def test_ctrl_c_stops_every_run_and_the_same_command_goes_on(tmp_path: Path):
+    path = written(tmp_path, {**TINY, "searchers": {"random": {"evaluations": 100_000}}})
+    command = [sys.executable, "-m", "amc", "batch", str(path), "--out", str(tmp_path / "out")]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            command, stderr=said, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+        )
+    progress = tmp_path / "out/half--random/progress.json"
+    while process.poll() is None and not (progress.exists() and b'"search"' in progress.read_bytes()):
+        time.sleep(0.05)
+    worker = json.loads(progress.read_text())["pid"]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    told = (tmp_path / "said").read_text()
+    assert "Go on with: the same command again" in told
+    assert "Traceback" not in told
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
+    assert [s.state for s in statuses(tmp_path / "out")] == ["stopped"]
