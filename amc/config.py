@@ -120,6 +120,9 @@ class SearchConfig:
         "'command:./measure.sh {onnx}' or an installed model's name [a profile that the run makes]",
         "--latency-model",
     )
+    latency_timeout: float = option(
+        120.0, "longest time in seconds of one measurement by the command of --latency-model", "--latency-timeout"
+    )
     min_keep: float = option(0.2, "least share of a site's channels to keep", "--min-keep")
     channel_step: int = option(0, "widths are multiples of this [0: 4 or 8, by the site's width]", "--channel-step")
     reconstruct: bool = option(True, "re-solve the following layers by least squares", "--reconstruct")
@@ -228,6 +231,7 @@ class Config:
         _check(self.memory_limit >= 0, "memory_limit", self.memory_limit, "0 or more")
         _check(self.latency_threads >= 1, "latency_threads", self.latency_threads, "at least 1")
         _check(self.profile_seconds > 0, "profile_seconds", self.profile_seconds, "above 0")
+        _check(self.search.latency_timeout > 0, "latency_timeout", self.search.latency_timeout, "above 0")
         _check(self.finetune.weight_decay >= 0, "weight_decay", self.finetune.weight_decay, "0 or more")
 
 

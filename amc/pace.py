@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -194,14 +194,28 @@ def steps(predict: Predict, settings: Sequence[Sequence[int]]) -> tuple[tuple[in
     return tuple(found)
 
 
+class Meter(Protocol):
+    """What measures policies: a `Bench`, or a device of the user's."""
+
+    @property
+    def full(self) -> tuple[int, ...]: ...
+
+    @property
+    def original_ms(self) -> float: ...
+
+    def ratio(self, widths: Sequence[int], sessions: int = 1) -> float: ...
+
+
 class Pace:
     """The latency of one run, and its record in the journal."""
 
     def __init__(
-        self, predict: Predict, bench: Bench, asked: str, journal: Journal, said: dict[str, Any], tables: Tables | None
+        self, predict: Predict, bench: Meter, asked: str, journal: Journal, said: dict[str, Any], tables: Tables | None
     ) -> None:
         """``asked`` is the user's limit, ``said`` what the report says of the model."""
         self.predict, self.said, self.is_here = predict, said, tables is not None
+        self.measures = self.is_here
+        """Whether policies can be measured, and the model corrected by that."""
         self._bench, self._journal, self._tables = bench, journal, tables
         self.original_ms = bench.original_ms if self.is_here else float(predict([bench.full])[0])
         self.limit_ms = parse_limit("latency", asked, self.original_ms)
@@ -339,6 +353,7 @@ def latency_problem(
         cut=lambda widths: bench.model([widths[site] for site in sites]),
         remember=remember,
         original_ms=bench.original_ms,
+        timeout=search.latency_timeout,
         progress=lambda note: progress(0.0, note),
     )
 

@@ -142,7 +142,8 @@ def compress_task(
         try:
             return _compress(Stages(task, config, folder, journal, recorder, machine, elsewhere))
         except AmcError:
-            if new and journal.last("evaluation") is None:  # a mistake seen before any work: no dead folder is left
+            began = any(journal.last(kind) for kind in ("evaluation", "device-latency"))
+            if new and not began:  # a mistake seen before any work: no dead folder is left
                 for name in ("journal.jsonl", "config.yaml", "original.onnx", "progress.json", "study.log"):
                     (folder / name).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
@@ -160,7 +161,7 @@ def _compress(flow: Stages) -> Result:
     with flow.stage("profile") if config.budget.latency else contextlib.nullcontext():
         pace = flow.pace(graph)
         space = flow.space(graph, pace)
-        if pace and pace.is_here:
+        if pace and pace.measures:
             pace.aim(space, config.seed, flow.monitor.progress)
     with flow.stage("calibrate"):
         evaluator = flow.calibrate(graph, space)

@@ -20,6 +20,7 @@ from torch import nn
 from amc import bundle, nested
 from amc.budget import UNITS, Budget, Space, is_absolute, parse_limit, told
 from amc.config import BudgetConfig, Config, binding, to_dict
+from amc.device import Device
 from amc.drift import QUICK_ROWS, QUICK_SAMPLES, Drift
 from amc.errors import BundleError, ConfigError, ExportError
 from amc.evaluate import Evaluator, Score
@@ -29,7 +30,6 @@ from amc.finetune import Plan, asked_precision, fastest_precision, make_plan, tr
 from amc.graph import Graph, build_graph
 from amc.journal import Journal
 from amc.latency import Measurement, Predictor, Runner, load_latency_model, measure, onnx_metric
-from amc.latency.fitted import fitted
 from amc.latency.int8 import fastest
 from amc.memory import Memory
 from amc.monitor import Monitor
@@ -252,8 +252,9 @@ class Stages:
             return Pace.learned(model, bench, asked, self.journal)
         problem = latency_problem(bench, graph, self._original(), self.config, self.journal, self.task, progress)
         predictor = Predictor(load_latency_model(named), problem)
-        predict = fitted(predictor, problem).predict_all if predictor.measures else predictor
-        return Pace.elsewhere(predictor.name, predict, bench, asked, self.journal)
+        if predictor.measures:
+            return Device(predictor, problem, asked, self.journal)
+        return Pace.elsewhere(predictor.name, predictor, bench, asked, self.journal)
 
     @property
     def epochs(self) -> float:
@@ -264,7 +265,7 @@ class Stages:
     def promising(self, problem: Problem, pace: Pace | None) -> list[Evaluation]:
         """The best few; where latency is limited, of those that keep to it when measured. None: search again."""
         count = max(self.config.search.refine, self.config.finetune.candidates)
-        if pace is None or not pace.is_here:
+        if pace is None or not pace.measures:
             return problem.best(count)
         best = problem.best(count + SPARE)
         good = pace.fast_enough([e.choice for e in best], self.monitor.progress)
@@ -432,19 +433,24 @@ class Stages:
         """Hold the limit on latency against what was measured; where it is missed, prepare for another search."""
         if pace is None:
             return None
-        if not pace.is_here:
+        if isinstance(pace, Device):
+            limit, value = pace.limit_ms, pace.final(self.folder / "model.onnx", chosen)
+            how = f"measured by {pace.said['model']}"
+        elif not pace.is_here:
             return pace.predicted_proof(chosen)
-        original, final = latency.latencies["original"], latency.latencies["final"]
-        limit = parse_limit("latency", str(self.config.budget.latency), original.p10_ms)
-        value = original.p10_ms * upper_end(latency)
-        if is_absolute(str(self.config.budget.latency)):
-            value = final.p10_ms * final.ratio_high / final.ratio
+        else:
+            original, final = latency.latencies["original"], latency.latencies["final"]
+            limit = parse_limit("latency", str(self.config.budget.latency), original.p10_ms)
+            value = original.p10_ms * upper_end(latency)
+            if is_absolute(str(self.config.budget.latency)):
+                value = final.p10_ms * final.ratio_high / final.ratio
+            how = "measured beside the original, upper end of the 95 % interval"
         met = pace.keeps(value, limit)
         if not met:
             self.monitor.say(f"measured {told('latency', value)}, over {told('latency', limit)}: searching again")
             (self.folder / "checkpoint.pt").unlink(missing_ok=True)
         return {"resource": "latency", "unit": "ms", "limit": limit, "exported": value, "met": met,
-                "how": "measured beside the original, upper end of the 95 % interval"}  # fmt: skip
+                "how": how}  # fmt: skip
 
     def measure(self) -> Measurement:
         """Time both networks side by side on one sample."""

@@ -2,9 +2,13 @@
 
 import re
 import shlex
+import sys
+from importlib import import_module
 from pathlib import Path
 
 from amc.cli import main
+from amc.latency import Predictor, load_latency_model
+from amc.testing import example_problem
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -15,7 +19,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 def test_the_examples_of_extending(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    text = (DOCS / "extending.md").read_text()
+    text = (DOCS / "extending.md").read_text().partition("## A latency model")[0]
     for code in blocks(text, "python"):
         Path(re.match(r"# (\w+\.py)\n", code)[1]).write_text(code)
     commands = [shlex.split(block.replace("\\\n", " ")) for block in blocks(text, "sh")]
@@ -24,6 +28,26 @@ def test_the_examples_of_extending(tmp_path, monkeypatch, capsys):
     assert main(commands[0][1:]) == 0
     assert "MACs" in capsys.readouterr().out
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_the_latency_models_of_extending(tmp_path, monkeypatch, capsys):
+    """The class stands its test, class and table are searched by, and the command measures a network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = (DOCS / "extending.md").read_text().partition("## A latency model")[2].partition("\n## ")[0]
+    for code in blocks(text, "python"):
+        Path(re.match(r"# (\w+\.py)\n", code)[1]).write_text(code)
+    (table,) = blocks(text, "csv")
+    Path("table.csv").write_text(table)
+    import_module("test_my_latency").test_it_can_be_searched_by()
+    by_class, by_table, by_command = (shlex.split(block) for block in blocks(text, "sh"))
+    for command, told in ((by_class, "predicted by my accelerator"), (by_table, "predicted by table.csv")):
+        assert main(command[1:]) == 0
+        assert told in capsys.readouterr().out
+    named = by_command[by_command.index("--latency-model") + 1].replace("python", sys.executable)
+    model = load_latency_model(named)
+    with example_problem() as problem:
+        assert 0 < Predictor(model, problem).original < 1000
 
 
 def test_the_example_of_tasks(tmp_path, monkeypatch):

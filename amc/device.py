@@ -1,0 +1,49 @@
+"""Latency on a device that is measured by the user's own command, in place of what ONNX Runtime takes here.
+
+A measurement takes seconds, so few networks are measured: those that teach a prediction for the search, some near the
+budget, the best ones found, and the fine-tuned one, which is held against the limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from amc.budget import parse_limit
+from amc.journal import Journal
+from amc.latency import LatencyProblem, Predictor
+from amc.latency.fitted import fitted
+from amc.pace import Pace
+from amc.policy import Choice
+
+
+class Device(Pace):
+    """The latency of one run on a device that measures."""
+
+    def __init__(self, predictor: Predictor, problem: LatencyProblem, asked: str, journal: Journal) -> None:
+        model = fitted(predictor, problem)
+        said = {"model": predictor.name, "networks": model.networks, "left_out_error": model.error}
+        self._predictor = predictor
+        super().__init__(model.predict_all, _Asked(predictor, problem), asked, journal, said, None)
+        self.original_ms = predictor.original
+        self.limit_ms = parse_limit("latency", asked, self.original_ms)
+        self.measures = True
+
+    def final(self, model: Path, chosen: Choice) -> float:
+        """Milliseconds of the final network: of the file itself, where the model takes files."""
+        measure = getattr(self._predictor.model, "measure", None)
+        return self.measured(chosen) if measure is None else float(measure(model.read_bytes()))
+
+
+class _Asked:
+    """Stands where a bench does: measures by asking the model."""
+
+    original_ms = 1.0
+
+    def __init__(self, predictor: Predictor, problem: LatencyProblem) -> None:
+        self._predictor, self._sites = predictor, tuple(problem.full)
+        self.full = tuple(problem.full.values())
+
+    def ratio(self, widths: Sequence[int], sessions: int = 1) -> float:
+        """Milliseconds: the original's time here has nothing to do with the device's."""
+        return self._predictor.predict(dict(zip(self._sites, widths, strict=True)))

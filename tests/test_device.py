@@ -1,0 +1,64 @@
+"""A run for a device that a command measures. This one takes a millisecond for every 100 kB of the model."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from amc.cli import main
+from amc.journal import Journal
+
+SCRIPT = """#!{python} -S
+import os, sys
+with open("calls", "a") as calls:
+    calls.write("x")
+if os.path.getsize("calls") > {most}:
+    sys.exit("the device is gone")
+print(os.path.getsize(sys.argv[1]) / 1e5)
+"""
+
+
+def device(most=10**6):
+    path = Path("measure")
+    path.write_text(SCRIPT.format(python=sys.executable, most=most))
+    path.chmod(0o755)
+
+
+def search(*more):
+    return main(["search", "--latency", "0.5", "--latency-model", "command:./measure {onnx}", "--searcher", "random",
+                 "--evaluations", "3", "--finetune-epochs", "0", *more, "--out", "run"])  # fmt: skip
+
+
+def test_the_limit_holds_on_the_device(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    device()
+    assert search() == 0
+    assert "measured by command:measure {onnx}" in capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    (proof,) = result["proof"]
+    original = (tmp_path / "run" / "original.onnx").stat().st_size
+    assert proof["limit"] == pytest.approx(0.5 * original / 1e5)
+    assert proof["exported"] == pytest.approx((tmp_path / "run" / "model.onnx").stat().st_size / 1e5)
+    assert proof["met"]
+    assert proof["exported"] > 0.8 * proof["limit"]
+    with Journal(tmp_path / "run" / "journal.jsonl") as journal:
+        keys = [record["key"] for record in journal.records("device-latency")]
+    assert len(set(keys)) == len(keys) == (tmp_path / "calls").stat().st_size  # each network once
+    assert str(tmp_path) not in (tmp_path / "run" / "result.json").read_text()
+
+
+def test_a_device_that_fails_ends_the_run_and_what_it_gave_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    device(most=10)
+    assert search() == 2
+    error = capsys.readouterr().err
+    assert "exit code 1: the device is gone" in error
+    assert "Traceback" not in error
+    device()
+    assert main(["search", "--resume", "run"]) == 2
+    assert "would run command:./measure {onnx}: if you trust that, add --trust" in capsys.readouterr().err
+    assert main(["search", "--resume", "run", "--trust"]) == 0
+    with Journal(tmp_path / "run" / "journal.jsonl") as journal:
+        networks = len(list(journal.records("device-latency")))
+    assert (tmp_path / "calls").stat().st_size == networks + 1  # only the call that failed was made again
