@@ -33,7 +33,7 @@ from amc.channels import Kept, Layer
 from amc.graph import Graph
 from amc.memory import Memory
 from amc.nested import Nested
-from amc.reconstruct import RIDGE, choose_positions, outputs_at, rows_at, solvable
+from amc.reconstruct import RIDGE, choose_positions, outputs_at, outputs_fit, rows_at, solvable
 from amc.task import Task
 
 SAMPLES, ROWS = 512, 12288
@@ -43,6 +43,8 @@ _LEAST_SCALE = 1e-2  # of a BatchNorm, as a share of its largest: what is nearly
 
 
 _Norm = tuple[Any, Tensor]
+Stream = tuple[int, str]
+"""The operator that leaves a stream: its number in the forward pass, and its name."""
 Visit = Callable[[Layer, Any, Tensor], None]
 
 
@@ -85,10 +87,10 @@ class Drift:
         def visit(layer: Layer, module: Any, x: Tensor) -> None:
             nonlocal cut
             outputs = None if layer.output is None else torch.from_numpy(layer.output.kept(kept)).to(x.device)
-            if cut:
+            if cut and layer.name in self._outputs:  # a cut network may call layers that the original did not
                 target = _cut(self._outputs[layer.name], outputs)
                 norm = self._norm(network, layer, outputs)
-                if layer.name in watch.found:
+                if layer.name in watch.found and _is_like(watch.found[layer.name], module, x, target.shape[1]):
                     now = outputs_at(module, watch.found[layer.name], self._positions[layer.name])
                     target = target + (_cut(self._added[layer.name], outputs) - now) * _undo(norm, now)
                 _solve(module, norm, rows_at(module, x, self._positions[layer.name]), target)
@@ -141,6 +143,13 @@ class Drift:
                 handle.remove()
 
 
+def _is_like(stream: Tensor, module: Any, x: Tensor, channels: int) -> bool:
+    """Whether a stream has the shape of the layer's output: a cut network may run other operators than the original."""
+    if isinstance(module, nn.Linear):
+        return stream.shape == (*x.shape[:-1], channels)
+    return stream.ndim == x.ndim and stream.shape[:2] == (len(x), channels) and outputs_fit(module, x, stream)
+
+
 def _cut(rows: Tensor, outputs: Tensor | None) -> Tensor:
     return rows if outputs is None else rows.index_select(1, outputs)
 
@@ -183,19 +192,19 @@ def _solve(module: Any, norm: _Norm | None, x: Tensor, y: Tensor) -> None:
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operators of a pass and holds what some of them leave, until it has been used."""
 
-    def __init__(self, streams: Mapping[str, int]) -> None:
+    def __init__(self, streams: Mapping[str, Stream]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.paused = False
         self._count = 0
         self.found: dict[str, Tensor] = {}
-        self._wanted: dict[int, list[str]] = {}
-        for layer, index in streams.items():
-            self._wanted.setdefault(index, []).append(layer)
+        self._wanted: dict[Stream, list[str]] = {}
+        for layer, stream in streams.items():
+            self._wanted.setdefault(stream, []).append(layer)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if not self.paused:
-            for layer in self._wanted.get(self._count, ()):
+            for layer in self._wanted.get((self._count, str(func)), ()):
                 self.found[layer] = next(t for t in tree_leaves(out) if isinstance(t, Tensor))
             self._count += 1
         return out
@@ -204,7 +213,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.found.pop(layer, None)
 
 
-def find_joins(model: nn.Module, layers: Mapping[str, Layer], example: Nested) -> dict[str, int]:
+def find_joins(model: nn.Module, layers: Mapping[str, Layer], example: Nested) -> dict[str, Stream]:
     """Layers whose outputs are added to a stream that was there before they ran, and the operator that left it.
 
     Operators are numbered as they run; only those of the network count, not those of hooks.
@@ -227,7 +236,8 @@ def find_joins(model: nn.Module, layers: Mapping[str, Layer], example: Nested) -
 class _Joins(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.joins: dict[str, int] = {}
+        self.joins: dict[str, Stream] = {}
+        self._names: list[str] = []
         self._count = 0
         self._writer: dict[int, int] = {}
         self._alive: list[Any] = []  # an identity must not be used twice while we record
@@ -246,8 +256,9 @@ class _Joins(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for mine, other in ((first, second), (second, first)):
                 layer = self._made.get(mine)
                 if layer is not None and 0 <= other < self._begun[layer] and args[0].shape == args[1].shape:
-                    self.joins[layer] = other
+                    self.joins[layer] = (other, self._names[other])
         out = func(*args, **(kwargs or {}))
+        self._names.append(str(func))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._alive.append(tensor)

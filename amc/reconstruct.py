@@ -223,6 +223,11 @@ def outputs_at(module: nn.Module, y: Tensor, chosen: Tensor) -> Tensor:
     return y[image, chosen.to(y.device)].flatten(0, 1)
 
 
+def outputs_fit(module: nn.Module, x: Tensor, y: Tensor) -> bool:
+    """Whether ``y [N, C, ...]`` has as many positions as the convolution's output for the input ``x``."""
+    return prod(y.shape[2:]) == prod(_output_size(module, x))
+
+
 def _geometry(module: nn.Conv1d | nn.Conv2d) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Kernel, stride and dilation, each for height and width."""
     flat = (1,) if isinstance(module, nn.Conv1d) else ()

@@ -22,11 +22,11 @@ from amc.search.surrogate import Surrogate, improvement
 
 Floats = NDArray[np.float64]
 
-POOL = 48
+POOL = 32
 LAST = 0.25
 """The share of the search that only refines."""
 _FLATTENED = (1.0, 0.5, 0.25)  # powers of the allocator's tables
-_TRIES = 8
+_TRIES = 2
 
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:
@@ -53,7 +53,7 @@ class _Hybrid:
         for power in _FLATTENED:
             found.append(decode(self._space, [t**power for t in self._tables], ones))
         found = list(dict.fromkeys(found))[:count]
-        for _ in range(_TRIES * count):
+        for _ in range(8 * count):
             if len(found) == count:
                 break
             spread = self._rng.uniform(0.2, 0.8)

@@ -119,3 +119,19 @@ def test_the_original_is_not_changed_and_keeps_no_hooks(digits):
     assert all(torch.equal(t, before[n]) for n, t in task.model.state_dict().items())
     for network in (task.model, evaluator._scratch):
         assert not any(m._forward_pre_hooks or m._forward_hooks for m in network.modules())
+
+
+def test_a_network_that_runs_other_operators_when_cut_is_refined_all_the_same():
+    """Attention that is cut calls its projections, and runs other operators, than the original's fused one."""
+    from torchvision.models import VisionTransformer
+
+    torch.manual_seed(0)
+    model = VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=5).eval()
+    nn.init.normal_(model.heads.head.weight)
+    x = torch.randn(64, 3, 32, 32)
+    parts = [HeldSplit(x[i::4], torch.arange(16) % 5) for i in range(4)]
+    task = make_task("vit", model, Splits(*parts, classes=5, source="noise"), torch.device("cpu"))
+    graph = build_graph(task.model, task.example)
+    orders = [torch.arange(site.channels) for site in graph.sites]
+    evaluator = Evaluator(task, graph, orders, collect(task, readers(graph, model), 0), drift=Drift(task, graph, 0))
+    assert evaluator.refined_score(tuple(site.channels // 2 for site in graph.sites)).loss < 10
