@@ -61,6 +61,7 @@ def first_line(error: BaseException) -> str:
 
 
 _NO_MEMORY = (
+    "failed to map segment",
     "not enough memory",
     "out of memory",
     "can't allocate memory",

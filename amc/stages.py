@@ -459,7 +459,7 @@ class Stages:
         threads, progress = self.config.latency_threads, self.monitor.progress
         seconds = 5.0 if self.config.budget.latency is None else PROMISE_SECONDS
         with self.machine.measuring():
-            return measure(models, inputs, threads, seconds, seed=self.config.seed, progress=progress)
+            return measure(models, inputs, threads, seconds=seconds, seed=self.config.seed, progress=progress)
 
     def test(self, model: nn.Module) -> dict[str, float]:
         """The networks on the search split and, once, on the test split."""

@@ -119,8 +119,10 @@ def _resumed_without_privileges(folder: Path, said: Path) -> None:
     version_3, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     assert ctypes.CDLL(None).capset(version_3, nothing) == 0
     with said.open("w") as file:
-        os.dup2(file.fileno(), 2)
-        os._exit(main(["search", "--resume", str(folder)]))
+        sys.stderr = file
+        code = main(["search", "--resume", str(folder)])
+        file.flush()
+        os._exit(code)
 
 
 def test_a_read_only_folder_is_one_line_and_stays_as_it_was(tmp_path: Path):

@@ -111,7 +111,7 @@ def test_slow_models_have_fewer_rounds(monkeypatch, tmp_path):
 
     monkeypatch.setattr(sys.modules["amc.latency.measure"], "Runner", Slow)
     found = measure({"a": tmp_path}, np.zeros(1), seconds=0.01)
-    assert found.rounds == 3 * 6
+    assert 2 * 6 <= found.rounds <= 3 * 6  # rounds in which the machine was busy are left out
     assert len(calls) == 4 * 6
     assert found.latencies["a"].min_ms >= 10
 

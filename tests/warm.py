@@ -6,7 +6,6 @@ before it is full (-1: never). For each it prints the run's exit status.
 
 import dataclasses
 import errno
-import functools
 import importlib
 import json
 import os
@@ -51,7 +50,7 @@ def prepare(known: Path) -> None:
     """Measure briefly; save a checkpoint at every step, so that kills meet it; export each network once only;
     and draw no charts."""
     measuring.ROUNDS, measuring.LEAST_BLOCKS, measuring.WARMUP = 2, 2, 1
-    stages.measure = functools.partial(stages.measure, seconds=0.0)
+    stages.measure = lambda *args, **options: measuring.measure(*args, **{**options, "seconds": 0.0})
     finetune.CHECKPOINT_SECONDS = 0.0
     export = stages.export_onnx
     known.mkdir()

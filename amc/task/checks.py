@@ -83,6 +83,7 @@ def _tensors(outputs: Any) -> list[Tensor]:
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:
+    first, second = first.detach(), second.detach()
     scale = float(first.abs().max()) if first.numel() else 0.0
     return torch.allclose(first.double(), second.double(), rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
 
