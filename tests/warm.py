@@ -1,7 +1,8 @@
 """A process that has everything imported and warmed up, and forks a tiny run whenever it is told to.
 
-It reads, a line each: a folder, the seconds after which the run is killed, and how many files may be flushed to disk
-before it is full (-1: never). For each it prints the run's exit status.
+It reads, a line each: a folder; the stages that may end before the run is killed, and the seconds after that (-1:
+never); and how many files may be flushed to disk before it is full (-1: never). For each it prints the run's exit
+status.
 """
 
 import dataclasses
@@ -104,14 +105,28 @@ def serve() -> None:
     run(task, folder / "warm", {**TINY, "finetune": {"epochs": 0}})
     print("ready", flush=True)
     for line in sys.stdin:
-        folder, seconds, writes = json.loads(line)
+        folder, stages_before, seconds, writes = json.loads(line)
+        before = stages_ended(Path(folder))
         process = os.fork()
         if process == 0:
             os._exit(attempt(task, Path(folder), writes))
         if seconds >= 0:
+            while stages_ended(Path(folder)) - before < stages_before and not ended(process):
+                time.sleep(0.001)
             time.sleep(seconds)
             os.kill(process, signal.SIGKILL)  # it may have ended: its number is its own until we have waited for it
         print(os.waitpid(process, 0)[1], flush=True)
+
+
+def stages_ended(folder: Path) -> int:
+    """How many stages have ended in a folder so far, those of earlier attempts included."""
+    path = folder / "journal.jsonl"
+    return path.read_bytes().count(b'{"kind": "stage"') if path.exists() else 0
+
+
+def ended(process: int) -> bool:
+    """Whether a child has ended. Its status stays there to be waited for."""
+    return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def attempt(task: Task, folder: Path, writes: int) -> int:
