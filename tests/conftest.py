@@ -27,3 +27,20 @@ def resnet8():
     torch.manual_seed(0)
     model = build_model("resnet8", False, 1, 10).eval()
     return build_graph(model, torch.randn(1, 1, 8, 8)), model
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The embedded network on its data, ready for evaluators: task, graph, orders, moments."""
+    from amc.config import DataConfig
+    from amc.graph import build_graph
+    from amc.importance import rank
+    from amc.reconstruct import collect, readers
+    from amc.task import load_data, load_model, make_task
+
+    task = make_task(
+        "digits", load_model("resnet8", None, 1, 10, "digits"), load_data(DataConfig()), torch.device("cpu")
+    )
+    graph = build_graph(task.model, task.example)
+    moments = collect(task, readers(graph, task.model), 0)
+    return task, graph, rank("obs", graph, task.model, moments), moments

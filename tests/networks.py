@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amc.graph import Graph, build_graph
+from amc.latency import LatencyProblem, layer_shapes
+from amc.policy import legal_widths
 from amc.resources import ResourceModel
 from amc.surgery import Dresser
 from amc.task.models import BUILT_IN
@@ -51,6 +54,21 @@ def built(case: str) -> tuple[nn.Module, Tensor, Graph, ResourceModel]:
     example = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     graph = build_graph(model, example)
     return model, example, graph, ResourceModel(graph, model)
+
+
+def told_of(case: str, cut: Callable[[Mapping[str, int]], bytes], original_ms: float | None = None) -> LatencyProblem:
+    """What a latency model is told of a built-in network. There are no files."""
+    _, example, graph, _ = built(case)
+    return LatencyProblem(
+        full={s.name: s.channels for s in graph.sites},
+        settings={s.name: legal_widths(s.channels, 0.2, 0) for s in graph.sites},
+        layers=layer_shapes(graph),
+        original=Path("original.onnx"),
+        input_shapes={"input": tuple(example.shape)},
+        threads=1,
+        cut=cut,
+        original_ms=original_ms,
+    )
 
 
 def random_kept(graph: Graph, rng: np.random.Generator) -> list[np.ndarray]:

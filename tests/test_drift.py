@@ -82,29 +82,20 @@ def test_joins_are_where_a_branch_meets_a_stream_that_was_there():
 
 
 @pytest.fixture(scope="module")
-def digits():
-    from amc.config import DataConfig
-    from amc.importance import rank
-    from amc.task import load_data, load_model
-
-    task = make_task(
-        "digits", load_model("resnet8", None, 1, 10, "digits"), load_data(DataConfig()), torch.device("cpu")
-    )
-    graph = build_graph(task.model, task.example)
-    moments = collect(task, readers(graph, task.model), 0)
-    orders = rank("obs", graph, task.model, moments)
+def refining(digits):
+    task, graph, orders, moments = digits
     return task, Evaluator(task, graph, orders, moments, drift=Drift(task, graph, 0))
 
 
-def test_the_whole_network_is_left_alone(digits):
-    task, evaluator = digits
+def test_the_whole_network_is_left_alone(refining):
+    task, evaluator = refining
     whole = evaluator.refined(tuple(s.channels for s in evaluator._graph.sites))
     for name, tensor in task.model.state_dict().items():
         assert torch.equal(whole.state_dict()[name], tensor), name
 
 
-def test_it_is_better_and_repeats_itself(digits):
-    _, evaluator = digits
+def test_it_is_better_and_repeats_itself(refining):
+    _, evaluator = refining
     quarter = (4, 4, 8, 8, 16, 16)
     plain, refined = evaluator(quarter), evaluator.refined_score(quarter)
     assert refined.loss < 0.9 * plain.loss
@@ -112,8 +103,8 @@ def test_it_is_better_and_repeats_itself(digits):
     assert evaluator.refined_score(quarter) == refined
 
 
-def test_the_original_is_not_changed_and_keeps_no_hooks(digits):
-    task, evaluator = digits
+def test_the_original_is_not_changed_and_keeps_no_hooks(refining):
+    task, evaluator = refining
     before = copy.deepcopy(task.model.state_dict())
     evaluator.refined((4, 4, 8, 8, 16, 16))
     assert all(torch.equal(t, before[n]) for n, t in task.model.state_dict().items())

@@ -7,23 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from amc.config import DataConfig
 from amc.evaluate import Evaluator
-from amc.graph import build_graph
-from amc.importance import rank
-from amc.reconstruct import collect, readers
-from amc.task import evaluate, load_data, load_model, make_task
-
-
-@pytest.fixture(scope="module")
-def digits():
-    task = make_task(
-        "digits", load_model("resnet8", None, 1, 10, "digits"), load_data(DataConfig()), torch.device("cpu")
-    )
-    graph = build_graph(task.model, task.example)
-    moments = collect(task, readers(graph, task.model), 0)
-    return task, graph, rank("obs", graph, task.model, moments), moments
-
+from amc.task import evaluate
 
 HALF, QUARTER = (8, 8, 16, 16, 32, 32), (4, 4, 8, 8, 16, 16)
 

@@ -5,31 +5,20 @@ import stat
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from networks import built
+from networks import built, told_of
 
 from amc.errors import AmcError, ConfigError, LatencyError
-from amc.latency import LatencyProblem, Predictor, layer_shapes, load_latency_model, runs_code
+from amc.latency import Predictor, layer_shapes, load_latency_model, runs_code
 from amc.policy import legal_widths
 
 
 @pytest.fixture(scope="module")
 def problem():
     """resnet8 on 8×8 images; a cut network is told by its widths alone."""
-    _, example, graph, _ = built("resnet8-digits")
-    return LatencyProblem(
-        full={s.name: s.channels for s in graph.sites},
-        settings={s.name: legal_widths(s.channels, 0.2, 0) for s in graph.sites},
-        layers=layer_shapes(graph),
-        original=Path("original.onnx"),
-        input_shapes={"input": tuple(example.shape)},
-        threads=1,
-        cut=lambda widths: json.dumps(dict(widths)).encode(),
-        original_ms=0.2,
-    )
+    return told_of("resnet8-digits", lambda widths: json.dumps(dict(widths)).encode(), original_ms=0.2)
 
 
 def random_rows(problem, count, seed=0):

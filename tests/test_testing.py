@@ -1,32 +1,21 @@
 """The conformance suite for latency models lets good ones pass and says what is wrong with others."""
 
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from networks import built
+from networks import told_of
 
 from amc.errors import LatencyError
-from amc.latency import LatencyProblem, Predictor, Runner, layer_shapes
+from amc.latency import Predictor, Runner
 from amc.latency.fitted import fitted, sample_policies
-from amc.policy import legal_widths
 from amc.testing import check_latency_model, example_problem
 
 
 @pytest.fixture(scope="module")
 def problem():
     """Without files: none of the models below looks into them."""
-    _, example, graph, _ = built("resnet20")
-    return LatencyProblem(
-        full={s.name: s.channels for s in graph.sites},
-        settings={s.name: legal_widths(s.channels, 0.2, 0) for s in graph.sites},
-        layers=layer_shapes(graph),
-        original=Path("original.onnx"),
-        input_shapes={"input": tuple(example.shape)},
-        threads=1,
-        cut=lambda widths: b"",
-    )
+    return told_of("resnet20", lambda widths: b"")
 
 
 class Good:
