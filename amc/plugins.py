@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from amc.errors import ConfigError, did_you_mean
+from amc.errors import AmcError, ConfigError, did_you_mean, first_line
 
 
 def is_plugin(name: str) -> bool:
@@ -43,3 +43,13 @@ def load_plugin(name: str) -> Callable[..., Any]:
         names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise ConfigError(f"{file} has nothing callable named '{attribute}'.{did_you_mean(attribute, names)}")
     return found  # type: ignore[no-any-return]
+
+
+def made_by_plugin(name: str, wrong: type[AmcError]) -> Any:
+    """What the factory ``file.py:factory`` gives. Whatever it throws is its user's mistake: ``wrong``, in one line."""
+    try:
+        return load_plugin(name)()
+    except AmcError:
+        raise
+    except Exception as error:
+        raise wrong(f"{name} fails: {type(error).__name__}: {first_line(error)}") from error

@@ -23,7 +23,7 @@ from amc import nested
 from amc.config import DataConfig
 from amc.errors import AmcError, ConfigError, DataError, did_you_mean, first_line
 from amc.nested import Nested
-from amc.plugins import is_plugin, load_plugin
+from amc.plugins import is_plugin, made_by_plugin
 
 
 class Split(Protocol):
@@ -210,12 +210,7 @@ def load_data(config: DataConfig) -> Splits:
 
 def _from_plugin(name: str, config: DataConfig) -> Splits:
     """What a user's factory gives: (train, test) or (train, search, test), datasets or loaders; or Splits."""
-    try:
-        found = load_plugin(name)()
-    except AmcError:
-        raise
-    except Exception as error:
-        raise DataError(f"{name} fails: {type(error).__name__}: {first_line(error)}") from error
+    found = made_by_plugin(name, DataError)
     if isinstance(found, Splits):
         return found
     if not isinstance(found, tuple) or len(found) not in (2, 3):

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from amc import nested
 from amc.errors import ConfigError, DataError, ModelError, did_you_mean, first_line
 from amc.nested import Nested
-from amc.plugins import is_plugin, load_plugin
+from amc.plugins import is_plugin, made_by_plugin
 
 PerSample = Callable[[Any, Any], Tensor]
 
@@ -84,12 +84,7 @@ def load_objective(name: str) -> Objective:
         return CLASSIFICATION
     if not is_plugin(name):
         raise ConfigError(f"unknown objective '{name}'.{did_you_mean(name, ['classification', 'file.py:factory'])}")
-    try:
-        found = load_plugin(name)()
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{name} fails: {type(error).__name__}: {first_line(error)}") from error
+    found = made_by_plugin(name, ConfigError)
     if not isinstance(found, Objective):
         raise ConfigError(f"{name} gave a {type(found).__name__}, but must give an amc.Objective.")
     return found

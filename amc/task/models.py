@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amc.errors import ConfigError, ModelError, did_you_mean, first_line
-from amc.plugins import is_plugin, load_plugin
+from amc.plugins import is_plugin, made_by_plugin
 
 EMBEDDED = Path(__file__).parent / "resnet8-digits.safetensors"
 
@@ -228,12 +228,7 @@ def build_model(name: str, pretrained: bool, channels: int, classes: int | None)
 
 
 def _from_plugin(name: str) -> nn.Module:
-    try:
-        model = load_plugin(name)()
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ModelError(f"{name} fails: {type(error).__name__}: {error}") from error
+    model = made_by_plugin(name, ModelError)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name} gave a {type(model).__name__}, but must give a torch.nn.Module.")
     return model
