@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from amc.budget import parse_limit
 from amc.journal import Journal
-from amc.latency import LatencyProblem, Predictor
+from amc.latency import LatencyProblem, Measurement, Predictor
 from amc.latency.fitted import fitted
-from amc.pace import Pace
+from amc.pace import Pace, proof
 from amc.policy import Choice
 
 
@@ -24,15 +24,13 @@ class Device(Pace):
         model = fitted(predictor, problem)
         said = {"model": predictor.name, "networks": model.networks, "left_out_error": model.error}
         self._predictor = predictor
-        super().__init__(model.predict_all, _Asked(predictor, problem), asked, journal, said, None)
-        self.original_ms = predictor.original
-        self.limit_ms = parse_limit("latency", asked, self.original_ms)
-        self.measures = True
+        super().__init__(model.predict_all, _Asked(predictor, problem), asked, journal, said, predictor.original)
 
-    def final(self, model: Path, chosen: Choice) -> float:
-        """Milliseconds of the final network: of the file itself, where the model takes files."""
+    def promise(self, final: Path, chosen: Choice, latency: Measurement) -> dict[str, Any]:
+        """The limit held against what the device takes for the final network: the file itself, where it takes files."""
         measure = getattr(self._predictor.model, "measure", None)
-        return self.measured(chosen) if measure is None else float(measure(model.read_bytes()))
+        value = self.measured(chosen) if measure is None else float(measure(final.read_bytes()))
+        return proof(self.limit_ms, value, self.keeps(value, self.limit_ms), f"measured by {self.said['model']}")
 
 
 class _Asked:

@@ -7,37 +7,21 @@ corrected by a factor; where the budget then does not hold, the run goes back an
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
-import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnx
 from numpy.typing import ArrayLike, NDArray
 
-from amc import nested
-from amc.budget import Space, parse_limit
-from amc.config import Config
-from amc.errors import BudgetError, ExportError, LatencyError
-from amc.export import export_onnx, file_layout
-from amc.graph import Graph
+from amc.budget import Space, is_absolute, parse_limit
+from amc.errors import BudgetError
 from amc.journal import Journal
-from amc.latency import LatencyProbe, LatencyProblem, Measurement, layer_shapes
-from amc.latency.learned import Sample, Tables
-from amc.latency.operators import names, operators
-from amc.latency.profile import LearnedModel, Profile, collect
-from amc.latency.quiet import Timing
-from amc.policy import Choice, legal_widths
-from amc.provenance import cpu_name, runtime_version
+from amc.latency import Measurement
+from amc.latency.profile import LearnedModel
+from amc.policy import Choice
 from amc.resources import CostModel, Floats
-from amc.surgery import Dresser
-from amc.task import Task
 
 Predict = Callable[[ArrayLike], NDArray[np.float64]]
 """Milliseconds ``[B]`` of widths ``[B, S]``."""
@@ -51,115 +35,6 @@ MARGIN, TIGHT = 0.015, 0.005
 less must a policy take that is fine-tuned."""
 NOTHING = 0.02
 """A share of what a site's whole range is worth; a step that saves less saves nothing."""
-
-
-class Bench:
-    """Measures policies on ONNX Runtime: the original's file, cut, or exported anew where the cut file does not run."""
-
-    def __init__(
-        self,
-        task: Task,
-        graph: Graph,
-        original: Path,
-        threads: int,
-        original_ms: float | None = None,
-        alone: Callable[[], AbstractContextManager[object]] = nullcontext,
-    ) -> None:
-        """``original_ms``: what the original takes, where that is known; ``alone`` keeps other runs off the machine."""
-        self._task, self.full = task, tuple(site.channels for site in graph.sites)
-        self._layout = file_layout(original, graph, task.model)
-        self._inputs = nested.feeds(task.example)
-        self._alone = alone
-        with alone():
-            self._probe = LatencyProbe(original, self._layout, self._inputs, threads, original_ms)
-        self.original_ms = self._probe.original_ms
-        """What a ratio of 1 stands for."""
-        proto = onnx.load(str(original))
-        self.operators = operators(proto, self._layout, len(graph.sites), self._inputs)
-        self._names = names(proto, self.operators)
-        self._scratch: Dresser | None = None
-        try:
-            self._probe.compare(self.model([site.channels - 1 for site in graph.sites]), 1)
-        except ExportError:  # the file holds a width elsewhere, as a Reshape does
-            self._network = copy.deepcopy(task.model).cpu()
-            self._scratch = Dresser(self._network, graph.layers)
-
-    @property
-    def best_ms(self) -> float:
-        """What the original has taken at its best."""
-        return self._probe.best_ms
-
-    def model(self, widths: Sequence[int]) -> bytes:
-        """The ONNX model of a policy. Its weights are some of the original's: they do not matter to time."""
-        kept = [np.arange(width) for width in widths]
-        if self._scratch is None:
-            return self._probe.cut(kept)
-        self._scratch.dress(kept)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "policy.onnx")
-            export_onnx(self._network, self._task.example, path)
-            return path.read_bytes()
-
-    def timing(self, widths: Sequence[int]) -> Timing:
-        """A policy beside the original, in new sessions of both: sessions differ by some per cent."""
-        model = self.model(widths)
-        with self._alone():
-            return self._probe.afresh(model)
-
-    def ratio(self, widths: Sequence[int], sessions: int = 1) -> float:
-        """Time of a policy as a share of the original's: the geometric mean over sessions."""
-        return float(np.exp(np.mean([np.log(self.timing(widths).ratio) for _ in range(sessions)])))
-
-    def sample(self, widths: Sequence[int]) -> Sample:
-        """Time of a policy, and of all its operators."""
-        model = self.model(widths)
-        with self._alone():
-            timing = self._probe.compare(model)
-            times = self._probe.profile(model, self._names)
-        return Sample(tuple(widths), timing.ratio, timing.quiet, tuple(times.tolist()))
-
-
-def profile_key(bench: Bench, threads: int, task: Task) -> dict[str, Any]:
-    """What a profile is good for. The network's shapes count, not its weights."""
-    lines = [[op.kind, *([x[0].tolist(), x[1]] for x in (op.inputs, op.outputs))] for op in bench.operators]
-    network = hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:32]
-    shapes = [list(array.shape) for array in nested.feeds(task.example).values()]
-    return {"network": network, "runtime": runtime_version(), "cpu": cpu_name(), "threads": threads,
-            "inputs": shapes}  # fmt: skip
-
-
-def learn_latency(
-    bench: Bench,
-    graph: Graph,
-    key: dict[str, Any],
-    path: Path,
-    seconds: float,
-    progress: Callable[[float, str], None],
-) -> LearnedModel:
-    """The model that the profile in ``path`` teaches. With ``seconds``, what it lacks is measured first.
-
-    Raises LatencyError where the profile is of another network, runtime, machine or number of threads.
-    """
-    full = tuple(site.channels for site in graph.sites)
-    profile = Profile(key, tuple(s.name for s in graph.sites), full, tuple(bench.operators), bench.original_ms)
-    if path.exists():
-        known = Profile.load(path)
-        other = [name for name in key if known.key.get(name) != key[name]]
-        if other:
-            raise LatencyError(
-                f"the profile {path} is of another {other[0]} ({known.key.get(other[0])}; here it is {key[other[0]]}): "
-                "make one with amc profile, in another file."
-            )
-        profile = known
-    settings = [legal_widths(channels, 0.1) for channels in full]
-    if seconds:
-        profile = collect(profile, settings, bench.sample, seconds, lambda p: p.save(path), progress)
-        profile = replace(profile, original_ms=min(profile.original_ms, bench.best_ms))
-        profile.save(path)
-    bench.original_ms = profile.original_ms
-    model = LearnedModel(profile)
-    progress(1.0, f"{len(profile.samples)} networks measured, error {100 * model.errors.mean:.1f} %")
-    return model
 
 
 class Paced:
@@ -207,39 +82,43 @@ class Meter(Protocol):
 
 
 class Pace:
-    """The latency of one run, and its record in the journal."""
+    """The latency of one run on this machine, and its record in the journal."""
+
+    measures = True
+    """Whether policies can be measured, and the model corrected by that."""
 
     def __init__(
-        self, predict: Predict, bench: Meter, asked: str, journal: Journal, said: dict[str, Any], tables: Tables | None
+        self,
+        predict: Predict,
+        meter: Meter,
+        asked: str,
+        journal: Journal,
+        said: dict[str, Any],
+        original_ms: float | None = None,
     ) -> None:
-        """``asked`` is the user's limit, ``said`` what the report says of the model."""
-        self.predict, self.said, self.is_here = predict, said, tables is not None
-        self.measures = self.is_here
-        """Whether policies can be measured, and the model corrected by that."""
-        self._bench, self._journal, self._tables = bench, journal, tables
-        self.original_ms = bench.original_ms if self.is_here else float(predict([bench.full])[0])
+        """``asked`` is the user's limit, ``said`` what the report says of the model, ``original_ms`` what the limit is
+        a share of, if not the meter's."""
+        self.predict, self.said = predict, said
+        self._meter, self._journal, self._asked = meter, journal, asked
+        self.original_ms = meter.original_ms if original_ms is None else original_ms
         self.limit_ms = parse_limit("latency", asked, self.original_ms)
-
-    @classmethod
-    def learned(cls, model: LearnedModel, bench: Bench, asked: str, journal: Journal) -> Pace:
-        """By a model learned on this machine, so that it can be held against this machine."""
-        said = {"networks": len(model.profile.samples), "block": model.block, "error": asdict(model.errors)}
-        return cls(model.predict_all, bench, asked, journal, {"model": model.name, **said}, model.tables)
-
-    @classmethod
-    def elsewhere(cls, name: str, predict: Predict, bench: Bench, asked: str, journal: Journal) -> Pace:
-        """By a model of another device: what it says is believed."""
-        return cls(predict, bench, asked, journal, {"model": name}, None)
 
     def within(self, settings: Sequence[Sequence[int]]) -> Predict:
         """The model for these settings, never less for a wider one where that can be had."""
-        return self._tables.non_decreasing(settings) if self._tables else self.predict
+        return self.predict
 
-    def predicted_proof(self, chosen: Choice) -> dict[str, Any]:
-        """The limit held against what a model of another device says."""
-        value = float(self.predict([chosen])[0])
-        return {"resource": "latency", "unit": "ms", "limit": self.limit_ms, "exported": value,
-                "met": value <= self.limit_ms, "how": f"predicted by {self.said['model']}"}  # fmt: skip
+    def promise(self, final: Path, chosen: Choice, latency: Measurement) -> dict[str, Any]:
+        """The limit held against what was measured beside the original: the upper end of the 95 % interval.
+
+        Where it is missed, the model is corrected for another search.
+        """
+        original, last = latency.latencies["original"], latency.latencies["final"]
+        limit, value = parse_limit("latency", self._asked, original.p10_ms), original.p10_ms * last.ratio_high
+        if is_absolute(self._asked):
+            value = last.p10_ms * last.ratio_high / last.ratio
+        return proof(
+            limit, value, self.keeps(value, limit), "measured beside the original, upper end of the 95 % interval"
+        )
 
     @property
     def factor(self) -> float:
@@ -252,7 +131,7 @@ class Pace:
         for record in self._journal.records("latency"):
             if tuple(record["choice"]) == choice:
                 return float(record["ms"])
-        ms = self._bench.ratio(choice, SESSIONS) * self._bench.original_ms
+        ms = self._meter.ratio(choice, SESSIONS) * self._meter.original_ms
         self._journal.append("latency", choice=list(choice), ms=ms, predicted=float(self.predict([choice])[0]))
         return ms
 
@@ -314,50 +193,32 @@ class Pace:
         }
 
 
-def is_profile(name: str) -> bool:
-    """Whether a latency model's name is that of a file of amc profile."""
-    try:
-        return name.endswith(".json") and json.loads(Path(name).read_text(encoding="utf-8"))["format"] == "amc-profile"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
+class Learned(Pace):
+    """By a model learned on this machine."""
+
+    def __init__(self, model: LearnedModel, meter: Meter, asked: str, journal: Journal) -> None:
+        said = {"networks": len(model.profile.samples), "block": model.block, "error": asdict(model.errors)}
+        super().__init__(model.predict_all, meter, asked, journal, {"model": model.name, **said})
+        self._tables = model.tables
+
+    def within(self, settings: Sequence[Sequence[int]]) -> Predict:
+        return self._tables.non_decreasing(settings)
 
 
-def latency_problem(
-    bench: Bench,
-    graph: Graph,
-    original: Path,
-    config: Config,
-    journal: Journal,
-    task: Task,
-    progress: Callable[[float, str], None],
-) -> LatencyProblem:
-    """What a latency model of the user's is told."""
-    sites = [site.name for site in graph.sites]
+class Believed(Pace):
+    """By a model of another device, which cannot be measured here: what it says is believed."""
 
-    def remember(key: str, measure: Callable[[], float]) -> float:
-        for record in journal.records("device-latency"):
-            if record["key"] == key:
-                return float(record["ms"])
-        ms = measure()
-        journal.append("device-latency", key=key, ms=ms)
-        return ms
+    measures = False
 
-    search = config.search
-    return LatencyProblem(
-        full={site.name: site.channels for site in graph.sites},
-        settings={s.name: legal_widths(s.channels, search.min_keep, search.channel_step) for s in graph.sites},
-        layers=layer_shapes(graph),
-        original=original,
-        input_shapes={name: tuple(array.shape) for name, array in nested.feeds(task.example).items()},
-        threads=config.latency_threads,
-        cut=lambda widths: bench.model([widths[site] for site in sites]),
-        remember=remember,
-        original_ms=bench.original_ms,
-        timeout=search.latency_timeout,
-        progress=lambda note: progress(0.0, note),
-    )
+    def __init__(self, name: str, predict: Predict, meter: Meter, asked: str, journal: Journal) -> None:
+        super().__init__(predict, meter, asked, journal, {"model": name}, float(predict([meter.full])[0]))
+
+    def promise(self, final: Path, chosen: Choice, latency: Measurement) -> dict[str, Any]:
+        """The limit held against what the model says."""
+        value = float(self.predict([chosen])[0])
+        return proof(self.limit_ms, value, value <= self.limit_ms, f"predicted by {self.said['model']}")
 
 
-def upper_end(measurement: Measurement) -> float:
-    """The final network's share of the original's time: the upper end of the 95 % interval."""
-    return measurement.latencies["final"].ratio_high
+def proof(limit: float, value: float, met: bool, how: str) -> dict[str, Any]:
+    """A limit on latency as the result tells it, in ms."""
+    return {"resource": "latency", "unit": "ms", "limit": limit, "exported": value, "met": met, "how": how}

@@ -18,7 +18,7 @@ import yaml
 from torch import nn
 
 from amc import bundle, nested
-from amc.budget import UNITS, Budget, Space, is_absolute, parse_limit, told
+from amc.budget import UNITS, Budget, Space, told
 from amc.config import BudgetConfig, Config, binding, to_dict
 from amc.device import Device
 from amc.drift import QUICK_ROWS, QUICK_SAMPLES, Drift
@@ -33,7 +33,7 @@ from amc.latency import Measurement, Predictor, Runner, load_latency_model, meas
 from amc.latency.int8 import fastest
 from amc.memory import Memory
 from amc.monitor import Monitor
-from amc.pace import Bench, Pace, Paced, is_profile, latency_problem, learn_latency, profile_key, steps, upper_end
+from amc.pace import Believed, Learned, Pace, Paced, steps
 from amc.policy import Choice, Policy, fingerprint, legal_widths
 from amc.problem import Problem, StudyPlace, recorded, site_features
 from amc.program import read_program, write_program
@@ -44,6 +44,7 @@ from amc.reward import Evaluation, load_reward
 from amc.search import load_searcher, searchers
 from amc.shared import Shared, open_cache
 from amc.task import Task, evaluate
+from amc.timing import Bench, is_profile, latency_problem, learn_latency, profile_key
 from amc.trace import trace
 
 PARITY_SAMPLES = 64
@@ -84,7 +85,7 @@ class Stages:
         self.journal, self.monitor, self.machine = journal, monitor, machine
         self._elsewhere = elsewhere
         self.memory = Memory.of(config.memory_limit)
-        self.shared = Shared(open_cache(config), task, config)
+        self._cache = open_cache(config)
         self._bind()
         write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
         monitor.say(f"{task.name}; everything goes to {folder} (after an interruption: --resume {folder})")
@@ -118,6 +119,15 @@ class Stages:
                 self.journal.append("stage", name=name, seconds=round(seconds, 3))
         self.monitor.end(seconds)
 
+    def _once(self, kind: str, find: Callable[[], Any]) -> Any:
+        """What the journal holds of a kind; found out and recorded where it holds nothing."""
+        known = self.journal.last(kind)
+        if known is None:
+            found = find()
+            self.journal.append(kind, found=found)
+            return found
+        return known["found"]
+
     def finished(self) -> Result:
         """The result of a run that has ended already."""
         model = bundle.load(self.folder, self.task.model, self.task.example)
@@ -129,7 +139,7 @@ class Stages:
         """The channel groups, and how many samples may be in the network at once."""
         graph = build_graph(self.task.model, self.task.example)
         self.task = replace(self.task, batch=self.memory.batch(graph.trace.peak, self.task.batch))
-        self.shared = Shared(open_cache(self.config), self.task, self.config)
+        self.shared = Shared(self._cache, self.task, self.config)
         return graph
 
     def space(self, graph: Graph, pace: Pace | None = None) -> Space:
@@ -154,12 +164,7 @@ class Stages:
             if search.drift == "search":
                 quick = Drift(task, graph, self.config.seed, QUICK_SAMPLES, QUICK_ROWS, self.memory)
         evaluator = Evaluator(task, graph, orders, moments, search.reconstruct, drift=drift, quick=quick)
-        known = self.journal.last("evaluation-precision")
-        if known is None:
-            self.journal.append("evaluation-precision", name=self.shared.precision(evaluator))
-            known = self.journal.last("evaluation-precision")
-        assert known is not None
-        evaluator.precision = str(known["name"])
+        evaluator.precision = str(self._once("evaluation-precision", lambda: self.shared.precision(evaluator)))
         if search.recalibrate == "auto":
             evaluator.recalibrate = self._recalibration_helps(evaluator, space.fit(np.ones(len(space.names))))
         else:
@@ -167,16 +172,14 @@ class Stages:
         return evaluator
 
     def _recalibration_helps(self, evaluator: Evaluator, choice: Choice) -> bool:
-        known = self.journal.last("recalibrate")
-        if known is None:
+        def compare() -> bool:
             losses, score = {}, self.shared.score(evaluator)
             for tried in (False, True):
                 evaluator.recalibrate = tried
                 losses[tried] = score(choice).loss
-            self.journal.append("recalibrate", helps=losses[True] < losses[False])
-            known = self.journal.last("recalibrate")
-        assert known is not None
-        return bool(known["helps"])
+            return losses[True] < losses[False]
+
+        return bool(self._once("recalibrate", compare))
 
     def search(self, graph: Graph, space: Space, evaluator: Evaluator) -> Problem:
         """Let the searcher propose policies."""
@@ -249,12 +252,12 @@ class Stages:
             path = self.folder / "profile.json" if named is None else Path(named)
             key = profile_key(bench, self.config.latency_threads, self.task)
             model = learn_latency(bench, graph, key, path, 0 if named else self.config.profile_seconds, progress)
-            return Pace.learned(model, bench, asked, self.journal)
+            return Learned(model, bench, asked, self.journal)
         problem = latency_problem(bench, graph, self._original(), self.config, self.journal, self.task, progress)
         predictor = Predictor(load_latency_model(named), problem)
         if predictor.measures:
             return Device(predictor, problem, asked, self.journal)
-        return Pace.elsewhere(predictor.name, predictor, bench, asked, self.journal)
+        return Believed(predictor.name, predictor, bench, asked, self.journal)
 
     @property
     def epochs(self) -> float:
@@ -314,16 +317,13 @@ class Stages:
     def precision(self) -> str:
         """The precision of training that was chosen or asked for."""
         known = self.journal.last("precision")
-        return str(known["name"]) if known else self.config.finetune.precision
+        return str(known["found"]) if known else self.config.finetune.precision
 
     def _plan(self, epochs: float, model: nn.Module) -> Plan:
         plan = make_plan(self.config.finetune, self.task, epochs, self.config.seed)
         precision = asked_precision(self.config.finetune)
         if precision is None:
-            known = self.journal.last("precision")
-            precision = known["name"] if known else fastest_precision(model, self.task, plan, self.task.model)
-            if known is None:
-                self.journal.append("precision", name=precision)
+            precision = self._once("precision", lambda: fastest_precision(model, self.task, plan, self.task.model))
         return replace(plan, precision=precision)
 
     def finetune(self, model: nn.Module) -> nn.Module:
@@ -433,24 +433,12 @@ class Stages:
         """Hold the limit on latency against what was measured; where it is missed, prepare for another search."""
         if pace is None:
             return None
-        if isinstance(pace, Device):
-            limit, value = pace.limit_ms, pace.final(self.folder / "model.onnx", chosen)
-            how = f"measured by {pace.said['model']}"
-        elif not pace.is_here:
-            return pace.predicted_proof(chosen)
-        else:
-            original, final = latency.latencies["original"], latency.latencies["final"]
-            limit = parse_limit("latency", str(self.config.budget.latency), original.p10_ms)
-            value = original.p10_ms * upper_end(latency)
-            if is_absolute(str(self.config.budget.latency)):
-                value = final.p10_ms * final.ratio_high / final.ratio
-            how = "measured beside the original, upper end of the 95 % interval"
-        met = pace.keeps(value, limit)
-        if not met:
-            self.monitor.say(f"measured {told('latency', value)}, over {told('latency', limit)}: searching again")
+        promise = pace.promise(self.folder / "model.onnx", chosen, latency)
+        if not promise["met"]:
+            measured, limit = (told("latency", promise[key]) for key in ("exported", "limit"))
+            self.monitor.say(f"measured {measured}, over {limit}: searching again")
             (self.folder / "checkpoint.pt").unlink(missing_ok=True)
-        return {"resource": "latency", "unit": "ms", "limit": limit, "exported": value, "met": met,
-                "how": how}  # fmt: skip
+        return promise
 
     def measure(self) -> Measurement:
         """Time both networks side by side on one sample."""
@@ -463,17 +451,18 @@ class Stages:
 
     def test(self, model: nn.Module) -> dict[str, float]:
         """The networks on the search split and, once, on the test split."""
-        known, model = self.journal.last("test"), model.to(self.task.device)
-        if known is None:
+        model = model.to(self.task.device)
+
+        def score() -> dict[str, float]:
             scores = {}
             for part, split in (("search", self.task.splits.search), ("test", self.task.splits.test)):
                 scores[f"original_{part}"] = self.shared.original_score(part, split)[1]
                 scores[f"final_{part}"] = evaluate(model, self.task, split)[1]
             if self.config.int8 and (self.folder / INT8).exists():
                 scores["int8_test"] = onnx_metric(self.folder / INT8, self.task.objective, self.task.splits.test)
-            self.journal.append("test", scores=scores)
-            known = {"scores": scores}
-        scores = known["scores"]
+            return scores
+
+        scores = self._once("test", score)
         self.monitor.progress(1.0, f"{self.task.objective.name} {100 * scores['final_test']:.2f} % on the test split")
         return dict(scores)
 

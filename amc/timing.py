@@ -1,17 +1,144 @@
-"""`amc profile`: learn what a network's policies take on this machine, for searches to come."""
+"""Measuring policies on ONNX Runtime, and what is learned from that: `amc profile`, and a run's own profile."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
+
+from amc import nested
 from amc.config import Config
-from amc.export import export_onnx
-from amc.graph import build_graph
-from amc.latency.profile import LearnedModel
-from amc.pace import Bench, learn_latency, profile_key
+from amc.errors import ExportError, LatencyError
+from amc.export import export_onnx, file_layout
+from amc.graph import Graph, build_graph
+from amc.journal import Journal
+from amc.latency import LatencyProbe, LatencyProblem, layer_shapes
+from amc.latency.learned import Sample
+from amc.latency.operators import names, operators
+from amc.latency.profile import LearnedModel, Profile, collect
+from amc.latency.quiet import Timing
+from amc.policy import legal_widths
+from amc.provenance import cpu_name, runtime_version
+from amc.surgery import Dresser
 from amc.task import Task
+
+
+class Bench:
+    """Measures policies on ONNX Runtime: the original's file, cut, or exported anew where the cut file does not run."""
+
+    def __init__(
+        self,
+        task: Task,
+        graph: Graph,
+        original: Path,
+        threads: int,
+        original_ms: float | None = None,
+        alone: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """``original_ms``: what the original takes, where that is known; ``alone`` keeps other runs off the machine."""
+        self._task, self.full = task, tuple(site.channels for site in graph.sites)
+        self._layout = file_layout(original, graph, task.model)
+        self._inputs = nested.feeds(task.example)
+        self._alone = alone
+        with alone():
+            self._probe = LatencyProbe(original, self._layout, self._inputs, threads, original_ms)
+        self.original_ms = self._probe.original_ms
+        """What a ratio of 1 stands for."""
+        proto = onnx.load(str(original))
+        self.operators = operators(proto, self._layout, len(graph.sites), self._inputs)
+        self._names = names(proto, self.operators)
+        self._scratch: Dresser | None = None
+        try:
+            self._probe.compare(self.model([site.channels - 1 for site in graph.sites]), 1)
+        except ExportError:  # the file holds a width elsewhere, as a Reshape does
+            self._network = copy.deepcopy(task.model).cpu()
+            self._scratch = Dresser(self._network, graph.layers)
+
+    @property
+    def best_ms(self) -> float:
+        """What the original has taken at its best."""
+        return self._probe.best_ms
+
+    def model(self, widths: Sequence[int]) -> bytes:
+        """The ONNX model of a policy. Its weights are some of the original's: they do not matter to time."""
+        kept = [np.arange(width) for width in widths]
+        if self._scratch is None:
+            return self._probe.cut(kept)
+        self._scratch.dress(kept)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "policy.onnx")
+            export_onnx(self._network, self._task.example, path)
+            return path.read_bytes()
+
+    def timing(self, widths: Sequence[int]) -> Timing:
+        """A policy beside the original, in new sessions of both: sessions differ by some per cent."""
+        model = self.model(widths)
+        with self._alone():
+            return self._probe.afresh(model)
+
+    def ratio(self, widths: Sequence[int], sessions: int = 1) -> float:
+        """Time of a policy as a share of the original's: the geometric mean over sessions."""
+        return float(np.exp(np.mean([np.log(self.timing(widths).ratio) for _ in range(sessions)])))
+
+    def sample(self, widths: Sequence[int]) -> Sample:
+        """Time of a policy, and of all its operators."""
+        model = self.model(widths)
+        with self._alone():
+            timing = self._probe.compare(model)
+            times = self._probe.profile(model, self._names)
+        return Sample(tuple(widths), timing.ratio, timing.quiet, tuple(times.tolist()))
+
+
+def profile_key(bench: Bench, threads: int, task: Task) -> dict[str, Any]:
+    """What a profile is good for. The network's shapes count, not its weights."""
+    lines = [[op.kind, *([x[0].tolist(), x[1]] for x in (op.inputs, op.outputs))] for op in bench.operators]
+    network = hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:32]
+    shapes = [list(array.shape) for array in nested.feeds(task.example).values()]
+    return {"network": network, "runtime": runtime_version(), "cpu": cpu_name(), "threads": threads,
+            "inputs": shapes}  # fmt: skip
+
+
+def learn_latency(
+    bench: Bench,
+    graph: Graph,
+    key: dict[str, Any],
+    path: Path,
+    seconds: float,
+    progress: Callable[[float, str], None],
+) -> LearnedModel:
+    """The model that the profile in ``path`` teaches. With ``seconds``, what it lacks is measured first.
+
+    Raises LatencyError where the profile is of another network, runtime, machine or number of threads.
+    """
+    full = tuple(site.channels for site in graph.sites)
+    profile = Profile(key, tuple(s.name for s in graph.sites), full, tuple(bench.operators), bench.original_ms)
+    if path.exists():
+        known = Profile.load(path)
+        other = [name for name in key if known.key.get(name) != key[name]]
+        if other:
+            raise LatencyError(
+                f"the profile {path} is of another {other[0]} ({known.key.get(other[0])}; here it is {key[other[0]]}): "
+                "make one with amc profile, in another file."
+            )
+        profile = known
+    settings = [legal_widths(channels, 0.1) for channels in full]
+    if seconds:
+        profile = collect(profile, settings, bench.sample, seconds, lambda p: p.save(path), progress)
+        profile = replace(profile, original_ms=min(profile.original_ms, bench.best_ms))
+        profile.save(path)
+    bench.original_ms = profile.original_ms
+    model = LearnedModel(profile)
+    progress(1.0, f"{len(profile.samples)} networks measured, error {100 * model.errors.mean:.1f} %")
+    return model
 
 
 def profile_network(task: Task, config: Config, path: Path, progress: Callable[[float, str], None]) -> LearnedModel:
@@ -23,3 +150,47 @@ def profile_network(task: Task, config: Config, path: Path, progress: Callable[[
         bench = Bench(task, graph, original, config.latency_threads)
         key = profile_key(bench, config.latency_threads, task)
         return learn_latency(bench, graph, key, path, config.profile_seconds, progress)
+
+
+def is_profile(name: str) -> bool:
+    """Whether a latency model's name is that of a file of amc profile."""
+    try:
+        return name.endswith(".json") and json.loads(Path(name).read_text(encoding="utf-8"))["format"] == "amc-profile"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def latency_problem(
+    bench: Bench,
+    graph: Graph,
+    original: Path,
+    config: Config,
+    journal: Journal,
+    task: Task,
+    progress: Callable[[float, str], None],
+) -> LatencyProblem:
+    """What a latency model of the user's is told."""
+    sites = [site.name for site in graph.sites]
+
+    def remember(key: str, measure: Callable[[], float]) -> float:
+        for record in journal.records("device-latency"):
+            if record["key"] == key:
+                return float(record["ms"])
+        ms = measure()
+        journal.append("device-latency", key=key, ms=ms)
+        return ms
+
+    search = config.search
+    return LatencyProblem(
+        full={site.name: site.channels for site in graph.sites},
+        settings={s.name: legal_widths(s.channels, search.min_keep, search.channel_step) for s in graph.sites},
+        layers=layer_shapes(graph),
+        original=original,
+        input_shapes={name: tuple(array.shape) for name, array in nested.feeds(task.example).items()},
+        threads=config.latency_threads,
+        cut=lambda widths: bench.model([widths[site] for site in sites]),
+        remember=remember,
+        original_ms=bench.original_ms,
+        timeout=search.latency_timeout,
+        progress=lambda note: progress(0.0, note),
+    )

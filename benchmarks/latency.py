@@ -33,11 +33,11 @@ from amc.graph import build_graph
 from amc.journal import Journal
 from amc.latency.learned import errors
 from amc.latency.profile import LearnedModel, Profile
-from amc.pace import Bench, learn_latency, profile_key
 from amc.policy import legal_widths
 from amc.provenance import cpu_name, runtime_version
 from amc.resources import ResourceModel
 from amc.task.models import load_model
+from amc.timing import Bench, learn_latency, profile_key
 
 RESULTS, TABLE = Path("benchmarks/results/latency.json"), Path("docs/benchmarks/latency.md")
 NETWORKS = {

@@ -16,7 +16,7 @@ from amc.latency.learned import Sample, errors, features, fit, learn, levels
 from amc.latency.operators import Operator, names, operators, read_events
 from amc.latency.profile import LEAST, LearnedModel, Profile, collect, policies
 from amc.latency.quiet import Reference
-from amc.pace import CORRECTIONS, Pace, Paced, steps
+from amc.pace import CORRECTIONS, Learned, Paced, steps
 from amc.policy import legal_widths
 
 SETTINGS = tuple(legal_widths(c, 0.1) for c in (32, 64, 64, 128))
@@ -264,10 +264,10 @@ class FakeBench:
 
 
 class TestPromise:
-    def pace(self, model, tmp_path, factor=1.1, journal=None) -> tuple[Pace, FakeBench, Journal]:
+    def pace(self, model, tmp_path, factor=1.1, journal=None) -> tuple[Learned, FakeBench, Journal]:
         bench = FakeBench(factor)
         journal = journal or Journal(tmp_path / "journal.jsonl")
-        return Pace.learned(model, bench, "0.6", journal), bench, journal
+        return Learned(model, bench, "0.6", journal), bench, journal
 
     def space(self, pace) -> Space:
         legal = steps(pace.predict, SETTINGS)

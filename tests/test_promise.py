@@ -63,7 +63,7 @@ def measured(hidden: float):
 @pytest.fixture
 def device(monkeypatch):
     Device.calls = 0
-    monkeypatch.setattr("amc.pace.LatencyProbe", Device)
+    monkeypatch.setattr("amc.timing.LatencyProbe", Device)
     monkeypatch.setattr("amc.stages.measure", measured(1.0))
     return Device
 
