@@ -11,6 +11,7 @@ import torch
 from amc import nested
 from amc.budget import UNITS, Budget
 from amc.config import Config, from_yaml
+from amc.delivery import Delivery
 from amc.errors import AmcError, BundleError, ConfigError, first_line
 from amc.files import sweep
 from amc.importance import load_criterion
@@ -21,6 +22,7 @@ from amc.plugins import is_plugin
 from amc.policy import fingerprint, make_policy
 from amc.progress import Recorder
 from amc.quiet import Machine
+from amc.record import Record
 from amc.result import Result
 from amc.reward import load_reward
 from amc.search import load_searcher, searchers
@@ -140,7 +142,7 @@ def compress_task(
         sweep(folder)
         new = journal.last("run") is None
         try:
-            return _compress(Stages(task, config, folder, journal, recorder, machine, elsewhere))
+            return _compress(Record(task, config, folder, journal, recorder, machine), elsewhere)
         except AmcError:
             began = any(journal.last(kind) for kind in ("evaluation", "device-latency"))
             if new and not began:  # a mistake seen before any work: no dead folder is left
@@ -151,44 +153,45 @@ def compress_task(
             raise
 
 
-def _compress(flow: Stages) -> Result:
+def _compress(record: Record, elsewhere: Elsewhere | None) -> Result:
     """The stages, one after the other."""
-    task, config, folder = flow.task, flow.config, flow.folder
-    if flow.journal.last("done") is not None:
-        return flow.finished()
-    with flow.stage("inspect"):
+    task, config, folder = record.task, record.config, record.folder
+    flow, delivery = Stages(record, elsewhere), Delivery(record)
+    if record.journal.last("done") is not None:
+        return delivery.finished()
+    with record.stage("inspect"):
         graph = flow.inspect()
-    with flow.stage("profile") if config.budget.latency else contextlib.nullcontext():
+    with record.stage("profile") if config.budget.latency else contextlib.nullcontext():
         pace = flow.pace(graph)
         space = flow.space(graph, pace)
         if pace and pace.measures:
-            pace.aim(space, config.seed, flow.monitor.progress)
-    with flow.stage("calibrate"):
+            pace.aim(space, config.seed, record.monitor.progress)
+    with record.stage("calibrate"):
         evaluator = flow.calibrate(graph, space)
     while True:  # once, but for a limit on latency that turns out to be missed
         space = flow.space(graph, pace)
-        with flow.stage("search"):
+        with record.stage("search"):
             problem = flow.search(graph, space, evaluator)
-        with flow.stage("choose"):
+        with record.stage("choose"):
             best = flow.promising(problem, pace)
             if not best:
                 continue
             chosen, candidates = flow.choose(best, evaluator)
-        with flow.stage("fine-tune"):
-            model = flow.finetune(evaluator.pruned(chosen))
-        with flow.stage("export"):
-            parity = flow.export(model)
-            unwritten = flow.program(model)
-            proof = flow.prove(space, model)
-        with flow.stage("measure"):
-            latency = flow.measure()
-            promise = flow.promised(pace, chosen, latency)
+        with record.stage("fine-tune"):
+            model = delivery.finetune(evaluator.pruned(chosen))
+        with record.stage("export"):
+            parity = delivery.export(model)
+            unwritten = delivery.program(model)
+            proof = delivery.prove(space, model)
+        with record.stage("measure"):
+            latency = delivery.measure()
+            promise = delivery.promised(pace, chosen, latency)
         if promise is None or promise["met"]:
             break
-    with flow.stage("quantise") if config.int8 else contextlib.nullcontext():
-        int8 = flow.quantise()
-    with flow.stage("test"):
-        scores = flow.test(model)
+    with record.stage("quantise") if config.int8 else contextlib.nullcontext():
+        int8 = delivery.quantise()
+    with record.stage("test"):
+        scores = delivery.test(model)
     policy = make_policy(graph, fingerprint(task.model), evaluator.kept(chosen), task.example)
     found = Findings(
         original=_without_latency(space.costs(space.full)),
@@ -203,12 +206,12 @@ def _compress(flow: Stages) -> Result:
         latency=latency,
         prediction=pace.report(chosen) if pace else None,
         scores=scores,
-        stages=flow.stages(),
-        precision=flow.precision(),
+        stages=record.seconds(),
+        precision=record.precision(),
         int8=int8,
         unwritten=unwritten,
     )
-    return flow.deliver(model, policy, problem, summarise(task, config, policy, found))
+    return delivery.deliver(model, policy, problem, summarise(task, config, policy, found))
 
 
 def _without_latency(costs: dict[str, float]) -> dict[str, float]:

@@ -44,7 +44,7 @@ class Shared:
     """One run's view of the cache."""
 
     def __init__(self, cache: Cache, task: Task, config: Config) -> None:
-        self._cache, self._task, self._config = cache, task, config
+        self.cache, self._task, self._config = cache, task, config
 
     @cached_property
     def _basis(self) -> dict[str, Any]:
@@ -98,9 +98,9 @@ class Shared:
             batch, limit = min(64, self._task.batch), memory.share if memory else None
             return collect(self._task, layers, self._config.seed, batch, new_shelf(memory, folder), limit, progress)
 
-        if self._cache.folder is None or (memory and sums_size(self._task.model, layers) > memory.share):
+        if self.cache.folder is None or (memory and sums_size(self._task.model, layers) > memory.share):
             return compute()
-        return _moments(self._cache.tensors("moments", self._calibrated, lambda: _flat(compute())))
+        return _moments(self.cache.tensors("moments", self._calibrated, lambda: _flat(compute())))
 
     def orders(self, graph: Graph, moments: Mapping[str, Moments]) -> list[Tensor]:
         """See `amc.importance.rank`."""
@@ -110,14 +110,14 @@ class Shared:
             found = rank(name, graph, self._task.model, moments)
             return {f"{index:04d}": order for index, order in enumerate(found)}
 
-        found = self._cache.tensors("orders", self._ordered, compute)
+        found = self.cache.tensors("orders", self._ordered, compute)
         return [found[name] for name in sorted(found)]
 
     def score(
         self, evaluator: Evaluator, elsewhere: Callable[[Choice], Score] | None = None
     ) -> Callable[[Choice], Score]:
         """The evaluator, or who does it ``elsewhere``, but what any run has scored already is not scored again."""
-        table = self._cache.table("scores", self._scored)
+        table = self.cache.table("scores", self._scored)
 
         def score(choice: Choice) -> Score:
             found = table.once(_how(evaluator, choice), lambda: astuple((elsewhere or evaluator)(choice)))
@@ -127,7 +127,7 @@ class Shared:
 
     def race(self, evaluator: Evaluator) -> Callable[[Choice, Choice], Score]:
         """See `amc.evaluate.Evaluator.race`. A score that was estimated is of use in the same race only."""
-        table = self._cache.table("scores", self._scored)
+        table = self.cache.table("scores", self._scored)
 
         def race(choice: Choice, rival: Choice) -> Score:
             key = [*_how(evaluator, choice), "against", list(rival)]
@@ -137,7 +137,7 @@ class Shared:
 
     def refined(self, evaluator: Evaluator) -> Callable[[Choice], Score]:
         """See `amc.evaluate.Evaluator.refined_score`."""
-        table = self._cache.table("scores", self._scored)
+        table = self.cache.table("scores", self._scored)
 
         def refined(choice: Choice) -> Score:
             key = [*_how(evaluator, choice), "refined"]
@@ -148,11 +148,11 @@ class Shared:
     def precision(self, evaluator: Evaluator) -> str:
         """See `amc.evaluate.Evaluator.faster_precision`: runs whose scores are shared must not differ in it."""
         here = [cpu_name(), torch.get_num_threads()]
-        return str(self._cache.table("precisions", lambda: self._basis).once(here, evaluator.faster_precision))
+        return str(self.cache.table("precisions", lambda: self._basis).once(here, evaluator.faster_precision))
 
     def site_error(self, evaluator: Evaluator) -> Callable[[int, int], float]:
         """See `amc.evaluate.Evaluator.error`."""
-        table = self._cache.table("errors", self._ordered)
+        table = self.cache.table("errors", self._ordered)
 
         def error(site: int, setting: int) -> float:
             return float(table.once([site, setting], lambda: evaluator.error(site, setting)))
@@ -161,7 +161,7 @@ class Shared:
 
     def original_score(self, part: str, split: Split) -> tuple[float, float]:
         """Mean loss and metric of the original on a split."""
-        table = self._cache.table("baselines", lambda: self._judged_on(part, split))
+        table = self.cache.table("baselines", lambda: self._judged_on(part, split))
         known = table.once(part, lambda: list(evaluate(self._task.model, self._task, split)))
         return known[0], known[1]
 
@@ -171,7 +171,7 @@ class Shared:
         def compute() -> dict[str, Tensor]:
             return {"onnx": torch.frombuffer(bytearray(export()), dtype=torch.uint8)}
 
-        found = self._cache.tensors("onnx", self._exported, compute)
+        found = self.cache.tensors("onnx", self._exported, compute)
         return found["onnx"].numpy().tobytes()
 
     def _exported(self) -> dict[str, Any]:

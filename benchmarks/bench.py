@@ -18,10 +18,11 @@ import torch
 from amc.budget import Space
 from amc.config import from_dict
 from amc.evaluate import Evaluator
-from amc.graph import Graph, build_graph
+from amc.graph import Graph
 from amc.journal import Journal
 from amc.monitor import Silent
 from amc.quiet import Machine
+from amc.record import Record
 from amc.run import open_task
 from amc.stages import Stages
 from amc.task import Task
@@ -67,10 +68,10 @@ def open_bench(asked: argparse.Namespace, flops: float, **search: Any) -> Bench:
         }
     )
     task = open_task(config)
-    stages = Stages(task, config, folder, Journal(None), Silent(), Machine())
-    graph = build_graph(task.model, task.example)
+    stages = Stages(Record(task, config, folder, Journal(None), Silent(), Machine()))
+    graph = stages.inspect()
     space = stages.space(graph)
-    return Bench(task, graph, space, stages.calibrate(graph, space), stages)
+    return Bench(stages.record.task, graph, space, stages.calibrate(graph, space), stages)
 
 
 class Records:

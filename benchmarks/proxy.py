@@ -94,7 +94,7 @@ def measured(bench: Bench, choice: Choice, steps: int) -> dict[str, Any]:
 
 def _trained(bench: Bench, choice: Choice, steps: int) -> tuple[float, float]:
     model = bench.evaluator.pruned(choice)
-    plan = make_plan(bench.stages.config.finetune, bench.task, 1.0, seed=0)
+    plan = make_plan(bench.stages.record.config.finetune, bench.task, 1.0, seed=0)
     train(model, bench.task, replace(plan, steps=steps, precision="bfloat16"), bench.task.model)
     return evaluate(model, bench.task, bench.task.splits.search)
 

@@ -64,7 +64,7 @@ def searched(bench: Bench, searcher: str, evaluations: int, seed: int) -> dict[s
 def trained(bench: Bench, model: nn.Module, steps: int, seed: int) -> dict[str, Any]:
     """Accuracy before and after the same short training, on the search split, and at last on the test split."""
     before = evaluate(model, bench.task, bench.task.splits.search)[1]
-    plan = make_plan(bench.stages.config.finetune, bench.task, 1.0, seed)
+    plan = make_plan(bench.stages.record.config.finetune, bench.task, 1.0, seed)
     train(model, bench.task, replace(plan, steps=steps, precision="bfloat16"), bench.task.model)
     after, test = (evaluate(model, bench.task, s)[1] for s in (bench.task.splits.search, bench.task.splits.test))
     macs = trace(model, bench.task.example).macs / bench.graph.trace.macs

@@ -115,7 +115,7 @@ def test_what_cannot_be_quantised_is_told(batches, tmp_path):
 
 def quickly(monkeypatch):
     """Measure for a fraction of a second."""
-    for module in ("amc.stages", "amc.latency.int8"):
+    for module in ("amc.delivery", "amc.latency.int8"):
         monkeypatch.setattr(import_module(module), "measure", lambda *a, **k: measure(*a, **{**k, "seconds": 0.2}))
 
 
@@ -165,7 +165,7 @@ def test_a_network_that_cannot_be_quantised_has_its_bundle_all_the_same(tmp_path
 
     monkeypatch.chdir(tmp_path)
     quickly(monkeypatch)
-    monkeypatch.setattr("amc.stages.fastest", fails)
+    monkeypatch.setattr("amc.delivery.fastest", fails)
     arguments = ["--flops", "0.6", "--searcher", "uniform", "--evaluations", "1", "--finetune-epochs", "0", "--int8"]
     assert main(["search", *arguments, "--out", "run"]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())

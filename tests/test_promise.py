@@ -64,7 +64,7 @@ def measured(hidden: float):
 def device(monkeypatch):
     Device.calls = 0
     monkeypatch.setattr("amc.timing.LatencyProbe", Device)
-    monkeypatch.setattr("amc.stages.measure", measured(1.0))
+    monkeypatch.setattr("amc.delivery.measure", measured(1.0))
     return Device
 
 
@@ -87,7 +87,7 @@ def test_the_limit_is_kept_and_told(device, tmp_path, capsys):
 
 
 def test_a_missed_promise_sends_the_run_back(device, tmp_path, monkeypatch):
-    monkeypatch.setattr("amc.stages.measure", measured(1.15))
+    monkeypatch.setattr("amc.delivery.measure", measured(1.15))
     assert main(["search", "--latency", "0.6", "--flops", "0.9", *QUICK, "--out", str(tmp_path / "run")]) == 0
     found = result(tmp_path / "run")
     assert {p["resource"]: p["met"] for p in found["proof"]} == {"latency": True, "macs": True}
@@ -101,7 +101,7 @@ def test_a_promise_that_cannot_be_kept_ends_in_one_line(device, tmp_path, monkey
         return measured(slower.times)(models, *args, **kwargs)
 
     slower.times = 2.0
-    monkeypatch.setattr("amc.stages.measure", slower)
+    monkeypatch.setattr("amc.delivery.measure", slower)
     arguments = ["--latency", "0.6", *QUICK, "--finetune-epochs", "0", "--out", str(tmp_path / "run")]
     assert main(["search", *arguments]) == 2
     told = capsys.readouterr().err
@@ -116,7 +116,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_it_would_have(device, tmp_path, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("amc.stages.measure", stopped)
+        patch.setattr("amc.delivery.measure", stopped)
         assert main([*arguments, "--out", str(tmp_path / "run")]) == 130
     calls = device.calls
     assert main(["search", "--resume", str(tmp_path / "run")]) == 0

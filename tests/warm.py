@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from amc import finetune, reports, stages
+from amc import delivery, finetune, reports, stages
 from amc.config import Config, DataConfig, from_dict
 from amc.files import replacing, write_text
 from amc.policy import fingerprint
@@ -51,7 +51,7 @@ def prepare(known: Path) -> None:
     """Measure briefly; save a checkpoint at every step, so that kills meet it; export each network once only;
     and draw no charts."""
     measuring.ROUNDS, measuring.LEAST_BLOCKS, measuring.WARMUP = 2, 2, 1
-    stages.measure = lambda *args, **options: measuring.measure(*args, **{**options, "seconds": 0.0})
+    delivery.measure = lambda *args, **options: measuring.measure(*args, **{**options, "seconds": 0.0})
     finetune.CHECKPOINT_SECONDS = 0.0
     export = stages.export_onnx
     known.mkdir()
@@ -63,7 +63,7 @@ def prepare(known: Path) -> None:
         with replacing(path) as temporary:
             temporary.write_bytes(kept.read_bytes())
 
-    stages.export_onnx = remembered
+    stages.export_onnx = delivery.export_onnx = remembered
     reports.write_reports = lambda folder: write_text(folder / "report.md", "drawn elsewhere")
 
 

@@ -16,6 +16,7 @@ from amc.graph import build_graph
 from amc.journal import Journal
 from amc.monitor import Monitor, Silent
 from amc.quiet import Machine
+from amc.record import Record
 from amc.resources import ResourceModel
 from amc.run import check, compress_task, open_task
 from amc.stages import Stages, make_space
@@ -31,8 +32,8 @@ def evaluator_of(config: Config, folder: Path) -> Evaluator:
     """The evaluator of the run that a configuration describes; ``folder`` is for what it leaves."""
     task = open_task(config)
     with Machine() as machine:
-        flow = Stages(task, config, folder, Journal(None), Silent(), machine)
-        graph = build_graph(task.model, task.example)
+        flow = Stages(Record(task, config, folder, Journal(None), Silent(), machine))
+        graph = flow.inspect()
         return flow.calibrate(graph, flow.space(graph))
 
 
