@@ -7,8 +7,9 @@ corrected by a factor; where the budget then does not hold, the run goes back an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from amc.journal import Journal
 from amc.latency import Measurement
 from amc.latency.profile import LearnedModel
 from amc.policy import Choice
-from amc.resources import CostModel, Floats
+from amc.resources import CostModel, Costs, Floats
 
 Predict = Callable[[ArrayLike], NDArray[np.float64]]
 """Milliseconds ``[B]`` of widths ``[B, S]``."""
@@ -43,8 +44,10 @@ class Paced:
     def __init__(self, exact: CostModel, predict: Predict, factor: float) -> None:
         self._exact, self._predict, self._factor = exact, predict, factor
 
-    def costs(self, choices: ArrayLike) -> dict[str, Floats]:
-        return {**self._exact.costs(choices), "latency": self._factor * self._predict(choices)}
+    def costs(self, choices: ArrayLike) -> Mapping[str, Floats]:
+        exact = self._exact.costs(choices)
+        ways = {name: partial(exact.__getitem__, name) for name in exact}
+        return Costs({**ways, "latency": lambda: self._factor * self._predict(choices)})
 
 
 def steps(predict: Predict, settings: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:

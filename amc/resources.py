@@ -19,7 +19,7 @@ its weights' elements times the positions it is applied at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,6 +33,24 @@ from amc.surgery import axes_of, holder_of, own_tensors
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+
+class Costs(Mapping[str, Floats]):
+    """Costs ``[B]`` by resource, each computed when it is first asked for: a search limits one or two of them."""
+
+    def __init__(self, ways: Mapping[str, Callable[[], Floats]]) -> None:
+        self._ways, self._known = ways, dict[str, Floats]()
+
+    def __getitem__(self, resource: str) -> Floats:
+        if resource not in self._known:
+            self._known[resource] = self._ways[resource]()
+        return self._known[resource]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ways)
+
+    def __len__(self) -> int:
+        return len(self._ways)
 
 
 class CostModel(Protocol):
@@ -91,19 +109,23 @@ class ResourceModel:
     def costs(self, choices: ArrayLike) -> Mapping[str, Floats]:
         """Costs ``[B]`` by resource of the widths ``choices [B, S]``."""
         w = np.atleast_2d(np.asarray(choices, np.int64))
-        elements = self._elements(w)
-        found = {
-            "macs": (elements @ self._positions + self._fixed_macs).astype(np.float64),
-            "params": (elements @ self._stored + self._fixed_params).astype(np.float64),
-            "memory": 4 * ((self._sizes - (self._full - w) @ self._growth.T) @ self._live.T).max(1).round(),
+        ways = {
+            "macs": lambda: (self._elements(w) @ self._positions + self._fixed_macs).astype(np.float64),
+            "params": lambda: (self._elements(w) @ self._stored + self._fixed_params).astype(np.float64),
+            "memory": lambda: self._peak(w),
         }
         if self._file:
-            found["size"] = self._file(w).astype(np.float64)
-        return found
+            size = self._file
+            ways["size"] = lambda: size(w).astype(np.float64)
+        return Costs(ways)
 
     def cost(self, choice: Sequence[int]) -> dict[str, float]:
         """Costs of one policy, by resource."""
         return {name: float(values[0]) for name, values in self.costs([choice]).items()}
+
+    def _peak(self, w: Ints) -> Floats:
+        peak: Floats = 4 * ((self._sizes - (self._full - w) @ self._growth.T) @ self._live.T).max(1).round()
+        return peak
 
     def _elements(self, w: Ints) -> Ints:
         product: Ints = (w @ self._a + self._a0) * (w @ self._b + self._b0) * self._rest

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from amc.budget import Space
 from amc.policy import Choice
 from amc.problem import Problem
-from amc.search.allocate import decode, error_tables
+from amc.search.allocate import decode, error_tables, quick_decoder
 from amc.search.neighbours import neighbour, repair
 from amc.search.spdy import SPREAD
 from amc.search.surrogate import Surrogate, improvement
@@ -44,6 +44,7 @@ class _Hybrid:
         self._problem, self._space = problem, problem.space
         self._rng = np.random.default_rng(seed)
         self._tables = error_tables(problem)
+        self._decode = quick_decoder(self._space, self._tables)
         self._sites = len(self._space.names)
 
     def beginnings(self, count: int) -> list[Choice]:
@@ -92,7 +93,7 @@ class _Hybrid:
             mixed = np.where(self._rng.random(self._sites) < 0.5, best[first], best[second])
             return repair(self._space, tuple(int(width) for width in mixed))
         if kind < 0.85:
-            return decode(self._space, self._tables, np.exp(self._rng.normal(0, SPREAD, self._sites)))
+            return self._decode(np.exp(self._rng.normal(0, SPREAD, self._sites)))
         return self._random()
 
     def _near(self, best: Choice) -> Choice:

@@ -31,9 +31,13 @@ def neighbour(space: Space, choice: Choice, rng: np.random.Generator, moves: int
 
 
 def narrowed(space: Space, choice: Choice, site: int, step: int) -> Choice:
-    """The policy with one site narrowed by ``step`` and the others widened by what that frees."""
+    """The policy with one site narrowed by ``step`` and the others widened by what that frees.
+
+    Where a narrower site costs more, as it may on a device, the others give way instead.
+    """
     settings = space.settings[site]
     place = max(0, settings.index(choice[site]) - step)
     wanted = np.array(choice, np.float64)
     wanted[site] = 0.0
-    return space.fill((*choice[:site], settings[place], *choice[site + 1 :]), wanted)
+    moved = (*choice[:site], settings[place], *choice[site + 1 :])
+    return space.fill(moved, wanted) if bool(space.fits([moved])[0]) else space.fit(shares_of(space, moved))

@@ -45,7 +45,10 @@ def _measure(problem: Problem, base: Evaluation, tables: list[Floats], evaluatio
     for site, part in plan:
         place = space.settings[site].index(base.choice[site])
         lower = place - max(1, place * part // (_POINTS + 1)) if place else place
-        found = problem.evaluate((*base.choice[:site], space.settings[site][lower], *base.choice[site + 1 :]))
+        narrower = (*base.choice[:site], space.settings[site][lower], *base.choice[site + 1 :])
+        if not bool(space.fits([narrower])[0]):  # on a device a narrower site can be slower
+            continue
+        found = problem.evaluate(narrower)
         expected = tables[site][lower] - tables[site][place]
         if found.error is None and base.error is None and expected > 0:
             rises.setdefault(site, []).append((expected, max(0.0, found.loss - base.loss)))

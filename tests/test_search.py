@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from amc.envs.toy import toy_problem
+from amc.budget import Space
+from amc.envs.toy import ToyCosts, toy_problem
 from amc.errors import ConfigError
 from amc.evaluate import Score
 from amc.journal import Journal
 from amc.problem import Problem
 from amc.search import load_searcher, searchers
+from amc.search.threshold import above_threshold
 
 NAMES = sorted(searchers())
 
@@ -127,12 +129,36 @@ def test_try_and_learn_learns():
 
 
 def test_the_threshold_keeps_what_is_important():
-    """Sites whose channels are worth as much are cut alike; no channel beyond the threshold would still fit."""
+    """Sites alike are cut alike; where few channels carry all, the others go first; nothing more would fit."""
+    costs = ToyCosts(np.ones(2))
+    space = Space(("a", "b"), (tuple(range(1, 9)),) * 2, costs, {"macs": 8.0})
+    even, steep = 8.0 - np.arange(1, 9), 0.5 ** np.arange(1, 9)
+    assert above_threshold(space, [even, even]) == (4, 4)
+    # of mean 1, the channels of b are worth 3.5, 1.8, 0.9, … and those of a 1 each
+    assert above_threshold(space, [even, steep]) == (5, 3)
     problem = run("threshold", 1)
     choice = problem.evaluations[0].choice
     for site, width in enumerate(choice):
         wider = [*choice[:site], min(8, width + 1), *choice[site + 1 :]]
         assert width == 8 or not problem.space.fits([wider])[0]
+
+
+class Wavy:
+    """A device on which some narrower widths are slower."""
+
+    def costs(self, choices):
+        w = np.atleast_2d(np.asarray(choices, np.float64))
+        cost = (w + 2 * (w % 4 == 2)).sum(1)
+        return {"macs": cost, "latency": cost}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_device_on_which_narrower_can_be_slower_is_kept_to(name: str):
+    toy, _ = toy_problem()
+    space = Space(toy.space.names, toy.space.settings, Wavy(), {"latency": 0.6 * sum(toy.space.full)})
+    problem = Problem(space, toy.features, lambda c: Score(1 - sum(c) / 100, sum(c) / 100), error=toy.site_error)
+    load_searcher(name)(problem, 40, 0)
+    assert all(e.costs["latency"] <= space.limits["latency"] for e in problem.evaluations)
 
 
 def test_systematic_resampling_draws_as_often_as_weighed():
