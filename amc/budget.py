@@ -9,8 +9,9 @@ no policy ends over budget.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -160,35 +161,51 @@ class Space:
         the sites that lost most by it. With equal shares this is the uniform policy.
         """
         wanted = np.asarray(shares, np.float64) * np.array(self.full)
-        # the widths change only where a scaled one meets a setting: these scales are all there is to try
-        scales = np.unique(np.concatenate([np.array(s) / w for s, w in zip(self.settings, wanted, strict=True)]))
         if bool(self.fits([self.full])[0]):
             return self.full
-        low, high = -1, len(scales) - 1  # scales[high] gives the whole network, which does not fit
+        scaled = self._scaled(wanted)
+        low, high = -1, len(scaled) - 1  # scaled[high] is the whole network, which does not fit
         while high - low > 1:
             middle = (low + high) // 2
-            fits = bool(self.fits([self._scaled(wanted, scales[middle])])[0])
-            low, high = (middle, high) if fits else (low, middle)
-        return self.fill(self._scaled(wanted, scales[low]) if low >= 0 else self.smallest, wanted)
+            low, high = (middle, high) if bool(self.fits(scaled[middle])[0]) else (low, middle)
+        return self.fill(tuple(scaled[low].tolist()) if low >= 0 else self.smallest, wanted)
 
     def fill(self, choice: Choice, wanted: Floats) -> Choice:
         """Widen sites one step at a time while the budget allows, those first that fall furthest short."""
-        while True:
-            wider = list(self._wider(choice))
-            ok = self.fits([w for _, w in wider]) if wider else np.zeros(0, bool)
-            open_sites = [(wanted[s] / w[s], -s, w) for (s, w), good in zip(wider, ok, strict=True) if good]
-            if not open_sites:
-                return choice
-            choice = max(open_sites)[2]
+        widths = np.array(choice, np.int64)
+        places = np.array([s.index(w) for s, w in zip(self.settings, choice, strict=True)], np.int64)
+        sites = np.flatnonzero(places + 1 < self._lengths)
+        while len(sites):
+            wider = self._table[sites, places[sites] + 1]
+            tried = np.repeat(widths[None], len(sites), 0)
+            tried[np.arange(len(sites)), sites] = wider
+            ok = self.fits(tried)
+            sites, wider = sites[ok], wider[ok]  # what does not fit now never will: costs only grow
+            if len(sites):
+                best = int(np.argmax(wanted[sites] / wider))
+                site = sites[best]
+                widths[site], places[site] = wider[best], places[site] + 1
+                sites = sites[places[sites] + 1 < self._lengths[sites]]
+        return tuple(widths.tolist())
 
-    def _scaled(self, wanted: Floats, scale: float) -> Choice:
-        return tuple(
-            s[max(0, int(np.searchsorted(s, w * scale + 1e-9, side="right")) - 1)]
-            for s, w in zip(self.settings, wanted, strict=True)
-        )
+    def _scaled(self, wanted: Floats) -> NDArray[np.int64]:
+        """The policies ``[K, S]`` in the proportions ``wanted [S]``, ascending: all that some scale gives."""
+        # the widths change only where a scaled one meets a setting: these scales are all there is to try
+        scales = np.unique(np.concatenate([np.array(s) / w for s, w in zip(self.settings, wanted, strict=True)]))
+        places = [
+            np.searchsorted(s, w * scales + 1e-9, side="right") - 1 for s, w in zip(self.settings, wanted, strict=True)
+        ]
+        return np.stack([np.array(s)[np.maximum(0, p)] for s, p in zip(self.settings, places, strict=True)], 1)
 
-    def _wider(self, choice: Choice) -> Iterator[tuple[int, Choice]]:
+    @cached_property
+    def _lengths(self) -> NDArray[np.int64]:
+        """How many settings each site has ``[S]``."""
+        return np.array([len(s) for s in self.settings])
+
+    @cached_property
+    def _table(self) -> NDArray[np.int64]:
+        """The settings ``[S, K]``, where a site has fewer than K with zeros after them."""
+        table = np.zeros((len(self.settings), int(self._lengths.max(initial=0))), np.int64)
         for site, settings in enumerate(self.settings):
-            place = settings.index(choice[site])
-            if place + 1 < len(settings):
-                yield site, (*choice[:site], settings[place + 1], *choice[site + 1 :])
+            table[site, : len(settings)] = settings
+        return table

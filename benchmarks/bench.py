@@ -6,7 +6,6 @@ import argparse
 import atexit
 import json
 import os
-import platform
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from amc.evaluate import Evaluator
 from amc.graph import Graph
 from amc.journal import Journal
 from amc.monitor import Silent
+from amc.provenance import cpu_name
 from amc.quiet import Machine
 from amc.record import Record
 from amc.run import open_task
@@ -101,18 +101,7 @@ def machine() -> str:
     """Hardware and versions, for the head of a report."""
     import amc
 
-    model = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
-    return f"{model}, {os.cpu_count()} cores, torch {torch.__version__}, amc {amc.__version__}"
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
+    return f"{cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}, amc {amc.__version__}"
 
 
 def rounded(record: dict[str, Any]) -> str:

@@ -1,11 +1,15 @@
 """Where does the time of an evaluation and of a search go?
 
     python -m benchmarks.evaluation --model resnet56 --weights W --data imagefolder:PATH --evaluations 30
+    python -m benchmarks.evaluation --model resnet20 --weights W --data imagefolder:PATH --ranking 24
 
 For both ways of scoring (`--drift final`: cached solutions; `--drift search`: layers re-solved on what reaches them),
 in CPU seconds of one thread: one evaluation of the uniform policy at half the MACs against the bare forward passes of
 the same pruned network, then a search with the default searcher, split into forward passes for the score, the passes
 that re-solve, and the rest. Ratios are of medians of runs one after the other.
+
+With ``--ranking N`` instead: how N policies of one budget are ranked by cheaper ways of scoring, against the careful
+re-solving that delivered networks get.
 """
 
 from __future__ import annotations
@@ -17,13 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
-from amc.evaluate import BLOCK
+from amc.drift import QUICK_ROWS, QUICK_SAMPLES, Drift
+from amc.evaluate import BLOCK, Score
+from amc.policy import Choice
 from amc.problem import Problem, site_features
 from amc.reward import loss as loss_reward
 from amc.search import load_searcher
-from amc.task import batches
+from amc.task import batches, evaluate
 from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench
+from benchmarks.proxy import policies
 
 
 def seconds(work: Callable[[], Any], times: int = 3) -> float:
@@ -92,40 +100,84 @@ def search(bench: Bench, evaluations: int) -> dict[str, float]:
     }  # fmt: skip
 
 
+def ranking(bench: Bench, count: int) -> dict[str, Any]:
+    """Spearman's correlation of cheaper losses with careful ones, and the CPU seconds of either."""
+    evaluator, choices = bench.evaluator, policies(bench, count)
+
+    def losses(score: Callable[[Choice], Score]) -> tuple[list[float], float]:
+        start = time.process_time()
+        return [score(choice).loss for choice in choices], (time.process_time() - start) / count
+
+    careful, dear = losses(evaluator.refined_score)
+    ways: dict[str, Drift | None] = {
+        f"re-solved on {samples} images, {rows:,} rows": Drift(bench.task, bench.graph, 0, samples, rows)
+        for samples, rows in ((QUICK_SAMPLES, QUICK_ROWS), (QUICK_SAMPLES // 2, QUICK_ROWS // 2))
+    }
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        evaluator.precision = precision
+        for name, evaluator._quick in {**ways, "cached solutions": None}.items():
+            quick, seconds = losses(evaluator)
+            found[f"{name}, {precision}"] = [float(spearmanr(quick, careful)[0]), seconds]
+    original = evaluate(bench.task.model, bench.task, bench.task.splits.search)[1]
+    return {"policies": count, "original": original, "careful seconds": dear, "ways": found}
+
+
+def _told_ranking(row: dict[str, Any]) -> list[str]:
+    found = row["ranking"]
+    return [
+        f"**{row['piece']}**: {found['policies']} policies at half the MACs, {row['images']} images, of which the "
+        f"original gets {100 * found['original']:.2f} % right; a careful score takes {found['careful seconds']:.2f} s",
+        "",
+        "| scored by | Spearman with the careful loss | CPU seconds a policy |",
+        "|---|---|---|",
+        *(f"| {name} | {rank:.3f} | {cost:.2f} |" for name, (rank, cost) in found["ways"].items()),
+        "",
+    ]
+
+
 def report(records: Records) -> str:
     """The parts as a Markdown table."""
     rows = [r for r in records.all() if r["piece"] != "about"]
     lines = [f"{(records('about') or {}).get('machine')}, one thread", ""]
     for row in rows:
-        once, whole = row["one"], row["search"]
-        bare = once["bare forward passes"]
-        passes = whole["score"] + whole["re-solve"]
-        lines += [
-            f"**{row['piece']}** ({row['images']} images, {row['precision']})",
-            "",
-            f"- one evaluation: {once['whole evaluation']:.2f} s, {once['whole evaluation'] / bare:.2f} × the bare "
-            f"forward passes ({bare:.2f} s); assembling the network {once['assembly']:.3f} s, the first time "
-            f"{once['assembly the first time']:.3f} s",
-            f"- a search of {whole['distinct policies']:.0f} policies: {whole['total']:.1f} s; "
-            f"{100 * whole['score'] / whole['total']:.0f} % in forward passes for scores, "
-            f"{100 * whole['re-solve'] / whole['total']:.0f} % in the passes that re-solve, "
-            f"{100 - 100 * passes / whole['total']:.0f} % in the rest",
-            f"- racing: {100 * whole['mean share read']:.0f} % of the images were read on average",
-            f"- peak memory {whole['peak MiB']:.0f} MiB, after a third {whole['peak MiB, first third']:.0f} MiB",
-            "",
-        ]
+        lines += _told_ranking(row) if "ranking" in row else _told_parts(row)
     return "\n".join(lines)
+
+
+def _told_parts(row: dict[str, Any]) -> list[str]:
+    once, whole = row["one"], row["search"]
+    bare = once["bare forward passes"]
+    passes = whole["score"] + whole["re-solve"]
+    return [
+        f"**{row['piece']}** ({row['images']} images, {row['precision']})",
+        "",
+        f"- one evaluation: {once['whole evaluation']:.2f} s, {once['whole evaluation'] / bare:.2f} × the bare "
+        f"forward passes ({bare:.2f} s); assembling the network {once['assembly']:.3f} s, the first time "
+        f"{once['assembly the first time']:.3f} s",
+        f"- a search of {whole['distinct policies']:.0f} policies: {whole['total']:.1f} s; "
+        f"{100 * whole['score'] / whole['total']:.0f} % in forward passes for scores, "
+        f"{100 * whole['re-solve'] / whole['total']:.0f} % in the passes that re-solve, "
+        f"{100 - 100 * passes / whole['total']:.0f} % in the rest",
+        f"- racing: {100 * whole['mean share read']:.0f} % of the images were read on average",
+        f"- peak memory {whole['peak MiB']:.0f} MiB, after a third {whole['peak MiB, first third']:.0f} MiB",
+        "",
+    ]
 
 
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--evaluations", type=int, default=30)
+    parser.add_argument("--ranking", type=int, default=0, metavar="N", help="rank N policies instead")
     parser.add_argument("--report", action="store_true", help="print what has been measured")
     asked = parser.parse_args()
     with Records(RESULTS / "evaluation.jsonl") as records:
         if not records("about"):
             records.add("about", machine=machine())
-        for drift in () if asked.report else ("final", "search"):
+        if asked.ranking and not records(f"{asked.model}, ranking"):
+            bench = open_bench(asked, 0.5)
+            records.add(f"{asked.model}, ranking", ranking=ranking(bench, asked.ranking), images=asked.search_images)
+        for drift in () if asked.report or asked.ranking else ("final", "search"):
             piece = f"{asked.model}, --drift {drift}"
             if not records(piece):
                 bench = open_bench(asked, 0.5, drift=drift)

@@ -1,17 +1,18 @@
 """What searchers themselves cost: seconds per proposal where an evaluation is free.
 
-    python benchmarks/overhead.py --out docs/benchmarks/overhead.md
+    python -m benchmarks.overhead            # resumes; one line a searcher in benchmarks/results/overhead.jsonl
+    python -m benchmarks.overhead --report
 
-The problem is as large as ResNet-56: 27 sites that meet nobody, each with 13 settings, and MACs to be halved.
+The problem is as large as ResNet-56: 27 sites that meet nobody, each with 13 settings, and MACs to be halved. One seed,
+one thread. The mean includes what a searcher does once (loading its library, tables); the median of the last tenth does
+not.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from amc.evaluate import Score
 from amc.policy import Choice
 from amc.problem import Problem, SiteFeatures
 from amc.search import searchers
+from benchmarks.bench import RESULTS, Records, machine
 
 SITES, CHANNELS = 27, 64
 
@@ -56,38 +58,37 @@ def overhead(name: str, proposals: int) -> tuple[float, float]:
     return float(gaps.mean()), statistics.median(gaps[-max(1, proposals // 10) :])
 
 
-def _rows(path: Path) -> dict[str, str]:
-    """The rows of an earlier table, which those that are taken anew replace."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    return {line.split("|")[1].strip(): line for line in lines[1:]}
+def report(records: Records) -> str:
+    """The searchers as a Markdown table."""
+    lines = [
+        f"{SITES} sites of 13 settings each, MACs halved, an evaluation that costs microseconds; one seed, one thread.",
+        f"{(records('about') or {}).get('machine')}.",
+        "",
+        "| searcher | proposals | ms a proposal, mean | median of the last tenth |",
+        "|---|---|---|---|",
+    ]
+    for name in searchers():
+        row = records(name)
+        if row:
+            lines.append(f"| {name} | {row['proposals']} | {row['mean']:.2f} | {row['last']:.2f} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--proposals", type=int, default=200)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--report", action="store_true", help="print what has been measured")
     parser.add_argument("names", nargs="*", metavar="SEARCHER", help="which [all]")
-    parsed = parser.parse_args()
+    asked = parser.parse_args()
     torch.set_num_threads(1)
-    rows = _rows(parsed.out) if parsed.out and parsed.out.exists() else {}
-    for name in parsed.names or searchers():
-        mean, last = overhead(name, parsed.proposals)
-        rows[name] = f"| {name} | {mean:.2f} | {last:.2f} |"
-        print(rows[name], flush=True)
-    if parsed.out:
-        machine = f"{platform.processor() or platform.machine()}, Python {platform.python_version()}"
-        told = f"""# What searchers themselves cost
-
-{SITES} sites of 13 settings each, MACs halved, an evaluation that costs microseconds; {parsed.proposals} proposals of
-each searcher, one seed, one thread. {machine}. Made by `python benchmarks/overhead.py --out {parsed.out}`.
-The mean includes what a searcher does once (loading its library, tables); the median of the last tenth does not.
-Taken on two virtual CPUs of one core that other work shared, so times are up to twice those of a quiet machine.
-
-| searcher | ms a proposal, mean | the last ones |
-|---|---|---|
-"""
-        parsed.out.parent.mkdir(parents=True, exist_ok=True)
-        parsed.out.write_text(told + "\n".join(rows[n] for n in searchers() if n in rows) + "\n", encoding="utf-8")
+    with Records(RESULTS / "overhead.jsonl") as records:
+        if not records("about"):
+            records.add("about", machine=machine())
+        for name in () if asked.report else asked.names or searchers():
+            if not records(name):
+                mean, last = overhead(name, asked.proposals)
+                print(records.add(name, proposals=asked.proposals, mean=mean, last=last), flush=True)
+        print(report(records))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
 from scipy.stats import norm, rankdata
+from torch import Tensor
 
 Floats = NDArray[np.float64]
 
@@ -32,46 +33,47 @@ class Surrogate:
     """
 
     def __init__(self, features: Floats, trends: Floats, rewards: Sequence[float], doubt: Floats) -> None:
-        self._features = features
-        self._target = norm.ppf((rankdata(rewards) - 0.5) / len(rewards))
+        self._features = torch.from_numpy(features)
+        self._target = torch.from_numpy(norm.ppf((rankdata(rewards) - 0.5) / len(rewards)))
         self._scale = float(np.std(trends)) or 1.0
-        self._basis = self._mean_basis(trends)
-        curves, together = self._kernels(features)
-        fits = [
-            self._fit(a * curves + b * together, c * doubt, (a, b)) for a, b, c in product(_CURVES, _TOGETHER, _NOISE)
-        ]
-        _, self._amounts, self._factor, self._weights, self._coefficients = max(fits, key=lambda fit: fit[0])
+        curves, together = self._kernels(self._features)
+        grid = list(product(_CURVES, _TOGETHER, _NOISE))
+        kernels = torch.stack([a * curves + b * together + torch.diag(c * torch.from_numpy(doubt)) for a, b, c in grid])
+        best, self._factor, self._weights, self._coefficients = self._fit(kernels, self._mean_basis(trends))
+        self._amounts = grid[best][:2]
 
     def predict(self, features: Floats, trends: Floats) -> tuple[Floats, Floats]:
         """Mean and deviation of the policies' scores, both ``[m]``."""
-        curves, together = self._kernels(features)
+        curves, together = self._kernels(torch.from_numpy(features))
         cross = self._amounts[0] * curves + self._amounts[1] * together
         mean = self._mean_basis(trends) @ self._coefficients + cross @ self._weights
-        variance = sum(self._amounts) - (cross * cho_solve(self._factor, cross.T).T).sum(1)
-        return mean, np.sqrt(np.maximum(variance, 1e-9))
+        variance = sum(self._amounts) - (cross * torch.cholesky_solve(cross.T, self._factor).T).sum(1)
+        return mean[:, 0].numpy(), variance.clamp(min=1e-9).sqrt().numpy()
 
     @property
     def best(self) -> float:
         """The best score so far."""
         return float(self._target.max())
 
-    def _mean_basis(self, trends: Floats) -> Floats:
-        return np.stack([np.ones(len(trends)), trends / self._scale], 1)
+    def _mean_basis(self, trends: Floats) -> Tensor:
+        return torch.from_numpy(np.stack([np.ones(len(trends)), trends / self._scale], 1))
 
-    def _kernels(self, features: Floats) -> tuple[Floats, Floats]:
+    def _kernels(self, features: Tensor) -> tuple[Tensor, Tensor]:
         apart = (features[:, None] - self._features[None]) ** 2 / (2 * _LENGTH**2)
-        return np.exp(-apart).mean(2), np.exp(-apart.mean(2) * 4)
+        return (-apart).exp().mean(2), (-4 * apart.mean(2)).exp()
 
-    def _fit(
-        self, kernel: Floats, noise: Floats, amounts: tuple[float, float]
-    ) -> tuple[float, tuple[float, float], tuple[Floats, bool], Floats, Floats]:
-        factor = cho_factor(kernel + np.diag(noise), lower=True)
-        solved = cho_solve(factor, self._basis)
-        coefficients = np.linalg.solve(self._basis.T @ solved + 0.1 * np.eye(2), solved.T @ self._target)
-        rest = self._target - self._basis @ coefficients
-        weights = cho_solve(factor, rest)
-        likelihood = -0.5 * float(rest @ weights) - float(np.log(np.diag(factor[0])).sum())
-        return likelihood, amounts, factor, weights, coefficients
+    def _fit(self, kernels: Tensor, basis: Tensor) -> tuple[int, Tensor, Tensor, Tensor]:
+        """The most likely of the kernels ``[G, n, n]``; its factor, and the weights of data and of the mean."""
+        target = self._target[:, None].expand(len(kernels), -1, 1)
+        factors = torch.linalg.cholesky(kernels)
+        solved = torch.cholesky_solve(basis.expand(len(kernels), -1, -1), factors)
+        normal = basis.T @ solved + 0.1 * torch.eye(2, dtype=basis.dtype)
+        coefficients = torch.linalg.solve(normal, solved.mT @ target)
+        rest = target - basis @ coefficients
+        weights = torch.cholesky_solve(rest, factors)
+        likelihood = -0.5 * (rest * weights).sum((1, 2)) - factors.diagonal(dim1=1, dim2=2).log().sum(1)
+        best = int(likelihood.argmax())
+        return best, factors[best], weights[best], coefficients[best]
 
 
 def improvement(mean: Floats, deviation: Floats, best: float) -> Floats:
