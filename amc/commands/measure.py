@@ -1,0 +1,97 @@
+"""`amc measure`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from amc.commands.command import Command
+from amc.commands.show import table, terminal
+from amc.config import convert
+
+
+def _add_measure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", metavar="MODEL.onnx", nargs="+", help="ONNX models; the first one is the baseline")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of ONNX Runtime [1]")
+    parser.add_argument("--seconds", type=float, default=20.0, metavar="X", help="longest time to measure for [20]")
+    parser.add_argument("--precision", type=float, default=0.005, metavar="X",
+                        help="stop when every ratio's 95%% interval is within this share of it [0.005]")  # fmt: skip
+    parser.add_argument("--input-size", metavar="C,H,W", help="the input's shape after the batch, where a model "
+                        "leaves it open")  # fmt: skip
+    parser.add_argument("--json", metavar="FILE", help="write the numbers to a file too")
+
+
+def _measure(parsed: argparse.Namespace) -> int:
+    from amc.files import write_json
+    from amc.latency import Runner, measure, peak_memory
+    from amc.monitor import shown
+
+    shape = convert(parsed.input_size, tuple[int, ...] | None, "--input-size")
+    paths = [Path(model) for model in parsed.models]
+    inputs = Runner(paths[0], max(1, parsed.threads)).inputs(shape)
+    names = [f"{i}. {path.name}" if len(paths) > 1 else str(path) for i, path in enumerate(paths, 1)]
+    where = _where(parsed.threads, inputs.shape)
+    with shown() as monitor:
+        monitor.begin("measure")
+        found = measure(dict(zip(names, paths, strict=True)), inputs, parsed.threads, parsed.seconds, parsed.precision,
+                        progress=monitor.progress)  # fmt: skip
+        memory = {name: peak_memory(path, inputs.shape, parsed.threads)
+                  for name, path in zip(names, paths, strict=True)}  # fmt: skip
+    where["load_after"] = os.getloadavg()[0]
+    _print_measured(found, memory, where)
+    noisy = found.spread > 4 * parsed.precision
+    if noisy:
+        terminal().print(
+            f"note: the machine is too noisy to tell: a ratio is known to ±{100 * found.spread:.1f} % only. "
+            "Measure for longer (--seconds), or when less else is running."
+        )
+    if parsed.json:
+        models = {name: {**asdict(x), "peak_memory": memory[name]} for name, x in found.latencies.items()}
+        write_json(Path(parsed.json), {"format": "amc-measure", "version": 1, "models": models,
+                                       "rounds": found.rounds, "too_noisy": noisy, **where})  # fmt: skip
+    return 0
+
+
+def _where(threads: int, shape: Sequence[int]) -> dict[str, Any]:
+    """Where and with what latency is measured."""
+    from amc.provenance import cpu_name, load, runtime_version
+
+    return {"threads": threads, "inputs": list(shape), "runtime": runtime_version(), "cpu": cpu_name(),
+            "load_before": load()}  # fmt: skip
+
+
+def _print_measured(found: Any, memory: Mapping[str, int | None], where: Mapping[str, Any]) -> None:
+    from amc.reports.human import size
+
+    rows = [
+        [
+            name,
+            *(f"{v:.4f}" for v in (x.min_ms, x.p10_ms, x.median_ms)),
+            f"{x.ratio:.3f}",
+            f"{x.ratio_low:.3f} to {x.ratio_high:.3f}",
+            size(memory[name]),
+        ]
+        for name, x in found.latencies.items()
+    ]
+    console = terminal()
+    console.print(table(["ms", "min", "10 %", "median", "ratio", "95 % interval", "peak memory"], rows))
+    console.print(f"{found.rounds} rounds in random order, {found.threads} thread(s), inputs {where['inputs']}; "
+                  f"{where['runtime']}, {where['cpu']}, load {where['load_before']:.1f} before and "
+                  f"{where['load_after']:.1f} after. Peak memory is what loading and running the model adds to a "
+                  "process of its own.", markup=False, soft_wrap=True)  # fmt: skip
+
+
+MEASURE = Command(
+    "measure",
+    "time ONNX models side by side on ONNX Runtime",
+    _add_measure,
+    _measure,
+    """examples:
+  amc measure original.onnx model.onnx            how much faster, and how sure that is
+  amc measure a.onnx b.onnx c.onnx --threads 2 --seconds 60 --json measured.json
+  amc measure a.onnx --input-size 3,224,224       for a model that takes any size""",
+)

@@ -1,0 +1,80 @@
+"""Options on the command line that come from the configuration, and what was given of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from amc.config import Config, Option, convert, from_dict, merge, options, read_yaml
+from amc.errors import ConfigError
+
+_GROUPS = {
+    "model": "the network",
+    "data": "the data",
+    "budget": "the budget (at least one; all given must hold)",
+    "search": "the search",
+    "finetune": "fine-tuning",
+    "": "the run",
+}
+
+
+def add_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()) -> None:
+    """Every option of the configuration, but those of the branches to leave out."""
+    groups: dict[str, Any] = {}
+    for option in options():
+        top = option.path[0] if len(option.path) > 1 else ""
+        if top in leave_out:
+            continue
+        group = groups.setdefault(top, parser.add_argument_group(_GROUPS[top]))
+        _add_option(group, option)
+    groups.setdefault("", parser.add_argument_group(_GROUPS[""])).add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        help="read the configuration from a file; options given here override it",
+    )
+
+
+def _add_option(group: Any, option: Option) -> None:
+    shown = {True: "on", False: "off"}.get(option.default, option.default) if option.type is bool else option.default
+    default = "" if shown is None or "[" in option.help else f" [{shown}]"
+    common = {"dest": ".".join(option.path), "default": None, "help": option.help + default}
+    if option.type is bool:
+        group.add_argument(option.flag, action=argparse.BooleanOptionalAction, **common)
+    else:
+        kind = {int: "N", float: "X"}.get(option.type, option.flag.rpartition("-")[2].upper())
+        group.add_argument(option.flag, metavar="|".join(option.choices) or kind, **common)
+
+
+def configuration(parsed: argparse.Namespace) -> Config:
+    """The file's configuration with the command line's over it."""
+    values = read_yaml(parsed.config) if parsed.config else {}
+    return from_dict(merge(values, given_values(parsed)))
+
+
+def given_values(parsed: argparse.Namespace) -> dict[str, Any]:
+    """What was given on the command line, as nested values."""
+    given: dict[str, Any] = {}
+    for option in options():
+        value = getattr(parsed, ".".join(option.path), None)
+        if value is not None:
+            here = given
+            for part in option.path[:-1]:
+                here = here.setdefault(part, {})
+            here[option.path[-1]] = convert(value, option.type, option.flag)
+    return given
+
+
+def whole(value: str, flag: str, least: int) -> int:
+    """A whole number, at least ``least``. Raises ConfigError."""
+    number = convert(value, int, flag)
+    if number < least:
+        raise ConfigError(f"{flag} is {number}, but must be {least} or more.")
+    return int(number)
+
+
+def amount(value: str, flag: str) -> int:
+    """Bytes, or a share of what the machine has."""
+    from amc.budget import parse_limit
+
+    return int(parse_limit(flag.removeprefix("--"), value, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))

@@ -1,0 +1,87 @@
+"""`amc search`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from amc.commands.command import Command
+from amc.commands.options import add_options, configuration, given_values, whole
+from amc.commands.show import table, terminal
+from amc.config import Config
+from amc.errors import ConfigError
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    add_options(parser)
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, as it was configured")
+    parser.add_argument("--trust", action="store_true", help="with --resume: run the Python files that the run names")
+    parser.add_argument("--ray", metavar="ADDRESS", help="evaluate on a Ray cluster: auto (the one here) or HOST:PORT")
+    parser.add_argument("--workers", metavar="N", default="2", help="with --ray: policies evaluated at a time [2]")
+
+
+def _search(parsed: argparse.Namespace) -> int:
+    from amc.monitor import shown
+    from amc.run import run
+
+    given = given_values(parsed)
+    if parsed.resume and (given or parsed.config):
+        raise ConfigError("--resume goes on with a run as it was configured: give no other options with it.")
+    config = Config() if parsed.resume else configuration(parsed)
+    with shown() as monitor, _elsewhere(parsed) as elsewhere:
+        result = run(config, parsed.resume, monitor, parsed.trust, elsewhere)
+    _print_result(result.summary, result.folder)
+    return 0
+
+
+@contextlib.contextmanager
+def _elsewhere(parsed: argparse.Namespace) -> Iterator[Any]:
+    """Where policies are scored: None for here."""
+    if parsed.ray is None:
+        yield None
+        return
+    from amc.batch.cluster import RemoteScores, connected
+
+    count = whole(parsed.workers, "--workers", 1)
+    with connected(parsed.ray):
+        yield functools.partial(RemoteScores, count=count)
+
+
+def _print_result(summary: Any, folder: Path) -> None:
+    from amc.budget import told
+    from amc.reports import final_table
+
+    console = terminal()
+    console.print()
+    rows = [[r.label, r.original, r.after_pruning, r.final, r.ratio] for r in final_table(summary)]
+    console.print(table(["", "original", "pruned", "fine-tuned", "ratio"], rows))
+    for proof in summary["proof"]:
+        value, limit = (told(proof["resource"], proof[key]) for key in ("exported", "limit"))
+        console.print(f"met: {value} of at most {limit} ({proof['how']})")
+    if summary.get("int8"):
+        int8 = summary["int8"]
+        console.print(
+            f"model.int8.onnx ({int8['setting']}): {summary['metric']} {100 * int8['test']:.2f} % on the test split, "
+            f"{int8['latency_ms']:.3g} ms, {int8['ratio']['value']:.3f} of the original's time"
+        )
+    for note in summary["notes"]:
+        console.print(f"note: {note}", markup=False)
+    console.print(f"{folder}: model.onnx, report.html and all the rest", markup=False)
+
+
+SEARCH = Command(
+    "search",
+    "search, prune, fine-tune, export and measure",
+    _add_search,
+    _search,
+    """examples:
+  amc search --flops 0.5                       the embedded network and data, in about a minute
+  amc search --flops 20M --size 500KB --model resnet20 --weights w.safetensors --data imagefolder:DIR
+  amc search --flops 0.5 --model my_net.py:make --data my_data.py:make --finetune-epochs 5
+  amc search --latency 0.5 --model resnet20 --weights w.safetensors --data imagefolder:DIR
+  amc search --resume amc-runs/resnet8-digits-1   go on with a run that was interrupted""",
+)
