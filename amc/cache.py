@@ -19,6 +19,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ LIMIT = 2 << 30
 """Bytes that the cache may have, unless ``$AMC_CACHE_BYTES`` says otherwise; what was not used for longest goes."""
 
 _SLOTS = 16  # keys of a table that can be computed at a time
+_ENTRY = re.compile(r"[0-9a-f]{64}\.(safetensors|jsonl)")
+_REST = re.compile(r"[0-9a-f]{64}(\.\d+)?\.lock|\.[0-9a-f]{64}\.safetensors\.\d+\.tmp")
 
 
 def cache_folder() -> Path:
@@ -103,19 +106,24 @@ class Cache:
     def entries(self) -> list[Entry]:
         """Everything that is kept, the longest unused first."""
         found = []
-        for path in self.folder.glob("*/*") if self.folder else ():
-            if path.suffix in (".safetensors", ".jsonl"):
-                with contextlib.suppress(FileNotFoundError):
-                    stat = path.stat()
-                    found.append(Entry(path.parent.name, path, stat.st_size, stat.st_mtime))
+        for path in self._files(_ENTRY):
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                found.append(Entry(path.parent.name, path, stat.st_size, stat.st_mtime))
         return sorted(found, key=lambda e: e.used)
 
     def clear(self) -> int:
         """Remove every entry; gives the bytes that were freed."""
         freed = sum(_remove(entry) for entry in self.entries())
-        for rest in self.folder.glob("*/*.lock") if self.folder else ():
+        for rest in self._files(_REST):
             rest.unlink(missing_ok=True)
         return freed
+
+    def _files(self, name: re.Pattern[str]) -> Iterator[Path]:
+        """The cache's own files of such a name: whatever else lies in the folder is not its business."""
+        for path in self.folder.glob("*/*") if self.folder else ():
+            if name.fullmatch(path.name):
+                yield path
 
     def _evict(self) -> None:
         """Remove what was not used for longest until the limit holds."""

@@ -253,7 +253,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def binding(config: Config) -> dict[str, Any]:
     """What of a configuration may not change while a run goes on: all but its place and its share of a machine."""
-    free = ("out", "cache", "threads", "latency_threads", "memory_limit")
+    free = ("out", "cache", "threads", "memory_limit")
     return {key: v for key, v in to_dict(config).items() if key not in free}
 
 

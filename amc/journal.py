@@ -25,11 +25,15 @@ class Journal:
         self._records: list[dict[str, Any]] = []
         self._file: FileIO | None = None
         if path is not None:
-            self._records, good = _read(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab", buffering=0)
-            _lock(self._file, path)
-            self._file.truncate(good)
+            try:
+                _lock(self._file, path)  # before reading: what looks torn may be a line that another one is writing
+                self._records, good = _read(path)
+                self._file.truncate(good)
+            except BaseException:
+                self._file.close()
+                raise
 
     def append(self, kind: str, **record: Any) -> None:
         """Add a record and see it onto the disk. When that fails, the file is as it was before."""
@@ -80,7 +84,6 @@ def _lock(file: FileIO, path: Path) -> None:
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
         raise BundleError(f"{path.parent} is in use by another run.") from None
     except (OSError, ImportError):
         pass

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ from amc.errors import AmcError, ConfigError, did_you_mean, first_line
 def is_plugin(name: str) -> bool:
     """Whether a name is of the form ``file.py:object``."""
     return ".py:" in name
+
+
+def file_digests(names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of the files of those names that are plug-ins: what one version computes is not the other's."""
+    files = {name: Path(name.rpartition(":")[0]) for name in names if is_plugin(name)}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
 
 def load_plugin(name: str) -> Callable[..., Any]:

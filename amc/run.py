@@ -40,8 +40,8 @@ def run(
 ) -> Result:
     """Do what the configuration says; ``resume`` goes on with the run in a folder, by that run's configuration.
 
-    A resumed run that names Python files of its own is refused unless you ``trust`` it. ``elsewhere`` scores policies
-    on other machines.
+    A resumed run that names Python files of its own, or other places to write to, is refused unless you ``trust`` it.
+    ``elsewhere`` scores policies on other machines.
     """
     if resume is not None:
         folder = Path(resume)
@@ -49,7 +49,7 @@ def run(
             raise BundleError(f"{folder} holds no run to resume (there is no config.yaml).")
         config = from_yaml(folder / "config.yaml")
         if not trust:
-            refuse_plugins(config, folder)
+            refuse_foreign(config, folder)
         return compress_task(open_task(config), config, folder, monitor, elsewhere)
     check(config)
     task = open_task(config)
@@ -64,10 +64,17 @@ def refuse_plugins(config: Config, folder: Path) -> None:
         found.append(config.search.latency_model)
     if found:
         raise BundleError(f"{folder} would run {', '.join(found)}: if you trust that, add --trust.")
+
+
+def refuse_foreign(config: Config, folder: Path) -> None:
+    """Raise when going on with a folder would have Python files run, or write into a place that it names."""
+    refuse_plugins(config, folder)
     if config.search.storage:
         raise BundleError(
             f"{folder} would use the study in another place that it names: if you trust that, add --trust."
         )
+    if config.cache not in (None, "auto"):
+        raise BundleError(f"{folder} would write into the cache {config.cache}: if you trust that, add --trust.")
 
 
 def check(config: Config) -> None:
@@ -77,6 +84,11 @@ def check(config: Config) -> None:
     if config.search.storage and not searchers()[config.search.searcher].study:
         able = ", ".join(s.name for s in searchers().values() if s.study)
         raise ConfigError(f"--storage is for the searchers that keep a study: {able}.")
+    if config.search.storage and config.budget.latency:
+        raise ConfigError(
+            "--storage cannot be had together with --latency: every process predicts times by what it measured itself, "
+            "so what is within the limit for one is not for another. Leave --storage out."
+        )
     load_criterion(config.search.criterion)
     load_reward(config.search.reward)
     load_objective(config.objective)

@@ -26,7 +26,7 @@ from amc.graph import Graph
 from amc.importance import rank
 from amc.memory import Memory
 from amc.nested import Nested
-from amc.plugins import is_plugin
+from amc.plugins import file_digests
 from amc.policy import Choice, fingerprint
 from amc.provenance import code_version, cpu_name, library_versions
 from amc.reconstruct import Moments, collect, new_shelf, readers, sums_size
@@ -57,10 +57,9 @@ class Shared:
             "outputs": digest(outputs),
             "device": task.device.type,
             "code": code_version(),
-            "plugins": {name: _file_digest(name) for name in (self._config.model.name, self._config.data.name)
-                        if is_plugin(name)},
+            "plugins": file_digests([self._config.model.name, self._config.data.name]),
             "libraries": library_versions(),
-        }  # fmt: skip
+        }
 
     @cached_property
     def _outputs(self) -> tuple[Any, Nested]:
@@ -71,10 +70,11 @@ class Shared:
             return nested.call(task.model, nested.to(inputs, task.device)), nested.to(targets, task.device)
 
     @cached_property
-    def _judged(self) -> list[str]:
-        """The objective, by what it does: the losses and metrics of the first few samples."""
-        objective = self._task.objective
-        return [objective.name, digest(objective.loss(*self._outputs)), digest(objective.metric(*self._outputs))]
+    def _judged(self) -> list[Any]:
+        """The objective, by its file, and by what it does: the losses and metrics of the first few samples."""
+        objective, named = self._task.objective, self._config.objective
+        found = [digest(objective.loss(*self._outputs)), digest(objective.metric(*self._outputs))]
+        return [objective.name, named, file_digests([named]), *found]
 
     @cached_property
     def _calibration(self) -> str:
@@ -182,7 +182,7 @@ class Shared:
 
     def _ordered(self) -> dict[str, Any]:
         name = self._config.search.criterion
-        return {**self._calibrated(), "criterion": [name, _file_digest(name) if is_plugin(name) else ""]}
+        return {**self._calibrated(), "criterion": [name, file_digests([name])]}
 
     def _scored(self) -> dict[str, Any]:
         how = [self._config.search.reconstruct, self._config.search.drift]
@@ -214,10 +214,6 @@ def digest(tensors: Any) -> str:
             sha.update(f"{plain.dtype}:{list(plain.shape)}:".encode())
             sha.update(plain.flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
-
-
-def _file_digest(plugin: str) -> str:
-    return hashlib.sha256(Path(plugin.rpartition(":")[0]).read_bytes()).hexdigest()
 
 
 def _flat(moments: Mapping[str, Moments]) -> dict[str, Tensor]:

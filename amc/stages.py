@@ -25,6 +25,7 @@ from amc.graph import Graph, build_graph
 from amc.latency import Predictor, load_latency_model
 from amc.memory import Memory
 from amc.pace import Believed, Learned, Pace, Paced, steps
+from amc.plugins import file_digests
 from amc.policy import Choice, fingerprint, legal_widths
 from amc.problem import Problem, StudyPlace, site_features
 from amc.record import Record
@@ -149,7 +150,10 @@ class Stages:
         said = to_dict(config)
         search = {k: v for k, v in said["search"].items() if k not in ("evaluations", "storage", "study_name")}
         task = record.task
-        same = [fingerprint(task.model), dict(task.splits.provenance), said["budget"], search, config.seed]
+        files = file_digests([config.model.name, config.data.name, config.objective, config.search.criterion,
+                              config.search.reward])  # fmt: skip
+        same = [fingerprint(task.model), dict(task.splits.provenance), said["budget"], search, config.seed,
+                config.objective, files]  # fmt: skip
         identity = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:32]
         return StudyPlace(config.search.storage, name or f"{stem}, {identity[:8]}", identity, shared=True)
 

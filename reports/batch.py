@@ -10,10 +10,9 @@ from urllib.parse import quote
 
 from amc.errors import BundleError
 from amc.files import write_text
-from amc.journal import read_records
 from amc.reports import human
 from amc.reports.charts import front_chart
-from amc.reports.read import read_result
+from amc.reports.read import read_batch_journal, read_result
 from amc.reports.table import judged_on, outcome
 
 CHOICES = ("searcher", "seed")
@@ -56,13 +55,8 @@ COLUMNS = ("by", "metric", "was", "MACs", "model.onnx", "time", "runs")
 
 def read_batch(folder: Path) -> list[Network]:
     """The runs of a batch, in the matrix' order. Raises BundleError."""
-    path = folder / "batch.jsonl"
-    if not path.is_file():
-        raise BundleError(f"{folder} holds no batch (there is no batch.jsonl).")
-    records = read_records(path)
-    runs: list[dict[str, Any]] = next((r["runs"] for r in reversed(records) if r["kind"] == "batch"), [])
-    reasons = {r["name"]: r["error"] or "" for r in records if r["kind"] == "end" and r["last"]}
-    return [_network(folder, run["name"], run["place"], reasons.get(run["name"], "")) for run in runs]
+    batch = read_batch_journal(folder)
+    return [_network(folder, name, place, batch.failures.get(name, "")) for name, place in batch.places.items()]
 
 
 def _network(folder: Path, name: str, place: Mapping[str, str], reason: str) -> Network:

@@ -1,4 +1,4 @@
-"""Reading what a run has written: result.json, checked and cleaned, and the evaluations of journal.jsonl."""
+"""Reading what runs have written: result.json, checked and cleaned; the evaluations of journal.jsonl; batch.jsonl."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from amc.errors import BundleError
+from amc.journal import read_records
 
 _MEASURED = {
     "search": float,
@@ -125,6 +126,32 @@ def read_journal(path: Path) -> Journal:
         if _is_number(record.get("metric"))
     ]
     return Journal(evaluations, failed=len(records) - len(evaluations))
+
+
+@dataclass(frozen=True)
+class BatchJournal:
+    """What a batch's last command was about."""
+
+    places: Mapping[str, Mapping[str, str]]
+    """Run → its place in the matrix, in the matrix' order."""
+    failures: Mapping[str, str]
+    """Run → why its last attempt ended; those that an earlier command has left may be tried again, and do not count."""
+
+
+def read_batch_journal(folder: Path) -> BatchJournal:
+    """What batch.jsonl says of the last command. Raises BundleError."""
+    path = folder / "batch.jsonl"
+    if not path.is_file():
+        raise BundleError(f"{folder} holds no batch (there is no batch.jsonl).")
+    records = read_records(path)
+    begun = [index for index, record in enumerate(records) if record["kind"] == "batch"]
+    last = records[begun[-1] :] if begun else []
+    try:
+        places = {str(run["name"]): dict(run["place"]) for record in last[:1] for run in record["runs"]}
+        ends = [(str(r["name"]), r["error"]) for r in last if r["kind"] == "end" and r["last"]]
+    except (KeyError, TypeError, ValueError):
+        raise BundleError(f"{path} is damaged: move it away, and give the batch's command again.") from None
+    return BatchJournal(places, {name: str(error) for name, error in ends if error is not None})
 
 
 def _record(line: str) -> dict[str, Any]:

@@ -17,10 +17,12 @@ from amc.batch.drive import Failure, Limits, Observer, Outcome, described, drive
 from amc.batch.matrix import read_matrix
 from amc.batch.plan import plan
 from amc.batch.status import statuses
+from amc.batch.worker import keeping_to
 from amc.cli import main
-from amc.config import to_dict
+from amc.config import from_dict, to_dict
 from amc.errors import BundleError, ConfigError
 from amc.journal import Journal
+from amc.memory import GIB
 from amc.reports.batch import batch_rows, front, read_batch
 
 FULL = {
@@ -156,8 +158,9 @@ def test_a_folder_begun_with_another_configuration_is_refused(tmp_path: Path):
     changed = replace(job, config=replace(job.config, seed=7))
     with pytest.raises(BundleError, match=r"begun with another configuration \(seed was 0, now 7\)"):
         plan([changed])
-    more_threads = replace(job, config=replace(job.config, threads=7, latency_threads=2))
-    assert plan([more_threads])[0].state == "begun"
+    assert plan([replace(job, config=replace(job.config, threads=7))])[0].state == "begun"
+    with pytest.raises(BundleError, match=r"latency_threads was 1, now 2"):
+        plan([replace(job, config=replace(job.config, latency_threads=2))])
 
 
 def test_status_tells_waiting_stopped_running_failed_and_done(tmp_path: Path):
@@ -190,6 +193,28 @@ def test_status_tells_waiting_stopped_running_failed_and_done(tmp_path: Path):
     assert (found["running"].stage, found["running"].evaluations, found["running"].rate) == ("search", 3, 30.0)
     assert found["failed"].note == "out of memory"
     assert found["done"].seconds == 2.0
+
+
+def test_what_an_earlier_command_has_failed_at_is_open_again(tmp_path: Path):
+    runs = [{"name": "a", "place": {"seed": "a"}}]
+    with Journal(tmp_path / "batch.jsonl") as journal:
+        journal.append("batch", runs=runs)
+        journal.append("end", name="a", attempt=1, error="out of memory", last=True)
+        assert [s.state for s in statuses(tmp_path)] == ["failed"]
+        assert [n.reason for n in read_batch(tmp_path)] == ["out of memory"]
+        journal.append("batch", runs=runs)
+        assert [s.state for s in statuses(tmp_path)] == ["waiting"]
+        assert [n.reason for n in read_batch(tmp_path)] == [""]
+        journal.append("batch", runs=[{"place": {}}])
+        with pytest.raises(BundleError, match="damaged"):
+            statuses(tmp_path)
+
+
+def test_a_run_keeps_to_its_share_of_the_memory():
+    config = from_dict({})
+    assert keeping_to(4 * GIB, config).memory_limit == 2
+    assert keeping_to(4 * GIB, replace(config, memory_limit=1.5)).memory_limit == 1.5
+    assert keeping_to(4 * GIB, replace(config, memory_limit=9)).memory_limit == 2
 
 
 # The end of a run

@@ -141,6 +141,23 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path):
     assert table.get(1) == 2
 
 
+def test_what_is_not_the_cache_s_own_is_left_alone(tmp_path: Path):
+    cache = Cache(tmp_path, limit=0)
+    cache.table("scores", me).put(1, 2)
+    digest = only(cache).stem
+    others = [tmp_path / "run" / name for name in ("model.safetensors", "journal.jsonl", "a.lock", f"{digest}.txt")]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("a run's")
+    (tmp_path / "moments").mkdir()
+    (tmp_path / "moments" / f".{digest}.safetensors.123.tmp").write_text("of a writer that was killed")
+    cache._evict()
+    assert not cache.entries()
+    cache.table("scores", me).put(1, 2)
+    cache.clear()
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(others)
+
+
 # Many processes
 
 
@@ -286,6 +303,8 @@ def changed(task, monkeypatch, what: str):
         config = replace(CONFIG, seed=1)
     elif what == "criterion":
         config = replace(CONFIG, search=replace(CONFIG.search, criterion="l2"))
+    elif what == "objective's file":
+        config = replace(CONFIG, objective="mine.py:make")
     elif what == "code":
         monkeypatch.setattr("amc.shared.code_version", lambda: "another")
     elif what == "library":
@@ -294,14 +313,22 @@ def changed(task, monkeypatch, what: str):
 
 
 @pytest.mark.parametrize(
-    "what", ["weights", "forward", "split", "pixels", "objective", "seed", "criterion", "code", "library"]
+    "what",
+    ["weights", "forward", "split", "pixels", "objective", "objective's file", "seed", "criterion", "code", "library"],
 )
 def test_what_has_changed_is_never_found(tmp_path: Path, task, monkeypatch, what: str):
-    use(tmp_path, task)
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def make(): ...")
+    if what == "objective's file":
+        use(tmp_path, task, replace(CONFIG, objective="mine.py:make"))
+        Path("mine.py").write_text("def make(): ...  # another")
+    else:
+        use(tmp_path, task)
     before = kinds(tmp_path)
     use(tmp_path, *changed(task, monkeypatch, what))
     same = {
         "objective": {"moments", "orders", "errors"},
+        "objective's file": {"moments", "orders", "errors"},
         "seed": {"baselines"},
         "criterion": {"moments", "baselines"},
     }.get(what, set())

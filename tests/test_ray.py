@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from amc.batch.cluster import RemoteScores, connected
+from amc.batch.cluster import RemoteEvaluator, RemoteScores, connected
 from amc.batch.drive import Limits, Observer, Outcome
 from amc.batch.matrix import read_matrix
 from amc.batch.run import run_batch
@@ -110,6 +110,15 @@ def test_evaluations_on_the_cluster_find_what_they_find_here(cluster, tmp_path: 
         assert [remote(choice) for choice in choices] == [evaluator(choice) for choice in choices]
         with pytest.raises(RuntimeError):
             remote((5, 6))
+
+
+def test_an_evaluator_on_a_node_computes_as_the_one_that_asks_and_keeps_what_it_filed():
+    values = {**TINY["common"], "threads": 1, "memory_limit": 1e-6}  # nothing fits: moments are filed
+    evaluator = RemoteEvaluator(values, "bfloat16", ".")
+    choice = (8, 8, 16, 16, 32, 32)
+    found = evaluator.score(choice)
+    evaluator._evaluator.precision = "float32"
+    assert found != evaluator.score(choice)
 
 
 def test_runs_that_no_node_can_take_are_refused(cluster, tmp_path: Path, capsys):

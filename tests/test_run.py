@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from amc import journal as journal_room
 from amc.bundle import seal
 from amc.cli import main
 from amc.errors import BundleError
@@ -132,6 +133,20 @@ def test_two_runs_cannot_share_a_folder(tmp_path: Path):
         Journal(tmp_path / "journal.jsonl")
 
 
+def test_a_line_that_another_process_is_writing_is_not_taken_for_a_torn_one(tmp_path: Path, monkeypatch):
+    path, lock = tmp_path / "journal.jsonl", journal_room._lock
+
+    def late(file, path):  # the other one, which has the file, ends its line before it lets go
+        with path.open("ab") as other:
+            other.write(b'{"kind": "evaluation"}\n')
+        lock(file, path)
+
+    monkeypatch.setattr(journal_room, "_lock", late)
+    with Journal(path) as journal:
+        assert len(list(journal.records("evaluation"))) == 1
+    assert path.read_bytes() == b'{"kind": "evaluation"}\n'
+
+
 def test_a_mistake_seen_before_any_work_leaves_no_folder(tmp_path: Path, capsys):
     folder = tmp_path / "run"
     assert main(["search", "--flops", "0.01", "--out", str(folder)]) == 2
@@ -164,3 +179,20 @@ def test_a_folder_that_names_python_files_is_not_run_without_trust(tmp_path: Pat
         assert main(arguments) == 2
         assert "add --trust" in capsys.readouterr().err
     assert not Path("ran").exists()
+
+
+def test_a_folder_that_names_other_places_is_not_gone_on_with_without_trust(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    for place in ("cache: elsewhere", "search: {storage: elsewhere.db, searcher: tpe}"):
+        Path("run/config.yaml").write_text(f"{place}\nbudget: {{flops: '0.5'}}\n")
+        assert main(["search", "--resume", "run"]) == 2
+        assert "add --trust" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", "config.yaml"]
+
+
+def test_a_shared_study_and_a_limit_on_latency_do_not_go_together(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["search", "--latency", "0.5", "--searcher", "tpe", "--storage", "s.db"]) == 2
+    assert "--storage cannot be had together with --latency" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -184,3 +184,23 @@ def test_a_failed_evaluation_is_in_the_shared_study_too(tmp_path):
     load_searcher("qmc")(searched, 3, 0)
     assert searched.proposals == 3
     assert [t.user_attrs["error"] for t in load(place).trials] == ["broken"] * 3
+
+
+def test_another_version_of_a_plug_in_has_another_study(tmp_path, digits, monkeypatch):
+    from amc.config import from_dict
+    from amc.monitor import Silent
+    from amc.quiet import Machine
+    from amc.record import Record
+    from amc.stages import Stages
+
+    def identity(objective: str) -> str:
+        config = from_dict({"search": {"storage": "study.db"}, "objective": objective})
+        return Stages(Record(digits[0], config, tmp_path, Journal(None), Silent(), Machine()))._study().identity
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("")
+    first = [identity("mine.py:make"), identity("classification")]
+    (tmp_path / "mine.py").write_text("# another")
+    second = [identity("mine.py:make"), identity("classification")]
+    assert first[1] == second[1]
+    assert len({*first, *second}) == 3

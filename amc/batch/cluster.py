@@ -32,7 +32,7 @@ Files = dict[str, bytes]
 _EVERY = 0.5  # seconds between two words of a task
 _LEAST_ROOM = 4  # tasks that are submitted at a time, at least; twice the cluster's processors otherwise
 _GROWING = "journal.jsonl"
-_SENT = (_GROWING, "progress.json", "checkpoint.pt", "config.yaml", "original.onnx")
+_SENT = (_GROWING, "progress.json", "checkpoint.pt", "config.yaml", "original.onnx", "profile.json")
 """What is sent while a run goes on: all that the next attempt needs, and what `amc status` reads."""
 
 
@@ -106,8 +106,10 @@ class RayTasks:
 
 
 def resources_of(job: Job, limits: Limits) -> dict[str, float]:
-    """What a run needs of its node: ``CPU`` as many as its threads, and what its device asks for."""
-    return {"CPU": float(job.config.threads or limits.threads or 1), **job.resources}
+    """What a run needs of its node: ``CPU`` as many as its threads, ``memory`` where it is limited, and what its device
+    asks for."""
+    memory = {"memory": float(limits.memory)} if limits.memory else {}
+    return {"CPU": float(job.config.threads or limits.threads or 1), **memory, **job.resources}
 
 
 def refuse_impossible(jobs: Sequence[Job], limits: Limits) -> None:
@@ -131,10 +133,11 @@ def _submit(job: Job, attempt: int, limits: Limits, mailbox: Any) -> Any:
     import ray
 
     needs = resources_of(job, limits)
-    options = {"num_cpus": needs.pop("CPU"), "num_gpus": needs.pop("GPU", 0), "resources": needs, "max_retries": 0}
+    options = {"num_cpus": needs.pop("CPU"), "num_gpus": needs.pop("GPU", 0), "memory": needs.pop("memory", 0),
+               "resources": needs, "max_retries": 0}  # fmt: skip
     values = {**to_dict(job.config), "threads": job.config.threads or limits.threads}
     task = ray.remote(remote_run).options(**options)
-    return task.remote(values, _contents(job.folder), _token(job, attempt), mailbox, str(Path.cwd()))
+    return task.remote(values, limits.memory, _contents(job.folder), _token(job, attempt), mailbox, str(Path.cwd()))
 
 
 def _result(ref: Any, job: Job, logs: Path) -> Failure | None:
@@ -191,7 +194,7 @@ class RemoteScores:
         search = replace(config.search, recalibrate="on" if evaluator.recalibrate else "off")
         values = {**to_dict(replace(config, search=search)), "threads": config.threads or 1}
         kind = ray.remote(RemoteEvaluator).options(num_cpus=values["threads"], max_restarts=-1, max_task_retries=3)
-        self._actors = [kind.remote(values, str(Path.cwd())) for _ in range(count)]
+        self._actors = [kind.remote(values, evaluator.precision, str(Path.cwd())) for _ in range(count)]
         self._busy = [0] * count
         self._asked: dict[Choice, tuple[int, Any]] = {}
 
@@ -220,16 +223,16 @@ class RemoteScores:
 
 
 class RemoteEvaluator:
-    """On a node: an evaluator of its own."""
+    """On a node: an evaluator of its own, which computes as the one that asks does: their scores are mixed."""
 
-    def __init__(self, values: dict[str, Any], place: str) -> None:
+    def __init__(self, values: dict[str, Any], precision: str, place: str) -> None:
         from amc.batch.worker import evaluator_of
 
         if Path(place).is_dir():
             os.chdir(place)
-        config = from_dict(values)
-        with tempfile.TemporaryDirectory(prefix="amc-") as folder:
-            self._evaluator = evaluator_of(config, Path(folder))
+        self._folder = tempfile.TemporaryDirectory(prefix="amc-")  # moments may be filed in it
+        self._evaluator = evaluator_of(from_dict(values), Path(self._folder.name))
+        self._evaluator.precision = precision
 
     def score(self, choice: Choice) -> tuple[float, float]:
         """Loss and metric."""
@@ -293,14 +296,14 @@ class Courier:
 
 
 def remote_run(
-    values: dict[str, Any], files: Files, token: str, mailbox: Any, place: str
+    values: dict[str, Any], memory: int, files: Files, token: str, mailbox: Any, place: str
 ) -> tuple[Failure | None, Files, str]:
     """On a node: the run, in a folder of the node's own; how it ended, its files, what it said."""
     import traceback
 
     import torch
 
-    from amc.batch.worker import work
+    from amc.batch.worker import keeping_to, work
 
     if Path(place).is_dir():
         os.chdir(place)
@@ -311,7 +314,8 @@ def remote_run(
             _write(folder / file, content)
         failure, said = None, f"on {socket.gethostname()}, process {os.getpid()}\n"
         try:
-            work(from_dict({**values, "out": str(folder)}), Courier(folder, token, mailbox))
+            config = from_dict({**values, "out": str(folder)})
+            work(keeping_to(memory, config) if memory else config, Courier(folder, token, mailbox))
         except Exception as error:  # noqa: BLE001  (it ends this run only, and is told)
             failure, said = described(error), said + "".join(traceback.format_exception(error))
         sys.stdout.flush()

@@ -21,7 +21,7 @@ from typing import Any
 
 from amc.batch.drive import Failure, Limits, described
 from amc.batch.matrix import Job
-from amc.config import Config, from_dict, to_dict
+from amc.config import from_dict, to_dict
 from amc.errors import is_out_of_memory
 
 
@@ -37,7 +37,7 @@ class Processes:
 
     def begin(self, job: Job, attempt: int) -> int:
         config = replace(job.config, threads=job.config.threads or self._limits.threads)
-        process, pipe = start(_run, (to_dict(config), self._limits.memory), self._logs / f"{job.name}.log")
+        process, pipe = start(_run, (to_dict(config), self._limits), self._logs / f"{job.name}.log")
         self._running[process.sentinel] = (job, process, pipe)
         return int(process.sentinel)
 
@@ -116,18 +116,19 @@ def _stop(processes: Sequence[Any]) -> None:
             process.join()
 
 
-def _run(values: dict[str, Any], memory: int, pipe: Connection, log: Path) -> None:
+def _run(values: dict[str, Any], limits: Limits, pipe: Connection, log: Path) -> None:
     """In the new process: the run, with what it says in a file."""
-    from amc.batch.worker import work
+    from amc.batch.worker import keeping_to, work
     from amc.display import Display
+    from amc.memory import installed
 
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        if memory:
-            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+        if limits.memory:
+            resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
         try:
-            config: Config = from_dict(values)
+            config = keeping_to(limits.memory or installed() // limits.workers, from_dict(values))
             with Display() as display:
                 work(config, display)
             failure = None

@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from amc.errors import BundleError
 from amc.journal import read_records
 from amc.progress import read_progress
+from amc.reports.read import read_batch_journal
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,9 @@ def statuses(folder: Path, settled: dict[str, Status] | None = None) -> list[Sta
     ``settled`` is for who looks again and again: what is done is put into it, and not looked at any more.
     """
     if (folder / "batch.jsonl").is_file():
-        records = read_records(folder / "batch.jsonl")
-        runs: list[dict[str, Any]] = next((r["runs"] for r in reversed(records) if r["kind"] == "batch"), [])
-        ends = {r["name"]: r["error"] for r in records if r["kind"] == "end" and r["last"]}
+        batch = read_batch_journal(folder)
         known = {} if settled is None else settled
-        found = [known.get(run["name"]) or status(folder / run["name"], ends.get(run["name"])) for run in runs]
+        found = [known.get(name) or status(folder / name, batch.failures.get(name)) for name in batch.places]
         known |= {run.name: run for run in found if run.state == "done"}
         return found
     if (folder / "journal.jsonl").is_file():

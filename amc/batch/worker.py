@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from amc.evaluate import Evaluator
 from amc.export import export_onnx, file_layout
 from amc.graph import build_graph
 from amc.journal import Journal
+from amc.memory import GIB
 from amc.monitor import Monitor, Silent
 from amc.quiet import Machine
 from amc.record import Record
@@ -28,8 +30,14 @@ def work(config: Config, monitor: Monitor) -> None:
     compress_task(open_task(config), config, Path(config.out or ""), monitor)
 
 
+def keeping_to(memory: int, config: Config) -> Config:
+    """The run with its own limit within ``memory`` bytes: half of them, the rest is for what is imported."""
+    share = memory / 2 / GIB
+    return replace(config, memory_limit=min(config.memory_limit or share, share))
+
+
 def evaluator_of(config: Config, folder: Path) -> Evaluator:
-    """The evaluator of the run that a configuration describes; ``folder`` is for what it leaves."""
+    """The evaluator of the run that a configuration describes; it reads what it files in ``folder`` later on."""
     task = open_task(config)
     with Machine() as machine:
         flow = Stages(Record(task, config, folder, Journal(None), Silent(), machine))
