@@ -19,14 +19,16 @@ stream is theirs for residual branches ("multi-branch enhancement"), here for ev
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from amc import nested
 from amc.channels import Kept, Layer
@@ -39,10 +41,13 @@ from amc.task import Task
 SAMPLES, ROWS = 512, 12288
 QUICK_SAMPLES, QUICK_ROWS = 256, 6144
 """Half of it ranks policies nearly the same (`benchmarks/evaluation.py`)."""
+_ROOM = 256 << 20  # bytes of solutions that are kept
 _LEAST_SCALE = 1e-2  # of a BatchNorm, as a share of its largest: what is nearly silenced corrects nothing
 
 
 _Norm = tuple[Any, Tensor]
+_Solution = tuple[Tensor, Tensor]
+"""Weights ``[C, D]`` and constant ``[C]``."""
 Stream = tuple[int, str]
 """The operator that leaves a stream: its number in the forward pass, and its name."""
 Visit = Callable[[Layer, Any, Tensor], None]
@@ -72,7 +77,11 @@ class Drift:
         samples = memory.batch(graph.trace.peak, samples) if memory else samples
         self._streams = find_joins(task.model, self._layers, task.example)
         chosen = torch.randperm(len(task.splits.calibration), generator=torch.Generator().manual_seed(seed))[:samples]
-        self._inputs = nested.to(task.splits.calibration.fetch(chosen)[0], task.device)
+        self._inputs = tree_map_only(
+            Tensor, _channels_last, nested.to(task.splits.calibration.fetch(chosen)[0], task.device)
+        )
+        self._before = _sites_before(graph, task.model, self._layers)
+        self._solved = _Solutions(memory.share // 4 if memory else _ROOM)
         self._positions: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
         self._added: dict[str, Tensor] = {}
@@ -82,22 +91,34 @@ class Drift:
         if not self._outputs:
             self._remember()
         watch = _Operators(self._streams)
+        channels = [k.tobytes() for k in kept]
         cut = False
 
         def visit(layer: Layer, module: Any, x: Tensor) -> None:
             nonlocal cut
             outputs = None if layer.output is None else torch.from_numpy(layer.output.kept(kept)).to(x.device)
             if cut and layer.name in self._outputs:  # a cut network may call layers that the original did not
-                target = _cut(self._outputs[layer.name], outputs)
                 norm = self._norm(network, layer, outputs)
-                if layer.name in watch.found and _is_like(watch.found[layer.name], module, x, target.shape[1]):
-                    now = outputs_at(module, watch.found[layer.name], self._positions[layer.name])
-                    target = target + (_cut(self._added[layer.name], outputs) - now) * _undo(norm, now)
-                _solve(module, norm, rows_at(module, x, self._positions[layer.name]), target)
+                known = (layer.name, *(channels[site] for site in self._before[layer.name]))
+                if known not in self._solved:
+                    found = self._solve(layer, module, norm, x, outputs, watch.found.get(layer.name))
+                    self._solved.put(known, found)
+                _wear(module, norm, self._solved[known])
             cut = cut or (layer.output is not None and len(outputs) < len(layer.output.site))  # type: ignore[arg-type]
             watch.forget(layer.name)
 
         self._walk(network, visit, watch)
+
+    def _solve(
+        self, layer: Layer, module: Any, norm: _Norm | None, x: Tensor, outputs: Tensor | None, stream: Tensor | None
+    ) -> _Solution | None:
+        """The layer's weights and constant for its inputs ``x``, where ``stream`` is what its output is added to."""
+        positions, target = self._positions[layer.name], _cut(self._outputs[layer.name], outputs)
+        if stream is not None and _is_like(stream, module, x, target.shape[1]):
+            now = outputs_at(module, stream, positions)
+            target = target + (_cut(self._added[layer.name], outputs) - now) * _undo(norm, now)
+        has_constant = module.bias is not None or norm is not None
+        return _regression(rows_at(module, x, positions), target, module.weight.flatten(1), has_constant)
 
     def _remember(self) -> None:
         """One pass of the original: every layer's outputs, and what they are added to, at random positions."""
@@ -165,10 +186,8 @@ def _undo(norm: _Norm | None, like: Tensor) -> Tensor:
     return torch.where(heard, 1 / torch.where(heard, scale, 1.0), 0.0)
 
 
-def _solve(module: Any, norm: _Norm | None, x: Tensor, y: Tensor) -> None:
-    """Give ``module`` the weights that make ``y [n, C]`` of ``x [n, D]``, pulled towards those that it has."""
-    before = module.weight.flatten(1)
-    has_constant = module.bias is not None or norm is not None
+def _regression(x: Tensor, y: Tensor, before: Tensor, has_constant: bool) -> _Solution | None:
+    """Weights and constant that make ``y [n, C]`` of ``x [n, D]``, pulled towards the weights ``before [C, D]``."""
     x_mean, y_mean = x.mean(0), y.mean(0)
     if has_constant:
         x, y = x - x_mean, y - y_mean
@@ -179,14 +198,68 @@ def _solve(module: Any, norm: _Norm | None, x: Tensor, y: Tensor) -> None:
     c.diagonal().add_(ridge)
     factor, bad = torch.linalg.cholesky_ex(c)
     if int(bad):
+        return None
+    solved = torch.cholesky_solve(target, factor).T.to(before.dtype).contiguous()
+    return solved, y_mean - solved @ x_mean
+
+
+def _wear(module: Any, norm: _Norm | None, solution: _Solution | None) -> None:
+    """Give a layer its solution; without one it stays as it is."""
+    if solution is None:
         return
-    solved = torch.cholesky_solve(target, factor).T.to(before.dtype)
-    module.weight = nn.Parameter(solved.reshape(module.weight.shape).contiguous(), requires_grad=False)
-    constant = y_mean - solved @ x_mean
+    weight, constant = solution
+    module.weight = nn.Parameter(weight.reshape(module.weight.shape), requires_grad=False)
     if module.bias is not None:
         module.bias = nn.Parameter(constant, requires_grad=False)
     elif norm is not None:  # what the BatchNorm subtracts less is what the layer gives less
         norm[0].running_mean = norm[1] - constant
+
+
+class _Solutions:
+    """The solutions of late, up to so many bytes: policies that begin alike have their first layers in common."""
+
+    def __init__(self, room: int) -> None:
+        self._room, self._used = room, 0
+        self._found: OrderedDict[tuple[Any, ...], _Solution | None] = OrderedDict()
+
+    def __contains__(self, key: tuple[Any, ...]) -> bool:
+        return key in self._found
+
+    def __getitem__(self, key: tuple[Any, ...]) -> _Solution | None:
+        self._found.move_to_end(key)
+        return self._found[key]
+
+    def put(self, key: tuple[Any, ...], solution: _Solution | None) -> None:
+        """Keep a solution; those that were not used for longest go."""
+        self._found[key] = solution
+        self._used += _bytes(solution)
+        while self._used > self._room and len(self._found) > 1:
+            self._used -= _bytes(self._found.popitem(last=False)[1])
+
+
+def _bytes(solution: _Solution | None) -> int:
+    return sum(t.numel() * t.element_size() for t in solution or ())
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Pixels whose channels lie together: convolutions are faster, and rows are read off them faster."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+def _sites_before(graph: Graph, model: nn.Module, layers: Mapping[str, Layer]) -> dict[str, list[int]]:
+    """For every layer the sites that what reaches it, and it itself, depend on: those of all that has run by then.
+
+    What has no place in the order (bare parameters, modules around others) counts as first.
+    """
+    places = {name: place for place, name in enumerate(graph.trace.layers)}
+    first: dict[int, int] = {}
+    for layer in graph.layers:
+        leaf = layer.name in places and not any(True for _ in model.get_submodule(layer.name).children())
+        place = places[layer.name] if leaf else -1
+        for axis in (layer.output, layer.input):
+            for site in np.unique(axis.site[axis.site >= 0]).tolist() if axis else ():
+                first[site] = min(place, first.get(site, place))
+    return {name: sorted(s for s, place in first.items() if place <= places[name]) for name in layers}
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]

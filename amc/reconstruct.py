@@ -203,17 +203,23 @@ def rows_at(module: nn.Module, x: Tensor, chosen: Tensor) -> Tensor:
     assert isinstance(module, nn.Conv1d | nn.Conv2d)
     width = _output_size(module, x)[1]
     padding = list(module._reversed_padding_repeated_twice)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x, padding, mode=mode)
+    zeros = module.padding_mode == "zeros"
+    if not zeros:
+        x, padding = F.pad(x, padding, mode=module.padding_mode), [0] * len(padding)
     kernel, stride, dilation = _geometry(module)
     if isinstance(module, nn.Conv1d):
-        x = x[:, :, None]
+        x, padding = x[:, :, None], [*padding, 0, 0]
     chosen = chosen[..., None, None].to(x.device)
-    rows = chosen // width * stride[0] + dilation[0] * torch.arange(kernel[0], device=x.device)[:, None]
-    columns = chosen % width * stride[1] + dilation[1] * torch.arange(kernel[1], device=x.device)
+    rows = chosen // width * stride[0] + dilation[0] * torch.arange(kernel[0], device=x.device)[:, None] - padding[2]
+    columns = chosen % width * stride[1] + dilation[1] * torch.arange(kernel[1], device=x.device) - padding[0]
     image = torch.arange(len(x), device=x.device)[:, None, None, None]
-    patches = x.permute(0, 2, 3, 1)[image, rows, columns]  # [N, P, kh, kw, C]
-    return patches.permute(0, 1, 4, 2, 3).flatten(2).flatten(0, 1)
+    height, width = x.shape[2:]
+    at = (image * height + rows.clamp(0, height - 1)) * width + columns.clamp(0, width - 1)  # [N, P, kh, kw]
+    pixels = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).index_select(0, at.flatten())
+    if zeros:  # cheaper than to pad whole maps of which few positions are read
+        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        pixels *= inside.reshape(-1, 1)
+    return pixels.reshape(-1, kernel[0] * kernel[1], x.shape[1]).transpose(1, 2).flatten(1)
 
 
 def outputs_at(module: nn.Module, y: Tensor, chosen: Tensor) -> Tensor:
