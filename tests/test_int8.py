@@ -1,7 +1,6 @@
 """The 8-bit model: which setting is taken, what stays in float, and what a run tells of it."""
 
 import json
-from importlib import import_module
 
 import numpy as np
 import onnx
@@ -12,7 +11,7 @@ from networks import built
 from amc.cli import main
 from amc.errors import ExportError
 from amc.export import export_onnx
-from amc.latency import Runner, measure, onnx_metric
+from amc.latency import Runner, onnx_metric
 from amc.latency.int8 import Setting, Trial, choose, fastest, in_float, quantise, settings
 from amc.summary import _int8_notes
 from amc.task import load_data
@@ -113,15 +112,8 @@ def test_what_cannot_be_quantised_is_told(batches, tmp_path):
         quantise(tmp_path / "no.onnx", tmp_path / "q.onnx", U8S8, batches)
 
 
-def quickly(monkeypatch):
-    """Measure for a fraction of a second."""
-    for module in ("amc.delivery", "amc.latency.int8"):
-        monkeypatch.setattr(import_module(module), "measure", lambda *a, **k: measure(*a, **{**k, "seconds": 0.2}))
-
-
 def test_a_run_puts_it_into_the_bundle_and_both_reports(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    quickly(monkeypatch)
     arguments = ["--flops", "0.6", "--searcher", "uniform", "--evaluations", "1", "--finetune-epochs", "0", "--int8"]
     assert main(["search", *arguments, "--out", "run"]) == 0
     assert "model.int8.onnx (" in capsys.readouterr().out
@@ -164,7 +156,6 @@ def test_a_network_that_cannot_be_quantised_has_its_bundle_all_the_same(tmp_path
         raise ExportError("model.onnx cannot be quantised: some reason")
 
     monkeypatch.chdir(tmp_path)
-    quickly(monkeypatch)
     monkeypatch.setattr("amc.delivery.fastest", fails)
     arguments = ["--flops", "0.6", "--searcher", "uniform", "--evaluations", "1", "--finetune-epochs", "0", "--int8"]
     assert main(["search", *arguments, "--out", "run"]) == 0
