@@ -21,6 +21,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ def _dump(value: Any) -> str:
 Identify = Callable[[], Mapping[str, Any]]
 """Gives an entry's identity; not asked where nothing is kept."""
 
+Resting = Callable[[], AbstractContextManager[None]]
+"""What a process is in while it waits for another one that computes what it wants (`amc.quiet.Machine.resting`)."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -73,9 +77,10 @@ class Entry:
 class Cache:
     """A folder of entries. ``None`` keeps nothing and finds nothing."""
 
-    def __init__(self, folder: Path | None, limit: int | None = None) -> None:
+    def __init__(self, folder: Path | None, limit: int | None = None, resting: Resting = nullcontext) -> None:
+        """While it waits for another process, it is ``resting()``."""
         given = os.environ.get("AMC_CACHE_BYTES", "")
-        self.folder = folder
+        self.folder, self._resting = folder, resting
         self.limit = limit if limit is not None else int(given) if given.isdecimal() else LIMIT
 
     def tensors(self, kind: str, identify: Identify, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -86,7 +91,7 @@ class Cache:
         path = self._path(kind, identity, "safetensors")
         found = _load(path, identity)
         if found is None:
-            with _locked(path.with_suffix(".lock")):
+            with _locked(path.with_suffix(".lock"), self._resting):
                 found = _load(path, identity)
                 if found is None:
                     found = compute()
@@ -101,7 +106,7 @@ class Cache:
             return Table(None, {})
         self._evict()
         identity = identify()
-        return Table(self._path(kind, identity, "jsonl"), identity)
+        return Table(self._path(kind, identity, "jsonl"), identity, self._resting)
 
     def entries(self) -> list[Entry]:
         """Everything that is kept, the longest unused first."""
@@ -142,8 +147,8 @@ class Cache:
 class Table:
     """Values by key, both JSON, that grow. What other processes append is seen when it is asked for."""
 
-    def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
-        self._path, self._identity = path, dict(identity)
+    def __init__(self, path: Path | None, identity: Mapping[str, Any], resting: Resting = nullcontext) -> None:
+        self._path, self._identity, self._resting = path, dict(identity), resting
         self._values: dict[str, Any] = {}
         self._read = 0  # bytes of the file that have been read
 
@@ -160,7 +165,7 @@ class Table:
         if known is not None or self._path is None:
             return compute() if known is None else known
         slot = int(identity_key("", {"key": key})[:8], 16) % _SLOTS
-        with _locked(self._path.with_suffix(f".{slot}.lock")):
+        with _locked(self._path.with_suffix(f".{slot}.lock"), self._resting):
             known = self.get(key)
             if known is None:
                 self.put(key, known := compute())
@@ -170,7 +175,8 @@ class Table:
         """Keep a value."""
         self._values[_dump(key)] = value
         if self._path is not None:
-            with contextlib.suppress(OSError, ValueError), _locked(self._path.with_suffix(".lock")):  # NaN is no JSON
+            lock = self._path.with_suffix(".lock")
+            with contextlib.suppress(OSError, ValueError), _locked(lock, self._resting):  # NaN is no JSON
                 self._append([key, value])
 
     def _append(self, line: Any) -> None:
@@ -269,7 +275,7 @@ def _remove(entry: Entry) -> int:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, resting: Resting) -> Iterator[None]:
     """One process at a time. Where there can be no lock there is none: it only saves work."""
     file = None
     with contextlib.suppress(OSError, ImportError):
@@ -277,7 +283,11 @@ def _locked(path: Path) -> Iterator[None]:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with resting():
+                fcntl.flock(file, fcntl.LOCK_EX)
     try:
         yield
     finally:

@@ -83,6 +83,18 @@ class Machine:
             self._measuring = False
             self._begin_work()
 
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """While this process waits for something else: who measures need not wait for it."""
+        if self._work is None or self._measuring:
+            yield
+            return
+        fcntl.flock(self._work, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            self._begin_work()
+
     def _begin_work(self) -> None:
         if self._gate is not None and self._work is not None:
             self._wait(self._gate, fcntl.LOCK_SH)

@@ -34,7 +34,7 @@ class Record:
     ) -> None:
         self.task, self.config, self.folder = task, config, folder
         self.journal, self.monitor, self.machine = journal, monitor, machine
-        self.shared = Shared(open_cache(config), task, config)
+        self.shared = Shared(open_cache(config, machine.resting), task, config)
         """What the run has in common with others."""
         self._bind()
         write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))

@@ -8,6 +8,7 @@ file's too.
 from __future__ import annotations
 
 import hashlib
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import astuple
 from functools import cached_property
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from amc import nested
-from amc.cache import Cache, cache_folder
+from amc.cache import Cache, Resting, cache_folder
 from amc.config import Config
 from amc.evaluate import Evaluator, Score
 from amc.graph import Graph
@@ -33,11 +34,11 @@ from amc.reconstruct import Moments, collect, new_shelf, readers, sums_size
 from amc.task import Split, Task, batches, evaluate
 
 
-def open_cache(config: Config) -> Cache:
+def open_cache(config: Config, resting: Resting) -> Cache:
     """The cache that a configuration names: none, the user's own (``auto``), or a folder."""
     if config.cache is None:
         return Cache(None)
-    return Cache(cache_folder() if config.cache == "auto" else Path(config.cache))
+    return Cache(cache_folder() if config.cache == "auto" else Path(config.cache), resting=resting)
 
 
 class Shared:
@@ -165,14 +166,21 @@ class Shared:
         known = table.once(part, lambda: list(evaluate(self._task.model, self._task, split)))
         return known[0], known[1]
 
+    def profile(self, key: Mapping[str, Any], learn: Callable[[], bytes]) -> bytes:
+        """The file of a latency profile (`amc.timing.profile_key`): of this machine, and of no one network's weights.
+
+        It tells what this machine took when it was made. A run corrects what it predicts by measurements of its own.
+        """
+
+        def identity() -> dict[str, Any]:
+            return {**key, "host": socket.gethostname(), "seconds": self._config.profile_seconds,
+                    "code": code_version()}  # fmt: skip
+
+        return _bytes(self.cache.tensors("profiles", identity, lambda: _tensor(learn())))
+
     def original_onnx(self, export: Callable[[], bytes]) -> bytes:
         """The original's ONNX file."""
-
-        def compute() -> dict[str, Tensor]:
-            return {"onnx": torch.frombuffer(bytearray(export()), dtype=torch.uint8)}
-
-        found = self.cache.tensors("onnx", self._exported, compute)
-        return found["onnx"].numpy().tobytes()
+        return _bytes(self.cache.tensors("onnx", self._exported, lambda: _tensor(export())))
 
     def _exported(self) -> dict[str, Any]:
         return {**self._basis, "example": digest(self._task.example), "onnx": library_versions(("onnx", "onnxscript"))}
@@ -214,6 +222,14 @@ def digest(tensors: Any) -> str:
             sha.update(f"{plain.dtype}:{list(plain.shape)}:".encode())
             sha.update(plain.flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+def _tensor(content: bytes) -> dict[str, Tensor]:
+    return {"content": torch.frombuffer(bytearray(content), dtype=torch.uint8)}
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    return tensors["content"].numpy().tobytes()
 
 
 def _flat(moments: Mapping[str, Moments]) -> dict[str, Tensor]:

@@ -184,15 +184,32 @@ class Stages:
         bench, named = self._bench(graph), record.config.search.latency_model
         progress = record.monitor.progress
         if named is None or is_profile(named):
-            path = record.folder / "profile.json" if named is None else Path(named)
             key = profile_key(bench, record.config.latency_threads, record.task)
-            model = learn_latency(bench, graph, key, path, 0 if named else record.config.profile_seconds, progress)
-            return Learned(model, bench, asked, record.journal)
+            path = self._profile(bench, graph, key) if named is None else Path(named)
+            return Learned(learn_latency(bench, graph, key, path, 0, progress), bench, asked, record.journal)
         problem = latency_problem(bench, graph, self._original(), record.config, record.journal, record.task, progress)
         predictor = Predictor(load_latency_model(named), problem)
         if predictor.measures:
             return Device(predictor, problem, asked, record.journal)
         return Believed(predictor.name, predictor, bench, asked, record.journal)
+
+    def _profile(self, bench: Bench, graph: Graph, key: dict[str, Any]) -> Path:
+        """The run's profile: made by one of the runs that share it. What a run has corrected it keeps."""
+        record = self.record
+        path = record.folder / "profile.json"
+
+        def learn() -> bytes:
+            learn_latency(bench, graph, key, path, record.config.profile_seconds, record.monitor.progress)
+            return path.read_bytes()
+
+        if record.journal.last("profile") is None or not path.exists():
+            content = record.shared.profile(key, learn)
+            if not path.exists() or path.read_bytes() != content:
+                with replacing(path) as temporary:
+                    temporary.write_bytes(content)
+                record.monitor.say("latency is predicted by the profile that an earlier run has made here")
+            record.journal.append("profile")
+        return path
 
     def promising(self, problem: Problem, pace: Pace | None) -> list[Evaluation]:
         """The best few; where latency is limited, of those that keep to it when measured. None: search again."""

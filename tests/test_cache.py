@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from amc.cli import main
 from amc.config import DataConfig, from_dict
 from amc.evaluate import Evaluator
 from amc.graph import build_graph
+from amc.quiet import Machine
 from amc.shared import Shared
 from amc.task import load_data, load_model, make_task
+from amc.timing import profile_key
 
 ME = {"weights": "a", "seed": 0}
 
@@ -179,6 +182,11 @@ def _compute(folder: Path) -> None:
     Cache(folder).tensors("moments", me, slow)
 
 
+def _wait_and_hold(folder: Path, locks: Path) -> None:
+    with Machine(locks) as machine:
+        Cache(folder, resting=machine.resting).tensors("moments", me, ones)
+
+
 def forked(target, *arguments):
     process = mp.get_context("fork").Process(target=target, args=arguments)
     process.start()
@@ -333,6 +341,40 @@ def test_what_has_changed_is_never_found(tmp_path: Path, task, monkeypatch, what
         "criterion": {"moments", "baselines"},
     }.get(what, set())
     assert kinds(tmp_path) == {kind: count if kind in same else count + 1 for kind, count in before.items()}
+
+
+def test_a_latency_profile_is_of_one_machine_runtime_and_number_of_threads(tmp_path: Path, task, monkeypatch):
+    bench, made = SimpleNamespace(operators=[]), []
+
+    def profile(threads: int = 1) -> bytes:
+        def learn() -> bytes:
+            made.append(threads)
+            return b"%d" % len(made)
+
+        return Shared(Cache(tmp_path / "c"), task, CONFIG).profile(profile_key(bench, threads, task), learn)
+
+    assert [profile(), profile()] == [b"1", b"1"]
+    assert profile(2) == b"2"
+    for what in ("amc.timing.runtime_version", "amc.timing.cpu_name", "amc.shared.code_version", "socket.gethostname"):
+        with monkeypatch.context() as patch:
+            patch.setattr(what, lambda: "another")
+            before = len(made)
+            profile()
+            assert len(made) == before + 1
+    assert profile() == b"1"
+
+
+def test_who_waits_for_another_process_lets_others_measure(tmp_path: Path):
+    other = forked(_compute, tmp_path / "c")
+    with Machine(tmp_path / "locks") as machine:
+        time.sleep(0.05)
+        waiting = forked(_wait_and_hold, tmp_path / "c", tmp_path / "locks")
+        time.sleep(0.05)
+        with machine.measuring() as alone:
+            assert alone
+    for process in (other, waiting):
+        process.join()
+        assert process.exitcode == 0
 
 
 def test_the_cache_is_shown_and_cleared(tmp_path: Path, task, monkeypatch, capsys):
