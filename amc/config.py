@@ -202,6 +202,12 @@ class Config:
         "from it what is there; auto: $AMC_CACHE or ~/.cache/amc [off; in a batch: auto]",
         "--cache",
     )
+    log: str | None = option(
+        None,
+        "show the run's numbers while it goes on: tensorboard:FOLDER, or mlflow:URI of a store or a server ($NAME is "
+        "taken from the environment) [off]",
+        "--log",
+    )
     memory_limit: float = option(
         0.0, "GiB that calibrating and scoring may take [0: half of the machine's]", "--memory-limit"
     )
@@ -253,7 +259,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def binding(config: Config) -> dict[str, Any]:
     """What of a configuration may not change while a run goes on: all but its place and its share of a machine."""
-    free = ("out", "cache", "threads", "memory_limit")
+    free = ("out", "cache", "log", "threads", "memory_limit")
     return {key: v for key, v in to_dict(config).items() if key not in free}
 
 

@@ -27,6 +27,8 @@ from amc.result import Result
 from amc.task import evaluate
 from amc.trace import trace
 
+LOSSES = 20
+"""How often a training's loss is recorded."""
 PARITY_SAMPLES = 64
 INT8, INT8_SAMPLES = "model.int8.onnx", 256
 PROMISE_SECONDS = 20.0
@@ -52,8 +54,16 @@ class Delivery:
         record = self.record
         if record.epochs > 0:
             plan, checkpoint = record.plan(record.epochs, model), record.folder / "checkpoint.pt"
-            train(model, record.task, plan, record.task.model, checkpoint,
-                  lambda done, loss: record.monitor.progress(done, f"loss {loss:.3f}"))  # fmt: skip
+            told = 0
+
+            def observe(done: float, loss: float) -> None:
+                nonlocal told
+                record.monitor.progress(done, f"loss {loss:.3f}")
+                if int(LOSSES * done) > told:
+                    told = int(LOSSES * done)
+                    record.journal.append("training", done=round(done, 4), loss=loss)
+
+            train(model, record.task, plan, record.task.model, checkpoint, observe)
         return model
 
     def export(self, model: nn.Module) -> Parity:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from amc.errors import BundleError
+
+Follower = Callable[[dict[str, Any], bool], None]
+"""Told of a record, and whether it was there before."""
 
 
 class Journal:
@@ -24,6 +27,7 @@ class Journal:
         self._path = path
         self._records: list[dict[str, Any]] = []
         self._file: FileIO | None = None
+        self._followers: list[Follower] = []
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab", buffering=0)
@@ -49,6 +53,14 @@ class Journal:
                 self._file.truncate(start)
                 raise
         self._records.append(entry)
+        for follower in self._followers:
+            follower(entry, False)
+
+    def follow(self, follower: Follower) -> None:
+        """Tell of every record: of those that are there already now, of the others as they come."""
+        for record in self._records:
+            follower(record, True)
+        self._followers.append(follower)
 
     def records(self, kind: str) -> Iterator[dict[str, Any]]:
         """The records of one kind, oldest first."""

@@ -29,6 +29,7 @@ from amc.search import load_searcher, searchers
 from amc.stages import Elsewhere, Stages
 from amc.summary import Findings, summarise
 from amc.task import Task, load_data, load_model, load_objective, make_task
+from amc.tracking import check_log, tracked
 
 
 def run(
@@ -75,6 +76,8 @@ def refuse_foreign(config: Config, folder: Path) -> None:
         )
     if config.cache not in (None, "auto"):
         raise BundleError(f"{folder} would write into the cache {config.cache}: if you trust that, add --trust.")
+    if config.log:
+        raise BundleError(f"{folder} would log to another place that it names: if you trust that, add --trust.")
 
 
 def check(config: Config) -> None:
@@ -92,6 +95,7 @@ def check(config: Config) -> None:
     load_criterion(config.search.criterion)
     load_reward(config.search.reward)
     load_objective(config.objective)
+    check_log(config.log)
 
 
 def open_task(config: Config) -> Task:
@@ -154,7 +158,9 @@ def compress_task(
         sweep(folder)
         new = journal.last("run") is None
         try:
-            return _compress(Record(task, config, folder, journal, recorder, machine), elsewhere)
+            record = Record(task, config, folder, journal, recorder, machine)
+            with tracked(config, folder, journal, recorder.say):
+                return _compress(record, elsewhere)
         except AmcError:
             began = any(journal.last(kind) for kind in ("evaluation", "device-latency"))
             if new and not began:  # a mistake seen before any work: no dead folder is left

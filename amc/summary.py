@@ -96,7 +96,7 @@ def _nameless(plain: dict[str, Any]) -> dict[str, Any]:
             kind, colon, path = value.partition(":")
             prefixed = colon and not value.partition(".py:")[1] and kind in ("imagefolder", "torchvision", "timm")
             shown[part][key] = f"{kind}:{Path(path).name}" if prefixed else Path(value).name
-    return {**shown, "objective": Path(plain["objective"]).name, "out": None, "cache": None}
+    return {**shown, "objective": Path(plain["objective"]).name, "out": None, "cache": None, "log": None}
 
 
 def _row(name: str, costs: Mapping[str, float], found: Findings) -> dict[str, float]:

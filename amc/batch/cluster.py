@@ -309,7 +309,7 @@ def remote_run(
         os.chdir(place)
     torch.set_num_threads(max(1, int(values.get("threads") or 1)))
     with tempfile.TemporaryDirectory(prefix="amc-") as temporary:
-        folder = Path(temporary, token.partition("#")[0])
+        folder = Path(temporary, *Path(str(values["out"])).parts[-2:])  # named as at home
         for file, content in files.items():
             _write(folder / file, content)
         failure, said = None, f"on {socket.gethostname()}, process {os.getpid()}\n"
