@@ -207,21 +207,27 @@ class _Builder:
     def _pass(self, found: list[_Group], more: list[_Group]) -> list[_Group] | None:
         """Both together, if they pass; the reason stays with ``more``."""
         variants = [self._attributes(g) for g in more]
-        for take in (1, 2, 0):
-            if take and not any(v[take] for v in variants):
-                continue
-            for group, variant in zip(more, variants, strict=True):
-                group.attributes = variant[take]
-            together = [*found, *more]
-            reason = self._trial(self.graph(together, ()))
+        ways: list[list[list[Layer]]] = []
+        for take in (1, 2, 0, 3):
+            chosen = [variant[take] for variant in variants]
+            if chosen not in ways and (take == 0 or any(chosen)):
+                ways.append(chosen)
+        plain: str | None = None
+        for chosen in ways:
+            for group, attributes in zip(more, chosen, strict=True):
+                group.attributes = attributes
+            reason = self._trial(self.graph([*found, *more], ()))
+            for group in more:
+                group.reason = reason
             if reason is None:
-                return together
+                return [*found, *more]
+            plain = plain if any(chosen) else reason
         for group in more:
-            group.attributes, group.reason = [], reason
+            group.attributes, group.reason = [], plain
         return None
 
     def _attributes(self, group: _Group) -> list[list[Layer]]:
-        """Numbers that modules hold and that may follow the group: none; of its units; of whole axes too."""
+        """Numbers that modules hold and that may follow the group: none; of its units; of whole axes; of shapes too."""
         if id(group) not in self._variants:
             self._variants[id(group)] = self._find_attributes(group)
         return self._variants[id(group)]
@@ -229,9 +235,10 @@ class _Builder:
     def _find_attributes(self, group: _Group) -> list[list[Layer]]:
         units: dict[tuple[str, str], Layer] = {}
         wholes: dict[tuple[str, str], Layer] = {}
-        for parts in self._flow.parts:
+        shapes: dict[tuple[str, str], Layer] = {}
+        for parts in [*self._flow.parts, *self._flow.views]:
             roots = self._roots[parts.atoms.numpy()]
-            if not np.isin(roots, group.roots).any() or not parts.module:
+            if not np.isin(roots, group.roots).any():
                 continue
             along = _along(roots)
             if len(along) != 1:
@@ -243,11 +250,15 @@ class _Builder:
                 if type(value) is not int or key.startswith("_") or value < 2:
                     continue
                 layer = Layer(parts.module, f"attribute:{key}", self._axis(line, [group]))
-                if value == length and not re.search("dim|size|window|area|patch|ratio", key):
+                if roots.ndim == 1:
+                    if value == length and not re.search("size|window|area|patch|ratio", key):
+                        shapes[parts.module, key] = layer
+                elif value == length and not re.search("dim|size|window|area|patch|ratio", key):
                     units[parts.module, key] = layer
                 elif value in (total, *(total // n for n in others)):
                     wholes[parts.module, key] = layer
-        return [[], list(units.values()), [*units.values(), *wholes.values()]]
+        both = units | wholes
+        return [[], list(units.values()), list(both.values()), list((shapes | both).values())]
 
     # Layers and costs
 

@@ -1,6 +1,7 @@
 """Every torchvision classifier and eighty of timm, through all that happens to a network in a run but the search.
 
     python -m benchmarks.zoo                      # resumes; one line a network in benchmarks/results/zoo.jsonl
+    python -m benchmarks.zoo --quick              # all but ONNX and the bundle first, which take two thirds of the time
     python -m benchmarks.zoo --only 'regnet' --again
     python -m benchmarks.zoo --table              # writes docs/benchmarks/zoo.md
 
@@ -12,8 +13,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
+import hashlib
 import json
 import multiprocessing
+import random
 import re
 import resource
 import sys
@@ -34,6 +38,10 @@ RESULTS, TABLE = ROOT / "results" / "zoo.jsonl", ROOT.parent / "docs" / "benchma
 SHARE = 0.5
 CLASSES = 10
 Task = Callable[[str], Iterator[dict[str, Any]]]
+LARGE = "|".join(
+    (r"(densenet(161|201)|efficientnet_(b[5-7]|v2_[lm])|vit_[lh]_|vgg1[3-9])", r"(convnext|swin)\w*_(base|large|b)$",
+     r"regnet_._(8|16|32|128)gf", r"res\w+(101|152)\w*$")
+)  # fmt: skip
 SIZES = (64, 96, 128, 160, 224, 256, 0)
 
 TIMM = """
@@ -61,6 +69,13 @@ def names() -> list[str]:
     return [f"torchvision:{n}" for n in torchvision.models.list_models(module=torchvision.models)] + [
         f"timm:{n}" for n in TIMM if n in known
     ]
+
+
+def in_turn() -> list[str]:
+    """All networks in the order in which they are tried: mixed, so that a part is a fair sample; large ones last."""
+    mixed = sorted(names())
+    random.Random(0).shuffle(mixed)
+    return sorted(mixed, key=lambda name: re.search(LARGE, name) is not None)
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
@@ -119,8 +134,8 @@ def _lively(model: nn.Module) -> nn.Module:
     return model
 
 
-def ours(name: str) -> Iterator[dict[str, Any]]:
-    """What amc does, step by step; what is known so far after each."""
+def ours(name: str, quick: bool = False) -> Iterator[dict[str, Any]]:
+    """What amc does, step by step (no ONNX and no bundle when ``quick``); what is known so far after each."""
     from amc.budget import Space
     from amc.errors import BudgetError, ModelError
     from amc.graph import build_graph
@@ -155,11 +170,11 @@ def ours(name: str) -> Iterator[dict[str, Any]]:
         return
     rng = np.random.default_rng(0)
     for policy, shares in (("random", rng.uniform(0.3, 1, len(settings))), ("uniform", np.ones(len(settings)))):
-        choice = space.fit(shares)
+        choice, last = space.fit(shares), policy == "uniform" and not quick
         kept = [np.sort(rng.choice(s.channels, w, replace=False)) for s, w in zip(graph.sites, choice, strict=True)]
-        for step in _tried(model, example, graph, kept, resources.cost(choice)["macs"], found, policy == "uniform"):
+        for step in _tried(model, example, graph, kept, resources.cost(choice)["macs"], found, last):
             yield found | {"step": f"{policy} policy: {step}"}
-    yield found | {"step": "done"}
+    yield found | {"step": "quick" if quick else "done"}
 
 
 def _tried(
@@ -280,7 +295,7 @@ def attempt(task: Task, name: str, seconds: int, gigabytes: float) -> dict[str, 
             known = mine.recv()
     except EOFError:
         process.join()
-    if known["step"] not in ("done", "refused") and "error" not in known:
+    if known["step"] not in ("done", "quick", "refused") and "error" not in known:
         spent = _spent() - before
         too_long = spent > 0.95 * seconds
         known = known | {"error": f"took more than {seconds} s" if too_long else f"needed more than {gigabytes:g} GiB"}
@@ -311,6 +326,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="networks whose name has this in it (a regular expression)")
     parser.add_argument("--again", action="store_true", help="also those that are done")
     parser.add_argument("--failed", action="store_true", help="also those that were tried and did not get through")
+    parser.add_argument("--quick", action="store_true", help="leave ONNX and the bundle for later")
     parser.add_argument("--no-theirs", action="store_true", help="leave Torch-Pruning out")
     parser.add_argument("--seconds", type=int, default=300, help="CPU seconds for one network")
     parser.add_argument("--memory", type=float, default=6, help="limit for one network, in GiB")
@@ -328,26 +344,36 @@ def main() -> None:
         import amc.latency  # noqa: F401
 
         torch.set_num_threads(1)
-        for name in names():
-            results = read()
-            known = results.get(name)
-            done = known is not None and not (options.failed and known["amc"]["step"] != "done")
-            if not re.search(options.only, name) or (done and not options.again):
-                continue
+        for name in in_turn():
             if time.perf_counter() - started > options.until:
                 break
-            record = {"name": name, "amc": attempt(ours, name, options.seconds, options.memory)}
-            other = (known or {}).get("torch-pruning")
-            if not options.no_theirs and other is None:
-                other = attempt(theirs, name, 60, options.memory)
-            if other is not None:
-                record["torch-pruning"] = other
-            results = read() | {name: record}
-            write(results)
-            a = record["amc"]
-            print(name, a["step"], a.get("error") or a.get("reason") or a.get("share"), f"{a['seconds']} s", flush=True)
+            if re.search(options.only, name) and (record := _tried_anew(name, read().get(name, {}), options)):
+                write(read() | {name: record})
+                a = record["amc"]
+                outcome = a.get("error") or a.get("reason") or a.get("share")
+                print(name, a["step"], outcome, f"{a['seconds']} s", flush=True)
     TABLE.parent.mkdir(parents=True, exist_ok=True)
     TABLE.write_text(table(read()), encoding="utf-8")
+
+
+def _tried_anew(name: str, known: dict[str, Any], options: argparse.Namespace) -> dict[str, Any] | None:
+    """The record of a network with what it lacks; None if that is nothing."""
+    record = {"name": name, **known}
+    step = known["amc"]["step"] if known else ""
+    failed = step not in ("done", "quick", "")
+    if options.again or not step or (step == "quick" and not options.quick) or (failed and options.failed):
+        task = functools.partial(ours, quick=options.quick)
+        record |= {"code": code(), "amc": attempt(task, name, options.seconds, options.memory)}
+    if not options.no_theirs and "torch-pruning" not in known:
+        record["torch-pruning"] = attempt(theirs, name, 60, options.memory)
+    return record if record != known else None
+
+
+def code() -> str:
+    """A fingerprint of what inspects and cuts, so that a row says which code it is of."""
+    names = ("graph", "labels", "trial", "attention", "surgery", "channels", "sites", "trace", "nested")
+    files = [*(ROOT.parent / "amc" / f"{name}.py" for name in names), *sorted(ROOT.parent.glob("amc/flow/*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -364,14 +390,16 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "listens to the channels that went; one training step; then, for the uniform policy, ONNX, parity on ONNX",
         "Runtime, and the bundle saved and loaded. *Torch-Pruning* (TP): its `MagnitudePruner` with half of the",
         "channels, as its examples use it: the pruned network runs, trains one step, and has at most half of its MACs,",
-        "as it counts them.",
+        "as it counts them. *Least*: the MACs that remain when a fifth of every site is kept; *masked = pruned* and",
+        "*ONNX*: largest differences, of the largest output. Times are CPU seconds on one shared core.",
         "",
-        "| library | networks | tried so far | amc: through everything | Torch-Pruning |",
-        "|---|---|---|---|---|",
+        "| library | networks | tried so far | amc: through everything | all but ONNX | not | Torch-Pruning |",
+        "|---|---|---|---|---|---|---|",
         *(_summary(library, records) for library in ("torchvision", "timm")),
         "",
-        "| network | pixels | sites | MACs left | least | masked = pruned | inspect | all | not cut, and why | TP |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| network | pixels | sites | MACs left | least | masked = pruned | ONNX | inspect | all | not cut, and why"
+        " | TP |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *map(_line, records),
     ]
     return "\n".join(lines) + "\n"
@@ -380,21 +408,23 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 def _summary(library: str, records: list[dict[str, Any]]) -> str:
     mine = [r for r in records if r["name"].startswith(library)]
     good = sum(r["amc"]["step"] == "done" for r in mine)
+    quick = sum(r["amc"]["step"] == "quick" for r in mine)
     tried = [r for r in mine if "torch-pruning" in r]
     other = sum(r["torch-pruning"]["step"] == "done" for r in tried)
     share = f"{other} of {len(tried)} ({100 * other / len(tried):.1f} %)" if tried else ""
     every = sum(n.startswith(library) for n in names())
-    return f"| {library} | {every} | {len(mine)} | {good} ({100 * good / max(1, len(mine)):.1f} %) | {share} |"
+    return f"| {library} | {every} | {len(mine)} | {good} | {quick} | {len(mine) - good - quick} | {share} |"
 
 
 def _line(record: dict[str, Any]) -> str:
     a, other = record["amc"], record.get("torch-pruning", {})
     cells = [record["name"], a.get("size", ""), a.get("sites", "")]
-    if a["step"] == "done":
+    if a["step"] in ("done", "quick"):
         cells += [f"{100 * a['share']:.1f} %", f"{100 * a['least']:.0f} %", f"{a['masked']:.0e}"]
+        cells.append(f"{a['parity']:.0e}" if "parity" in a else "not run")
     else:
         what = a.get("reason") or f"{a['step']}: {a.get('error', '')}"
-        cells += [f"**{'refused' if a['step'] == 'refused' else 'failed'}**: {what}", "", ""]
+        cells += [f"**{'refused' if a['step'] == 'refused' else 'failed'}**: {what}", "", "", ""]
     cells += [f"{a['inspect']:.1f} s" if "inspect" in a else "", f"{a['seconds']:.0f} s", _reasons(a)]
     failed = f"{other.get('step', '')}: {other.get('error', '')}"
     cells.append(f"{100 * other['share']:.0f} %" if "share" in other else failed)

@@ -349,11 +349,15 @@ class Own(nn.Module):
         return self.mha(x, x, x, need_weights=False)[0]
 
 
-def transformer(attention: nn.Module, norm: Callable[[int], nn.Module] = nn.LayerNorm) -> Net:
+def transformer(
+    attention: nn.Module,
+    norm: Callable[[int], nn.Module] = nn.LayerNorm,
+    rows: Callable[[Tensor], Tensor] = lambda x: x.flatten(2),
+) -> Net:
     """A vision transformer in small: patches, class token, positions, one block of width 12."""
 
     def forward(m: Any, x: Tensor) -> Tensor:
-        x = m.patches(x).flatten(2).transpose(1, 2)
+        x = rows(m.patches(x)).transpose(1, 2)
         x = torch.cat([m.token.expand(len(x), -1, -1), x], 1) + m.places
         x = x + m.attention(m.norm1(x))
         x = x + m.down(F.gelu(m.up(m.norm2(x))))

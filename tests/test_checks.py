@@ -92,6 +92,18 @@ def test_weight_norm_stays() -> None:
     assert_same(output(task_of(model).model, IMAGES), wanted)
 
 
+def inference_tensors() -> nn.Module:
+    with torch.inference_mode():
+        return plain()
+
+
+@pytest.mark.parametrize("make", [lambda: plain().to(memory_format=torch.channels_last), inference_tensors])
+def test_tensors_become_plain_ones(make: Any) -> None:
+    task = task_of(make())
+    assert [s.name for s in build_graph(task.model, task.example).sites] == ["0", "2"]
+    assert_same(output(task.model, IMAGES), output(plain(), IMAGES))
+
+
 def test_in_place_layers_within_the_network() -> None:
     model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(96, 3))
     task = task_of(model)
@@ -157,6 +169,15 @@ def with_seen(forward: Any) -> nn.Module:
     return net
 
 
+def _rewritten(m: Any, x: Tensor) -> Tensor:
+    m.b[0].weight.data.mul_(2)  # autograd's version counter does not see it
+    return m.b(x)
+
+
+def exported() -> nn.Module:
+    return torch.export.export(plain(), (IMAGES,)).module()
+
+
 def on_meta() -> nn.Module:
     with torch.device("meta"):
         return plain()
@@ -171,6 +192,12 @@ def on_meta() -> nn.Module:
         (lambda: nn.Sequential(nn.ReLU(inplace=True), *plain()), "changes its input in place"),
         (lambda: with_seen(_counted), "changes its own tensor 'seen'"),
         (lambda: with_seen(_exchanged), "changes its own tensor 'seen'"),
+        (lambda: with_seen(_rewritten), "changes its own tensor 'b.0.weight'"),
+        (lambda: nn.Sequential(nn.LazyConv2d(6, 3)), "'0.weight' has no shape yet: run the network once"),
+        (lambda: Net(torch.inference_mode()(lambda m, x: m.b(x)), b=plain()), r"turns on torch\.inference_mode"),
+        (lambda: Net(lambda m, x: m.b(x) * torch.nan, b=plain()), "NaN"),
+        (exported, "has no evaluation mode"),
+        (lambda: plain, "is a function, but must be a torch.nn.Module"),
         (on_meta, "'0.weight' is on the meta device, which holds no values"),
         (lambda: torch.jit.trace(plain().eval(), IMAGES), "is a TorchScript module"),
         (lambda: Net(lambda m, x: m.b(x).squeeze(), b=plain()), r"gives \[3\] for one sample, but \[10, 3\] for 10"),

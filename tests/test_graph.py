@@ -43,6 +43,7 @@ from networks import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
+from torchvision.models import VisionTransformer
 
 from amc.errors import ModelError
 from amc.graph import Graph, build_graph, consumers
@@ -166,6 +167,14 @@ class Scale(nn.Module):
         return x * self.by
 
 
+VIT = "encoder.layers.encoder_layer_0"
+
+
+def vit() -> nn.Module:
+    """Its width is written down in the module that reshapes patches to rows."""
+    return VisionTransformer(8, 4, num_layers=1, num_heads=3, hidden_dim=12, mlp_dim=24, num_classes=10)
+
+
 TRAITS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "concat": (dense, ["stem", "a.2", "b.2", "c.2"]),
     "flatten": (flattened, ["a.0", "b.0", "fc1"]),
@@ -219,6 +228,11 @@ TRAITS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "attention": (lambda: transformer(Attention(12, 3, False)), ["patches", "attention.qkv", "up"]),
     "fused attention": (lambda: transformer(Attention(12, 3, True)), ["patches", "attention.qkv", "up"]),
     "torch's attention": (lambda: transformer(Own(12, 3)), ["patches", "attention.mha.in_proj_weight", "up"]),
+    "torchvision's transformer": (vit, ["conv_proj", f"{VIT}.self_attention.in_proj_weight", f"{VIT}.mlp.0"]),
+    "heads beside a fixed width": (
+        lambda: transformer(Own(12, 3), rows=lambda x: x.reshape(len(x), 12, -1)),
+        ["attention.mha.in_proj_weight", "up"],
+    ),
     "square attention": (lambda: transformer(Square(12, 3)), ["patches", "up"]),
     "rms norm": (lambda: transformer(Attention(12, 3, True), nn.RMSNorm), ["patches", "attention.qkv", "up"]),
     "mixer": (mixer, ["patches", "wide"]),

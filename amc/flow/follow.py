@@ -79,6 +79,8 @@ class Flow:
         self.weights: dict[str, Weights] = {}
         self.products: list[Product] = []
         self.parts: list[Parts] = []
+        self.views: list[Parts] = []
+        """Where a dimension of channels was kept while others changed: its length may be written down there."""
         self.norms: list[Norm] = []
         self.plain_norms: dict[str, Vector] = {}
         """Normalisations over channels without parameters, by module."""

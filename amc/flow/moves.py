@@ -37,6 +37,8 @@ def _view(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor)
     if max(len(varying(new)), len(varying(plane))) > 1:
         block = new if len(varying(new)) >= len(varying(plane)) else plane
         flow.parts.append(Parts(flow.running, core(block).squeeze()))
+    elif varying(new):
+        flow.views.append(Parts(flow.running, core(new).flatten()))
     return new
 
 

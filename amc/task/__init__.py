@@ -61,7 +61,10 @@ def make_task(
             )
     if next(model.parameters(), None) is None:
         raise ModelError(f"{name}: the network has no parameters.")
-    model = model.to(device).eval()
+    try:
+        model = model.to(device).eval()
+    except NotImplementedError as error:  # an exported program's module
+        raise ModelError(f"{name}: the network has no evaluation mode: pass what it was exported from.") from error
     task = Task(name, model, splits, objective, device)
     inputs, targets = _first_samples(splits.search)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import torch
@@ -24,22 +25,47 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def prepared(model: nn.Module) -> nn.Module:
     """The network itself, in single precision. Raises ModelError.
 
-    Parameters in half precision are converted in place, and hooks of the backward pass are taken off.
+    Parameters in half precision or in another memory layout are converted in place, and hooks of the backward pass are
+    taken off.
     """
     model = unwrapped(model)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the network is a {type(model).__name__}, but must be a torch.nn.Module.")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the network is a TorchScript module: pass the nn.Module that it was made of.")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise ModelError(f"'{name}' has no shape yet: run the network once on its data, so that it is made.")
         if tensor.is_meta:
             raise ModelError(f"'{name}' is on the meta device, which holds no values: load the weights first.")
         if tensor.is_quantized:
             raise ModelError(f"'{name}' is quantised: pass the network as it was before that.")
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
         model.float()
+    _settle_tensors(model)
     for module in model.modules():  # instruments of training; channels could not be traced through them
         module._backward_hooks.clear()
         module._backward_pre_hooks.clear()
     return model
+
+
+def _settle_tensors(model: nn.Module) -> None:
+    """Tensors in one memory layout, since another runs other operators, and none that inference mode has made."""
+    fresh: dict[Tensor, Tensor] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for key, tensor in held.items():
+                if tensor is not None and (tensor.is_inference() or _elsewhere(tensor)):
+                    if tensor not in fresh:
+                        own = tensor.detach().clone(memory_format=torch.contiguous_format)
+                        whole = isinstance(tensor, nn.Parameter)
+                        fresh[tensor] = nn.Parameter(own, requires_grad=tensor.requires_grad) if whole else own
+                    held[key] = fresh[tensor]  # type: ignore[assignment]
+
+
+def _elsewhere(tensor: Tensor) -> bool:
+    """Whether the strides are others than a contiguous tensor's, as those of one channel may be that count as both."""
+    return tensor.stride() != torch.empty(tensor.shape, device="meta").stride()
 
 
 def tried(name: str, model: nn.Module, inputs: Nested) -> Any:
@@ -49,11 +75,13 @@ def tried(name: str, model: nn.Module, inputs: Nested) -> Any:
     before = _versions(model)
     with torch.no_grad():
         outputs = nested.call(model, own)
+        if any(t.is_inference() for t in _tensors(outputs)):
+            raise ModelError(f"{name} turns on torch.inference_mode() itself: torch.no_grad() does as well.")
         if not all(map(torch.equal, nested.leaves(own), nested.leaves(inputs))):
             raise ModelError(f"{name} changes its input in place: let it work on a copy, x = x.clone().")
         again = nested.call(model, own)
     after = _versions(model)
-    changed = [key for key, (old, at) in before.items() if key not in after or _other(old, at, *after[key])]
+    changed = [key for key, (old, *at) in before.items() if key not in after or _other(old, at, *after[key])]
     if changed:
         raise ModelError(f"{name} changes its own tensor '{changed[0]}' when it is run in evaluation mode.")
     first, second = _tensors(outputs), _tensors(again)
@@ -74,8 +102,8 @@ def tried(name: str, model: nn.Module, inputs: Nested) -> Any:
     return outputs
 
 
-def _other(old: Tensor, at: int, new: Tensor, now: int) -> bool:
-    return new is not old or now != at
+def _other(old: Tensor, at: list[Any], new: Tensor, *now: Any) -> bool:
+    return new is not old or list(now) != at
 
 
 def _tensors(outputs: Any) -> list[Tensor]:
@@ -84,13 +112,21 @@ def _tensors(outputs: Any) -> list[Tensor]:
 
 def _alike(first: Tensor, second: Tensor) -> bool:
     first, second = first.detach(), second.detach()
-    scale = float(first.abs().max()) if first.numel() else 0.0
+    scale = float(first.abs().nan_to_num(0.0, 0.0).max()) if first.numel() else 0.0
     return torch.allclose(first.double(), second.double(), rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
 
 
-def _versions(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
-    """What tells that a tensor was exchanged or written to. Holds the tensors: another may get a freed one's place."""
-    return {key: (t, t._version) for key, t in [*model.named_parameters(), *model.named_buffers()]}
+def _versions(model: nn.Module) -> dict[str, tuple[Tensor, int, torch.dtype, int]]:
+    """What tells that a tensor was exchanged or written to, through ``.data`` too.
+
+    Holds the tensors: another may get a freed one's place.
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {key: (t, t._version, t.dtype, _checksum(t)) for key, t in named}
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _drop_watchers(model: nn.Module, inputs: Nested) -> None:
