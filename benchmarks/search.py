@@ -2,7 +2,7 @@
 
     python -m benchmarks.search --model resnet20 --weights W --data imagefolder:PATH --evaluations 60 --seeds 2
     python -m benchmarks.search ... --baselines --train 250     the best policies and Torch-Pruning's, trained alike
-    python -m benchmarks.search --report                        tables of what has been measured
+    python -m benchmarks.search --report                        tables and plots of what has been measured
 
 A piece is one search or one training; `benchmarks/results/search-NETWORK-BUDGET.jsonl` holds a line a piece, and what
 is there is not done again. Searches score on the search split; only trained networks read the test split, once each.
@@ -16,6 +16,7 @@ import copy
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_b
 
 ONCE = ("uniform", "allocate", "threshold")
 """Searchers that propose one policy."""
+PLOTS = RESULTS.parents[1] / "docs" / "benchmarks"
 TORCH_PRUNING = (("magnitude", False), ("magnitude", True), ("taylor", False), ("taylor", True))
 
 
@@ -107,6 +109,41 @@ def _pruned(bench: Bench, importance: str, global_pruning: bool, ratio: float) -
     return model.eval()
 
 
+def by_searcher(rows: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """The searches by searcher and number of evaluations, a list of seeds each."""
+    searches: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        if "trail" in row:
+            searches.setdefault((row["searcher"], len(row["trail"])), []).append(row)
+    return searches
+
+
+def plot(records: Records, path: Path) -> None:
+    """Best loss so far against evaluations and against CPU seconds, a line a search; seeds share a colour."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    searches = by_searcher(records.all())
+    for number, ((name, count), found) in enumerate(sorted(searches.items())):
+        for seed, row in enumerate(found):
+            trail = np.array(row["trail"])
+            look = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":", "-.")[number // 10], "linewidth": 1.2}
+            label = None if seed else f"{name} ({count})"
+            if len(trail) == 1:
+                axes[0].scatter([1], trail[:, 1], s=14, color=look["color"], label=label)
+                axes[1].scatter(trail[:, 0], trail[:, 1], s=14, color=look["color"])
+            else:
+                axes[0].plot(np.arange(1, len(trail) + 1), trail[:, 1], label=label, **look)
+                axes[1].plot(trail[:, 0], trail[:, 1], **look)
+    for axis, name in zip(axes, ("evaluations", "CPU seconds"), strict=True):
+        axis.set(xlabel=name, xscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("best loss before training")
+    figure.legend(loc="outside right center", fontsize="small", frameon=False)
+    figure.savefig(path, dpi=110)
+
+
 def report(records: Records) -> str:
     """Markdown tables of one network and budget."""
     about, rows = records("about") or {}, records.all()
@@ -115,18 +152,17 @@ def report(records: Records) -> str:
         "| searcher | seeds | best loss | refined accuracy | evaluations | CPU seconds | forward passes |",
         "|---|---|---|---|---|---|---|",
     ]
-    searches: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        if "trail" in row:
-            searches.setdefault(row["searcher"], []).append(row)
-    for name, found in sorted(searches.items(), key=lambda item: np.mean([r["trail"][-1][1] for r in item[1]])):
+    searches = by_searcher(rows)
+    for (name, count), found in sorted(
+        searches.items(), key=lambda item: np.mean([r["trail"][-1][1] for r in item[1]])
+    ):
         losses = [r["trail"][-1][1] for r in found]
         metrics = [100 * r["metric"] for r in found]
         seconds = np.mean([r["trail"][-1][0] for r in found])
         shares = np.mean([sum(t[2] for t in r["trail"]) for r in found])
         lines.append(
             f"| {name} | {len(found)} | {np.mean(losses):.3f} ± {np.std(losses):.3f} | {np.mean(metrics):.2f} ± "
-            f"{np.std(metrics):.2f} | {len(found[0]['trail'])} | {seconds:.0f} | {shares:.0f} |"
+            f"{np.std(metrics):.2f} | {count} | {seconds:.0f} | {shares:.0f} |"
         )
     finished = [r for r in rows if "after" in r]
     if finished:
@@ -146,10 +182,10 @@ def report(records: Records) -> str:
 def _searches(asked: argparse.Namespace, bench: Bench, records: Records) -> None:
     for seed in range(asked.seeds):
         for name in asked.searchers.split(","):
-            piece = f"{name} {seed}"
+            count = 1 if name in ONCE else asked.evaluations
+            piece = f"{name} {seed}, {count} evaluations"
             if records(piece) or (name in ONCE and seed):
                 continue
-            count = 1 if name in ONCE else asked.evaluations
             done = records.add(piece, **searched(bench, name, count, seed))
             print(rounded({k: v for k, v in done.items() if k != "trail"}), flush=True)
 
@@ -176,12 +212,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--train", type=int, default=0, help="steps of training of every searcher's best policy")
     parser.add_argument("--baselines", action="store_true", help="train Torch-Pruning's networks also")
-    parser.add_argument("--report", action="store_true", help="print the tables of what has been measured")
+    parser.add_argument("--report", action="store_true", help="print tables and draw plots of what has been measured")
     asked = parser.parse_args()
     if asked.report:
         for path in sorted(RESULTS.glob("search-*.jsonl")):
             with Records(path) as records:
                 print(f"### {path.stem.removeprefix('search-')} of the MACs\n\n{report(records)}")
+                plot(records, PLOTS / f"{path.stem}.png")
         return
     with Records(RESULTS / f"search-{asked.model}-{asked.flops}.jsonl") as records:
         if not records("about"):
