@@ -26,7 +26,7 @@ def test_searchers_and_torch_pruning_side_by_side(results, monkeypatch, capsys):
     before = path.read_bytes()
     with bench.Records(path) as records:
         rows = records.all()
-    assert [r["piece"] for r in rows if "trail" in r] == ["uniform 0, 1 evaluations", "random 0, 2 evaluations"]
+    assert [r["piece"] for r in rows if "trail" in r] == ["uniform 0, 1 evaluations", "random 0, 3 evaluations"]
     trained = [r for r in rows if "after" in r]
     assert len(trained) == 2 + len(search.TORCH_PRUNING)
     assert all(r["macs"] <= 0.5 for r in trained)
