@@ -16,7 +16,7 @@ from amc.errors import AmcError, BundleError, ConfigError, first_line
 from amc.files import sweep
 from amc.importance import load_criterion
 from amc.journal import Journal
-from amc.latency import runs_code
+from amc.latency import load_latency_model, runs_code
 from amc.monitor import Monitor, Silent
 from amc.plugins import is_plugin
 from amc.policy import fingerprint, make_policy
@@ -29,6 +29,7 @@ from amc.search import load_searcher, searchers
 from amc.stages import Elsewhere, Stages
 from amc.summary import Findings, summarise
 from amc.task import Task, load_data, load_model, load_objective, make_task
+from amc.timing import is_profile
 from amc.tracking import check_log, tracked
 
 
@@ -92,6 +93,13 @@ def check(config: Config) -> None:
             "--storage cannot be had together with --latency: every process predicts times by what it measured itself, "
             "so what is within the limit for one is not for another. Leave --storage out."
         )
+    if config.search.storage:
+        from amc.search.study import check_storage
+
+        check_storage(config.search.storage)
+    named = config.search.latency_model
+    if config.budget.latency and named and not is_profile(named):
+        load_latency_model(named)
     load_criterion(config.search.criterion)
     load_reward(config.search.reward)
     load_objective(config.objective)

@@ -17,7 +17,6 @@ import json
 import multiprocessing as mp
 import os
 import random
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Hashable
@@ -30,9 +29,14 @@ from amc.batch.drive import Failure, Limits, Observer, drive
 from amc.batch.matrix import Job, read_matrix
 from amc.batch.plan import plan
 from amc.batch.pool import Processes
-from amc.batch.run import run_batch
 from amc.batch.status import statuses
-from amc.config import to_dict
+from amc.config import Config, from_dict, to_dict
+from amc.journal import Journal
+from amc.monitor import Silent
+from amc.quiet import Machine
+from amc.record import Record
+from amc.run import open_task
+from amc.stages import Stages
 
 SEARCH_ONLY = {"finetune": {"epochs": 0}, "search": {"recalibrate": "off"}, "budget": {"flops": "0.5"}, "threads": 1}
 
@@ -91,44 +95,71 @@ def _products(seconds: float) -> float:
 # Ten budgets
 
 
-def budgets(searcher: str, evaluations: int, model: list[str]) -> None:
-    """Seconds of each stage for one budget, and for ten of the same network, each with an empty cache."""
-    shares = [round(0.9 - 0.07 * i, 2) for i in range(10)]
-    common = {
-        **SEARCH_ONLY,
-        "search": {"recalibrate": "off"},
-        "model": dict(zip(("name", "weights"), model, strict=False)),
-    }
-    if len(model) > 2:
-        common["data"] = {"name": model[2], "search": 1000}
-    del common["budget"]
-    spent: dict[int, dict[str, float]] = {}
-    scored: dict[int, int] = {}
-    found: dict[int, float] = {}
-    for count in (1, 10):
+SHARES = [round(0.9 - 0.07 * i, 2) for i in range(10)]
+CHOSEN = ("load", "inspect", "calibrate", "search", "refine")
+
+
+def budgets(one: str, ten: str, evaluations: int, model: list[str], images: int, shares: list[float]) -> None:
+    """What ten budgets (0.9 to 0.27 of the MACs) cost by one searcher, against one budget (0.5) by another.
+
+    Up to the choice of the policy, that is, before anything is fine-tuned; each begins with an empty cache. In seconds
+    of the CPU, so that what else runs on the machine does not count.
+    """
+    spent, scored, found = {}, {}, {}
+    with tempfile.TemporaryDirectory() as name:  # what a process does once, whatever it runs
+        _until_chosen(_budget(["resnet8"], one, 1, 0.5, 50, Path(name, "cache")), Path(name, "run"))
+    for searcher, asked in ((one, [0.5]), (ten, shares)):
         with tempfile.TemporaryDirectory() as name:
-            axis = [{"flops": share} for share in (shares if count == 10 else [0.5])]
-            searchers = {searcher: {"evaluations": evaluations}}
-            values = {"budgets": axis, "searchers": searchers, "common": {**common, "cache": str(Path(name, "cache"))}}
-            jobs = jobs_of(Path(name), values)
-            run_batch(jobs, Path(name, "out"), Limits(threads=1), Observer())
-            tables = Path(name, "cache", "scores").glob("*.jsonl")
-            scored[count] = sum(len(path.read_text().splitlines()) - 1 for path in tables)
-            spent[count] = {}
-            results = [json.loads((job.folder / "result.json").read_text()) for job in jobs]
-            found[count] = statistics.mean(result["final"]["search"] for result in results)
-            for job in jobs:
-                for r in records(job.folder, "stage"):
-                    spent[count][r["name"]] = spent[count].get(r["name"], 0.0) + r["seconds"]
-    print(f"\n{model[0]}, {searcher}, {evaluations} evaluations a budget\n")
-    print("| stage | one budget, s | ten budgets, s | ratio |\n|---|---|---|---|")
-    for stage, one in spent[1].items():
-        print(f"| {stage} | {one:.2f} | {spent[10][stage]:.2f} | {spent[10][stage] / max(one, 1e-3):.1f} |")
-    print(f"| metric on the search split, mean | {100 * found[1]:.2f} % | {100 * found[10]:.2f} % | |")
-    print(f"| policies scored | {scored[1]} | {scored[10]} | {scored[10] / scored[1]:.1f} |")
-    for told, stages in (("until the policy is found", ("inspect", "calibrate", "search")), ("all", tuple(spent[1]))):
-        one, ten = (sum(spent[count][stage] for stage in stages) for count in (1, 10))
-        print(f"| **{told}** | {one:.2f} | {ten:.2f} | **{ten / one:.1f}** |")
+            cache = Path(name, "cache")
+            runs = []
+            for share in asked:
+                config = _budget(model, searcher, evaluations, share, images, cache)
+                runs.append(_until_chosen(config, Path(name, f"run{share}")))
+            spent[len(asked)] = {stage: sum(seconds[stage] for seconds, _ in runs) for stage in CHOSEN}
+            scored[len(asked)] = sum(len(p.read_text().splitlines()) - 1 for p in (cache / "scores").glob("*.jsonl"))
+            found[len(asked)] = [metric for _, metric in runs]
+    (_, first), (count, many) = spent.items()
+    print(f"\n{model[0]}, {evaluations} evaluations, {images} search images: one budget by {one}, {count} by {ten}\n")
+    print(f"| stage | one budget, s | {count} budgets, s | ratio |\n|---|---|---|---|")
+    for stage in CHOSEN:
+        print(f"| {stage} | {first[stage]:.2f} | {many[stage]:.2f} | {many[stage] / max(first[stage], 1e-3):.1f} |")
+    print(f"| policies scored | {scored[1]} | {scored[count]} | {scored[count] / scored[1]:.1f} |")
+    totals = [sum(stages.values()) for stages in (first, many)]
+    print(f"| **until the policy is chosen** | {totals[0]:.2f} | {totals[1]:.2f} | **{totals[1] / totals[0]:.1f}** |\n")
+    told = ", ".join(f"{share}: {100 * metric:.2f} %" for share, metric in zip(shares, found[count], strict=True))
+    print(f"The chosen policies before fine-tuning, on the search split, by the share of the MACs: {told} "
+          f"(the one budget, 0.5: {100 * found[1][0]:.2f} %).", flush=True)  # fmt: skip
+
+
+def _budget(model: list[str], searcher: str, evaluations: int, share: float, images: int, cache: Path) -> Config:
+    name, weights, data = [*model, None, None][:3]
+    return from_dict({
+        **SEARCH_ONLY, "budget": {"flops": str(share)}, "cache": str(cache),
+        "model": {"name": name, "weights": weights},
+        "data": {"search": images, **({"name": data} if data else {})},
+        "search": {"recalibrate": "off", "searcher": searcher, "evaluations": evaluations},
+    })  # fmt: skip
+
+
+def _until_chosen(config: Config, folder: Path) -> tuple[dict[str, float], float]:
+    """The stages of a run until its policy is chosen: their seconds, and the policy's metric before fine-tuning."""
+    seconds: dict[str, float] = {}
+    seconds["load"], task = _timed(lambda: open_task(config))
+    with Journal(folder / "journal.jsonl") as journal, Machine() as machine:
+        flow = Stages(Record(task, config, folder, journal, Silent(), machine))
+        seconds["inspect"], graph = _timed(flow.inspect)
+        later, space = _timed(lambda: flow.space(graph))
+        seconds["inspect"] += later
+        seconds["calibrate"], evaluator = _timed(lambda: flow.calibrate(graph, space))
+        seconds["search"], problem = _timed(lambda: flow.search(graph, space, evaluator))
+        seconds["refine"], (_, candidates) = _timed(lambda: flow.choose(flow.promising(problem, None), evaluator))
+    return seconds, next(c["before"] for c in candidates if c["chosen"])
+
+
+def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.process_time()
+    found = function()
+    return time.process_time() - start, found
 
 
 # The scheduler
@@ -163,7 +194,6 @@ class Simulated:
 def scheduler(count: int = 10_000, nodes: int = 500) -> None:
     """What this machine spends on scheduling, and on looking at, so many runs."""
     from amc.batch.run import _Record
-    from amc.journal import Journal
 
     rows: list[tuple[str, float, str]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -208,7 +238,6 @@ def ray(count: int = 300) -> None:
 
     from amc.batch.cluster import RemoteScores, connected
     from amc.batch.worker import evaluator_of
-    from amc.config import from_dict
 
     config = from_dict({**SEARCH_ONLY, "data": {"search": 50, "calibration": 64}})
     rows = []
@@ -253,12 +282,15 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("workers", "budgets", "scheduler", "ray"))
-    parser.add_argument("--searcher", default="allocate")
-    parser.add_argument("--evaluations", type=int, default=1)
+    parser.add_argument("--one", default="hybrid", help="the searcher of the one budget")
+    parser.add_argument("--ten", default="hybrid", help="the searcher of the ten budgets")
+    parser.add_argument("--evaluations", type=int, default=60)
     parser.add_argument("--model", nargs="*", default=["resnet8"], help="name, weights, data")
+    parser.add_argument("--images", type=int, default=1000, help="images of the search split")
+    parser.add_argument("--shares", type=float, nargs="*", default=SHARES, help="the budgets, as shares of the MACs")
     parsed = parser.parse_args()
     if parsed.what == "budgets":
-        budgets(parsed.searcher, parsed.evaluations, parsed.model)
+        budgets(parsed.one, parsed.ten, parsed.evaluations, parsed.model, parsed.images, parsed.shares)
     else:
         {"workers": workers, "scheduler": scheduler, "ray": ray}[parsed.what]()
 

@@ -12,6 +12,7 @@ heartbeat where the storage is a database, and its trial is done by another.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import time
@@ -61,7 +62,7 @@ def fill(problem: Problem, evaluations: int, sampler: optuna.samplers.BaseSample
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if place is not None and place.shared:
-                with _told_plainly(place):
+                with _told_plainly(place.url):
                     _together(problem, evaluations, sampler, design, place)
             else:
                 _alone(problem, evaluations, sampler, design, place)
@@ -195,6 +196,13 @@ def _bind(study: optuna.Study, place: StudyPlace) -> None:
         )
 
 
+@functools.cache
+def check_storage(url: str) -> None:
+    """Raise ConfigError for a storage that cannot be opened."""
+    with _told_plainly(url, ""):
+        open_storage(url)
+
+
 def open_storage(url: str) -> BaseStorage:
     """An Optuna storage: a database's URL, an SQLite file ``.db``, or any other file as Optuna's journal.
 
@@ -231,18 +239,18 @@ def _database(url: str, engine: dict[str, Any], tries: int = 5) -> RDBStorage:
 
 
 @contextlib.contextmanager
-def _told_plainly(place: StudyPlace) -> Iterator[None]:
+def _told_plainly(url: str, kept: str = " What was finished is kept there.") -> Iterator[None]:
     """What goes wrong with a storage is the user's to mend, in one line and without the password."""
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ConfigError(f"--storage {_public(place.url)} needs the package '{error.name}': install it.") from None
+        raise ConfigError(f"--storage {_public(url)} needs the package '{error.name}': install it.") from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
         cause = error.__cause__ or error
         reason = first_line(getattr(cause, "orig", None) or cause)
-        raise ConfigError(f"--storage {_public(place.url)}: {reason}. What was finished is kept there.") from None
+        raise ConfigError(f"--storage {_public(url)}: {reason}.{kept}") from None
 
 
 def _public(url: str) -> str:

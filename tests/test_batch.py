@@ -29,7 +29,10 @@ FULL = {
     "models": ["resnet8", "torchvision:resnet18"],
     "data": ["digits"],
     "budgets": {"half": {"flops": 0.5}, "third": {"flops": "30%", "params": "100k"}},
-    "devices": {"phone": {"size": "500KB", "threads": 2}, "board": {"memory": 0.5}},
+    "devices": {
+        "phone": {"size": "500KB", "latency": "2ms", "threads": 2, "latency_model": "phone.csv"},
+        "board": {"memory": 0.5},
+    },
     "searchers": {"tpe": {"evaluations": 9}, "fast": {"searcher": "uniform", "evaluations": 1}},
     "seeds": [0, 1],
     "common": {"finetune": {"epochs": 3}},
@@ -64,6 +67,7 @@ def test_the_matrix_is_the_product_less_what_is_excluded(tmp_path: Path):
     assert found[0].folder == tmp_path / "out" / found[0].name
     config = found[0].config
     assert (config.model.name, config.budget.flops, config.budget.size) == ("resnet8", "0.5", "500KB")
+    assert (config.budget.latency, config.search.latency_model) == ("2ms", "phone.csv")
     assert (config.latency_threads, config.search.searcher, config.search.evaluations) == (2, "tpe", 9)
     assert (config.seed, config.finetune.epochs) == (0, 3)
     last = found[-1]

@@ -7,6 +7,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from amc.cli import main
 from amc.envs.toy import toy_problem
 from amc.errors import ConfigError
 from amc.evaluate import Score
@@ -173,6 +174,15 @@ def test_a_storage_that_is_not_there_is_told_in_one_line_without_its_password(tm
             load_searcher("qmc")(problem(StudyPlace(url, "toy", shared=True)), 1, 0)
         assert "secret" not in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_a_storage_that_is_not_there_is_told_before_anything_starts(tmp_path, capsys):
+    run = tmp_path / "run"
+    storage = f"sqlite:///{tmp_path}/no/such.db"
+    assert main(["search", "--flops", "0.5", "--searcher", "tpe", "--storage", storage, "--out", str(run)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("unable to open database file.")
+    assert not run.exists()
 
 
 def test_a_failed_evaluation_is_in_the_shared_study_too(tmp_path):

@@ -17,6 +17,7 @@ AXES = {"models": "model", "data": "data", "budgets": "budget", "devices": "devi
         "seeds": "seed"}  # fmt: skip
 _KEYS = (*AXES, "common", "exclude", "overrides", "out", "retries")
 _LIMITS = {field.name for field in dataclasses.fields(BudgetConfig)}
+_LATENCY = ("latency_model", "latency_timeout")
 _TOP = {field.name for field in dataclasses.fields(Config)} - {"model", "data", "budget", "search", "seed", "out"}
 
 
@@ -166,19 +167,21 @@ def _part(axis: str, name: str, value: Any) -> dict[str, Any]:
 
 
 def _device(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A device: limits, ``threads`` of ONNX Runtime, and whatever else of a run depends on it."""
+    """A device: limits, ``threads`` of ONNX Runtime, its latency model, and whatever else of a run depends on it."""
     part: dict[str, Any] = {}
     for key, value in entry.items():
         if key in _LIMITS:
             part.setdefault("budget", {})[key] = value
         elif key == "threads":
             part["latency_threads"] = value
+        elif key in _LATENCY:
+            part.setdefault("search", {})[key] = value
         elif key == "resources":
             continue  # see _resources
         elif key in _TOP:
             part[key] = value
         else:
-            known = [*_LIMITS, *_TOP, "threads", "resources"]
+            known = [*_LIMITS, *_LATENCY, *_TOP, "threads", "resources"]
             raise ConfigError(f"unknown key 'devices.{name}.{key}'.{did_you_mean(str(key), known)}")
     return part
 
