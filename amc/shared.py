@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import astuple
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from amc import nested
-from amc.cache import Cache, Resting, cache_folder
+from amc.cache import Cache, Resting, Table, cache_folder
 from amc.config import Config
 from amc.evaluate import Evaluator, Score
 from amc.graph import Graph
 from amc.importance import rank
+from amc.latency.model import COMMAND
 from amc.memory import Memory
 from amc.nested import Nested
 from amc.plugins import file_digests
@@ -32,6 +34,9 @@ from amc.policy import Choice, fingerprint
 from amc.provenance import code_version, cpu_name, library_versions
 from amc.reconstruct import Moments, collect, new_shelf, readers, sums_size
 from amc.task import Split, Task, batches, evaluate
+
+SAME_DEVICE = 0.05
+"""By so much may a device's time for one network differ from what an earlier run has measured."""
 
 
 def open_cache(config: Config, resting: Resting) -> Cache:
@@ -178,6 +183,24 @@ class Shared:
 
         return _bytes(self.cache.tensors("profiles", identity, lambda: _tensor(learn())))
 
+    def device_times(self, key: str, ms: float) -> Table:
+        """What runs of this network have measured by the same command or class, on a device that cannot be looked into.
+
+        ``ms`` is what this run has measured for ``key`` itself: where others have found something else, the device has
+        changed, and another table begins.
+        """
+        named, network = str(self._config.search.latency_model), fingerprint(self._task.model)
+        files = {**file_digests([named]), **_mentioned(named)}
+        for generation in count():
+            identity = {"model": named, "files": files, "network": network, "generation": generation}
+            table = self.cache.table("device-times", lambda identity=identity: identity)  # type: ignore[misc]
+            known = table.get(key)
+            if known is None:
+                table.put(key, ms)
+            if known is None or abs(known / ms - 1) <= SAME_DEVICE:
+                return table
+        raise AssertionError
+
     def original_onnx(self, export: Callable[[], bytes]) -> bytes:
         """The original's ONNX file."""
         return _bytes(self.cache.tensors("onnx", self._exported, lambda: _tensor(export())))
@@ -198,6 +221,12 @@ class Shared:
 
     def _judged_on(self, part: str, split: Split) -> dict[str, Any]:
         return {**self._basis, "judged": self._judged, part: self._search if part == "search" else split_digest(split)}
+
+
+def _mentioned(command: str) -> dict[str, str]:
+    """SHA-256 of the files that a command names."""
+    words = [Path(word) for word in command.partition(":")[2].split()] if command.startswith(COMMAND) else []
+    return {str(word): hashlib.sha256(word.read_bytes()).hexdigest() for word in words if word.is_file()}
 
 
 def _how(evaluator: Evaluator, choice: Choice) -> list[Any]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from amc.budget import Budget, Space
+from amc.cache import Table
 from amc.config import BudgetConfig, Config, to_dict
 from amc.device import Device
 from amc.drift import QUICK_ROWS, QUICK_SAMPLES, Drift
@@ -187,7 +188,8 @@ class Stages:
             key = profile_key(bench, record.config.latency_threads, record.task)
             path = self._profile(bench, graph, key) if named is None else Path(named)
             return Learned(learn_latency(bench, graph, key, path, 0, progress), bench, asked, record.journal)
-        problem = latency_problem(bench, graph, self._original(), record.config, record.journal, record.task, progress)
+        remember = self._remembered()
+        problem = latency_problem(bench, graph, self._original(), record.config, remember, record.task, progress)
         predictor = Predictor(load_latency_model(named), problem)
         if predictor.measures:
             return Device(predictor, problem, asked, record.journal)
@@ -210,6 +212,31 @@ class Stages:
                 record.monitor.say("latency is predicted by the profile that an earlier run has made here")
             record.journal.append("profile")
         return path
+
+    def _remembered(self) -> Callable[[str, Callable[[], float]], float]:
+        """Gives what a device took for a network: once in a run, and once for all runs while the device is the same."""
+        record = self.record
+        times: Table | None = None
+
+        def alone(measure: Callable[[], float]) -> float:
+            with record.machine.measuring():
+                return measure()
+
+        def remember(key: str, measure: Callable[[], float]) -> float:
+            nonlocal times
+            known = {r["key"]: float(r["ms"]) for r in record.journal.records("device-latency")}
+            if key in known:
+                return known[key]
+            ms = None
+            if not known:  # the first one a run measures itself, and sees whether the device is what it was
+                ms = known[key] = alone(measure)
+            if times is None:
+                times = record.shared.device_times(*next(iter(known.items())))
+            found = float(times.once(key, lambda: alone(measure))) if ms is None else ms
+            record.journal.append("device-latency", key=key, ms=found)
+            return found
+
+        return remember
 
     def promising(self, problem: Problem, pace: Pace | None) -> list[Evaluation]:
         """The best few; where latency is limited, of those that keep to it when measured. None: search again."""

@@ -20,7 +20,6 @@ from amc.config import Config
 from amc.errors import ExportError, LatencyError
 from amc.export import export_onnx, file_layout
 from amc.graph import Graph, build_graph
-from amc.journal import Journal
 from amc.latency import LatencyProbe, LatencyProblem, layer_shapes
 from amc.latency.learned import Sample
 from amc.latency.operators import names, operators
@@ -165,22 +164,12 @@ def latency_problem(
     graph: Graph,
     original: Path,
     config: Config,
-    journal: Journal,
+    remember: Callable[[str, Callable[[], float]], float],
     task: Task,
     progress: Callable[[float, str], None],
 ) -> LatencyProblem:
     """What a latency model of the user's is told."""
-    sites = [site.name for site in graph.sites]
-
-    def remember(key: str, measure: Callable[[], float]) -> float:
-        for record in journal.records("device-latency"):
-            if record["key"] == key:
-                return float(record["ms"])
-        ms = measure()
-        journal.append("device-latency", key=key, ms=ms)
-        return ms
-
-    search = config.search
+    sites, search = [site.name for site in graph.sites], config.search
     return LatencyProblem(
         full={site.name: site.channels for site in graph.sites},
         settings={s.name: legal_widths(s.channels, search.min_keep, search.channel_step) for s in graph.sites},

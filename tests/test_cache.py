@@ -364,6 +364,26 @@ def test_a_latency_profile_is_of_one_machine_runtime_and_number_of_threads(tmp_p
     assert profile() == b"1"
 
 
+def test_what_a_device_took_is_of_one_network_and_command_while_the_device_is_the_same(tmp_path: Path, task):
+    script = tmp_path / "measure.sh"
+    script.write_text("one")
+
+    def times(ms: float, task=task, word: str = "x"):
+        search = replace(CONFIG.search, latency_model=f"command:{script} {word} {{onnx}}")
+        return Shared(Cache(tmp_path / "c"), task, replace(CONFIG, search=search)).device_times("original", ms)
+
+    times(2.0).put("smallest", 1.0)
+    assert times(2.05).get("smallest") == 1.0
+    assert times(2.5).get("smallest") is None  # it is slower now: another table
+    assert times(2.5).get("original") == 2.5
+    assert times(2.0).get("smallest") == 1.0  # and is what it was again
+    assert times(2.0, word="y").get("smallest") is None
+    other = make_task("other", load_model("resnet8", "random", 1, 10, "digits"), task.splits, task.device)
+    assert times(2.0, other).get("smallest") is None
+    script.write_text("two")
+    assert times(2.0).get("smallest") is None
+
+
 def test_who_waits_for_another_process_lets_others_measure(tmp_path: Path):
     other = forked(_compute, tmp_path / "c")
     with Machine(tmp_path / "locks") as machine:

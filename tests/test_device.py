@@ -27,13 +27,13 @@ def device(most=10**6):
 
 def search(*more):
     return main(["search", "--latency", "0.5", "--latency-model", "command:./measure {onnx}", "--searcher", "random",
-                 "--evaluations", "3", "--finetune-epochs", "0", *more, "--out", "run"])  # fmt: skip
+                 "--evaluations", "3", "--finetune-epochs", "0", "--out", "run", *more])  # fmt: skip
 
 
 def test_the_limit_holds_on_the_device(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     device()
-    assert search() == 0
+    assert search("--cache", "cache") == 0
     assert "measured by command:measure {onnx}" in capsys.readouterr().out
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     (proof,) = result["proof"]
@@ -46,6 +46,10 @@ def test_the_limit_holds_on_the_device(tmp_path, monkeypatch, capsys):
         keys = [record["key"] for record in journal.records("device-latency")]
     assert len(set(keys)) == len(keys) == (tmp_path / "calls").stat().st_size  # each network once
     assert str(tmp_path) not in (tmp_path / "run" / "result.json").read_text()
+
+    # another run asks the device for the original only: it is what it was, and so is all that it took
+    assert search("--cache", "cache", "--out", "again") == 0
+    assert (tmp_path / "calls").stat().st_size == len(keys) + 1
 
 
 def test_a_device_that_fails_ends_the_run_and_what_it_gave_is_kept(tmp_path, monkeypatch, capsys):
