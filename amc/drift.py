@@ -45,6 +45,8 @@ _ROOM = 256 << 20  # bytes of solutions that are kept
 _LEAST_SCALE = 1e-2  # of a BatchNorm, as a share of its largest: what is nearly silenced corrects nothing
 
 
+_CASTS = (torch.ops.aten._to_copy,)
+"""Operators that do not count: autocast puts them in."""
 _Norm = tuple[Any, Tensor]
 _Solution = tuple[Tensor, Tensor]
 """Weights ``[C, D]`` and constant ``[C]``."""
@@ -86,8 +88,11 @@ class Drift:
         self._outputs: dict[str, Tensor] = {}
         self._added: dict[str, Tensor] = {}
 
-    def __call__(self, network: nn.Module, kept: Kept) -> None:
-        """Re-solve ``network``, which wears the policy ``kept`` with the solution without drift."""
+    def __call__(self, network: nn.Module, kept: Kept, halved: bool = False) -> None:
+        """Re-solve ``network``, which wears the policy ``kept`` with the solution without drift.
+
+        ``halved``: the pruned network's features are computed in bfloat16, the regressions in float32 all the same.
+        """
         if not self._outputs:
             self._remember()
         watch = _Operators(self._streams)
@@ -99,7 +104,7 @@ class Drift:
             outputs = None if layer.output is None else torch.from_numpy(layer.output.kept(kept)).to(x.device)
             if cut and layer.name in self._outputs:  # a cut network may call layers that the original did not
                 norm = self._norm(network, layer, outputs)
-                known = (layer.name, *(channels[site] for site in self._before[layer.name]))
+                known = (layer.name, halved, *(channels[site] for site in self._before[layer.name]))
                 if known not in self._solved:
                     found = self._solve(layer, module, norm, x, outputs, watch.found.get(layer.name))
                     self._solved.put(known, found)
@@ -107,18 +112,21 @@ class Drift:
             cut = cut or (layer.output is not None and len(outputs) < len(layer.output.site))  # type: ignore[arg-type]
             watch.forget(layer.name)
 
-        self._walk(network, visit, watch)
+        with torch.autocast(self._task.device.type, torch.bfloat16, enabled=halved):
+            self._walk(network, visit, watch)
 
     def _solve(
         self, layer: Layer, module: Any, norm: _Norm | None, x: Tensor, outputs: Tensor | None, stream: Tensor | None
     ) -> _Solution | None:
         """The layer's weights and constant for its inputs ``x``, where ``stream`` is what its output is added to."""
         positions, target = self._positions[layer.name], _cut(self._outputs[layer.name], outputs)
+        rows = rows_at(module, x, positions).to(module.weight.dtype)
         if stream is not None and _is_like(stream, module, x, target.shape[1]):
-            now = outputs_at(module, stream, positions)
+            now = outputs_at(module, stream, positions).to(target.dtype)
             target = target + (_cut(self._added[layer.name], outputs) - now) * _undo(norm, now)
         has_constant = module.bias is not None or norm is not None
-        return _regression(rows_at(module, x, positions), target, module.weight.flatten(1), has_constant)
+        with torch.autocast(x.device.type, enabled=False):
+            return _regression(rows, target, module.weight.flatten(1), has_constant)
 
     def _remember(self) -> None:
         """One pass of the original: every layer's outputs, and what they are added to, at random positions."""
@@ -276,7 +284,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not self.paused:
+        if not (self.paused or func.overloadpacket in _CASTS):
             for layer in self._wanted.get((self._count, str(func)), ()):
                 self.found[layer] = next(t for t in tree_leaves(out) if isinstance(t, Tensor))
             self._count += 1
@@ -331,6 +339,8 @@ class _Joins(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if layer is not None and 0 <= other < self._begun[layer] and args[0].shape == args[1].shape:
                     self.joins[layer] = (other, self._names[other])
         out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in _CASTS:
+            return out
         self._names.append(str(func))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):

@@ -78,7 +78,7 @@ class Evaluator:
         """The pruned network in evaluation mode. It is the scratch copy: the next call changes it."""
         self._dress(choice)
         if self._quick:
-            self._quick(self._scratch, self.kept(choice))
+            self._quick(self._scratch, self.kept(choice), self.precision == "bfloat16")
         if self.recalibrate:
             self._recalibrate()
         return self._scratch

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from amc.drift import QUICK_ROWS, QUICK_SAMPLES, Drift
+from amc.drift import Drift
 from amc.evaluate import BLOCK, Score
 from amc.policy import Choice
 from amc.problem import Problem, site_features
@@ -111,7 +111,7 @@ def ranking(bench: Bench, count: int) -> dict[str, Any]:
     careful, dear = losses(evaluator.refined_score)
     ways: dict[str, Drift | None] = {
         f"re-solved on {samples} images, {rows:,} rows": Drift(bench.task, bench.graph, 0, samples, rows)
-        for samples, rows in ((QUICK_SAMPLES, QUICK_ROWS), (QUICK_SAMPLES // 2, QUICK_ROWS // 2))
+        for samples, rows in ((256, 6144), (256, 3072), (128, 3072), (128, 1536))
     }
     found = {}
     for precision in ("float32", "bfloat16"):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from amc import drift
-from amc.drift import Drift, find_joins
+from amc.drift import Drift, _Solutions, find_joins
 from amc.evaluate import Evaluator
 from amc.graph import build_graph
 from amc.reconstruct import collect, readers
@@ -101,6 +101,24 @@ def test_it_is_better_and_repeats_itself(refining):
     assert refined.loss < 0.9 * plain.loss
     assert evaluator(quarter) == plain
     assert evaluator.refined_score(quarter) == refined
+
+
+def test_half_precision_features_and_policies_that_begin_alike(digits):
+    """bfloat16 changes little; what was solved for a policy with the same first widths is taken as it is."""
+    task, graph, orders, moments = digits
+    quick = Drift(task, graph, 0)
+    evaluator = Evaluator(task, graph, orders, moments, quick=quick)
+    quarter, later = (4, 4, 8, 8, 16, 16), (4, 4, 8, 8, 16, 32)
+    full = evaluator(quarter)
+    evaluator.precision = "bfloat16"
+    assert evaluator(quarter).loss == pytest.approx(full.loss, rel=0.05)
+    evaluator.precision = "float32"
+    known = set(quick._solved._found)
+    shared = evaluator(later)
+    new = {key[0] for key in set(quick._solved._found) - known}
+    assert new < set(quick._layers), "the first layers were solved again"
+    quick._solved = _Solutions(0)
+    assert evaluator(later) == shared
 
 
 def test_the_original_is_not_changed_and_keeps_no_hooks(refining):
