@@ -32,7 +32,10 @@ def _measure(parsed: argparse.Namespace) -> int:
 
     shape = convert(parsed.input_size, tuple[int, ...] | None, "--input-size")
     paths = [Path(model) for model in parsed.models]
-    inputs = Runner(paths[0], max(1, parsed.threads)).inputs(shape)
+    first, *others = (Runner(path, max(1, parsed.threads)) for path in paths)
+    inputs = first.inputs(shape)
+    for other in others:
+        other.inputs(inputs.shape[1:])
     names = [f"{i}. {path.name}" if len(paths) > 1 else str(path) for i, path in enumerate(paths, 1)]
     where = _where(parsed.threads, inputs.shape)
     with shown() as monitor:

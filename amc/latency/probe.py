@@ -25,7 +25,7 @@ ROUNDS = 30
 
 
 class LatencyProbe:
-    """Milliseconds of one inference of any policy, relative to the original measured in the same rounds."""
+    """Times any policy beside the original, and its operators."""
 
     def __init__(
         self,
@@ -71,14 +71,6 @@ class LatencyProbe:
                 next(a for a in node.attribute if a.name == "group").i = groups[node.input[1]]
         data: bytes = proto.SerializeToString()
         return data
-
-    def __call__(self, kept: Kept) -> float:
-        """Milliseconds of the policy that keeps these channels. Raises ExportError where the cut file does not run."""
-        return self.time(self.cut(kept))
-
-    def time(self, model: bytes) -> float:
-        """Milliseconds of an ONNX model: its ratio to the original, times what the original takes."""
-        return self.original_ms * self.compare(model).ratio
 
     def compare(self, model: bytes, rounds: int = ROUNDS) -> Timing:
         """An ONNX model beside the original."""

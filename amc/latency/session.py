@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,16 +52,16 @@ class Runner:
             source = model if isinstance(model, bytes) else str(model)
             self._session: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001  (the runtime's errors share no base class)
-            raise ExportError(f"ONNX Runtime cannot load {self._name}: {first_line(error)}") from None
+            raise ExportError(f"ONNX Runtime cannot load {self._name}: {_reason(error)}") from None
         # the runtime leaves denormals off in the thread that asked; torch's results must not depend on that
         torch.set_flush_denormal(False)
-        self._input = self._session.get_inputs()[0].name
+        self._input = next((given.name for given in self._session.get_inputs()), "")
         self._names = [output.name for output in self._session.get_outputs()]
 
     def inputs(self, shape: Sequence[int] | None = None, seed: int = 0) -> NDArray[np.float32]:
         """Random inputs for the model: one sample of the shape it declares, or of ``shape`` without the batch."""
         declared = self._session.get_inputs()
-        if len(declared) > 1:
+        if len(declared) != 1:
             raise ExportError(f"{self._name} has {len(declared)} inputs; only models with one can be measured.")
         if declared[0].type != "tensor(float)":
             raise ExportError(f"the input of {self._name} is {declared[0].type}; only float32 can be measured.")
@@ -70,7 +71,10 @@ class Runner:
             if len(shape) != len(rest) or any(
                 isinstance(known, int) and known != asked for known, asked in zip(rest, shape, strict=True)
             ):
-                raise ExportError(f"--input-size is {list(shape)}, but {self._name} takes {rest} after the batch.")
+                raise ExportError(
+                    f"{self._name} takes {rest} after the batch, not {list(shape)}, which the first model or "
+                    "--input-size says."
+                )
             rest = list(shape)
         if not all(isinstance(size, int) for size in rest):
             raise ExportError(
@@ -92,12 +96,20 @@ class Runner:
         try:
             found: list[NDArray[Any]] = self._session.run(None, given)
         except Exception as error:  # noqa: BLE001
-            raise ExportError(f"ONNX Runtime cannot run {self._name}: {first_line(error)}") from None
+            raise ExportError(f"ONNX Runtime cannot run {self._name}: {_reason(error)}") from None
         return found
 
     def structured(self, inputs: Inputs) -> Nested:
         """The outputs as the network gave them: a tensor, a tuple or a dict of tensors."""
         return nested.restored(self._names, [torch.from_numpy(array) for array in self.outputs(inputs)], "output")
+
+
+def _reason(error: Exception) -> str:
+    """What the runtime says, without its codes and the file's name."""
+    said = re.sub(
+        r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?(Fatal error: )?", "", first_line(error)
+    )
+    return "it is no ONNX file." if said.startswith(("Protobuf parsing failed", "No graph was found")) else said
 
 
 def onnx_metric(model: Path, objective: Objective, split: Split, batch_size: int = 100) -> float:
