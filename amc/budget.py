@@ -146,13 +146,14 @@ class Space:
     def allowed(self, prefix: Sequence[int]) -> tuple[int, ...]:
         """The settings of the next site that leave the budget reachable, ascending (Algorithm 1).
 
-        ``prefix`` holds the settings of the sites before it, and must itself leave the budget reachable.
+        ``prefix`` holds the settings of the sites before it, and must itself leave the budget reachable. Where it
+        does not any more, since costs were corrected meanwhile, the smallest setting is what is left.
         """
         site = len(prefix)
         later = self.smallest[site + 1 :]
         settings = self.settings[site]
         ok = self.fits([(*prefix, setting, *later) for setting in settings])
-        return tuple(s for s, good in zip(settings, ok, strict=True) if good)
+        return tuple(s for s, good in zip(settings, ok, strict=True) if good) or settings[:1]
 
     def fit(self, shares: ArrayLike) -> Choice:
         """The policy near the budget whose widths are in the proportions ``shares [S]``, above 0.

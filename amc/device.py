@@ -13,6 +13,7 @@ from typing import Any
 from amc.journal import Journal
 from amc.latency import LatencyProblem, Measurement, Predictor
 from amc.latency.fitted import fitted
+from amc.latency.quiet import Timing
 from amc.pace import Pace, proof
 from amc.policy import Choice
 
@@ -29,7 +30,7 @@ class Device(Pace):
     def promise(self, final: Path, chosen: Choice, latency: Measurement) -> dict[str, Any]:
         """The limit held against what the device takes for the final network: the file itself, where it takes files."""
         measure = getattr(self._predictor.model, "measure", None)
-        value = self.measured(chosen) if measure is None else float(measure(final.read_bytes()))
+        value = self.measured(chosen)["ms"] if measure is None else float(measure(final.read_bytes()))
         return proof(self.limit_ms, value, self.keeps(value, self.limit_ms), f"measured by {self.said['model']}")
 
 
@@ -42,6 +43,6 @@ class _Asked:
         self._predictor, self._sites = predictor, tuple(problem.full)
         self.full = tuple(problem.full.values())
 
-    def ratio(self, widths: Sequence[int], sessions: int = 1) -> float:
+    def timing(self, widths: Sequence[int], sessions: int = 1) -> Timing:
         """Milliseconds: the original's time here has nothing to do with the device's."""
-        return self._predictor.predict(dict(zip(self._sites, widths, strict=True)))
+        return Timing(self._predictor.predict(dict(zip(self._sites, widths, strict=True))), 1.0)

@@ -1,13 +1,15 @@
 """Latency in a run: measured, predicted, limited, corrected, and the promise.
 
-The search asks a latency model. What it is wrong by near the budget is found out on the runtime, at three times: on a
-few policies before the search, on the best ones after it, and on the fine-tuned network. Each time the model is
-corrected by a factor; where the budget then does not hold, the run goes back and searches under the corrected model.
+The search asks a latency model. What it is wrong by near the budget is found out on the runtime: on a few policies
+before the search, on the best ones during and after it, and on the fine-tuned network. Each time the model is
+corrected by a factor. A search goes on under it; where the budget does not hold afterwards, the run searches again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ from amc.errors import BudgetError
 from amc.journal import Journal
 from amc.latency import Measurement
 from amc.latency.profile import LearnedModel
+from amc.latency.quiet import QUIET, Timing
 from amc.policy import Choice
 from amc.resources import CostModel, Costs, Floats
 
@@ -29,8 +32,10 @@ Predict = Callable[[ArrayLike], NDArray[np.float64]]
 
 AIMED, SESSIONS = 4, 3
 """Policies near the budget that are measured before the search, and sessions for each measured policy."""
+CHECKS, CHECKED = (0.25, 0.5, 0.75), 3
+"""When in a search the model is held against what is measured, and so many of the best policies are."""
 CORRECTIONS = 6
-"""So often a run is corrected before it gives up."""
+"""So many searches are made before a run gives up."""
 MARGIN, TIGHT = 0.015, 0.005
 """By so much less than the limit is aimed at, since a measurement of some seconds leaves as much open; and by so much
 less must a policy take that is fine-tuned."""
@@ -39,15 +44,15 @@ NOTHING = 0.02
 
 
 class Paced:
-    """Exact costs, and latency in ms as a model predicts it, corrected by a factor."""
+    """Exact costs, and latency in ms as a model predicts it, corrected by the factor of the moment."""
 
-    def __init__(self, exact: CostModel, predict: Predict, factor: float) -> None:
+    def __init__(self, exact: CostModel, predict: Predict, factor: Callable[[], float]) -> None:
         self._exact, self._predict, self._factor = exact, predict, factor
 
     def costs(self, choices: ArrayLike) -> Mapping[str, Floats]:
         exact = self._exact.costs(choices)
         ways = {name: partial(exact.__getitem__, name) for name in exact}
-        return Costs({**ways, "latency": lambda: self._factor * self._predict(choices)})
+        return Costs({**ways, "latency": lambda: self._factor() * self._predict(choices)})
 
 
 def steps(predict: Predict, settings: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
@@ -81,7 +86,7 @@ class Meter(Protocol):
     @property
     def original_ms(self) -> float: ...
 
-    def ratio(self, widths: Sequence[int], sessions: int = 1) -> float: ...
+    def timing(self, widths: Sequence[int], sessions: int = 1) -> Timing: ...
 
 
 class Pace:
@@ -103,6 +108,10 @@ class Pace:
         a share of, if not the meter's."""
         self.predict, self.said = predict, said
         self._meter, self._journal, self._asked = meter, journal, asked
+        self._corrections = [{"tighter": 1.0, "after": None, **r} for r in journal.records("correction")]
+        self._proposals: float = math.inf
+        self._checks: set[int] = set()
+        self._least_ms = 0.0
         self.original_ms = meter.original_ms if original_ms is None else original_ms
         self.limit_ms = parse_limit("latency", asked, self.original_ms)
 
@@ -125,22 +134,96 @@ class Pace:
 
     @property
     def factor(self) -> float:
-        """By what the model's predictions are corrected."""
-        last = self._journal.last("correction")
-        return 1.0 if last is None else float(last["factor"])
+        """By what the model's predictions are corrected now; during a search, as far as that has come."""
+        return self._factors()[-1]
 
-    def measured(self, choice: Choice) -> float:
-        """Milliseconds of a policy, measured once and remembered."""
-        for record in self._journal.records("latency"):
-            if tuple(record["choice"]) == choice:
-                return float(record["ms"])
-        ms = self._meter.ratio(choice, SESSIONS) * self._meter.original_ms
-        self._journal.append("latency", choice=list(choice), ms=ms, predicted=float(self.predict([choice])[0]))
-        return ms
+    @property
+    def least_factor(self) -> float:
+        """The smallest factor of the search so far: by it every policy fits that has ever fitted."""
+        return min(self._factors())
+
+    def _factors(self) -> list[float]:
+        """The factor that a search began with, and those that it found."""
+        found = [1.0]
+        for record in self._corrections:
+            factor = record["factor"] * record["tighter"]
+            if record["after"] is None:
+                found = [factor]
+            elif record["after"] <= self._proposals:
+                found.append(factor)
+        return found
+
+    @property
+    def tighter(self) -> float:
+        """By what fine-tuned networks took longer than their policies did, as far as that broke the promise."""
+        return float(self._corrections[-1]["tighter"]) if self._corrections else 1.0
+
+    @property
+    def _between(self) -> int:
+        """How many corrections were not made during a search."""
+        return sum(record["after"] is None for record in self._corrections)
+
+    @contextmanager
+    def searching(self, space: Space, evaluations: int) -> Iterator[None]:
+        """A search with so many evaluations. One that is repeated finds the same corrections at the same points."""
+        self._proposals = 0
+        self._least_ms = space.costs(space.smallest)["latency"] / self.factor
+        self._checks = {math.ceil(share * evaluations) for share in CHECKS} if self.measures else set()
+        try:
+            yield
+        finally:
+            self._proposals = math.inf
+
+    def follow(self, proposals: int, best: Callable[[], Sequence[Choice]]) -> None:
+        """Told how far a search is; at some points ``best`` policies are measured, and the model is corrected."""
+        self._proposals = proposals
+        if proposals not in self._checks or self._checked(proposals):
+            return
+        if choices := self.likely(best(), CHECKED):
+            self._correct(choices, "the best policies so far", proposals)
+
+    def _checked(self, proposals: int) -> bool:
+        last = self._corrections[-1]["after"] if self._corrections else None
+        return last is not None and last >= proposals
+
+    def ever_fits(self, space: Space, choice: Choice) -> bool:
+        """Whether a policy is within the limits, or was at some point of this search."""
+        costs = space.costs(choice)
+        costs["latency"] *= self.least_factor / self.factor
+        return all(costs[name] <= limit * (1 + 1e-9) for name, limit in space.limits.items())
+
+    def likely(self, ranked: Sequence[Choice], count: int) -> list[Choice]:
+        """The first of those that are within the limit by what is known; where none is, of all."""
+        good = [choice for choice in ranked if self.keeps_to_limit(choice)]
+        return (good or list(ranked))[:count]
+
+    def measured(self, choice: Choice) -> dict[str, Any]:
+        """The record of a policy, which is measured once: ``ms``, what was ``predicted``, and how ``quiet`` it was."""
+        known = self._known(choice)
+        if known is None:
+            timing, predicted = self._meter.timing(choice, SESSIONS), float(self.predict([choice])[0])
+            ms = timing.ratio * self._meter.original_ms
+            self._journal.append("latency", choice=list(choice), ms=ms, predicted=predicted, quiet=timing.quiet)
+            known = self._journal.last("latency")
+            assert known is not None
+        return known
+
+    def _known(self, choice: Choice) -> dict[str, Any] | None:
+        return next((r for r in self._journal.records("latency") if tuple(r["choice"]) == choice), None)
+
+    def keeps_to_limit(self, choice: Choice) -> bool:
+        """Whether a policy is within the limit: as measured, or as the corrected model predicts.
+
+        What was measured while the machine was loud says little, and is taken for not measured.
+        """
+        known = self._known(choice)
+        if known is None or known["quiet"] < QUIET:
+            return self.factor * float(self.predict([choice])[0]) <= self.limit_ms
+        return bool(self.tighter * known["ms"] <= self.limit_ms * (1 - TIGHT))
 
     def aim(self, space: Space, seed: int, progress: Callable[[float, str], None]) -> bool:
         """Measure some policies near the budget and correct the model by them; once in a run."""
-        if self._journal.last("correction") is not None:
+        if self._corrections:
             return False
         rng = np.random.default_rng(seed)
         shares = [np.ones(len(space.names)), *rng.uniform(0.3, 1.0, (AIMED - 1, len(space.names)))]
@@ -156,29 +239,38 @@ class Pace:
         for number, choice in enumerate(choices):
             self.measured(choice)
             progress((number + 1) / len(choices), "")
-        good = [choice for choice in choices if self.measured(choice) <= self.limit_ms * (1 - TIGHT)]
+        good = [choice for choice in choices if self.keeps_to_limit(choice)]
         if not good:
             self._correct(choices, "the best policies")
         return good
 
-    def _correct(self, choices: Sequence[Choice], why: str) -> None:
-        measured = np.array([self.measured(choice) for choice in choices])
-        self._record(float(np.exp(np.mean(np.log(measured / self.predict(choices))))) * (1 + MARGIN), why)
+    def _correct(self, choices: Sequence[Choice], why: str, after: int | None = None) -> None:
+        """By policies that are measured; those that were loud do not count, and where all were the factor stays."""
+        records = [r for r in map(self.measured, choices) if r["quiet"] >= QUIET]
+        factor = self.factor / self.tighter
+        if records:
+            factor = (1 + MARGIN) * float(np.exp(np.mean([np.log(r["ms"] / r["predicted"]) for r in records])))
+        self._record(factor, why, after)
 
-    def _record(self, factor: float, why: str) -> None:
-        done = list(self._journal.records("correction"))
-        if len(done) >= CORRECTIONS:
+    def _record(self, factor: float, why: str, after: int | None = None, tighter: float = 1.0) -> None:
+        """``after`` so many proposals of a search; otherwise another search comes."""
+        if after is None and self._between >= CORRECTIONS:
             raise BudgetError(
-                f"the latency budget cannot be kept: after {len(done)} corrections of the latency model by what was "
+                f"the latency budget cannot be kept: after {CORRECTIONS} corrections of the latency model by what was "
                 "measured, networks are still slower than predicted. Raise --latency, or measure on a quieter machine."
             )
-        self._journal.append("correction", factor=factor, why=why)
+        if after is not None:  # the search goes on: something must be left to it
+            factor = min(factor, self.limit_ms / (self.tighter * self._least_ms) * (1 - 1e-9))
+        found = {"factor": factor, "tighter": self.tighter * tighter, "why": why, "after": after}
+        self._corrections.append(found)
+        self._journal.append("correction", **found)
 
     def keeps(self, upper: float, limit: float) -> bool:
-        """Whether the promise is kept; if not, the model is corrected by how much it is missed."""
+        """Whether the promise is kept; if not, the limit is tightened by how much it is missed."""
         if upper <= limit:
             return True
-        self._record(self.factor * upper / limit * (1 + MARGIN), "the fine-tuned network")
+        factor = self.factor / self.tighter
+        self._record(factor, "the fine-tuned network", tighter=upper / limit * (1 + MARGIN))
         return False
 
     def report(self, chosen: Choice) -> dict[str, Any]:
@@ -192,7 +284,7 @@ class Pace:
             "corrected_ms": self.factor * float(self.predict([chosen])[0]),
             "measured_policies": len(known),
             "measured_error": float(np.mean(off)) if off else None,
-            "corrections": [{"factor": r["factor"], "why": r["why"]} for r in self._journal.records("correction")],
+            "corrections": [{"factor": r["factor"] * r["tighter"], "why": r["why"]} for r in self._corrections],
         }
 
 

@@ -75,11 +75,13 @@ class Problem:
         study: StudyPlace | None = None,
         ahead: Callable[[Sequence[Choice]], None] | None = None,
         kind: str = "evaluation",
+        fits: Callable[[Choice], bool] | None = None,
     ) -> None:
         """``measure`` adds costs that are measured, such as ``latency`` in ms; ``error`` is `site_error`.
 
         ``race`` scores a policy as far as it takes to see that another one, the best so far, is better. ``ahead`` is
-        told what ``score`` will be asked for next. ``kind`` names the evaluations in the journal.
+        told what ``score`` will be asked for next. ``kind`` names the evaluations in the journal. ``fits`` tells which
+        policies are within the budget or were when they were made, where costs are corrected during the search.
         """
         self.space = space
         self.study = study
@@ -89,7 +91,7 @@ class Problem:
         self._journal = journal or Journal(None)
         self._observer = observer
         self._error, self._race = error, race
-        self._ahead, self._kind = ahead, kind
+        self._ahead, self._kind, self._fits = ahead, kind, fits
         self._known = {e.choice: e for e in recorded(self._journal, kind)}
         # what a resumed search may see is what it has proposed anew, or it would not repeat itself
         self._proposed: dict[Choice, Evaluation] = {}
@@ -97,8 +99,7 @@ class Problem:
     def evaluate(self, choice: Sequence[int]) -> Evaluation:
         """Score a policy. Raises ValueError when it is not legal or over budget: that is the searcher's mistake."""
         policy = tuple(int(setting) for setting in choice)
-        if not self.space.is_legal(policy) or not bool(self.space.fits([policy])[0]):
-            raise ValueError(f"the policy {policy} is not legal or over the budget {dict(self.space.limits)}")
+        self._check(policy)
         if policy not in self._known:
             evaluation = self._evaluate(policy)
             self._remember(evaluation)
@@ -107,11 +108,15 @@ class Problem:
     def learn(self, evaluation: Evaluation) -> None:
         """Take over what another process has found. Raises ValueError when it is not of this problem."""
         policy = evaluation.choice
-        if not self.space.is_legal(policy) or not bool(self.space.fits([policy])[0]):
-            raise ValueError(f"the policy {policy} is not legal or over the budget {dict(self.space.limits)}")
+        self._check(policy)
         if policy not in self._known:
             self._remember(evaluation)
         self._propose(policy)
+
+    def _check(self, policy: Choice) -> None:
+        fits = self._fits(policy) if self._fits else bool(self.space.fits([policy])[0])
+        if not self.space.is_legal(policy) or not fits:
+            raise ValueError(f"the policy {policy} is not legal or over the budget {dict(self.space.limits)}")
 
     def _remember(self, evaluation: Evaluation) -> None:
         self._journal.append(self._kind, **to_record(evaluation), time=time.time())
@@ -211,8 +216,8 @@ class Problem:
         """All distinct evaluations, in the order in which they were first proposed."""
         return list(self._proposed.values())
 
-    def best(self, count: int) -> list[Evaluation]:
-        """The best distinct policies, the best first; equal rewards are told apart by the loss.
+    def best(self, count: int | None = None) -> list[Evaluation]:
+        """The best distinct policies, the best first, or all; equal rewards are told apart by the loss.
 
         Those that lost a race come after all that were read whole.
         """

@@ -197,7 +197,7 @@ def _compress(record: Record, elsewhere: Elsewhere | None) -> Result:
     while True:  # once, but for a limit on latency that turns out to be missed
         space = flow.space(graph, pace)
         with record.stage("search"):
-            problem = flow.search(graph, space, evaluator)
+            problem = flow.search(graph, space, evaluator, pace)
         with record.stage("choose"):
             best = flow.promising(problem, pace)
             if not best:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,7 +110,7 @@ class Stages:
 
         return bool(self.record.once("recalibrate", compare))
 
-    def search(self, graph: Graph, space: Space, evaluator: Evaluator) -> Problem:
+    def search(self, graph: Graph, space: Space, evaluator: Evaluator, pace: Pace | None = None) -> Problem:
         """Let the searcher propose policies."""
         record = self.record
         search, best = record.config.search, -np.inf
@@ -118,19 +120,23 @@ class Stages:
             best = max(best, evaluation.metric if evaluation.error is None else -np.inf)
             shown = f"best {record.task.objective.name} {100 * best:.2f} %" if best > -np.inf else "no policy works yet"
             record.monitor.progress(min(1.0, proposals / search.evaluations), f"{shown} before fine-tuning")
+            if pace:
+                pace.follow(proposals, lambda: [e.choice for e in problem.best()])
 
         reward = load_reward(search.reward)
         timed = getattr(reward, "needs_latency", False) and record.config.budget.latency is None
-        bench = self._bench(graph) if timed else None
-        probe = (lambda choice: {"latency": bench.ratio(choice) * bench.original_ms}) if bench else None
+        bench = self.bench(graph) if timed else None
+        probe = (lambda choice: {"latency": bench.timing(choice).ratio * bench.original_ms}) if bench else None
         scorer = self._elsewhere(record.config, evaluator) if self._elsewhere else None
         score, error = record.shared.score(evaluator, scorer), record.shared.site_error(evaluator)
         racing = search.race and searchers()[search.searcher].races and scorer is None
         problem = Problem(
             space, site_features(graph), score, reward, record.journal, observe, probe, error,
             record.shared.race(evaluator) if racing else None, self._study(), scorer.announce if scorer else None,
+            fits=partial(pace.ever_fits, space) if pace else None,
         )  # fmt: skip
-        load_searcher(search.searcher)(problem, search.evaluations, record.config.seed)
+        with pace.searching(space, search.evaluations) if pace else contextlib.nullcontext():
+            load_searcher(search.searcher)(problem, search.evaluations, record.config.seed)
         failed = [e for e in problem.evaluations if e.error is not None]
         if len(failed) == len(problem.evaluations):
             raise ConfigError(f"every evaluation failed; the first: {failed[0].error}")
@@ -143,7 +149,7 @@ class Stages:
         record = self.record
         config, name = record.config, record.config.search.study_name
         stem = f"{Path(config.model.name).name} on {Path(config.data.name).name}"
-        again = len(list(record.journal.records("correction"))) - 1
+        again = sum(correction.get("after") is None for correction in record.journal.records("correction")) - 1
         if again > 0:  # under a corrected latency model the same proportions are other policies
             stem += f", search {again + 1}"
         if config.search.storage is None:
@@ -165,11 +171,11 @@ class Stages:
                 temporary.write_bytes(self.record.shared.original_onnx(self._exported))
         return path
 
-    def _bench(self, graph: Graph, original_ms: float | None = None) -> Bench:
+    def bench(self, graph: Graph) -> Bench:
         """What measures policies on ONNX Runtime; what the original takes is measured once in a run."""
         record = self.record
         known = record.journal.last("latency-scale")
-        ms = original_ms if known is None else float(known["ms"])
+        ms = None if known is None else float(known["ms"])
         threads, measuring = record.config.latency_threads, record.machine.measuring
         bench = Bench(record.task, graph, self._original(), threads, ms, measuring)
         if known is None:
@@ -182,7 +188,7 @@ class Stages:
         asked = record.config.budget.latency
         if asked is None:
             return None
-        bench, named = self._bench(graph), record.config.search.latency_model
+        bench, named = self.bench(graph), record.config.search.latency_model
         progress = record.monitor.progress
         if named is None or is_profile(named):
             key = profile_key(bench, record.config.latency_threads, record.task)
@@ -244,8 +250,9 @@ class Stages:
         count = max(record.config.search.refine, record.config.finetune.candidates)
         if pace is None or not pace.measures:
             return problem.best(count)
-        best = problem.best(count + SPARE)
-        good = pace.fast_enough([e.choice for e in best], record.monitor.progress)
+        best = problem.best()
+        likely = pace.likely([e.choice for e in best], count + SPARE)
+        good = pace.fast_enough(likely, record.monitor.progress)
         return [e for e in best if e.choice in good][:count]
 
     def choose(self, found: list[Evaluation], evaluator: Evaluator) -> tuple[Choice, list[dict[str, Any]]]:
@@ -307,7 +314,7 @@ def make_space(config: Config, graph: Graph, resources: ResourceModel, pace: Pac
         return Space(names, settings, resources, limits)
     if not others:
         settings = steps(pace.predict, settings)
-    costs = Paced(resources, pace.within(settings), pace.factor)
+    costs = Paced(resources, pace.within(settings), lambda: pace.factor)
     return Space(names, settings, costs, {**limits, "latency": pace.limit_ms})
 
 

@@ -68,7 +68,7 @@ def front(space: Space, tables: Sequence[Floats], shares: Sequence[float]) -> li
         raise ValueError(f"a front runs along one limit, but there are {', '.join(space.limits)}")
     ((resource, limit),) = space.limits.items()
     spaces = [replace(space, limits={resource: share * limit}) for share in shares]
-    costs = _pair_costs(space, resource)
+    costs = _taken_apart(space, resource)
     solved = solve_front(space, costs, tables, max(shares) * limit) if costs else None
     found = [solved.within(s.limits[resource]) if solved else None for s in spaces]
     return [
@@ -77,14 +77,19 @@ def front(space: Space, tables: Sequence[Floats], shares: Sequence[float]) -> li
     ]
 
 
+def _taken_apart(space: Space, resource: str) -> PairCosts | None:
+    return _pair_costs(space, resource, space.costs(space.full)[resource])
+
+
 @lru_cache(maxsize=8)
-def _pair_costs(space: Space, resource: str) -> PairCosts | None:
+def _pair_costs(space: Space, resource: str, whole: float) -> PairCosts | None:
+    """``whole``, what the original costs, changes where costs are corrected during a search."""
     return pair_costs(space, resource)
 
 
 def _exact(space: Space, errors: Sequence[Floats], programme: bool = True) -> Choice | None:
     """The best policy, or None where the costs do not allow finding it."""
-    costs = [_pair_costs(space, resource) for resource in space.limits]
+    costs = [_taken_apart(space, resource) for resource in space.limits]
     known = [c for c in costs if c is not None]
     if len(known) < len(costs):
         return None
@@ -104,7 +109,7 @@ def _exact(space: Space, errors: Sequence[Floats], programme: bool = True) -> Ch
 
 def _greedy(space: Space, errors: Sequence[Floats]) -> Choice:
     places = [len(settings) - 1 for settings in space.settings]
-    while not bool(space.fits([_choice(space, places)])[0]):
+    while any(places) and not bool(space.fits([_choice(space, places)])[0]):
         _narrow(space, errors, places)
     while _widen(space, errors, places):
         pass

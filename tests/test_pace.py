@@ -15,7 +15,7 @@ from amc.journal import Journal
 from amc.latency.learned import Sample, errors, features, fit, learn, levels
 from amc.latency.operators import Operator, names, operators, read_events
 from amc.latency.profile import LEAST, LearnedModel, Profile, collect, policies
-from amc.latency.quiet import Reference
+from amc.latency.quiet import Reference, Timing
 from amc.pace import CORRECTIONS, Learned, Paced, steps
 from amc.policy import legal_widths
 
@@ -128,7 +128,7 @@ class TestMonotone:
     @given(share=st.floats(0.3, 1), random=st.randoms(use_true_random=False))
     def test_episodes_end_within_the_limit(self, model, share, random):
         legal = steps(model.predict_all, SETTINGS)
-        costs = Paced(Nothing(), model.tables.non_decreasing(legal), 1.0)
+        costs = Paced(Nothing(), model.tables.non_decreasing(legal), lambda: 1.0)
         least, most = (float(costs.costs([[s[end] for s in legal]])["latency"][0]) for end in (0, -1))
         space = Space(SITES, legal, costs, {"latency": least + share * (most - least)})
         choice: tuple[int, ...] = ()
@@ -255,12 +255,12 @@ class FakeBench:
     """Networks take what the fake runtime says, times a factor that the model does not know."""
 
     def __init__(self, factor: float = 1.0) -> None:
-        self.factor, self.measured = factor, 0
+        self.factor, self.measured, self.quiet = factor, 0, 1.0
         self.full, self.original_ms = FULL, ORIGINAL_MS
 
-    def ratio(self, widths, sessions=1) -> float:
+    def timing(self, widths, sessions=1) -> Timing:
         self.measured += 1
-        return self.factor * sampled(widths).ratio
+        return Timing(self.factor * sampled(widths).ratio, self.quiet)
 
 
 class TestPromise:
@@ -271,7 +271,9 @@ class TestPromise:
 
     def space(self, pace) -> Space:
         legal = steps(pace.predict, SETTINGS)
-        return Space(SITES, legal, Paced(Nothing(), pace.within(legal), pace.factor), {"latency": pace.limit_ms})
+        return Space(
+            SITES, legal, Paced(Nothing(), pace.within(legal), lambda: pace.factor), {"latency": pace.limit_ms}
+        )
 
     def test_policies_near_the_budget_correct_the_model(self, model, tmp_path):
         pace, bench, journal = self.pace(model, tmp_path)
@@ -281,7 +283,7 @@ class TestPromise:
         pace.aim(self.space(pace), 0, lambda *_: None)
         assert bench.measured == before
         chosen = self.space(pace).fit(np.ones(4))
-        assert pace.measured(chosen) <= pace.limit_ms
+        assert pace.measured(chosen)["ms"] <= pace.limit_ms
         journal.close()
 
     def test_what_was_measured_is_not_measured_again_after_an_interruption(self, model, tmp_path):
@@ -294,6 +296,50 @@ class TestPromise:
             pace.aim(self.space(pace), 0, lambda *_: None)
             assert (pace.factor, bench.measured) == (factor, 0)
             assert done > 0
+
+    def test_a_search_corrects_the_model_on_its_way_and_the_same_when_repeated(self, model, tmp_path):
+        pace, bench, journal = self.pace(model, tmp_path)
+        space = self.space(pace)
+        best = [space.fit(shares) for shares in np.random.default_rng(0).uniform(0.3, 1, (8, 4))]
+
+        def go(pace) -> list[float]:
+            seen = []
+            with pace.searching(space, 8):
+                for proposals in range(1, 9):
+                    pace.follow(proposals, lambda n=proposals: best[:n])
+                    seen.append(pace.factor)
+            return seen
+
+        first, measured = go(pace), bench.measured
+        assert first[0] == 1.0
+        assert first[1:] == pytest.approx([1.1] * 7, rel=0.03)
+        assert 3 <= measured <= 9
+        assert pace.factor == first[-1]
+        assert not space.fits([best[0]])[0]
+        with pace.searching(space, 8):
+            pace.follow(2, lambda: [])
+            assert pace.ever_fits(space, best[0])  # it was made under the uncorrected model
+        journal.close()
+        with Journal(tmp_path / "journal.jsonl") as again:
+            pace, bench, _ = self.pace(model, tmp_path, journal=again)
+            assert (go(pace), bench.measured) == (first, 0)
+
+    def test_what_was_measured_on_a_loud_machine_corrects_nothing(self, model, tmp_path):
+        pace, bench, journal = self.pace(model, tmp_path, factor=1.8)
+        bench.quiet = 0.0
+        pace.aim(self.space(pace), 0, lambda *_: None)
+        assert pace.factor == 1.0
+        assert pace.keeps_to_limit(self.space(pace).fit(np.ones(4)))
+        journal.close()
+
+    def test_something_is_left_to_a_search_that_goes_on(self, model, tmp_path):
+        pace, _, journal = self.pace(model, tmp_path, factor=9.0)
+        space = self.space(pace)
+        with pace.searching(space, 4):
+            pace.follow(1, lambda: [space.fit(np.ones(4))])
+            assert pace.factor > 1.0
+            assert space.fits([space.smallest])[0]
+        journal.close()
 
     def test_slow_ones_are_left_out_and_all_slow_means_searching_again(self, model, tmp_path):
         pace, _, journal = self.pace(model, tmp_path, factor=1.1)

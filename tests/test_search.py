@@ -1,5 +1,7 @@
 """The contract that every searcher keeps, and what is AMC's alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,30 @@ class TestContract:
         assert problem.proposals == 6
         assert set(problem.space.limits) == set(resources)
         assert all(e.costs[r] <= limit for e in problem.evaluations for r, limit in problem.space.limits.items())
+
+    @pytest.mark.parametrize("factor", [0.8, 1.2])
+    def test_costs_may_be_corrected_on_the_way(self, name: str, factor: float):
+        toy, _ = toy_problem(resources=("latency",))
+        now = 1.0
+
+        class Costs:
+            def costs(self, choices):
+                known = toy.space.model.costs(choices)
+                return {**known, "latency": now * known["latency"]}
+
+        def fits(choice):
+            return toy.space.costs(choice)["latency"] * min(1.0, now) <= toy.space.limits["latency"]
+
+        def observe(evaluation, proposals):
+            nonlocal now
+            now = 1.0 if proposals < 2 else factor
+
+        def score(choice):
+            return Score(1 - sum(choice) / 40, sum(choice) / 40)
+
+        problem = Problem(replace(toy.space, model=Costs()), toy.features, score, observer=observe, fits=fits)
+        load_searcher(name)(problem, 4, 0)
+        assert problem.proposals == 4
 
     def test_one_evaluation_is_enough(self, name: str):
         assert run(name, evaluations=1).proposals == 1

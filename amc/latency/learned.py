@@ -24,14 +24,15 @@ from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
 from amc.latency.operators import Operator
+from amc.latency.quiet import QUIET
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 BLOCKS = (16, 8, 4, 1, 32)
 FOLDS = 5
-QUIET, ENOUGH = 0.5, 20
-"""Share of quiet rounds from which a measurement is undisturbed, and how many of these suffice."""
+ENOUGH = 20
+"""So many undisturbed measurements suffice."""
 TRUST = 2.0
 """So many observations of a pair of widths weigh as much as the features do."""
 

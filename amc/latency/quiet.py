@@ -17,6 +17,8 @@ from amc.latency.session import Inputs, Runner, denormals_as_zero
 
 PATIENCE = 5.0
 """Most seconds to wait for a quiet moment; on the whole, no longer than measuring takes."""
+QUIET = 0.5
+"""Share of quiet rounds from which a measurement is undisturbed."""
 Call = Callable[[], float]
 """One timed inference: its milliseconds."""
 
