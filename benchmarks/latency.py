@@ -5,6 +5,8 @@
     python -m benchmarks.latency --part predict --network resnet56 --seconds 240
     python -m benchmarks.latency --part table
 
+What searching for latency is worth is in ``benchmarks/pays.py``.
+
 It goes on where it was when called again; what was measured is in ``--work``, results in
 ``benchmarks/results/latency.json``, the tables that are made of them in ``docs/benchmarks/latency.md``. Measure on a
 quiet machine.
@@ -38,6 +40,8 @@ from amc.provenance import cpu_name, runtime_version
 from amc.resources import ResourceModel
 from amc.task.models import load_model
 from amc.timing import Bench, learn_latency, profile_key
+from benchmarks import pays
+from benchmarks.bench import Records
 
 RESULTS, TABLE = Path("benchmarks/results/latency.json"), Path("docs/benchmarks/latency.md")
 NETWORKS = {
@@ -86,21 +90,21 @@ def test_policies(at: SimpleNamespace, count: int) -> list[tuple[int, ...]]:
 
 
 def predict(name: str, work: Path, seconds: float, count: int) -> None:
-    """Go on with one network for so many seconds."""
-    start, at = time.monotonic(), setting(name, work)
+    """Go on with one network for so many seconds: first with its profile, then with policies it has never seen."""
+    end, at = time.monotonic() + seconds, setting(name, work)
     path = work / f"{at.stem}.profile.json"
     with Journal(work / f"{at.stem}.jsonl") as journal:
-        learn_latency(at.bench, at.graph, profile_key(at.bench, 1, at.task), path, at.seconds, lambda *_: None)
+        most = min(at.seconds, seconds + (Profile.load(path).seconds if path.exists() else 0.0))
+        learn_latency(at.bench, at.graph, profile_key(at.bench, 1, at.task), path, most, lambda *_: None)
         policies = test_policies(at, count)
         done = [[r["ratio"] for r in journal.records("session") if tuple(r["choice"]) == p] for p in policies]
         for policy, ratios in zip(policies, done, strict=True):
-            while len(ratios) < SESSIONS and time.monotonic() - start < seconds:
+            while len(ratios) < SESSIONS and time.monotonic() < end:
                 timing = at.bench.timing(policy)
                 if timing.quiet >= 0.5:  # a disturbed one is measured again
                     journal.append("session", choice=list(policy), ratio=timing.ratio, quiet=timing.quiet)
                     ratios.append(timing.ratio)
-        profile = Profile.load(path)
-        record(name, profile, policies, done)
+        record(name, Profile.load(path), policies, done)
 
 
 def record(name: str, profile: Profile, policies: list[tuple[int, ...]], done: list[list[float]]) -> None:
@@ -152,16 +156,10 @@ def table() -> None:
             )
         some = next(iter(results["predict"].values()))
         lines += ["", f"{some['cpu']}, {some['runtime']}, one thread.", ""]
-    if results.get("pays"):
-        lines += [
-            "## What searching for latency is worth", "",
-            "| network | searched for | accuracy (test) | MACs | time, 95 % interval |", "|---|---|---|---|---|",
-        ]  # fmt: skip
-        lines += [
-            f"| {r['network']} | {r['asked']} | {100 * r['accuracy']:.2f} % | {r['macs']:.3f} | {r['ratio']:.3f} "
-            f"({r['low']:.3f} to {r['high']:.3f}) |"
-            for r in results["pays"]
-        ]
+    for path in sorted(RESULTS.parent.glob("pays-*.jsonl")):
+        with Records(path) as records:
+            name = path.stem.removeprefix("pays-")
+            lines += [f"## What searching for latency is worth: {name}", "", *pays.report(records), ""]
     write_text(TABLE, "\n".join(lines).rstrip() + "\n")
 
 

@@ -1,0 +1,176 @@
+"""What searching for latency is worth: networks searched for time, and for MACs, at equal accuracy.
+
+::
+
+    python -m benchmarks.pays --step search --model resnet56 --weights W --data imagefolder:PATH --profile P
+    python -m benchmarks.pays --step train ...       the same short training for every network that was found
+    python -m benchmarks.pays --step measure ...     on a quiet machine: all of them and the original, interleaved
+    python -m benchmarks.latency --part table        docs/benchmarks/latency.md of all that has been measured
+
+Both searches have the same searcher, evaluator, number of evaluations and seed; they differ in what is limited. The
+policy is the best of the best five, refined. ``--profile`` is a file of `amc profile` of the same network. Searches
+score on the search split; only trained networks read the test split, once each. A piece is one search, one training or
+the measuring; `benchmarks/results/pays-NETWORK.jsonl` holds a line a piece, and what is there is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amc import nested
+from amc.budget import Space
+from amc.finetune import make_plan, train
+from amc.latency import measure
+from amc.latency.profile import LearnedModel, Profile
+from amc.pace import Paced, steps
+from amc.problem import Problem, site_features
+from amc.reward import loss as loss_reward
+from amc.search import load_searcher
+from amc.task import evaluate
+from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench, rounded
+
+SHARES = (0.4, 0.5, 0.6, 0.7, 0.8)
+"""Limits on MACs and on time, as shares of the original's."""
+
+
+def limited(bench: Bench, model: LearnedModel, resource: str, share: float) -> Space:
+    """The policies that a run with this one limit may choose."""
+    if resource == "macs":
+        return replace(bench.space, limits={"macs": share * bench.space.costs(bench.space.full)["macs"]})
+    settings = steps(model.predict_all, bench.space.settings)
+    within = model.tables.non_decreasing(settings)
+    limit = share * float(within([bench.space.full])[0])
+    return Space(bench.space.names, settings, Paced(bench.space.model, within, lambda: 1.0), {"latency": limit})
+
+
+def searched(bench: Bench, space: Space, evaluations: int) -> dict[str, Any]:
+    """One search, and its best policy, refined."""
+    problem = Problem(
+        space, site_features(bench.graph), bench.evaluator, loss_reward,
+        error=bench.evaluator.error, race=bench.evaluator.race,
+    )  # fmt: skip
+    load_searcher("hybrid")(problem, evaluations, 0)
+    found = [(bench.evaluator.refined_score(e.choice), e.choice) for e in problem.best(5)]
+    score, choice = min(found, key=lambda pair: pair[0].loss)
+    macs = space.costs(choice)["macs"] / space.costs(space.full)["macs"]
+    return {"choice": list(choice), "loss": score.loss, "metric": score.metric, "macs": macs}
+
+
+def trained(bench: Bench, choice: tuple[int, ...], count: int) -> dict[str, float]:
+    """Accuracy after ``count`` steps of training, on the search split, and on the test split."""
+    network = bench.evaluator.pruned(choice)
+    plan = make_plan(bench.stages.record.config.finetune, bench.task, 1.0, 0)
+    train(network, bench.task, replace(plan, steps=count, precision="bfloat16"), bench.task.model)
+    splits = bench.task.splits
+    return {part: evaluate(network, bench.task, getattr(splits, part))[1] for part in ("search", "test")}
+
+
+def measured(bench: Bench, choices: dict[str, tuple[int, ...]], seconds: float) -> dict[str, dict[str, float]]:
+    """Time of every network as a share of the original's, with its 95 % interval."""
+    meter = bench.stages.bench(bench.graph)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"original": Path(folder, "original.onnx")}
+        files["original"].write_bytes(meter.model(bench.space.full))
+        for number, (name, choice) in enumerate(choices.items()):
+            files[name] = Path(folder, f"{number}.onnx")
+            files[name].write_bytes(meter.model(choice))
+        found = measure(files, nested.feeds(bench.task.example), 1, seconds, precision=0.003)
+    return {
+        name: {"ms": x.p10_ms, "ratio": x.ratio, "low": x.ratio_low, "high": x.ratio_high}
+        for name, x in found.latencies.items()
+    }
+
+
+def faster(rows: list[dict[str, Any]], accuracy: str) -> Iterator[str]:
+    """At the accuracy of every network searched for MACs, the time of those searched for latency, interpolated."""
+    by_time = sorted((r for r in rows if r["asked"] == "latency"), key=lambda r: float(r["ratio"]))
+    frontier = np.maximum.accumulate([r[accuracy] for r in by_time])
+    for row in sorted((r for r in rows if r["asked"] == "macs"), key=lambda r: float(r["ratio"])):
+        at = int(np.searchsorted(frontier, row[accuracy]))
+        told = f"{100 * row[accuracy]:.2f} % at {row['ratio']:.3f}"
+        if at == len(by_time):
+            yield f"- {told} (searched for {row['share']:g} of the MACs): not reached by any searched for latency"
+            continue
+        ratio = by_time[at]["ratio"] / row["ratio"]
+        yield (
+            f"- {told} (searched for {row['share']:g} of the MACs); searched for latency {100 * frontier[at]:.2f} % at "
+            f"{by_time[at]['ratio']:.3f}: {ratio:.3f} of the time"
+        )
+
+
+def joined(records: Records) -> list[dict[str, Any]]:
+    """What is known of every network that was found."""
+    times = (records("measure") or {}).get("times", {})
+    rows = []
+    for row in records.all():
+        if "choice" in row:
+            after = records(f"train {row['piece']}") or {}
+            own = {"after": after.get("search"), "test": after.get("test"), **times.get(row["piece"], {})}
+            rows.append({**row, **own})
+    return rows
+
+
+def report(records: Records) -> list[str]:
+    """Markdown of one network."""
+    about, rows = records("about") or {}, joined(records)
+    lines = [
+        f"{about.get('machine')}; {about.get('images')} images of the search split, {about.get('evaluations')} "
+        "evaluations a search.", "",
+        "| limit | MACs | time, 95 % interval | before training | search split | test split |",
+        "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in sorted(rows, key=lambda r: (r["asked"], r["share"])):
+        after = [f"{100 * row[key]:.2f} %" if row[key] is not None else "" for key in ("after", "test")]
+        time = f"{row['ratio']:.3f} ({row['low']:.3f} to {row['high']:.3f})" if "ratio" in row else ""
+        lines.append(
+            f"| {row['asked']} {row['share']:g} | {row['macs']:.3f} | {time} | {100 * row['metric']:.2f} % | "
+            f"{' | '.join(after)} |"
+        )
+    if rows and all("ratio" in row for row in rows):
+        lines += ["", "At equal accuracy before training:", "", *faster(rows, "metric")]
+        if all(row["after"] is not None for row in rows):
+            lines += ["", "At equal accuracy (search split) after training:", "", *faster(rows, "after")]
+    return lines
+
+
+def main() -> None:
+    """Go on with one step."""
+    parser = arguments(__doc__ or "")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--step", choices=["search", "train", "measure"], required=True)
+    parser.add_argument("--profile", type=Path, help="a file of amc profile")
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
+    parser.add_argument("--evaluations", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=150, help="of training")
+    parser.add_argument("--seconds", type=float, default=100.0, help="of measuring")
+    asked = parser.parse_args()
+    with Records(RESULTS / f"pays-{asked.model}.jsonl") as records:
+        if not records("about"):
+            records.add("about", machine=machine(), images=asked.search_images, evaluations=asked.evaluations)
+        bench = open_bench(asked, 0.9)
+        if asked.step == "search":
+            model = LearnedModel(Profile.load(asked.profile))
+            for share in asked.shares:
+                for resource in ("latency", "macs"):
+                    if not records(f"{resource} {share}"):
+                        found = searched(bench, limited(bench, model, resource, share), asked.evaluations)
+                        done = records.add(f"{resource} {share}", asked=resource, share=share, **found)
+                        print(rounded({**done, "choice": None}), flush=True)
+        rows = {row["piece"]: tuple(row["choice"]) for row in records.all() if "choice" in row}
+        if asked.step == "train":
+            for piece, choice in rows.items():
+                if not records(f"train {piece}"):
+                    print(rounded(records.add(f"train {piece}", **trained(bench, choice, asked.steps))), flush=True)
+        if asked.step == "measure" and not records("measure"):
+            print(records.add("measure", times=measured(bench, rows, asked.seconds)))
+
+
+if __name__ == "__main__":
+    main()
