@@ -93,7 +93,7 @@ class Bench:
         """Time of a policy, and of all its operators."""
         model = self.model(widths)
         with self._alone():
-            timing = self._probe.compare(model)
+            timing = self._probe.afresh(model)  # one session of the original for all would put its luck into all
             times = self._probe.profile(model, self._names)
         return Sample(tuple(widths), timing.ratio, timing.quiet, tuple(times.tolist()))
 
