@@ -75,13 +75,13 @@ class Problem:
         study: StudyPlace | None = None,
         ahead: Callable[[Sequence[Choice]], None] | None = None,
         kind: str = "evaluation",
-        fits: Callable[[Choice], bool] | None = None,
+        fits: Callable[[Space, Choice], bool] | None = None,
     ) -> None:
         """``measure`` adds costs that are measured, such as ``latency`` in ms; ``error`` is `site_error`.
 
         ``race`` scores a policy as far as it takes to see that another one, the best so far, is better. ``ahead`` is
         told what ``score`` will be asked for next. ``kind`` names the evaluations in the journal. ``fits`` tells which
-        policies are within the budget or were when they were made, where costs are corrected during the search.
+        policies are within a space's budget or were when they were made, where costs are corrected during the search.
         """
         self.space = space
         self.study = study
@@ -114,7 +114,7 @@ class Problem:
         self._propose(policy)
 
     def _check(self, policy: Choice) -> None:
-        fits = self._fits(policy) if self._fits else bool(self.space.fits([policy])[0])
+        fits = self._fits(self.space, policy) if self._fits else bool(self.space.fits([policy])[0])
         if not self.space.is_legal(policy) or not fits:
             raise ValueError(f"the policy {policy} is not legal or over the budget {dict(self.space.limits)}")
 
@@ -142,7 +142,7 @@ class Problem:
 
         space = replace(self.space, limits=dict(limits))
         return Problem(space, self.features, self._score, self._reward, self._journal, observe, self._measure,
-                       self._error, self._race, ahead=self._ahead, kind="other-evaluation")  # fmt: skip
+                       self._error, self._race, None, self._ahead, "other-evaluation", self._fits)  # fmt: skip
 
     def announce(self, choices: Sequence[Sequence[int]]) -> None:
         """Say which policies come next: where there are many workers, they begin with all of them at once."""

@@ -8,7 +8,6 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -133,7 +132,7 @@ class Stages:
         problem = Problem(
             space, site_features(graph), score, reward, record.journal, observe, probe, error,
             record.shared.race(evaluator) if racing else None, self._study(), scorer.announce if scorer else None,
-            fits=partial(pace.ever_fits, space) if pace else None,
+            fits=pace.ever_fits if pace else None,
         )  # fmt: skip
         with pace.searching(space, search.evaluations) if pace else contextlib.nullcontext():
             load_searcher(search.searcher)(problem, search.evaluations, record.config.seed)

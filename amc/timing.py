@@ -23,7 +23,7 @@ from amc.graph import Graph, build_graph
 from amc.latency import LatencyProbe, LatencyProblem, layer_shapes
 from amc.latency.learned import Sample
 from amc.latency.operators import names, operators
-from amc.latency.profile import LearnedModel, Profile, collect
+from amc.latency.profile import LEAST, LearnedModel, Profile, collect
 from amc.latency.quiet import QUIET, Timing
 from amc.policy import legal_widths
 from amc.provenance import cpu_name, runtime_version
@@ -57,7 +57,7 @@ class Bench:
         self._names = names(proto, self.operators)
         self._scratch: Dresser | None = None
         try:
-            self._probe.compare(self.model([site.channels - 1 for site in graph.sites]), 1)
+            self._probe.compare(self.model([max(1, site.channels - 1) for site in graph.sites]), 1)
         except ExportError:  # the file holds a width elsewhere, as a Reshape does
             self._network = copy.deepcopy(task.model).cpu()
             self._scratch = Dresser(self._network, graph.layers)
@@ -135,6 +135,11 @@ def learn_latency(
         profile = collect(profile, settings, bench.sample, seconds, lambda p: p.save(path), progress)
         profile = replace(profile, original_ms=min(profile.original_ms, bench.best_ms))
         profile.save(path)
+    if len(profile.samples) < LEAST:
+        raise LatencyError(
+            f"the profile {path} holds {len(profile.samples)} networks, too few to learn from (at least {LEAST}): "
+            f"go on with amc profile --out {path}."
+        )
     bench.original_ms = profile.original_ms
     model = LearnedModel(profile)
     progress(1.0, f"{len(profile.samples)} networks measured, error {100 * model.errors.mean:.1f} %")

@@ -52,8 +52,10 @@ class TestContract:
                 known = toy.space.model.costs(choices)
                 return {**known, "latency": now * known["latency"]}
 
-        def fits(choice):
-            return toy.space.costs(choice)["latency"] * min(1.0, now) <= toy.space.limits["latency"]
+        def fits(space, choice):
+            costs = toy.space.costs(choice)
+            costs["latency"] *= min(1.0, now)
+            return all(costs[name] <= limit for name, limit in space.limits.items())
 
         def observe(evaluation, proposals):
             nonlocal now
