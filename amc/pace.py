@@ -275,7 +275,7 @@ class Pace:
 
     def report(self, chosen: Choice) -> dict[str, Any]:
         """What result.json holds of the model and of its corrections."""
-        known = list(self._journal.records("latency"))
+        known = [r for r in self._journal.records("latency") if r["quiet"] >= QUIET]
         off = [abs(r["predicted"] / r["ms"] - 1) for r in known]
         return {
             **self.said,
