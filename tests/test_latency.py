@@ -50,7 +50,7 @@ def test_a_search_for_latency_records_it(tmp_path, monkeypatch):
 def onnx_model(path, nodes, inputs, opset=17):
     """A model of nodes from ``x0`` to ``y``."""
     infos = [onnx.helper.make_tensor_value_info(f"x{i}", *info) for i, info in enumerate(inputs)]
-    output = onnx.helper.make_tensor_value_info("y", inputs[0][0], None)
+    output = onnx.helper.make_tensor_value_info("y", inputs[0][0] if inputs else FLOAT, None)
     graph = onnx.helper.make_graph(nodes, "g", infos, [output])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=9), path)
 
