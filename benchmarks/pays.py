@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import numpy as np
 from amc import nested
 from amc.budget import Space
 from amc.finetune import make_plan, train
+from amc.journal import read_records
 from amc.latency import measure
 from amc.latency.profile import LearnedModel, Profile
 from amc.pace import Paced, steps
@@ -105,21 +106,22 @@ def faster(rows: list[dict[str, Any]], accuracy: str) -> Iterator[str]:
         )
 
 
-def joined(records: Records) -> list[dict[str, Any]]:
+def joined(records: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """What is known of every network that was found."""
-    times = (records("measure") or {}).get("times", {})
+    times = records.get("measure", {}).get("times", {})
     rows = []
-    for row in records.all():
+    for row in records.values():
         if "choice" in row:
-            after = records(f"train {row['piece']}") or {}
+            after = records.get(f"train {row['piece']}", {})
             own = {"after": after.get("search"), "test": after.get("test"), **times.get(row["piece"], {})}
             rows.append({**row, **own})
     return rows
 
 
-def report(records: Records) -> list[str]:
+def report(path: Path) -> list[str]:
     """Markdown of one network."""
-    about, rows = records("about") or {}, joined(records)
+    records = {record["piece"]: record for record in read_records(path)}
+    about, rows = records.get("about", {}), joined(records)
     lines = [
         f"{about.get('machine')}; {about.get('images')} images of the search split, {about.get('evaluations')} "
         "evaluations a search.", "",
