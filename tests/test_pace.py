@@ -222,6 +222,19 @@ class TestProfile:
         assert len(found.samples) == LEAST
         assert collect(found, SETTINGS, sampled, 1.0, lambda p: None, lambda *_: None) is found
 
+    def test_a_loud_machine_gets_twice_the_time(self, profile):
+        now, rng = iter(range(10_000)), np.random.default_rng(0)
+        found = collect(
+            replace(profile, samples=()),
+            SETTINGS,
+            lambda widths: replace(sampled(widths, noise=0.3, rng=rng), quiet=0.0),
+            40.0,
+            lambda p: None,
+            lambda *_: None,
+            clock=lambda: float(next(now)),
+        )
+        assert len(found.samples) == 80
+
 
 class Clockwork:
     """A fake device that is slower during some of its calls."""

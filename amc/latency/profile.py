@@ -20,6 +20,7 @@ from amc.errors import LatencyError
 from amc.files import write_json
 from amc.latency.learned import Errors, Sample, Tables, learn
 from amc.latency.operators import Operator
+from amc.latency.quiet import QUIET
 
 Floats = NDArray[np.float64]
 VERSION = 1
@@ -125,7 +126,10 @@ def collect(
     progress: Callable[[float, str], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> Profile:
-    """Measure more policies, until predictions are good or the time is up; saved as it goes."""
+    """Measure more policies, until predictions are good or the time is up; saved as it goes.
+
+    On a loud machine it takes up to twice the time, until there are enough undisturbed networks.
+    """
     start, checked, note = clock() - profile.seconds, 0, ""
     for number, widths in enumerate(policies(settings)):
         count = len(profile.samples)
@@ -136,7 +140,9 @@ def collect(
             note, checked = f", error {100 * error.mean:.1f} %", count
             if error.mean <= GOOD_ENOUGH:
                 break
-        if count >= MOST or (profile.seconds >= seconds and count >= LEAST):
+        undisturbed = sum(sample.quiet >= QUIET for sample in profile.samples)
+        most = seconds if undisturbed >= LEAST else 2 * seconds
+        if count >= MOST or (profile.seconds >= most and count >= LEAST):
             break
         profile = replace(profile, samples=(*profile.samples, measure(widths)), seconds=clock() - start)
         save(profile)
