@@ -247,7 +247,7 @@ class Pace:
     def _correct(self, choices: Sequence[Choice], why: str, after: int | None = None) -> None:
         """By policies that are measured; those that were loud do not count, and where all were the factor stays."""
         records = [r for r in map(self.measured, choices) if r["quiet"] >= QUIET]
-        factor = self.factor / self.tighter
+        factor = self.factor / self.tighter if self._corrections else 1 + MARGIN
         if records:
             factor = (1 + MARGIN) * float(np.exp(np.mean([np.log(r["ms"] / r["predicted"]) for r in records])))
         self._record(factor, why, after)
