@@ -176,18 +176,26 @@ def test_measure_names_the_model_that_is_wrong(tmp_path, capsys, content, told):
     assert error.count("\n") == 1
 
 
-def test_a_network_whose_file_holds_widths_elsewhere_is_exported_anew(tmp_path, monkeypatch):
-    """Flattening is a Reshape to a fixed length in the file; the probe cannot cut that."""
+@pytest.mark.parametrize(("view", "anew"), [("flatten(1)", False), ("view(-1, 16, 6, 6).flatten(1)", True)])
+def test_a_file_that_holds_widths_elsewhere_is_cut_or_exported_anew(tmp_path, monkeypatch, view, anew):
+    """Both are a Reshape to fixed lengths in the file; to ``[batch, width]`` the probe can do without."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(
         "from torch import nn\n"
-        "def make():\n"
-        "    return nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 10))\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv, self.fc = nn.Conv2d(1, 16, 3), nn.Linear(16 * 36, 10)\n"
+        "    def forward(self, x):\n"
+        f"        return self.fc(self.conv(x).relu().{view})\n"
     )
-    arguments = ["--flops", "0.6", "--reward", "error-latency", "--evaluations", "1", "--model", "net.py:make"]
+    made = []
+    monkeypatch.setattr("amc.timing.export_onnx", lambda *args: made.append(args) or export_onnx(*args))
+    arguments = ["--flops", "0.6", "--reward", "error-latency", "--evaluations", "1", "--model", "net.py:Net"]
     assert main(["search", *arguments, "--finetune-epochs", "0", "--out", "run"]) == 0
     with Journal(tmp_path / "run" / "journal.jsonl") as journal:
         assert journal.last("evaluation")["costs"]["latency"] > 0
+    assert bool(made) is anew
 
 
 def test_timing_leaves_denormals_as_they_are(resnet8, tmp_path):

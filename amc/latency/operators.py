@@ -49,7 +49,7 @@ class Operator:
 def operators(proto: Any, layout: FileLayout, sites: int, inputs: Inputs) -> list[Operator]:
     """The operators with weights, in the file's order, when run on ``inputs``."""
     stored = {t.name: s for t, s in zip(proto.graph.initializer, layout.tensors, strict=True)}
-    shapes = _shapes(proto, inputs)
+    shapes = activations(proto, inputs)
     readers: dict[str, list[str]] = {}
     for node in proto.graph.node:
         for name in node.input:
@@ -62,7 +62,8 @@ def operators(proto: Any, layout: FileLayout, sites: int, inputs: Inputs) -> lis
             any(a is not None for a in weight.axes) or node.op_type in ("Conv", "Gemm", "MatMul")
         ):
             continue
-        told = [node.op_type, sorted(_attributes(node)), shapes.get(node.output[0]), list(weight.dims),
+        positions = shapes[node.output[0]][2:] if node.output[0] in shapes else None
+        told = [node.op_type, sorted(_attributes(node)), positions, list(weight.dims),
                 sorted(readers.get(node.output[0], []))]  # fmt: skip
         kind = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
         name = f"{node.op_type} {'x'.join(map(str, weight.dims))} {kind}"
@@ -78,8 +79,8 @@ def _attributes(node: Any) -> Iterator[tuple[str, str]]:
             yield attribute.name, str(onnx.helper.get_attribute_value(attribute))
 
 
-def _shapes(proto: Any, inputs: Inputs) -> dict[str, list[int]]:
-    """Positions of every activation: its dimensions but the first two."""
+def activations(proto: Any, inputs: Inputs) -> dict[str, list[int]]:
+    """The dimensions of every activation, as far as the file tells them, when the model is run on ``inputs``."""
     own = onnx.ModelProto()
     own.CopyFrom(proto)
     for value in own.graph.input:
@@ -90,7 +91,7 @@ def _shapes(proto: Any, inputs: Inputs) -> dict[str, list[int]]:
     for value in own.graph.output:
         value.type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(own, data_prop=True).graph
-    return {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim][2:] for v in inferred.value_info}
+    return {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred.value_info}
 
 
 def _sides(node: Any, weight: StoredTensor, sites: int) -> tuple[Line, Line]:

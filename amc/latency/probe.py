@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from onnx import numpy_helper
 
 from amc.channels import Kept
 from amc.latency.measure import LEAST_MS, WARMUP, time_call
-from amc.latency.operators import profile
+from amc.latency.operators import activations, profile
 from amc.latency.quiet import Reference, Timing, timed
 from amc.latency.session import Inputs, Runner, denormals_as_zero
 from amc.resources import FileLayout
@@ -36,7 +37,7 @@ class LatencyProbe:
         original_ms: float | None = None,
     ) -> None:
         """``original_ms``: what the original takes, where an earlier session has measured it."""
-        self._proto = onnx.load(str(original))
+        self._proto = _cuttable(onnx.load(str(original)), inputs)
         self._tensors = [numpy_helper.to_array(t) for t in self._proto.graph.initializer]
         self._layout, self._inputs, self._threads = layout, inputs, threads
         runner = Runner(original, threads)
@@ -85,3 +86,13 @@ class LatencyProbe:
     def profile(self, model: bytes, known: Mapping[str, int]) -> NDArray[np.float64]:
         """Milliseconds of every operator of an ONNX model, see `amc.latency.operators`."""
         return profile(model, self._inputs, known, self._reference, self._threads)
+
+
+def _cuttable(proto: Any, inputs: Inputs) -> Any:
+    """Reshapes to ``[batch, width]`` become Flatten, which does the same and names no width."""
+    shapes = activations(proto, inputs)
+    for node in proto.graph.node:
+        before, after = (shapes.get(name, []) for name in (node.input[0] if node.input else "", node.output[0]))
+        if node.op_type == "Reshape" and len(after) == 2 and before[:1] == after[:1]:
+            node.CopyFrom(onnx.helper.make_node("Flatten", node.input[:1], node.output, name=node.name, axis=1))
+    return proto
