@@ -49,11 +49,12 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--data", default="digits", help="as for amc search, such as imagefolder:PATH")
     parser.add_argument("--search-images", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cache", help="as for amc search: calibration is found there when called again")
     return parser
 
 
-def open_bench(asked: argparse.Namespace, flops: float, **search: Any) -> Bench:
-    """The stages of `amc search` up to the search. Scores on the search split only; the test split is not read."""
+def open_stages(asked: argparse.Namespace, flops: float, **search: Any) -> Stages:
+    """The stages of `amc search`, none of them gone through."""
     torch.set_num_threads(asked.threads)
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -64,11 +65,17 @@ def open_bench(asked: argparse.Namespace, flops: float, **search: Any) -> Bench:
             "budget": {"flops": flops},
             "search": {"recalibrate": "off", **search},
             "threads": asked.threads,
+            "cache": asked.cache,
             "out": str(folder),
         }
     )
     task = open_task(config)
-    stages = Stages(Record(task, config, folder, Journal(None), Silent(), Machine()))
+    return Stages(Record(task, config, folder, Journal(None), Silent(), Machine()))
+
+
+def open_bench(asked: argparse.Namespace, flops: float, **search: Any) -> Bench:
+    """The stages of `amc search` up to the search. Scores on the search split only; the test split is not read."""
+    stages = open_stages(asked, flops, **search)
     graph = stages.inspect()
     space = stages.space(graph)
     return Bench(stages.record.task, graph, space, stages.calibrate(graph, space), stages)

@@ -27,15 +27,16 @@ import numpy as np
 from amc import nested
 from amc.budget import Space
 from amc.finetune import make_plan, train
-from amc.journal import read_records
+from amc.journal import Journal, read_records
 from amc.latency import measure
 from amc.latency.profile import LearnedModel, Profile
 from amc.pace import Paced, steps
 from amc.problem import Problem, site_features
 from amc.reward import loss as loss_reward
 from amc.search import load_searcher
+from amc.stages import Stages
 from amc.task import evaluate
-from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench, rounded
+from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench, open_stages, rounded
 
 SHARES = (0.4, 0.5, 0.6, 0.7, 0.8)
 """Limits on MACs and on time, as shares of the original's."""
@@ -51,15 +52,16 @@ def limited(bench: Bench, model: LearnedModel, resource: str, share: float) -> S
     return Space(bench.space.names, settings, Paced(bench.space.model, within, lambda: 1.0), {"latency": limit})
 
 
-def searched(bench: Bench, space: Space, evaluations: int) -> dict[str, Any]:
-    """One search, and its best policy, refined."""
-    problem = Problem(
-        space, site_features(bench.graph), bench.evaluator, loss_reward,
-        error=bench.evaluator.error, race=bench.evaluator.race,
-    )  # fmt: skip
-    load_searcher("hybrid")(problem, evaluations, 0)
-    found = [(bench.evaluator.refined_score(e.choice), e.choice) for e in problem.best(5)]
-    score, choice = min(found, key=lambda pair: pair[0].loss)
+def searched(bench: Bench, space: Space, evaluations: int, record: Path) -> dict[str, Any]:
+    """One search, and its best policy, refined. What was evaluated is in the file ``record``."""
+    with Journal(record) as journal:
+        problem = Problem(
+            space, site_features(bench.graph), bench.evaluator, loss_reward, journal,
+            error=bench.evaluator.error, race=bench.evaluator.race,
+        )  # fmt: skip
+        load_searcher("hybrid")(problem, evaluations, 0)
+    best = [(bench.evaluator.refined_score(e.choice), e.choice) for e in problem.best(5)]
+    score, choice = min(best, key=lambda pair: pair[0].loss)
     macs = space.costs(choice)["macs"] / space.costs(space.full)["macs"]
     return {"choice": list(choice), "loss": score.loss, "metric": score.metric, "macs": macs}
 
@@ -73,16 +75,16 @@ def trained(bench: Bench, choice: tuple[int, ...], count: int) -> dict[str, floa
     return {part: evaluate(network, bench.task, getattr(splits, part))[1] for part in ("search", "test")}
 
 
-def measured(bench: Bench, choices: dict[str, tuple[int, ...]], seconds: float) -> dict[str, dict[str, float]]:
+def measured(stages: Stages, choices: dict[str, tuple[int, ...]], seconds: float) -> dict[str, dict[str, float]]:
     """Time of every network as a share of the original's, with its 95 % interval."""
-    meter = bench.stages.bench(bench.graph)
+    meter = stages.bench(stages.inspect())
     with tempfile.TemporaryDirectory() as folder:
         files = {"original": Path(folder, "original.onnx")}
-        files["original"].write_bytes(meter.model(bench.space.full))
+        files["original"].write_bytes(meter.model(meter.full))
         for number, (name, choice) in enumerate(choices.items()):
             files[name] = Path(folder, f"{number}.onnx")
             files[name].write_bytes(meter.model(choice))
-        found = measure(files, nested.feeds(bench.task.example), 1, seconds, precision=0.003)
+        found = measure(files, nested.feeds(stages.record.task.example), 1, seconds, precision=0.003)
     return {
         name: {"ms": x.p10_ms, "ratio": x.ratio, "low": x.ratio_low, "high": x.ratio_high}
         for name, x in found.latencies.items()
@@ -152,26 +154,37 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=30)
     parser.add_argument("--steps", type=int, default=150, help="of training")
     parser.add_argument("--seconds", type=float, default=100.0, help="of measuring")
+    parser.add_argument("--work", type=Path, default=Path("amc-runs/benchmarks/pays"))
     asked = parser.parse_args()
     with Records(RESULTS / f"pays-{asked.model}.jsonl") as records:
         if not records("about"):
             records.add("about", machine=machine(), images=asked.search_images, evaluations=asked.evaluations)
+        if asked.step == "measure":
+            if not records("measure"):
+                print(records.add("measure", times=measured(open_stages(asked, 0.9), found(records), asked.seconds)))
+            return
         bench = open_bench(asked, 0.9)
         if asked.step == "search":
-            model = LearnedModel(Profile.load(asked.profile))
-            for share in asked.shares:
-                for resource in ("latency", "macs"):
-                    if not records(f"{resource} {share}"):
-                        found = searched(bench, limited(bench, model, resource, share), asked.evaluations)
-                        done = records.add(f"{resource} {share}", asked=resource, share=share, **found)
-                        print(rounded({**done, "choice": None}), flush=True)
-        rows = {row["piece"]: tuple(row["choice"]) for row in records.all() if "choice" in row}
-        if asked.step == "train":
-            for piece, choice in rows.items():
-                if not records(f"train {piece}"):
-                    print(rounded(records.add(f"train {piece}", **trained(bench, choice, asked.steps))), flush=True)
-        if asked.step == "measure" and not records("measure"):
-            print(records.add("measure", times=measured(bench, rows, asked.seconds)))
+            _searches(asked, bench, records)
+        for piece, choice in found(records).items() if asked.step == "train" else ():
+            if not records(f"train {piece}"):
+                print(rounded(records.add(f"train {piece}", **trained(bench, choice, asked.steps))), flush=True)
+
+
+def _searches(asked: argparse.Namespace, bench: Bench, records: Records) -> None:
+    model = LearnedModel(Profile.load(asked.profile))
+    for share in asked.shares:
+        for resource in ("latency", "macs"):
+            if not records(f"{resource} {share}"):
+                kept = asked.work / f"{asked.model}-{resource}-{share}.jsonl"
+                own = searched(bench, limited(bench, model, resource, share), asked.evaluations, kept)
+                done = records.add(f"{resource} {share}", asked=resource, share=share, **own)
+                print(rounded({**done, "choice": None}), flush=True)
+
+
+def found(records: Records) -> dict[str, tuple[int, ...]]:
+    """The policies of all searches so far."""
+    return {row["piece"]: tuple(row["choice"]) for row in records.all() if "choice" in row}
 
 
 if __name__ == "__main__":
