@@ -33,6 +33,10 @@ class Device(Pace):
         value = self.measured(chosen)["ms"] if measure is None else float(measure(final.read_bytes()))
         return proof(self.limit_ms, value, self.keeps(value, self.limit_ms), f"measured by {self.said['model']}")
 
+    def was_loud(self, latency: Measurement) -> bool:
+        """What else this machine does is nothing to the device."""
+        return False
+
 
 class _Asked:
     """Stands where a bench does: measures by asking the model."""

@@ -39,6 +39,8 @@ CORRECTIONS = 6
 MARGIN, TIGHT = 0.015, 0.005
 """By so much less than the limit is aimed at, since a measurement of some seconds leaves as much open; and by so much
 less must a policy take that is fine-tuned."""
+BUSY = 1.3
+"""So much slower than at its best the original is on a machine that is busy with something else."""
 NOTHING = 0.02
 """A share of what a site's whole range is worth; a step that saves less saves nothing."""
 
@@ -128,9 +130,14 @@ class Pace:
         limit, value = parse_limit("latency", self._asked, original.p10_ms), original.p10_ms * last.ratio_high
         if is_absolute(self._asked):
             value = last.p10_ms * last.ratio_high / last.ratio
-        return proof(
-            limit, value, self.keeps(value, limit), "measured beside the original, upper end of the 95 % interval"
-        )
+        how = "measured beside the original, upper end of the 95 % interval"
+        if self.was_loud(latency):
+            how += f"; the machine was busy: it took {original.p10_ms:.3g} ms, {self.original_ms:.3g} ms when quiet"
+        return proof(limit, value, self.keeps(value, limit), how)
+
+    def was_loud(self, latency: Measurement) -> bool:
+        """Whether the original took so much longer than at its best that the measurement says little."""
+        return self.measures and latency.latencies["original"].p10_ms > BUSY * self.original_ms
 
     @property
     def factor(self) -> float:

@@ -210,7 +210,7 @@ def _compress(record: Record, elsewhere: Elsewhere | None) -> Result:
             unwritten = delivery.program(model)
             proof = delivery.prove(space, model)
         with record.stage("measure"):
-            latency = delivery.measure()
+            latency = delivery.measure(pace)
             promise = delivery.promised(pace, chosen, latency)
         if promise is None or promise["met"]:
             break

@@ -50,8 +50,6 @@ class Bench:
         self._alone = alone
         with alone():
             self._probe = LatencyProbe(original, self._layout, self._inputs, threads, original_ms)
-        self.original_ms = self._probe.original_ms
-        """What a ratio of 1 stands for."""
         proto = onnx.load(str(original))
         self.operators = operators(proto, self._layout, len(graph.sites), self._inputs)
         self._names = names(proto, self.operators)
@@ -63,9 +61,18 @@ class Bench:
             self._scratch = Dresser(self._network, graph.layers)
 
     @property
+    def original_ms(self) -> float:
+        """What a ratio of 1 stands for."""
+        return self._probe.original_ms
+
+    @property
     def best_ms(self) -> float:
         """What the original has taken at its best."""
         return self._probe.best_ms
+
+    def knows(self, original_ms: float) -> None:
+        """``original_ms`` is what the original takes on a quiet machine."""
+        self._probe.knows(original_ms)
 
     def model(self, widths: Sequence[int]) -> bytes:
         """The ONNX model of a policy. Its weights are some of the original's: they do not matter to time."""
@@ -130,6 +137,7 @@ def learn_latency(
                 "make one with amc profile, in another file."
             )
         profile = known
+        bench.knows(profile.original_ms)
     settings = [legal_widths(channels, 0.1) for channels in full]
     if seconds:
         profile = collect(profile, settings, bench.sample, seconds, lambda p: p.save(path), progress)
@@ -140,7 +148,7 @@ def learn_latency(
             f"the profile {path} holds {len(profile.samples)} networks, too few to learn from (at least {LEAST}): "
             f"go on with amc profile --out {path}."
         )
-    bench.original_ms = profile.original_ms
+    bench.knows(profile.original_ms)
     model = LearnedModel(profile)
     progress(1.0, f"{len(profile.samples)} networks measured, error {100 * model.errors.mean:.1f} %")
     return model
