@@ -98,6 +98,12 @@ class TestLearning:
         disturbed = LearnedModel(replace(profile, samples=tuple(loud)))
         assert disturbed.predict_all([FULL]) == pytest.approx(model.predict_all([FULL]), rel=0.02)
 
+    def test_what_was_disturbed_may_be_all_that_is_known_of_the_original(self, profile):
+        whole = [replace(s, quiet=float(min(np.array(s.widths) < FULL))) for s in profile.samples]
+        model = LearnedModel(replace(profile, samples=tuple(whole)))
+        assert model.errors.count < 120
+        assert model.predict_all([FULL]) == pytest.approx(ORIGINAL_MS, rel=0.1)
+
     def test_features_know_blocks(self):
         at = features(np.array([17, 20, 32]), np.array([16, 16, 16]), 16)
         assert (at[1] == at[2]).all()
@@ -117,7 +123,7 @@ class TestMonotone:
             for s in samples(60)
         ]
         own = tuple(s[::2] if s[-1] in s[::2] else (*s[::2], s[-1]) for s in SETTINGS)
-        predict = fit(chain(), shaken, ORIGINAL_MS, 16).non_decreasing(own)
+        predict = fit(chain(), shaken, ORIGINAL_MS, 16, FULL).non_decreasing(own)
         rows = [[int(rng.choice(s)) for s in own] for _ in range(50)]
         for row in rows:
             for site, legal in enumerate(own):
