@@ -60,7 +60,7 @@ Identify = Callable[[], Mapping[str, Any]]
 """Gives an entry's identity; not asked where nothing is kept."""
 
 Resting = Callable[[], AbstractContextManager[None]]
-"""What a process is in while it waits for another one that computes what it wants (`amc.quiet.Machine.resting`)."""
+"""What a process is in while it waits for another one that computes what it wants (`amc.turns.Machine.resting`)."""
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from amc.finetune import Plan, asked_precision, fastest_precision, make_plan
 from amc.journal import Journal
 from amc.monitor import Monitor
 from amc.policy import fingerprint
-from amc.quiet import Machine
 from amc.shared import Shared, open_cache
 from amc.task import Task
+from amc.turns import Machine
 
 
 class Record:

@@ -21,7 +21,6 @@ from amc.monitor import Monitor, Silent
 from amc.plugins import is_plugin
 from amc.policy import fingerprint, make_policy
 from amc.progress import Recorder
-from amc.quiet import Machine
 from amc.record import Record
 from amc.result import Result
 from amc.reward import load_reward
@@ -31,6 +30,7 @@ from amc.summary import Findings, summarise
 from amc.task import Task, load_data, load_model, load_objective, make_task
 from amc.timing import is_profile
 from amc.tracking import check_log, tracked
+from amc.turns import Machine
 
 
 def run(

@@ -33,10 +33,10 @@ from amc.batch.status import statuses
 from amc.config import Config, from_dict, to_dict
 from amc.journal import Journal
 from amc.monitor import Silent
-from amc.quiet import Machine
 from amc.record import Record
 from amc.run import open_task
 from amc.stages import Stages
+from amc.turns import Machine
 
 SEARCH_ONLY = {"finetune": {"epochs": 0}, "search": {"recalibrate": "off"}, "budget": {"flops": "0.5"}, "threads": 1}
 

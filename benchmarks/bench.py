@@ -21,11 +21,11 @@ from amc.graph import Graph
 from amc.journal import Journal
 from amc.monitor import Silent
 from amc.provenance import cpu_name
-from amc.quiet import Machine
 from amc.record import Record
 from amc.run import open_task
 from amc.stages import Stages
 from amc.task import Task
+from amc.turns import Machine
 
 RESULTS = Path(__file__).parent / "results"
 

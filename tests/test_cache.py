@@ -19,10 +19,10 @@ from amc.cli import main
 from amc.config import DataConfig, from_dict
 from amc.evaluate import Evaluator
 from amc.graph import build_graph
-from amc.quiet import Machine
 from amc.shared import Shared
 from amc.task import load_data, load_model, make_task
 from amc.timing import profile_key
+from amc.turns import Machine
 
 ME = {"weights": "a", "seed": 0}
 

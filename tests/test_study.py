@@ -199,9 +199,9 @@ def test_a_failed_evaluation_is_in_the_shared_study_too(tmp_path):
 def test_another_version_of_a_plug_in_has_another_study(tmp_path, digits, monkeypatch):
     from amc.config import from_dict
     from amc.monitor import Silent
-    from amc.quiet import Machine
     from amc.record import Record
     from amc.stages import Stages
+    from amc.turns import Machine
 
     def identity(objective: str) -> str:
         config = from_dict({"search": {"storage": "study.db"}, "objective": objective})

@@ -17,11 +17,11 @@ from amc.graph import build_graph
 from amc.journal import Journal
 from amc.memory import GIB
 from amc.monitor import Monitor, Silent
-from amc.quiet import Machine
 from amc.record import Record
 from amc.resources import ResourceModel
 from amc.run import check, compress_task, open_task
 from amc.stages import Stages, make_space
+from amc.turns import Machine
 
 
 def work(config: Config, monitor: Monitor) -> None:

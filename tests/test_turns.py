@@ -7,7 +7,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from amc.quiet import Machine
+from amc.turns import Machine
 
 
 def _work(folder: Path, log: Path, seconds: float) -> None:
