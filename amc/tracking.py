@@ -234,7 +234,9 @@ def _told_plainly(log: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001  (as above)
-        raise ConfigError(f"--log {_public(log)}: {_public(first_line(error))}") from None
+        system = re.search(r"\[Errno -?\d+\] ([^\"')]+)", str(error))  # what a server's client wraps up in three lines
+        reason = f"it does not answer: {system[1]}." if system else _public(first_line(error))
+        raise ConfigError(f"--log {_public(log)}: {reason}") from None
 
 
 def _public(text: str) -> str:
