@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
@@ -15,6 +16,9 @@ from types import TracebackType
 from typing import Any
 
 from amc.errors import BundleError
+
+PATIENCE = 5.0
+"""Seconds to wait for another process that has the journal: one whose batch was killed is about to stop."""
 
 Follower = Callable[[dict[str, Any], bool], None]
 """Told of a record, and whether it was there before."""
@@ -91,14 +95,20 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def _lock(file: FileIO, path: Path) -> None:
     """Keep other processes out. Where the system has no such locks there are none."""
-    try:
-        import fcntl
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BundleError(f"{path.parent} is in use by another run.") from None
-    except (OSError, ImportError):
-        pass
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise BundleError(f"{path.parent} is in use by another run.") from None
+            time.sleep(0.05)
+        except (OSError, ImportError):
+            return
+        else:
+            return
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:

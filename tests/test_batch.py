@@ -1,6 +1,7 @@
 """A batch is a matrix of usual runs: what is wrong is said before it starts, a failing run stops no other."""
 
 import json
+import multiprocessing as mp
 import os
 import signal
 import subprocess
@@ -233,6 +234,28 @@ def test_what_ends_a_process_is_told_in_clear_words():
     assert described(ConfigError("no")) == Failure("no", False)
     assert described(OSError(28, "No space left on device", "f")).again
     assert described(ZeroDivisionError("x")) == Failure("ZeroDivisionError: x", True)
+
+
+def test_a_run_stops_when_the_batch_is_not_there_any_more():
+    context = mp.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_patient, args=(ours, theirs))
+    process.start()
+    theirs.close()
+    time.sleep(0.1)
+    assert process.is_alive()
+    ours.close()  # as when the process that reads is killed
+    process.join(10)
+    assert process.exitcode == 3
+
+
+def _patient(ours, theirs) -> None:
+    ours.close()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        pool._watched(lambda pipe, log: time.sleep(60), (), theirs, None)
+    except KeyboardInterrupt:
+        os._exit(3)
 
 
 def test_the_front_is_what_no_other_beats():

@@ -128,7 +128,8 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path):
     assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 3]
 
 
-def test_two_runs_cannot_share_a_folder(tmp_path: Path):
+def test_two_runs_cannot_share_a_folder(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(journal_room, "PATIENCE", 0.1)
     with Journal(tmp_path / "journal.jsonl"), pytest.raises(BundleError, match="is in use by another run"):
         Journal(tmp_path / "journal.jsonl")
 

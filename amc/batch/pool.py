@@ -10,8 +10,10 @@ import contextlib
 import multiprocessing as mp
 import os
 import resource
+import select
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
@@ -74,10 +76,26 @@ def start(target: Callable[..., None], arguments: tuple[Any, ...], log: Path | N
     ours, theirs = context.Pipe(duplex=False)
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
-    process = context.Process(target=target, args=(*arguments, theirs, log), daemon=True)
+    process = context.Process(target=_watched, args=(target, arguments, theirs, log), daemon=True)
     process.start()
     theirs.close()
     return process, ours
+
+
+def _watched(target: Callable[..., None], arguments: tuple[Any, ...], pipe: Connection, log: Path | None) -> None:
+    threading.Thread(target=end_with_parent, args=(pipe,), daemon=True).start()
+    target(*arguments, pipe, log)
+
+
+def end_with_parent(pipe: Connection) -> None:
+    """Wait until nobody is there to read from the pipe, and stop this process as Ctrl-C does.
+
+    A batch that is killed cannot stop its runs itself; they would go on, and be in the way of the same command again.
+    """
+    watch = select.poll()
+    watch.register(pipe.fileno(), 0)
+    if any(event & select.POLLERR for _, event in watch.poll()):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def told(process: Any, pipe: Connection) -> Failure | None:
