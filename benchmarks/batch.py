@@ -17,6 +17,7 @@ import json
 import multiprocessing as mp
 import os
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Hashable
@@ -115,6 +116,8 @@ def budgets(one: str, ten: str, evaluations: int, model: list[str], images: int,
             for share in asked:
                 config = _budget(model, searcher, evaluations, share, images, cache)
                 runs.append(_until_chosen(config, Path(name, f"run{share}")))
+                told = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in runs[-1][0].items())
+                print(f"{searcher} at {share}: {told}; {100 * runs[-1][1]:.2f} %", file=sys.stderr, flush=True)
             spent[len(asked)] = {stage: sum(seconds[stage] for seconds, _ in runs) for stage in CHOSEN}
             scored[len(asked)] = sum(len(p.read_text().splitlines()) - 1 for p in (cache / "scores").glob("*.jsonl"))
             found[len(asked)] = [metric for _, metric in runs]
