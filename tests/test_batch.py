@@ -251,7 +251,7 @@ def test_a_run_stops_when_the_batch_is_not_there_any_more():
 
 def _patient(ours, theirs) -> None:
     ours.close()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under a shell's &
     try:
         pool._watched(lambda pipe, log: time.sleep(60), (), theirs, None)
     except KeyboardInterrupt:

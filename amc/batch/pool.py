@@ -83,6 +83,7 @@ def start(target: Callable[..., None], arguments: tuple[Any, ...], log: Path | N
 
 
 def _watched(target: Callable[..., None], arguments: tuple[Any, ...], pipe: Connection, log: Path | None) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's shell ignores it for what it begins with &
     threading.Thread(target=end_with_parent, args=(pipe,), daemon=True).start()
     target(*arguments, pipe, log)
 
