@@ -58,8 +58,9 @@ class Layer:
     """The module; for ``parameter`` the parameter."""
     kind: str
     """conv, linear, norm, prelu: modules. ``parameter:d``: a bare parameter, ``output`` along its dimension d,
-    ``input`` along the other. ``attribute:a``: a whole number a of the module, in proportion to ``output``.
-    ``product``: MACs without weights, as attention has them, in proportion to ``output``."""
+    ``input`` along the other. ``attribute:a``: a whole number a of the module, in proportion to ``output``;
+    ``attribute:a.i``: entry i of a tuple. ``product``: MACs without weights, as attention has them, in proportion to
+    ``output``."""
     output: Axis | None
     input: Axis | None = None
     by_group: bool = False

@@ -33,10 +33,14 @@ from amc.resources import FileLayout, StoredTensor
 from amc.surgery import axes_of, own_tensors
 
 _TRANSIENT = ("metadata_props", "doc_string")
+_LARGEST = 2**31  # bytes; what protobuf serialises
 
 
 def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
     """Write ``model`` (evaluation mode) as ONNX with a dynamic batch. Raises ExportError."""
+    size = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    if size >= _LARGEST:
+        raise ExportError(f"the network's tensors take {size / 2**30:.1f} GiB, and an ONNX file holds 2 GiB at most.")
     own = copy.deepcopy(model).cpu().eval()
     args, kwargs, shapes = arguments(example)
     try:

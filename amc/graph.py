@@ -208,7 +208,7 @@ class _Builder:
         """Both together, if they pass; the reason stays with ``more``."""
         variants = [self._attributes(g) for g in more]
         ways: list[list[list[Layer]]] = []
-        for take in (1, 2, 0, 3):
+        for take in (1, 2, 0, 3, 4):
             chosen = [variant[take] for variant in variants]
             if chosen not in ways and (take == 0 or any(chosen)):
                 ways.append(chosen)
@@ -227,7 +227,7 @@ class _Builder:
         return None
 
     def _attributes(self, group: _Group) -> list[list[Layer]]:
-        """Numbers that modules hold and that may follow the group: none; of its units; of whole axes; of shapes too."""
+        """Numbers that modules hold and that may follow the group: none, its units, whole axes too, shapes too."""
         if id(group) not in self._variants:
             self._variants[id(group)] = self._find_attributes(group)
         return self._variants[id(group)]
@@ -235,30 +235,53 @@ class _Builder:
     def _find_attributes(self, group: _Group) -> list[list[Layer]]:
         units: dict[tuple[str, str], Layer] = {}
         wholes: dict[tuple[str, str], Layer] = {}
-        shapes: dict[tuple[str, str], Layer] = {}
-        for parts in [*self._flow.parts, *self._flow.views]:
+        for parts in self._flow.parts:
             roots = self._roots[parts.atoms.numpy()]
-            if not np.isin(roots, group.roots).any():
-                continue
             along = _along(roots)
-            if len(along) != 1:
+            if len(along) != 1 or not np.isin(roots, group.roots).any():
                 continue
             length, total = roots.shape[along[0]], roots.size
             line = _line(roots, along[0])
             others = [n for d, n in enumerate(roots.shape) if d != along[0]]
-            for key, value in vars(self._model.get_submodule(parts.module)).items():
-                if type(value) is not int or key.startswith("_") or value < 2:
-                    continue
+            for key, value in self._numbers(parts.module):
                 layer = Layer(parts.module, f"attribute:{key}", self._axis(line, [group]))
-                if roots.ndim == 1:
-                    if value == length and not re.search("size|window|area|patch|ratio", key):
-                        shapes[parts.module, key] = layer
-                elif value == length and not re.search("dim|size|window|area|patch|ratio", key):
+                if value == length and not re.search("dim|size|window|area|patch|ratio", key):
                     units[parts.module, key] = layer
                 elif value in (total, *(total // n for n in others)):
                     wholes[parts.module, key] = layer
-        both = units | wholes
-        return [[], list(units.values()), list(both.values()), list((shapes | both).values())]
+        shapes = self._shapes(group)
+        ways = (units, units | wholes, shapes | units, shapes | units | wholes)
+        return [[], *(list(way.values()) for way in ways)]
+
+    def _shapes(self, group: _Group) -> dict[tuple[str, str], Layer]:
+        """Lengths that modules hold as a number, or in a tuple that is a whole shape."""
+        found = {}
+        for view in self._flow.views:
+            roots = self._roots[view.atoms.numpy()]
+            along = _along(roots)
+            if len(along) != 1 or not np.isin(roots, group.roots).any():
+                continue
+            line = _line(roots, along[0])
+            axis = self._axis(line, [group])
+            for name in self._holders(view.module):
+                values = vars(self._model.get_submodule(name))
+                keys = [f"{key}.{along[0]}" for key, v in values.items() if v == view.shape and key[0] != "_"]
+                if len(line) == roots.size:
+                    numbers = [key for key, value in self._numbers(name) if value == len(line)]
+                    keys += [key for key in numbers if not re.search("size|window|area|patch|ratio", key)]
+                for key in keys:
+                    found[name, key] = Layer(name, f"attribute:{key}", axis)
+        return found
+
+    def _holders(self, name: str) -> list[str]:
+        """A module that is no layer, and what it holds of the kind: their methods may be called from outside."""
+        module = self._model.get_submodule(name)
+        inside = [(f"{name}.{child}".lstrip("."), m) for child, m in module.named_children()]
+        return [key for key, m in [(name, module), *inside] if _kind(m) == "other"]
+
+    def _numbers(self, module: str) -> list[tuple[str, int]]:
+        held = vars(self._model.get_submodule(module))
+        return [(key, v) for key, v in held.items() if type(v) is int and v > 1 and not key.startswith("_")]
 
     # Layers and costs
 

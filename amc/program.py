@@ -342,7 +342,9 @@ def _given(value: Any, variables: Mapping[str, fx.Node]) -> Any:
         return {_key(key): _given(v, variables) for key, v in content.items()}
     if word in ("list", "tuple"):
         return (list if word == "list" else tuple)(_given(v, variables) for v in content)
-    return variables[content] if word == "node" else content
+    if word == "value" and (content is None or isinstance(content, bool | int | float)):
+        return content
+    return variables[content]
 
 
 def _key(key: str) -> str:

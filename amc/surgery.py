@@ -27,8 +27,8 @@ class Dresser:
         # BatchNorms are set even where no site cuts them: reconstruction and recalibration change their statistics
         self._cut = [x for x in layers if x.output is not None or x.input is not None or x.kind == "norm"]
         self._source = {layer.name: own_tensors(model, layer) for layer in self._cut if layer.is_weighty}
-        self._numbers = {
-            (x.name, x.kind): getattr(model.get_submodule(x.name), x.kind.split(":")[1])
+        self._held = {
+            (x.name, x.kind): getattr(model.get_submodule(x.name), _key(x)[0])
             for x in self._cut
             if x.kind.startswith("attribute")
         }
@@ -48,8 +48,10 @@ class Dresser:
 
     def _set_number(self, layer: Layer, kept: Kept) -> None:
         assert layer.output is not None
-        whole, key = self._numbers[layer.name, layer.kind], layer.kind.split(":")[1]
-        setattr(self._model.get_submodule(layer.name), key, whole * len(layer.output.kept(kept)) // len(layer.output))
+        whole, (key, place) = self._held[layer.name, layer.kind], _key(layer)
+        left, count = len(layer.output.kept(kept)), len(layer.output)
+        new = whole * left // count if place is None else (*whole[:place], left, *whole[place + 1 :])
+        setattr(self._model.get_submodule(layer.name), key, new)
 
     def _set_tensors(self, layer: Layer, kept: Kept, ready: Mapping[str, Tensor]) -> None:
         device = next(iter(self._source[layer.name].values())).device if self._source[layer.name] else None
@@ -66,6 +68,12 @@ class Dresser:
         if not layer.kind.startswith("parameter"):
             width = len(remaining[id(layer.output)]) if layer.output is not None else None
             _set_widths(self._model.get_submodule(layer.name), layer, width)
+
+
+def _key(layer: Layer) -> tuple[str, int | None]:
+    """The attribute that a layer names, and the place in it where it is a tuple."""
+    key, _, place = layer.kind.removeprefix("attribute:").partition(".")
+    return key, int(place) if place else None
 
 
 def twin(model: nn.Module) -> nn.Module:

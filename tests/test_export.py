@@ -86,6 +86,13 @@ def test_a_network_that_differs_from_its_file_is_refused(resnet8, tmp_path):
         check_parity(other, tmp_path / "model.onnx", torch.randn(4, 1, 8, 8), Runner(tmp_path / "model.onnx"))
 
 
+def test_a_network_that_no_onnx_file_holds_is_refused_before_it_is_exported(tmp_path):
+    model = nn.Linear(1, 1)
+    model.weight = nn.Parameter(torch.zeros(1).expand(2**29))  # takes no memory
+    with pytest.raises(ExportError, match=r"2\.0 GiB, and an ONNX file holds 2 GiB at most"):
+        export_onnx(model, torch.randn(1, 1), tmp_path / "model.onnx")
+
+
 @pytest.mark.parametrize("content", [b"", b"not onnx", bytes(1000)])
 def test_a_file_that_is_not_onnx_is_one_line(tmp_path, content):
     path = tmp_path / "bad.onnx"

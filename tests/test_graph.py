@@ -167,6 +167,18 @@ class Scale(nn.Module):
         return x * self.by
 
 
+class Table(nn.Module):
+    """Multiplies by rows of a table, whose shape is written down, as biases of relative positions are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(6, 8))
+        self.shape = (2, 3, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.table[torch.arange(6)].view(self.shape).mean((0, 1))[:, None, None]
+
+
 VIT = "encoder.layers.encoder_layer_0"
 
 
@@ -187,6 +199,7 @@ TRAITS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "scale [8, 1, 1]": (lambda: chain(Scale(8, 1, 1)), ["a", "c"]),
     "scale [1, 8, 1, 1]": (lambda: chain(Scale(1, 8, 1, 1)), ["a", "c"]),
     "scale [1, 1, 1, 1]": (lambda: chain(Scale(1, 1, 1, 1)), ["a", "c"]),
+    "scale in a table": (lambda: chain(Table()), ["a", "c"]),
     "scale []": (lambda: chain(Scale()), ["a", "c"]),
     "norm without affine": (lambda: chain(nn.BatchNorm2d(8, affine=False)), ["a", "c"]),
     "norm without statistics": (lambda: chain(nn.BatchNorm2d(8, track_running_stats=False)), ["a", "c"]),

@@ -164,6 +164,7 @@ def first_step(change: Callable[[list], Any]) -> Callable[[dict], Any]:
         (lambda p: p["tensors"].update(a="absent"), "damaged"),
         (lambda p: p.update(output={"dict": {CODE: {"value": 1}}}), "not a plain word"),
         (lambda p: p.update(output={"node": "absent"}), "damaged"),
+        (lambda p: p.update(output={"value": CODE}), "damaged"),
         (lambda p: p.update(constants={"c": {"dtype": "float32", "shape": [9], "data": "AAAA"}}), "not of its shape"),
         (lambda p: p.update(constants={"c": {"dtype": "float32", "shape": [1], "data": "!"}}), "damaged"),
         (lambda p: p.pop("steps"), "damaged"),

@@ -63,6 +63,15 @@ class Parts:
 
 
 @dataclass(frozen=True, eq=False)
+class View:
+    """A new shape: the number of channels in it may be written down in the module."""
+
+    module: str
+    atoms: Tensor
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Norm:
     """A statistic over channels along ``dim``: the ``number``-th of `STATISTICS` in the pass."""
 
@@ -79,8 +88,7 @@ class Flow:
         self.weights: dict[str, Weights] = {}
         self.products: list[Product] = []
         self.parts: list[Parts] = []
-        self.views: list[Parts] = []
-        """Where a dimension of channels was kept while others changed: its length may be written down there."""
+        self.views: list[View] = []
         self.norms: list[Norm] = []
         self.plain_norms: dict[str, Vector] = {}
         """Normalisations over channels without parameters, by module."""
@@ -88,6 +96,8 @@ class Flow:
         """Group normalisations by module, and whether whole groups are removed."""
         self.parameters: dict[str, Tensor] = {}
         """The atoms of parameters and buffers that were followed element by element."""
+        self._constants: set[str] = set()
+        """Parameters and buffers that an unknown operator read: they stay as they are."""
         self.activations: dict[int, Tensor] = {}
         """The plane of every activation that has one, by its number in the trace."""
         self._model = model
@@ -168,6 +178,8 @@ class Flow:
         name, whole = own
         if self._is_weight(name, whole) or whole.numel() > _MOST_ATOMS or not whole.is_contiguous():
             return None
+        if name in self._constants:
+            return None
         if name not in self.parameters:
             self.parameters[name] = self.atoms.fresh(whole.numel()).reshape(whole.shape)
         return tidy(self.parameters[name].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()))
@@ -244,9 +256,18 @@ class Flow:
 
     def _unknown(self, name: str, args: Any, kwargs: Any) -> None:
         for tensor in tree_leaves((args, kwargs)):
-            plane = self.plane(tensor)
-            if plane is not None:
+            own = self._own(tensor)
+            if own is not None and own not in self.parameters:
+                self._constants.add(own)
+            elif (plane := self.plane(tensor)) is not None:
                 self.atoms.freeze(core(plane), f"it runs through {name}, which is not understood")
+
+    def _own(self, tensor: Any) -> str | None:
+        """The parameter or buffer that a tensor is or shows."""
+        if not isinstance(tensor, Tensor) or tensor in self._planes:
+            return None
+        found = self.tensors.get(tensor.untyped_storage()._cdata)
+        return None if found is None else found[0]
 
     # Layers
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from amc.flow.follow import Flow, Parts
+from amc.flow.follow import Flow, Parts, View
 from amc.flow.rules import rule
 from amc.labels import FIXED, core, tidy, varying
 
@@ -37,8 +37,8 @@ def _view(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor)
     if max(len(varying(new)), len(varying(plane))) > 1:
         block = new if len(varying(new)) >= len(varying(plane)) else plane
         flow.parts.append(Parts(flow.running, core(block).squeeze()))
-    elif varying(new):
-        flow.views.append(Parts(flow.running, core(new).flatten()))
+    if varying(new):
+        flow.views.append(View(flow.running, core(new), tuple(out.shape)))
     return new
 
 

@@ -25,6 +25,7 @@ from amc.reconstruct import elements
 
 RIDGE = 1e-2
 _ROUNDS = 128  # wide sites lose several channels a round
+_DENSE = 0.8  # matrices of which less is left are cut down
 
 
 @criterion("obs")
@@ -70,6 +71,7 @@ class _Surgeon:
         per_channel = len(order) // self.channels
         blocks = self.reader.positions[order].reshape(self.channels, per_channel)
         self._blocks = torch.stack([elements(b, taps) for b in blocks])  # [channels, b]
+        self._alive = torch.ones(len(self._h), dtype=torch.bool, device=self._h.device)
 
     def scores(self, present: Tensor) -> Tensor:
         """Rise of the squared error ``[channels]``, as a share of the outputs' variance; 0 for what is gone."""
@@ -78,7 +80,8 @@ class _Surgeon:
         index = self._blocks[here]
         w = self._w[:, index].permute(1, 2, 0)  # [n, b, out]
         h = self._h[index[:, :, None], index[:, None, :]]
-        found[here] = (w * torch.linalg.solve(h, w)).sum((1, 2)).cpu()
+        squares = w @ w.transpose(1, 2)  # the trace of H⁻¹WWᵀ is that of WᵀH⁻¹W, and smaller
+        found[here] = torch.linalg.solve(h, squares).diagonal(dim1=1, dim2=2).sum(1).cpu()
         return found.double()
 
     def remove(self, channels: Tensor) -> None:
@@ -88,6 +91,14 @@ class _Surgeon:
         update = torch.linalg.solve(rows[:, s], rows)  # (H_SS)⁻¹ H_S:
         self._w.addmm_(self._w[:, s], update, alpha=-1)
         self._h.addmm_(rows.T, update, alpha=-1)
-        self._w[:, s] = 0
-        self._h[s] = 0
-        self._h[:, s] = 0
+        self._alive[s] = False
+        if int(self._alive.sum()) < _DENSE * len(self._alive):
+            self._compact()
+
+    def _compact(self) -> None:
+        """Forget the elements that are gone."""
+        keep = self._alive.nonzero()[:, 0]
+        self._h = self._h.index_select(0, keep).index_select(1, keep)
+        self._w = self._w.index_select(1, keep)
+        self._blocks = (self._alive.cumsum(0) - 1)[self._blocks]  # what is gone is not looked at again
+        self._alive = torch.ones_like(keep, dtype=torch.bool)
