@@ -49,6 +49,28 @@ class Row:
     best: Network | None
 
 
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of one inference of both networks, and the share that is left; None where nothing was measured."""
+
+    original: float | None
+    final: float | None
+    ratio: float | None
+
+
+def times(result: Mapping[str, Any]) -> Times:
+    """As measured where the run was; on a device with a latency model of its own, as that model tells."""
+    latency, original, final = result.get("latency") or {}, result["original"], result["final"]
+    said = latency.get("prediction")
+    told = next((line for line in result["proof"] if line["resource"] == "latency"), None)
+    if told is not None and isinstance(said, Mapping) and said.get("model") != "profile":
+        before = said.get("original_ms")
+        if isinstance(before, float):
+            return Times(before, told["exported"], human.quotient(told["exported"], before))
+    ratio = latency["ratio"]["value"] if latency else None
+    return Times(original.get("latency_ms"), final.get("latency_ms"), ratio)
+
+
 COLUMNS = ("by", "metric", "was", "MACs", "model.onnx", "time", "runs")
 """``by``: searcher and seed of the best network; ``time``: ms of one inference, and the ratio to the original's."""
 
@@ -89,14 +111,14 @@ def _row(place: Mapping[str, str], members: Sequence[Network]) -> Row:
     if found is None or found.result is None:
         return Row(place, ["–", "none", *["–"] * (len(COLUMNS) - 3), runs], None)
     original, final, split = found.result["original"], found.result["final"], judged_on(found.result)
-    ratio = found.result["latency"]["ratio"]["value"] if found.result.get("latency") else None
+    spent = times(found.result)
     cells = [
         ", ".join(found.place[axis] for axis in CHOICES if axis in found.place) or "–",
         human.percent(final[split]),
         human.percent(original[split]),
         human.short_percent(human.quotient(final["macs"], original["macs"])),
         human.size(final["size"]),
-        f"{human.milliseconds(final.get('latency_ms'))} ({human.ratio(ratio)})",
+        f"{human.milliseconds(spent.final)} ({human.ratio(spent.ratio)})",
         runs,
     ]
     return Row(place, cells, found)
@@ -121,14 +143,23 @@ def _charts(networks: Sequence[Network]) -> Iterator[tuple[str, str]]:
             groups.setdefault((data, network.place.get("device", "")), []).append(network)
     for (data, device), members in groups.items():
         where = f"{data}, {device}" if device else data
-        for cost, label, scale in (("latency_ms", "milliseconds", 1.0), ("macs", "MACs, millions", 1e-6)):
-            rows = [(n.place.get("model", ""), n.result[which], judged_on(n.result))
-                    for n in members if n.result is not None for which in ("original", "final")]  # fmt: skip
-            points = [(row[cost] * scale, row[split]) for _, row, split in rows if row.get(cost) is not None]
-            metric = str(members[0].result["metric"]) if members[0].result else "metric"
+        results = [n.result for n in members if n.result is not None]
+        metric = str(results[0]["metric"])
+        for label, points in (("milliseconds", _timed(results)), ("MACs, millions", _counted(results))):
             if len(set(points)) > 1:
-                chart = front_chart(points, [points[i] for i in front(points)], label, metric, f"{where}-{cost}")
+                chart = front_chart(points, [points[i] for i in front(points)], label, metric, f"{where}-{label[:4]}")
                 yield f"{metric} against {label.partition(',')[0]}: {where}", chart
+
+
+def _timed(results: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """Milliseconds and metric of all networks, the originals among them."""
+    spent = [(r, which, getattr(times(r), which)) for r in results for which in ("original", "final")]
+    return [(ms, r[which][judged_on(r)]) for r, which, ms in spent if ms is not None]
+
+
+def _counted(results: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """Millions of MACs, and the metric."""
+    return [(1e-6 * r[which]["macs"], r[which][judged_on(r)]) for r in results for which in ("original", "final")]
 
 
 def html_batch(name: str, networks: Sequence[Network]) -> str:

@@ -1,10 +1,11 @@
 """One search for all budgets of a network: SPDY's coefficients, found at one budget and used at every other.
 
 What the coefficients make up for, how layers act on each other, is the network's more than the budget's. So they are
-searched half-way between the smallest network and the whole one, whatever the budget; nine tenths of the evaluations
-go there, and the best few coefficients are then decoded to the budget and evaluated. Runs of one network at many
-budgets ask for the same policies at the middle: with a cache (`--cache`, or in a batch) each of those is evaluated
-once, and ten budgets cost twice what one does.
+searched half-way between the smallest network and the whole one, whatever the budget; nearly all evaluations go there,
+and the best few coefficients are then decoded to the budget and evaluated. Runs of one network at many budgets ask for
+the same policies at the middle: with a cache (`--cache`, or in a batch) each of those is evaluated once. A policy of
+the budget itself costs an evaluation and, before one is chosen, a careful one of twice that (`--drift`); so few are
+taken that ten budgets cost at most twice what one does.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from amc.problem import Problem
 from amc.search.allocate import error_tables, quick_decoder
 from amc.search.spdy import climb
 
-_OWN = 10  # one evaluation in so many is at the budget itself
+_OWN, _LEAST = 20, 2  # one evaluation in so many is at the budget itself, but never less
 
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:
     """Search coefficients at the middle, then propose what the best of them give at the budget."""
-    own, space, tables = -(-evaluations // _OWN), problem.space, error_tables(problem)
+    own, space, tables = min(evaluations, max(_LEAST, evaluations // _OWN)), problem.space, error_tables(problem)
     ranked = [np.zeros(len(space.names))]
     if evaluations > own:
         found = climb(problem.under(middle(space)), tables, evaluations - own, seed)

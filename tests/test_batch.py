@@ -24,7 +24,7 @@ from amc.config import from_dict, to_dict
 from amc.errors import BundleError, ConfigError
 from amc.journal import Journal
 from amc.memory import GIB
-from amc.reports.batch import batch_rows, front, read_batch
+from amc.reports.batch import Times, batch_rows, front, read_batch, times
 
 FULL = {
     "models": ["resnet8", "torchvision:resnet18"],
@@ -256,6 +256,18 @@ def _patient(ours, theirs) -> None:
         pool._watched(lambda pipe, log: time.sleep(60), (), theirs, None)
     except KeyboardInterrupt:
         os._exit(3)
+
+
+def test_times_are_of_the_device_that_the_limit_is_of():
+    here = {"ratio": {"value": 0.6}, "prediction": {"model": "profile", "original_ms": 2.1}}
+    result = {"original": {"latency_ms": 2.0}, "final": {"latency_ms": 1.2}, "latency": here,
+              "proof": [{"resource": "latency", "exported": 1.3}]}  # fmt: skip
+    assert times(result) == Times(2.0, 1.2, 0.6)
+    phone = {**here, "prediction": {"model": "command:phone", "original_ms": 20.0}}
+    assert times({**result, "latency": phone, "proof": [{"resource": "latency", "exported": 13.0}]}) == Times(
+        20, 13, 0.65
+    )
+    assert times({**result, "latency": None, "proof": []}) == Times(2.0, 1.2, None)
 
 
 def test_the_front_is_what_no_other_beats():
