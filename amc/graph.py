@@ -244,7 +244,7 @@ class _Builder:
             line = _line(roots, along[0])
             others = [n for d, n in enumerate(roots.shape) if d != along[0]]
             for key, value in self._numbers(parts.module):
-                layer = Layer(parts.module, f"attribute:{key}", self._axis(line, [group]))
+                layer = Layer(parts.module, f"attribute:{key}", self._axis(line, group))
                 if value == length and not re.search("dim|size|window|area|patch|ratio", key):
                     units[parts.module, key] = layer
                 elif value in (total, *(total // n for n in others)):
@@ -262,10 +262,10 @@ class _Builder:
             if len(along) != 1 or not np.isin(roots, group.roots).any():
                 continue
             line = _line(roots, along[0])
-            axis = self._axis(line, [group])
+            axis = self._axis(line, group)
             for name in self._holders(view.module):
                 values = vars(self._model.get_submodule(name))
-                keys = [f"{key}.{along[0]}" for key, v in values.items() if v == view.shape and key[0] != "_"]
+                keys = [f"{key}.{along[0]}" for key, v in values.items() if type(v) is tuple and v == view.shape]
                 if len(line) == roots.size:
                     numbers = [key for key, value in self._numbers(name) if value == len(line)]
                     keys += [key for key in numbers if not re.search("size|window|area|patch|ratio", key)]
@@ -285,12 +285,12 @@ class _Builder:
 
     # Layers and costs
 
-    def _axis(self, roots: Ints, groups: Sequence[_Group]) -> Axis:
-        site, channel = np.full(self._flow.atoms.count, -1), np.full(self._flow.atoms.count, -1)
-        for number, group in enumerate(groups):
-            site[group.roots] = number
-            channel[group.roots] = np.arange(len(group.roots))
-        return Axis(site[roots], channel[roots])
+    def _axis(self, roots: Ints, group: _Group) -> Axis:
+        """Where one group's channels lie."""
+        order = np.argsort(group.roots)
+        place = np.searchsorted(group.roots, roots, sorter=order).clip(max=len(order) - 1)
+        inside = np.isin(roots, group.roots)
+        return Axis(np.where(inside, 0, -1), np.where(inside, order[place], -1))
 
     def graph(self, groups: Sequence[_Group], refusals: tuple[Refusal, ...]) -> Graph:
         """The graph whose sites are these groups."""

@@ -32,7 +32,7 @@ class Trial:
 
     def __init__(self, model: nn.Module, example: Nested, traced: Trace) -> None:
         self._traced = traced
-        self._copy = twin(model).requires_grad_(False)
+        self._copy = twin(model)  # requires_grad too: matrix products run other operators without it
         adapt(self._copy)
         _enliven(self._copy)
         # noise on top of the example: an image of zeros would hide mistakes
@@ -116,7 +116,7 @@ def _deaf(model: nn.Module, layers: Sequence[Layer], kept: Kept, called: Contain
                     )
                     whole.append((holder, own, holder._parameters[own]))
                     changed = _changed(tensor, dim, positions, bare=layer.name not in called)
-                    holder._parameters[own] = nn.Parameter(changed, requires_grad=False)
+                    holder._parameters[own] = nn.Parameter(changed, getattr(holder, own).requires_grad)
             if layer.name in called:
                 module = model.get_submodule(layer.name)
                 handles.append(module.register_forward_pre_hook(_gather(module, len(layer.input), positions)))
@@ -188,7 +188,7 @@ def _enliven(model: nn.Module) -> None:
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.numel() and not bool(parameter.any()):
                 noise = 0.1 * torch.randn(parameter.shape, generator=generator)
-                module._parameters[key] = nn.Parameter(noise.to(parameter), requires_grad=False)
+                module._parameters[key] = nn.Parameter(noise.to(parameter), parameter.requires_grad)
 
 
 def _saved_macs(layers: Sequence[Layer], kept: Kept) -> int:

@@ -327,6 +327,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also those that are done")
     parser.add_argument("--failed", action="store_true", help="also those that were tried and did not get through")
     parser.add_argument("--quick", action="store_true", help="leave ONNX and the bundle for later")
+    parser.add_argument("--no-ours", action="store_true", help="only Torch-Pruning, with networks that have a result")
     parser.add_argument("--no-theirs", action="store_true", help="leave Torch-Pruning out")
     parser.add_argument("--seconds", type=int, default=300, help="CPU seconds for one network")
     parser.add_argument("--memory", type=float, default=6, help="limit for one network, in GiB")
@@ -361,7 +362,10 @@ def _tried_anew(name: str, known: dict[str, Any], options: argparse.Namespace) -
     record = {"name": name, **known}
     step = known["amc"]["step"] if known else ""
     failed = step not in ("done", "quick", "")
-    if options.again or not step or (step == "quick" and not options.quick) or (failed and options.failed):
+    if options.no_ours:
+        if not known:
+            return None
+    elif options.again or not step or (step == "quick" and not options.quick) or (failed and options.failed):
         task = functools.partial(ours, quick=options.quick)
         record |= {"code": code(), "amc": attempt(task, name, options.seconds, options.memory)}
     if not options.no_theirs and "torch-pruning" not in known:

@@ -167,6 +167,18 @@ class Scale(nn.Module):
         return x * self.by
 
 
+class Places(nn.Module):
+    """Multiplies transposed maps by a parameter: which operators that runs depends on whether the parameter trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = F.adaptive_avg_pool2d(x.mean(1, keepdim=True), (2, 3)).expand(-1, 2, -1, -1)
+        return x * (maps.transpose(2, 3) @ self.weight).mean((1, 2, 3), keepdim=True)
+
+
 class Table(nn.Module):
     """Multiplies by rows of a table, whose shape is written down, as biases of relative positions are."""
 
@@ -199,6 +211,7 @@ TRAITS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "scale [8, 1, 1]": (lambda: chain(Scale(8, 1, 1)), ["a", "c"]),
     "scale [1, 8, 1, 1]": (lambda: chain(Scale(1, 8, 1, 1)), ["a", "c"]),
     "scale [1, 1, 1, 1]": (lambda: chain(Scale(1, 1, 1, 1)), ["a", "c"]),
+    "scale of places": (lambda: chain(Places()), ["a", "c"]),
     "scale in a table": (lambda: chain(Table()), ["a", "c"]),
     "scale []": (lambda: chain(Scale()), ["a", "c"]),
     "norm without affine": (lambda: chain(nn.BatchNorm2d(8, affine=False)), ["a", "c"]),
