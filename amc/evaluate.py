@@ -19,7 +19,7 @@ from amc.drift import Drift
 from amc.graph import Graph, consumers
 from amc.policy import Choice
 from amc.reconstruct import Moments, Reconstructor, elements, unexplained
-from amc.surgery import Dresser
+from amc.surgery import Dresser, weight_of
 from amc.task import Task, batches
 from amc.task.data import hold, shuffled
 
@@ -106,10 +106,11 @@ class Evaluator:
         kept = [np.arange(s.channels) for s in self._graph.sites]
         kept[site] = np.sort(self._orders[site][:width])
         for layer in consumers(self._graph, site):
-            moments, weight = self._moments.get(layer.name), self._task.model.get_submodule(layer.name).weight
-            if moments is not None and layer.input is not None and isinstance(weight, Tensor):
+            moments = self._moments.get(layer.name)
+            if moments is not None and layer.input is not None:
+                weight = weight_of(self._task.model, layer)
                 positions = torch.from_numpy(layer.input.kept(kept)).to(weight.device)
-                yield unexplained(weight.detach().flatten(1), moments, elements(positions, weight[0, 0].numel()))
+                yield unexplained(weight.flatten(1), moments, elements(positions, weight[0, 0].numel()))
 
     def pruned(self, choice: Choice) -> nn.Module:
         """The refined network as a module of its own, trainable."""

@@ -32,6 +32,7 @@ __all__ = ["Graph", "Refusal", "Site", "build_graph", "consumers"]
 
 
 _Find = Callable[[Ints], Axis | None]
+_PATIENCE = 8  # trials that may fail among groups of one kind; those that are left then are refused as the last was
 
 
 @dataclass(eq=False)
@@ -77,6 +78,7 @@ class _Builder:
             raise ModelError(f"the network fails on its example input: {first_line(error)}") from error
         if _sleeping(model, flow.weights):
             _rehearse(flow, model, example)
+        self._patience = _PATIENCE
         self._freeze_shared()
         self._trial = Trial(model, example, self._trace)
         self._settle()
@@ -159,6 +161,7 @@ class _Builder:
         if found is None:
             found = []
             for alike in patterns.values():
+                self._patience = _PATIENCE
                 found = self._grow(found, alike)
         order = {id(g): i for i, g in enumerate(candidates)}
         return sorted(found, key=lambda g: order[id(g)])
@@ -193,7 +196,8 @@ class _Builder:
         passed = self._pass(found, more)
         if passed is not None:
             return passed
-        if len(more) == 1:
+        self._patience -= 1
+        if len(more) == 1 or self._patience <= 0:
             return found
         if len(more) > 2:
             ends = [self._pass(found, [g]) is None for g in (more[0], more[-1])]

@@ -42,7 +42,7 @@ LARGE = "|".join(
     (r"(densenet(161|201)|efficientnet_(b[5-7]|v2_[lm])|vit_[lh]_|vgg1[3-9])", r"(convnext|swin)\w*_(base|large|b)$",
      r"regnet_._(8|16|32|128)gf", r"res\w+(101|152)\w*$")
 )  # fmt: skip
-SIZES = (64, 96, 128, 160, 224, 256, 0)
+SIZES = (64, 96, 128, 160, 224, 256, 299, 0)
 
 TIMM = """
 vgg11 resnet18 resnet50d resnet50_gn resnetblur50 wide_resnet50_2 resnetv2_50x1_bit seresnet50 ecaresnet26t skresnet18

@@ -144,3 +144,4 @@ def test_a_network_that_runs_other_operators_when_cut_is_refined_all_the_same():
     orders = [torch.arange(site.channels) for site in graph.sites]
     evaluator = Evaluator(task, graph, orders, collect(task, readers(graph, model), 0), drift=Drift(task, graph, 0))
     assert evaluator.refined_score(tuple(site.channels // 2 for site in graph.sites)).loss < 10
+    assert all(evaluator.error(number, site.channels // 2) >= 0 for number, site in enumerate(graph.sites))
