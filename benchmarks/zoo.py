@@ -383,6 +383,7 @@ def code() -> str:
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The results as Markdown."""
     records = list(results.values())
+    present = sum(r.get("code") == code() for r in records)
     lines = [
         "# Tested networks",
         "",
@@ -396,6 +397,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "channels, as its examples use it: the pruned network runs, trains one step, and has at most half of its MACs,",
         "as it counts them. *Least*: the MACs that remain when a fifth of every site is kept; *masked = pruned* and",
         "*ONNX*: largest differences, of the largest output. Times are CPU seconds on one shared core.",
+        f"{present} of the {len(records)} rows are of the present code (`code` is its fingerprint), the others of",
+        "earlier states of it.",
         "",
         "| library | networks | tried so far | amc: through everything | all but ONNX | not | Torch-Pruning |",
         "|---|---|---|---|---|---|---|",
@@ -430,7 +433,7 @@ def _line(record: dict[str, Any]) -> str:
         what = a.get("reason") or f"{a['step']}: {a.get('error', '')}"
         cells += [f"**{'refused' if a['step'] == 'refused' else 'failed'}**: {what}", "", "", ""]
     cells += [f"{a['inspect']:.1f} s" if "inspect" in a else "", f"{a['seconds']:.0f} s", _reasons(a)]
-    failed = f"{other.get('step', '')}: {other.get('error', '')}"
+    failed = f"{other['step']}: {other.get('error', '')}" if other else "not run"
     cells.append(f"{100 * other['share']:.0f} %" if "share" in other else failed)
     return "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"
 
