@@ -4,8 +4,8 @@ What the coefficients make up for, how layers act on each other, is the network'
 searched half-way between the smallest network and the whole one, whatever the budget; nearly all evaluations go there,
 and the best few coefficients are then decoded to the budget and evaluated. Runs of one network at many budgets ask for
 the same policies at the middle: with a cache (`--cache`, or in a batch) each of those is evaluated once. A policy of
-the budget itself costs an evaluation and, before one is chosen, a careful one of twice that (`--drift`); so few are
-taken that ten budgets cost at most twice what one does.
+the budget itself costs an evaluation and, before one is chosen, a careful one that takes two or three times as long
+(`Evaluator.refined_score`); so few are taken that ten budgets cost at most twice what one does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from amc.problem import Problem
 from amc.search.allocate import error_tables, quick_decoder
 from amc.search.spdy import climb
 
-_OWN, _LEAST = 20, 2  # one evaluation in so many is at the budget itself, but never less
+_OWN, _LEAST = 30, 2  # one evaluation in so many is at the budget itself, but never less
 
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:

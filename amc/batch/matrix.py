@@ -17,6 +17,8 @@ AXES = {"models": "model", "data": "data", "budgets": "budget", "devices": "devi
         "seeds": "seed"}  # fmt: skip
 _KEYS = (*AXES, "common", "exclude", "overrides", "out", "retries")
 _LIMITS = {field.name for field in dataclasses.fields(BudgetConfig)}
+MANY_BUDGETS = 3
+"""From so many on, budgets share one search, unless a searcher is named: ten cost no more than twice what one does."""
 _LATENCY = ("latency_model", "latency_timeout")
 _TOP = {field.name for field in dataclasses.fields(Config)} - {"model", "data", "budget", "search", "seed", "out"}
 
@@ -48,6 +50,12 @@ class Matrix:
     """Device → what a run for it needs of a cluster's node."""
 
     @property
+    def shares_search(self) -> bool:
+        """Whether many budgets are searched together, because nobody has said how to search."""
+        named = "searcher" in self.axes or "searcher" in (self.common.get("search") or {})
+        return len(self.axes.get("budget", ())) >= MANY_BUDGETS and not named
+
+    @property
     def size(self) -> int:
         """Runs before anything is excluded."""
         return math.prod(len(entries) for entries in self.axes.values())
@@ -72,6 +80,8 @@ class Matrix:
 
     def _values(self, place: Mapping[str, str]) -> dict[str, Any]:
         values = {"cache": "auto", **self.common}
+        if self.shares_search:
+            values = merge({"search": {"searcher": "transfer"}}, values)
         for axis, name in place.items():
             entry = self.axes[axis][name]
             double = set(entry.get("budget") or {}) & set(values.get("budget") or {})

@@ -40,6 +40,8 @@ def _batch(parsed: argparse.Namespace) -> int:
     jobs = matrix.jobs()
     if parsed.dry_run:
         _print_plan(plan(jobs), workers)
+        if matrix.shares_search:
+            print("no searcher is named: all budgets of a network share one search (transfer)")
         return 0
     threads = 1 if parsed.ray else threads_of(workers)
     with Screen(matrix.out) as screen:
