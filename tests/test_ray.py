@@ -4,11 +4,12 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from amc.batch.cluster import RemoteEvaluator, RemoteScores, connected
+from amc.batch.cluster import Courier, RemoteEvaluator, RemoteScores, _receive, connected
 from amc.batch.drive import Limits, Observer, Outcome
 from amc.batch.matrix import read_matrix
 from amc.batch.run import run_batch
@@ -110,6 +111,28 @@ def test_evaluations_on_the_cluster_find_what_they_find_here(cluster, tmp_path: 
         assert [remote(choice) for choice in choices] == [evaluator(choice) for choice in choices]
         with pytest.raises(RuntimeError):
             remote((5, 6))
+
+
+def test_what_is_new_in_a_run_s_folder_is_sent_and_found_at_home(tmp_path: Path):
+    away, home, sent = tmp_path / "away", tmp_path / "home", []
+    courier = Courier(away, "run#1", SimpleNamespace(put=SimpleNamespace(remote=sent.extend)))
+    away.mkdir()
+    for line in (b'{"kind": "a"}\n', b'{"kind": "b"}\n'):
+        with (away / "journal.jsonl").open("ab") as journal:
+            journal.write(line)
+        (away / "profile.json").write_bytes(line)  # learned in minutes: the next attempt goes on with it
+        courier.begin("stage")
+    courier.begin("nothing is new")
+    _receive(sent, {"run#1": home})
+    assert [m[1:3] for m in sent] == [
+        ("journal.jsonl", 0),
+        ("profile.json", 0),
+        ("journal.jsonl", 14),
+        ("profile.json", 0),
+    ]
+    assert {path.name: path.read_bytes() for path in home.iterdir()} == {
+        path.name: path.read_bytes() for path in away.iterdir()
+    }
 
 
 def test_an_evaluator_on_a_node_computes_as_the_one_that_asks_and_keeps_what_it_filed():
