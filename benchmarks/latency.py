@@ -143,8 +143,8 @@ def table() -> None:
     if results.get("predict"):
         lines += [
             "## Prediction of policies never profiled", "",
-            "Relative to what two or more pairs of sessions measured; the noise is that of one pair. Networks profiled: all, and "
-            "those of them that were undisturbed, which alone are learned from.", "",
+            "Relative to what two or more pairs of sessions measured; the noise is that of one pair. Networks profiled: "
+            "all, and those of them that were undisturbed, which alone are learned from.", "",
             "| network | ms | policies | mean error | worst | Spearman | cross-val. | noise | profiled | in | a call |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
@@ -152,8 +152,8 @@ def table() -> None:
             own = [100 * r[key] for key in ("mean", "worst", "cross_validated", "session_noise")]
             lines.append(
                 f"| {name} | {r['original_ms']:.2f} | {r['policies']} | {own[0]:.2f} % | {own[1]:.1f} % | "
-                f"{r['spearman']:.3f} | {own[2]:.2f} % | {own[3]:.1f} % | {r['networks_profiled']} ({r['undisturbed']}) | "
-                f"{r['profile_seconds']:.0f} s | {r['prediction_us']:.0f} µs |"
+                f"{r['spearman']:.3f} | {own[2]:.2f} % | {own[3]:.1f} % | {r['networks_profiled']} "
+                f"({r['undisturbed']}) | {r['profile_seconds']:.0f} s | {r['prediction_us']:.0f} µs |"
             )
         some = next(iter(results["predict"].values()))
         lines += ["", f"{some['cpu']}, {some['runtime']}, one thread.", ""]
