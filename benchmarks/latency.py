@@ -143,8 +143,8 @@ def table() -> None:
     if results.get("predict"):
         lines += [
             "## Prediction of policies never profiled", "",
-            "Relative to what two or more pairs of sessions measured; the noise is that of one pair. Networks profiled: "
-            "all, and those of them that were undisturbed, which alone are learned from.", "",
+            "Relative to what two or more pairs of sessions measured; the noise is that of one pair. Networks "
+            "profiled: all, and those of them that were undisturbed, which alone are learned from.", "",
             "| network | ms | policies | mean error | worst | Spearman | cross-val. | noise | profiled | in | a call |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
