@@ -117,10 +117,10 @@ def record(name: str, profile: Profile, policies: list[tuple[int, ...]], done: l
     model = LearnedModel(profile)
     rows = np.array([p for p, _ in measured])
     found = errors(model.predict_all(rows) / profile.original_ms, [r for _, r in measured])
-    before = time.perf_counter()
+    before = time.process_time()  # others may be busy
     for _ in range(200):
         model.predict_all(rows[:1])
-    cost = (time.perf_counter() - before) / 200
+    cost = (time.process_time() - before) / 200
     noise = [np.std(np.log(r), ddof=1) for _, r in whole]
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results.setdefault("predict", {})[name] = {
