@@ -14,6 +14,7 @@ from amc.cli import main
 from amc.export import count_onnx_macs, export_onnx, file_layout
 from amc.journal import Journal
 from amc.latency import LatencyProbe, measure, peak_memory
+from amc.latency.measure import time_call
 from amc.resources import ResourceModel
 
 
@@ -108,12 +109,19 @@ def test_slow_models_have_fewer_rounds(monkeypatch, tmp_path):
         def __call__(self, inputs):
             calls.append(1)
 
-    monkeypatch.setattr(time, "perf_counter", lambda: 0.01 * len(calls))
+    for clock in ("perf_counter", "process_time"):
+        monkeypatch.setattr(time, clock, lambda: 0.01 * len(calls))
     monkeypatch.setattr(sys.modules["amc.latency.measure"], "Runner", Slow)
     found = measure({"a": tmp_path}, np.zeros(1), seconds=0.01)
     assert found.rounds == 3 * 6
     assert len(calls) == 4 * 6
     assert found.latencies["a"].min_ms == pytest.approx(10)
+
+
+def test_time_in_which_others_had_the_processor_does_not_count(monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", iter([0.0, 0.010]).__next__)
+    monkeypatch.setattr(time, "process_time", iter([0.0, 0.004]).__next__)
+    assert time_call(lambda inputs: None, np.zeros(1), 2) == pytest.approx(2.0)
 
 
 def test_the_peak_memory_of_a_model_that_does_not_run_is_unknown(tmp_path):

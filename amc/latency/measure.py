@@ -24,6 +24,8 @@ from amc.latency.session import Inputs, Runner, denormals_as_zero
 
 WARMUP, ROUNDS, LEAST_ROUNDS, LEAST_BLOCKS = 10, 40, 3, 6
 LEAST_MS = 0.2
+FINE = time.get_clock_info("process_time").resolution < 1e-5
+"""Whether the system tells precisely enough how long a process had the processor; Windows does not."""
 LOUD = 1.12
 """How much slower than at its best a network may be on a quiet machine; its sessions differ by some per cent."""
 
@@ -176,4 +178,5 @@ def time_call(runner: Runner, inputs: Inputs, calls: int) -> float:
     start, begun = time.perf_counter(), time.process_time()
     for _ in range(calls):
         runner(inputs)
-    return min(time.perf_counter() - start, time.process_time() - begun) * 1e3 / calls
+    seconds, own = time.perf_counter() - start, time.process_time() - begun
+    return (min(seconds, own) if FINE else seconds) * 1e3 / calls
