@@ -184,8 +184,11 @@ def test_measure_names_the_model_that_is_wrong(tmp_path, capsys, content, told):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("view", "anew"), [("flatten(1)", False), ("view(-1, 16, 6, 6).flatten(1)", True)])
-def test_a_file_that_holds_widths_elsewhere_is_cut_or_exported_anew(tmp_path, monkeypatch, view, anew):
+@pytest.mark.parametrize(
+    ("view", "inputs", "anew"),
+    [("h.flatten(1)", 16 * 36, False), ("h.view(h.shape[0], h.shape[1], 36).mean(2)", 16, True)],
+)
+def test_a_file_that_holds_widths_elsewhere_is_cut_or_exported_anew(tmp_path, monkeypatch, view, inputs, anew):
     """Both are a Reshape to fixed lengths in the file; to ``[batch, width]`` the probe can do without."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(
@@ -193,9 +196,10 @@ def test_a_file_that_holds_widths_elsewhere_is_cut_or_exported_anew(tmp_path, mo
         "class Net(nn.Module):\n"
         "    def __init__(self):\n"
         "        super().__init__()\n"
-        "        self.conv, self.fc = nn.Conv2d(1, 16, 3), nn.Linear(16 * 36, 10)\n"
+        f"        self.conv, self.fc = nn.Conv2d(1, 16, 3), nn.Linear({inputs}, 10)\n"
         "    def forward(self, x):\n"
-        f"        return self.fc(self.conv(x).relu().{view})\n"
+        "        h = self.conv(x).relu()\n"
+        f"        return self.fc({view})\n"
     )
     made = []
     monkeypatch.setattr("amc.timing.export_onnx", lambda *args: made.append(args) or export_onnx(*args))
