@@ -39,6 +39,8 @@ CORRECTIONS = 6
 MARGIN, TIGHT = 0.015, 0.005
 """By so much less than the limit is aimed at, since a measurement of some seconds leaves as much open; and by so much
 less must a policy take that is fine-tuned."""
+AGREE = 0.1
+"""So far apart, in logarithms, may be what a loud machine is slower by for several policies, to be believed."""
 BUSY = 1.3
 """So much slower than at its best the original is on a machine that is busy with something else."""
 NOTHING = 0.02
@@ -252,11 +254,13 @@ class Pace:
         return good
 
     def _correct(self, choices: Sequence[Choice], why: str, after: int | None = None) -> None:
-        """By policies that are measured; those that were loud do not count, and where all were the factor stays."""
-        records = [r for r in map(self.measured, choices) if r["quiet"] >= QUIET]
+        """By policies that are measured. Those that were loud count where all were and agree; else the factor stays."""
+        records = [self.measured(choice) for choice in choices]
+        quiet = [r for r in records if r["quiet"] >= QUIET]
+        off = np.log([r["ms"] / r["predicted"] for r in quiet or records])
         factor = self.factor / self.tighter if self._corrections else 1 + MARGIN
-        if records:
-            factor = (1 + MARGIN) * float(np.exp(np.mean([np.log(r["ms"] / r["predicted"]) for r in records])))
+        if quiet or (len(off) > 1 and np.ptp(off) < AGREE):
+            factor = (1 + MARGIN) * float(np.exp(off.mean()))
         self._record(factor, why, after)
 
     def _record(self, factor: float, why: str, after: int | None = None, tighter: float = 1.0) -> None:
