@@ -5,7 +5,8 @@ searched half-way between the smallest network and the whole one, whatever the b
 and the best few coefficients are then decoded to the budget and evaluated. Runs of one network at many budgets ask for
 the same policies at the middle: with a cache (`--cache`, or in a batch) each of those is evaluated once. A policy of
 the budget itself costs an evaluation and, before one is chosen, a careful one that takes two or three times as long
-(`Evaluator.refined_score`); so few are taken that ten budgets cost at most twice what one does.
+(`Evaluator.refined_score`); so few are taken,
+and ten budgets evaluate little more than one does.
 """
 
 from __future__ import annotations
