@@ -83,15 +83,14 @@ def test_budgets_in_a_list_name_themselves(tmp_path: Path):
     assert [job.name for job in found] == ["flops-0.5", "flops-20M-size-500KB"]
 
 
-def test_many_budgets_share_one_search_unless_a_searcher_is_named(tmp_path: Path, capsys):
+def test_many_budgets_are_told_of_the_search_that_they_could_share(tmp_path: Path, capsys):
     budgets = [{"flops": share} for share in (0.3, 0.5, 0.7)]
-    few, many = {"budgets": budgets[:2]}, {"budgets": budgets}
-    named = {**many, "searchers": ["spdy"]}, {**many, "common": {"search": {"searcher": "spdy"}}}
-    found = [{job.config.search.searcher for job in jobs(tmp_path, values)} for values in (few, many, *named)]
-    assert found == [{"hybrid"}, {"transfer"}, {"spdy"}, {"spdy"}]
-    path = written(tmp_path, {**many, "common": {"search": {"evaluations": 7}}})
+    path = written(tmp_path, {"budgets": budgets, "common": {"search": {"evaluations": 7}}})
     assert main(["batch", str(path), "--dry-run", "--out", str(tmp_path / "out")]) == 0
-    assert "all budgets of a network share one search (transfer)" in capsys.readouterr().out
+    assert "{searcher: transfer}" in capsys.readouterr().out
+    path = written(tmp_path, {"budgets": budgets, "searchers": ["spdy"]})
+    assert main(["batch", str(path), "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    assert "{searcher: transfer}" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

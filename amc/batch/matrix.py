@@ -50,8 +50,8 @@ class Matrix:
     """Device → what a run for it needs of a cluster's node."""
 
     @property
-    def shares_search(self) -> bool:
-        """Whether many budgets are searched together, because nobody has said how to search."""
+    def could_share(self) -> bool:
+        """Whether there are many budgets that each get a search of their own, and nobody has said how to search."""
         named = "searcher" in self.axes or "searcher" in (self.common.get("search") or {})
         return len(self.axes.get("budget", ())) >= MANY_BUDGETS and not named
 
@@ -80,8 +80,6 @@ class Matrix:
 
     def _values(self, place: Mapping[str, str]) -> dict[str, Any]:
         values = {"cache": "auto", **self.common}
-        if self.shares_search:
-            values = merge({"search": {"searcher": "transfer"}}, values)
         for axis, name in place.items():
             entry = self.axes[axis][name]
             double = set(entry.get("budget") or {}) & set(values.get("budget") or {})

@@ -40,8 +40,9 @@ def _batch(parsed: argparse.Namespace) -> int:
     jobs = matrix.jobs()
     if parsed.dry_run:
         _print_plan(plan(jobs), workers)
-        if matrix.shares_search:
-            print("no searcher is named: all budgets of a network share one search (transfer)")
+        if matrix.could_share:
+            print("every budget has a search of its own; `common: {search: {searcher: transfer}}` searches all of a "
+                  "network's together, which is several times faster and finds somewhat worse networks")  # fmt: skip
         return 0
     threads = 1 if parsed.ray else threads_of(workers)
     with Screen(matrix.out) as screen:
