@@ -39,8 +39,8 @@ from amc.reconstruct import RIDGE, choose_positions, outputs_at, outputs_fit, ro
 from amc.task import Task
 
 SAMPLES, ROWS = 512, 12288
-QUICK_SAMPLES, QUICK_ROWS = 256, 6144
-"""Half of it ranks policies nearly the same (`benchmarks/evaluation.py`)."""
+QUICK_SAMPLES, QUICK_ROWS = 512, 6144
+"""Half of the rows rank policies nearly the same; half of the images do not (`benchmarks/evaluation.py`)."""
 _ROOM = 256 << 20  # bytes of solutions that are kept
 _LEAST_SCALE = 1e-2  # of a BatchNorm, as a share of its largest: what is nearly silenced corrects nothing
 
@@ -114,6 +114,10 @@ class Drift:
 
         with torch.autocast(self._task.device.type, torch.bfloat16, enabled=halved):
             self._walk(network, visit, watch)
+
+    def forget(self) -> None:
+        """Solve every layer anew from here on."""
+        self._solved.clear()
 
     def _solve(
         self, layer: Layer, module: Any, norm: _Norm | None, x: Tensor, outputs: Tensor | None, stream: Tensor | None
@@ -236,6 +240,11 @@ class _Solutions:
     def __getitem__(self, key: tuple[Any, ...]) -> _Solution | None:
         self._found.move_to_end(key)
         return self._found[key]
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._found.clear()
+        self._used = 0
 
     def put(self, key: tuple[Any, ...], solution: _Solution | None) -> None:
         """Keep a solution; those that were not used for longest go."""

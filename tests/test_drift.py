@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from amc import drift
-from amc.drift import Drift, _Solutions, find_joins
+from amc.drift import Drift, find_joins
 from amc.evaluate import Evaluator
 from amc.graph import build_graph
 from amc.reconstruct import collect, readers
@@ -117,7 +117,7 @@ def test_half_precision_features_and_policies_that_begin_alike(digits):
     shared = evaluator(later)
     new = {key[0] for key in set(quick._solved._found) - known}
     assert new < set(quick._layers), "the first layers were solved again"
-    quick._solved = _Solutions(0)
+    quick.forget()
     assert evaluator(later) == shared
 
 

@@ -89,7 +89,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path):
     while not (folder / "journal.jsonl").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    # CPython ends by the signal itself where Ctrl-C came while it executed a string; to a shell both are 130
+    assert process.wait(60) in (130, -signal.SIGINT)
     assert "Go on with: amc search --resume" in said(folder)
     assert "Traceback" not in said(folder)
 
