@@ -39,8 +39,8 @@ from amc.reconstruct import RIDGE, choose_positions, outputs_at, outputs_fit, ro
 from amc.task import Task
 
 SAMPLES, ROWS = 512, 12288
-QUICK_SAMPLES, QUICK_ROWS = 512, 6144
-"""Half of the rows rank policies nearly the same; half of the images do not (`benchmarks/evaluation.py`)."""
+QUICK_ROWS = 6144
+"""In a search: fewer rows of as many samples rank policies nearly the same (`benchmarks/evaluation.py`)."""
 _ROOM = 256 << 20  # bytes of solutions that are kept
 _LEAST_SCALE = 1e-2  # of a BatchNorm, as a share of its largest: what is nearly silenced corrects nothing
 

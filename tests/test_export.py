@@ -10,7 +10,6 @@ from torch import nn
 from amc.errors import ExportError
 from amc.export import check_parity, count_onnx_macs, export_onnx, file_layout, read_onnx
 from amc.latency import Runner, measure
-from amc.latency.measure import LEAST_BLOCKS, LEAST_ROUNDS
 from amc.policy import legal_widths
 from amc.resources import ResourceModel
 from amc.surgery import Dresser
@@ -111,13 +110,11 @@ def test_measuring_finds_the_slower_network_and_gives_the_same_network_one(tmp_p
     for name, model in (("small", small), ("large", large)):
         export_onnx(model, example, tmp_path / f"{name}.onnx")
     paths = {name: tmp_path / f"{name.split('-')[0]}.onnx" for name in ("large", "small", "large-again")}
-    found = measure(paths, example.numpy(), seconds=0.3)
+    found = measure(paths, example.numpy(), seconds=3.0)
     assert found.baseline == "large"
-    assert found.rounds >= LEAST_BLOCKS * LEAST_ROUNDS
+    assert found.rounds >= 40
     assert found.latencies["large"].ratio == 1.0
-    small = found.latencies["small"]  # 25 times fewer MACs
-    assert small.ratio_low <= small.ratio <= small.ratio_high
-    assert small.ratio < 0.8
+    assert found.latencies["small"].ratio_high < 0.8  # 25 times fewer MACs
     again = found.latencies["large-again"]
     assert again.ratio_low <= again.ratio <= again.ratio_high
     assert all(0 < x.min_ms <= x.p10_ms <= x.median_ms for x in found.latencies.values())

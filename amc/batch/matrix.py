@@ -18,7 +18,7 @@ AXES = {"models": "model", "data": "data", "budgets": "budget", "devices": "devi
 _KEYS = (*AXES, "common", "exclude", "overrides", "out", "retries")
 _LIMITS = {field.name for field in dataclasses.fields(BudgetConfig)}
 MANY_BUDGETS = 3
-"""From so many on, budgets share one search, unless a searcher is named: they evaluate little more than one does."""
+"""From so many on it may be worth to search them together (`amc.search.transfer`), where no searcher is named."""
 _LATENCY = ("latency_model", "latency_timeout")
 _TOP = {field.name for field in dataclasses.fields(Config)} - {"model", "data", "budget", "search", "seed", "out"}
 
