@@ -96,7 +96,11 @@ class Evaluator:
         return self._scratch
 
     def error(self, site: int, width: int) -> float:
-        """What a site loses at a width, all others whole: the unexplained variance summed over its readers."""
+        """What a site loses at a width, all others whole: the unexplained variance summed over its readers.
+
+        Of a reader whose inputs were not measured (a grouped convolution, heads in a fused attention), the share of its
+        inputs that goes: a site must not seem to be free.
+        """
         key = (site, width)
         if key not in self._errors:
             self._errors[key] = sum(self._reader_errors(site, width))
@@ -106,11 +110,14 @@ class Evaluator:
         kept = [np.arange(s.channels) for s in self._graph.sites]
         kept[site] = np.sort(self._orders[site][:width])
         for layer in consumers(self._graph, site):
-            moments = self._moments.get(layer.name)
-            if moments is not None and layer.input is not None:
-                weight = weight_of(self._task.model, layer)
-                positions = torch.from_numpy(layer.input.kept(kept)).to(weight.device)
-                yield unexplained(weight.flatten(1), moments, elements(positions, weight[0, 0].numel()))
+            assert layer.input is not None
+            moments, positions = self._moments.get(layer.name), layer.input.kept(kept)
+            if moments is None:
+                yield 1 - len(positions) / len(layer.input)
+                continue
+            weight = weight_of(self._task.model, layer)
+            keep = elements(torch.from_numpy(positions).to(weight.device), weight[0, 0].numel())
+            yield unexplained(weight.flatten(1), moments, keep)
 
     def pruned(self, choice: Choice) -> nn.Module:
         """The refined network as a module of its own, trainable."""
