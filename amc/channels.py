@@ -88,3 +88,14 @@ class Statistic:
     number: int
     dim: int
     channels: Axis
+
+
+def kind_of(module: nn.Module) -> str:
+    """What a module is to `Layer.kind`; ``other`` where it is no layer."""
+    if isinstance(module, (*CONVS, *TRANSPOSED)):
+        return "conv"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, nn.PReLU):
+        return "prelu"
+    return "norm" if isinstance(module, NORMS) else "other"

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from amc import nested
 from amc.attention import adapted
-from amc.channels import CONVS, NORMS, TRANSPOSED, Axis, Ints, Layer, Statistic
+from amc.channels import CONVS, TRANSPOSED, Axis, Ints, Layer, Statistic, kind_of
 from amc.errors import ModelError, first_line
 from amc.flow import Flow, Parts, Weights
+from amc.labels import along, line_of
 from amc.nested import Nested
+from amc.numbers import Numbers
 from amc.sites import Graph, Refusal, Site, consumers
 from amc.trace import trace
 from amc.trial import Trial
@@ -88,6 +90,7 @@ class _Builder:
         self._frozen = self._flow.atoms.frozen(self._roots)
         self._tensor_axes = dict(self._parameter_axes())
         self._groups = self._find_groups()
+        self._numbers = Numbers(self._model, self._flow, self._roots)
         self._variants: dict[int, list[list[Layer]]] = {}
 
     # Groups
@@ -106,10 +109,10 @@ class _Builder:
         """For every parameter that was followed by its elements: the dimension along which its channels lie."""
         for name, atoms in self._flow.parameters.items():
             roots = self._roots[atoms.numpy()]
-            along = _along(roots)
-            if len(along) == 1:
-                yield name, (along[0], _line(roots, along[0]))
-            elif along:
+            dims = along(roots)
+            if len(dims) == 1:
+                yield name, (dims[0], line_of(roots, dims[0]))
+            elif dims:
                 for root in np.unique(roots).tolist():
                     self._frozen.setdefault(root, f"the parameter {name} holds its channels in no regular way")
 
@@ -231,70 +234,12 @@ class _Builder:
         return None
 
     def _attributes(self, group: _Group) -> list[list[Layer]]:
-        """Numbers that modules hold and that may follow the group: none, its units, whole axes too, shapes too."""
+        """See `amc.numbers.Numbers.following`; found once for a group."""
         if id(group) not in self._variants:
-            self._variants[id(group)] = self._find_attributes(group)
+            self._variants[id(group)] = self._numbers.following(group.roots)
         return self._variants[id(group)]
 
-    def _find_attributes(self, group: _Group) -> list[list[Layer]]:
-        units: dict[tuple[str, str], Layer] = {}
-        wholes: dict[tuple[str, str], Layer] = {}
-        for parts in self._flow.parts:
-            roots = self._roots[parts.atoms.numpy()]
-            along = _along(roots)
-            if len(along) != 1 or not np.isin(roots, group.roots).any():
-                continue
-            length, total = roots.shape[along[0]], roots.size
-            line = _line(roots, along[0])
-            others = [n for d, n in enumerate(roots.shape) if d != along[0]]
-            for key, value in self._numbers(parts.module):
-                layer = Layer(parts.module, f"attribute:{key}", self._axis(line, group))
-                if value == length and not re.search("dim|size|window|area|patch|ratio", key):
-                    units[parts.module, key] = layer
-                elif value in (total, *(total // n for n in others)):
-                    wholes[parts.module, key] = layer
-        shapes = self._shapes(group)
-        ways = (units, units | wholes, shapes | units, shapes | units | wholes)
-        return [[], *(list(way.values()) for way in ways)]
-
-    def _shapes(self, group: _Group) -> dict[tuple[str, str], Layer]:
-        """Lengths that modules hold as a number, or in a tuple that is a whole shape."""
-        found = {}
-        for view in self._flow.views:
-            roots = self._roots[view.atoms.numpy()]
-            along = _along(roots)
-            if len(along) != 1 or not np.isin(roots, group.roots).any():
-                continue
-            line = _line(roots, along[0])
-            axis = self._axis(line, group)
-            for name in self._holders(view.module):
-                values = vars(self._model.get_submodule(name))
-                keys = [f"{key}.{along[0]}" for key, v in values.items() if type(v) is tuple and v == view.shape]
-                if len(line) == roots.size:
-                    numbers = [key for key, value in self._numbers(name) if value == len(line)]
-                    keys += [key for key in numbers if not re.search("size|window|area|patch|ratio", key)]
-                for key in keys:
-                    found[name, key] = Layer(name, f"attribute:{key}", axis)
-        return found
-
-    def _holders(self, name: str) -> list[str]:
-        """A module that is no layer, and what it holds of the kind: their methods may be called from outside."""
-        module = self._model.get_submodule(name)
-        inside = [(f"{name}.{child}".lstrip("."), m) for child, m in module.named_children()]
-        return [key for key, m in [(name, module), *inside] if _kind(m) == "other"]
-
-    def _numbers(self, module: str) -> list[tuple[str, int]]:
-        held = vars(self._model.get_submodule(module))
-        return [(key, v) for key, v in held.items() if type(v) is int and v > 1 and not key.startswith("_")]
-
     # Layers and costs
-
-    def _axis(self, roots: Ints, group: _Group) -> Axis:
-        """Where one group's channels lie."""
-        order = np.argsort(group.roots)
-        place = np.searchsorted(group.roots, roots, sorter=order).clip(max=len(order) - 1)
-        inside = np.isin(roots, group.roots)
-        return Axis(np.where(inside, 0, -1), np.where(inside, order[place], -1))
 
     def graph(self, groups: Sequence[_Group], refusals: tuple[Refusal, ...]) -> Graph:
         """The graph whose sites are these groups."""
@@ -342,15 +287,15 @@ class _Builder:
         for name, (dim, line) in self._tensor_axes.items():
             found[name.rpartition(".")[0]].append((name, dim, line))
         for name, atoms in self._flow.plain_norms.items():
-            if _kind(self._model.get_submodule(name)) == "norm":
+            if kind_of(self._model.get_submodule(name)) == "norm":
                 found[name].append((name, 0, self._roots[atoms.numpy()]))
         return found
 
     def _modules(self, axis: _Find, tensors: dict[str, list[tuple[str, int, Ints]]]) -> Iterator[Layer]:
         weights = {name: own for name, own in self._flow.weights.items() if not own.bare}
-        norms = [name for name in tensors if _kind(self._model.get_submodule(name)) in ("norm", "prelu")]
+        norms = [name for name in tensors if kind_of(self._model.get_submodule(name)) in ("norm", "prelu")]
         for name in dict.fromkeys([*self._trace.layers, *norms, *weights]):
-            kind = _kind(self._model.get_submodule(name))
+            kind = kind_of(self._model.get_submodule(name))
             if name in weights:
                 yield self._weighty(weights[name], kind, axis)
             elif kind in ("norm", "prelu"):
@@ -448,46 +393,26 @@ def _rehearse(flow: Flow, model: nn.Module, example: Nested) -> None:
             buffer.copy_(buffers[name])
 
 
-def _kind(module: nn.Module) -> str:
-    if isinstance(module, (*CONVS, *TRANSPOSED)):
-        return "conv"
-    if isinstance(module, nn.Linear):
-        return "linear"
-    if isinstance(module, nn.PReLU):
-        return "prelu"
-    return "norm" if isinstance(module, NORMS) else "other"
-
-
 def _gist(reason: str | None) -> str:
     """A reason without its numbers."""
     return re.sub(r"\d+", "", reason or "")
-
-
-def _line(roots: Ints, dim: int) -> Ints:
-    """The first roots along a dimension."""
-    return roots[tuple(slice(None) if d == dim else 0 for d in range(roots.ndim))]
-
-
-def _along(roots: Ints) -> list[int]:
-    """The dimensions along which the roots change."""
-    return [d for d in range(roots.ndim) if (roots != np.take(roots, [0], d)).any()]
 
 
 def _settle(flow: Flow) -> Ints:
     """Tie until every dimension that became several parts changes along one of them only; the roots then."""
     while True:
         roots = flow.atoms.roots()
-        open_parts = [(p, along) for p in flow.parts if len(along := _along(roots[p.atoms.numpy()])) > 1]
+        open_parts = [(p, dims) for p in flow.parts if len(dims := along(roots[p.atoms.numpy()])) > 1]
         if not open_parts:
             return roots
-        for parts, along in open_parts:
-            _tie(flow, parts, along)
+        for parts, dims in open_parts:
+            _tie(flow, parts, dims)
 
 
-def _tie(flow: Flow, parts: Parts, along: list[int]) -> None:
-    keep = max(along, key=lambda d: parts.atoms.shape[d])
+def _tie(flow: Flow, parts: Parts, dims: list[int]) -> None:
+    keep = max(dims, key=lambda d: parts.atoms.shape[d])
     first = parts.atoms
-    for dim in along:
+    for dim in dims:
         if dim != keep:
             first = first.narrow(dim, 0, 1)
     flow.atoms.tie(first, parts.atoms, "it is cut into parts that must stay equal")

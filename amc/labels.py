@@ -110,3 +110,13 @@ def tidy(plane: Tensor) -> Tensor:
 def varying(plane: Tensor) -> list[int]:
     """The dimensions along which atoms change."""
     return [d for d in range(plane.ndim) if plane.shape[d] > 1 and plane.stride(d) != 0]
+
+
+def along(roots: Ints) -> list[int]:
+    """The dimensions along which the roots change."""
+    return [d for d in range(roots.ndim) if (roots != np.take(roots, [0], d)).any()]
+
+
+def line_of(roots: Ints, dim: int) -> Ints:
+    """The first roots along a dimension."""
+    return roots[tuple(slice(None) if d == dim else 0 for d in range(roots.ndim))]
