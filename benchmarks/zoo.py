@@ -17,7 +17,6 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import random
 import re
 import resource
 import sys
@@ -33,105 +32,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.zoo_networks import CLASSES, build, in_turn, names
+from benchmarks.zoo_table import SHARE, table
+
 ROOT = Path(__file__).parent
 RESULTS, TABLE = ROOT / "results" / "zoo.jsonl", ROOT.parent / "docs" / "benchmarks" / "zoo.md"
-SHARE = 0.5
-CLASSES = 10
 Task = Callable[[str], Iterator[dict[str, Any]]]
-LARGE = "|".join(
-    (r"(densenet(161|201)|efficientnet_(b[5-7]|v2_[lm])|vit_[lh]_|vgg1[3-9])", r"(convnext|swin)\w*_(base|large|b)$",
-     r"regnet_._(8|16|32|128)gf", r"res\w+(101|152)\w*$")
-)  # fmt: skip
-SIZES = (64, 96, 128, 160, 224, 256, 299, 0)
-
-TIMM = """
-vgg11 resnet18 resnet50d resnet50_gn resnetblur50 wide_resnet50_2 resnetv2_50x1_bit seresnet50 ecaresnet26t skresnet18
-resnest14d gcresnet33ts sebotnet33ts_256 resnext50_32x4d regnetx_002 regnety_004 regnetz_b16 nf_regnet_b0 nfnet_l0
-densenet121 ese_vovnet19b_dw dla34 dla46x_c dpn68 cspresnet50 cs3darknet_s darknet53
-inception_v3 inception_v4 inception_next_atto xception41 selecsls42 hrnet_w18_small res2net50_26w_4s
-mobilenetv1_100 mobilenetv2_100 mobilenetv3_small_100 mobilenetv4_conv_small mobileone_s0 repvgg_a0 repvit_m0_9
-repghostnet_050 semnasnet_075 efficientnet_b0 efficientnetv2_rw_t mixnet_s rexnet_100 ghostnet_100 lcnet_050 tinynet_e
-starnet_s1 fasternet_t0 hgnetv2_b0 convnext_atto convnextv2_atto convmixer_768_32 convformer_s18 poolformerv2_s12
-edgenext_xx_small mixer_s32_224 resmlp_12_224 gmlp_ti16_224 sequencer2d_s
-vit_tiny_patch16_224 vit_relpos_small_patch16_224 deit_tiny_patch16_224 deit3_small_patch16_224 eva02_tiny_patch14_224
-beit_base_patch16_224 cait_xxs24_224 xcit_nano_12_p16_224 pit_ti_224 levit_128s convit_tiny
-swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 pvt_v2_b0 mobilevit_xxs mobilevitv2_050
-maxvit_pico_rw_256 coatnet_nano_rw_224 efficientformer_l1 visformer_tiny tiny_vit_5m_224 focalnet_tiny_srf
-""".split()  # noqa: SIM905
-
-
-def names() -> list[str]:
-    """All networks, by library and name."""
-    import timm
-    import torchvision.models
-
-    known = set(timm.list_models())
-    return [f"torchvision:{n}" for n in torchvision.models.list_models(module=torchvision.models)] + [
-        f"timm:{n}" for n in TIMM if n in known
-    ]
-
-
-def in_turn() -> list[str]:
-    """All networks in the order in which they are tried: mixed, so that a part is a fair sample; large ones last."""
-    mixed = sorted(names())
-    random.Random(0).shuffle(mixed)
-    return sorted(mixed, key=lambda name: re.search(LARGE, name) is not None)
-
-
-def build(name: str) -> tuple[nn.Module, Tensor]:
-    """The network with random weights and an example at the smallest resolution at which it runs."""
-    failure: Exception | None = None
-    for size in SIZES:
-        torch.manual_seed(0)
-        try:
-            model, side = _make(name, size)
-            example = torch.randn(1, 3, side, side)
-            with torch.no_grad():
-                model(example)
-                copy.deepcopy(model).train()(torch.cat([example, example]))
-        except Exception as error:  # noqa: BLE001  (too small for this network, in any of many ways)
-            failure = error
-            continue
-        return _lively(model), example
-    raise RuntimeError(f"does not run at any size: {failure}")
-
-
-def _make(name: str, size: int) -> tuple[nn.Module, int]:
-    library, _, short = name.partition(":")
-    if library == "timm":
-        import timm
-
-        side = size or timm.get_pretrained_cfg(short).input_size[1]
-        options = [{"img_size": side}, {}] if size else [{}]
-        return _first(lambda o: timm.create_model(short, num_classes=CLASSES, **o), options).eval(), side
-    from torchvision.models import get_model
-
-    side = size or 224
-    options = [{"image_size": side}, {"init_weights": False}, {}]
-    return _first(lambda o: get_model(short, num_classes=CLASSES, **o), options).eval(), side
-
-
-def _first(make: Callable[[dict[str, Any]], nn.Module], options: list[dict[str, Any]]) -> nn.Module:
-    for option in options:
-        try:
-            return make(option)
-        except TypeError:
-            continue
-    raise TypeError("it takes none of the options")
-
-
-def _lively(model: nn.Module) -> nn.Module:
-    """Statistics and layer scales that do something: fresh ones make networks (nearly) linear, or dead."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.uniform_(-0.3, 0.3, generator=generator)
-        for parameter in model.parameters():
-            if parameter.numel() > 1 and parameter.ndim == 1 and float(parameter.abs().max()) < 1e-3:
-                parameter.uniform_(-0.5, 0.5, generator=generator)
-    return model
 
 
 def ours(name: str, quick: bool = False) -> Iterator[dict[str, Any]]:
@@ -375,77 +281,9 @@ def _tried_anew(name: str, known: dict[str, Any], options: argparse.Namespace) -
 
 def code() -> str:
     """A fingerprint of what inspects and cuts, so that a row says which code it is of."""
-    names = ("graph", "labels", "trial", "attention", "surgery", "channels", "sites", "trace", "nested")
+    names = ("graph", "labels", "trial", "attention", "numbers", "surgery", "channels", "sites", "trace", "nested")
     files = [*(ROOT.parent / "amc" / f"{name}.py" for name in names), *sorted(ROOT.parent.glob("amc/flow/*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
-
-
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results as Markdown."""
-    records = list(results.values())
-    present = sum(r.get("code") == code() for r in records)
-    lines = [
-        "# Tested networks",
-        "",
-        "Written by `python -m benchmarks.zoo`; every number is in `benchmarks/results/zoo.jsonl`.",
-        "",
-        "For each network, with random weights and the smallest images that it takes: inspect; a random and a uniform",
-        f"policy for {100 * SHARE:.0f} % of the MACs (at least a fifth of every site kept); prune; forward",
-        "at two batch sizes; MACs as predicted; the pruned network computes what the whole one does when nothing",
-        "listens to the channels that went; one training step; then, for the uniform policy, ONNX, parity on ONNX",
-        "Runtime, and the bundle saved and loaded. *Torch-Pruning* (TP): its `MagnitudePruner` with half of the",
-        "channels, as its examples use it: the pruned network runs, trains one step, and has at most half of its MACs,",
-        "as it counts them. *Least*: the MACs that remain when a fifth of every site is kept; *masked = pruned* and",
-        "*ONNX*: largest differences, of the largest output. Times are CPU seconds on one shared core.",
-        f"{present} of the {len(records)} rows are of the present code (`code` is its fingerprint), the others of",
-        "earlier states of it.",
-        "",
-        "| library | networks | tried so far | amc: through everything | all but ONNX | not | Torch-Pruning |",
-        "|---|---|---|---|---|---|---|",
-        *(_summary(library, records) for library in ("torchvision", "timm")),
-        "",
-        "| network | pixels | sites | MACs left | least | masked = pruned | ONNX | inspect | all | not cut, and why"
-        " | TP |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-        *map(_line, records),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _summary(library: str, records: list[dict[str, Any]]) -> str:
-    mine = [r for r in records if r["name"].startswith(library)]
-    good = sum(r["amc"]["step"] == "done" for r in mine)
-    quick = sum(r["amc"]["step"] == "quick" for r in mine)
-    tried = [r for r in mine if "torch-pruning" in r]
-    other = sum(r["torch-pruning"]["step"] == "done" for r in tried)
-    share = f"{other} of {len(tried)} ({100 * other / len(tried):.1f} %)" if tried else ""
-    every = sum(n.startswith(library) for n in names())
-    return f"| {library} | {every} | {len(mine)} | {good} | {quick} | {len(mine) - good - quick} | {share} |"
-
-
-def _line(record: dict[str, Any]) -> str:
-    a, other = record["amc"], record.get("torch-pruning", {})
-    cells = [record["name"], a.get("size", ""), a.get("sites", "")]
-    if a["step"] in ("done", "quick"):
-        cells += [f"{100 * a['share']:.1f} %", f"{100 * a['least']:.0f} %", f"{a['masked']:.0e}"]
-        cells.append(f"{a['parity']:.0e}" if "parity" in a else "not run")
-    else:
-        what = a.get("reason") or f"{a['step']}: {a.get('error', '')}"
-        cells += [f"**{'refused' if a['step'] == 'refused' else 'failed'}**: {what}", "", "", ""]
-    cells += [f"{a['inspect']:.1f} s" if "inspect" in a else "", f"{a['seconds']:.0f} s", _reasons(a)]
-    failed = f"{other['step']}: {other.get('error', '')}" if other else "not run"
-    cells.append(f"{100 * other['share']:.0f} %" if "share" in other else failed)
-    return "| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |"
-
-
-def _reasons(found: dict[str, Any]) -> str:
-    """Every reason, with how many layers it holds back; the logits are not worth a word."""
-    counts: dict[str, int] = {}
-    for _, reason in found.get("refused", []):
-        short = re.sub(r"[\w.]*\d[\w.]* has (\d+) groups", r"\1 groups", reason)
-        counts[short] = counts.get(short, 0) + 1
-    counts.pop("it is the network's output", None)
-    return "; ".join(f"{count} × {reason}" for reason, count in counts.items())
 
 
 if __name__ == "__main__":
