@@ -71,7 +71,7 @@ class _Builder:
     """From the atoms of one forward pass to groups, layers and costs."""
 
     def __init__(self, model: nn.Module, example: Nested) -> None:
-        self._model, self._example = model, example
+        self._model = model
         self._flow = flow = Flow(model)
         try:
             with adapted(model), flow.watching():
@@ -132,7 +132,6 @@ class _Builder:
             for root, count in zip(*np.unique(roots, return_counts=True), strict=True):
                 signatures[int(root)].append((number, int(count)))
                 roles[int(root)].add(role)
-        self._roles = roles
         alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
         for layer in self._flow.weights.values():
             for root in dict.fromkeys(self._roots[layer.output.numpy()].tolist()):
