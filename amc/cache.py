@@ -62,6 +62,9 @@ Identify = Callable[[], Mapping[str, Any]]
 Resting = Callable[[], AbstractContextManager[None]]
 """What a process is in while it waits for another one that computes what it wants (`amc.turns.Machine.resting`)."""
 
+Recall = Callable[[Any, Callable[[], Any]], Any]
+"""Gives what is known by a key, or else finds it and keeps it."""
+
 
 @dataclass(frozen=True)
 class Entry:

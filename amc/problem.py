@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from amc.budget import Space
+from amc.cache import Recall
 from amc.errors import AmcError, BundleError, ConfigError, first_line, is_out_of_memory
 from amc.evaluate import Score
 from amc.graph import Graph
@@ -76,12 +77,14 @@ class Problem:
         ahead: Callable[[Sequence[Choice]], None] | None = None,
         kind: str = "evaluation",
         fits: Callable[[Space, Choice], bool] | None = None,
+        recall: Recall | None = None,
     ) -> None:
         """``measure`` adds costs that are measured, such as ``latency`` in ms; ``error`` is `site_error`.
 
         ``race`` scores a policy as far as it takes to see that another one, the best so far, is better. ``ahead`` is
         told what ``score`` will be asked for next. ``kind`` names the evaluations in the journal. ``fits`` tells which
         policies are within a space's budget or were when they were made, where costs are corrected during the search.
+        ``recall`` is `recalled`.
         """
         self.space = space
         self.study = study
@@ -92,6 +95,7 @@ class Problem:
         self._observer = observer
         self._error, self._race = error, race
         self._ahead, self._kind, self._fits = ahead, kind, fits
+        self._recall = recall
         self._known = {e.choice: e for e in recorded(self._journal, kind)}
         # what a resumed search may see is what it has proposed anew, or it would not repeat itself
         self._proposed: dict[Choice, Evaluation] = {}
@@ -141,8 +145,17 @@ class Problem:
                 self._observer(evaluation, self.proposals)
 
         space = replace(self.space, limits=dict(limits))
-        return Problem(space, self.features, self._score, self._reward, self._journal, observe, self._measure,
-                       self._error, self._race, None, self._ahead, "other-evaluation", self._fits)  # fmt: skip
+        return Problem(
+            space, self.features, self._score, self._reward, self._journal, observe, self._measure, self._error,
+            self._race, None, self._ahead, "other-evaluation", self._fits, self._recall,
+        )  # fmt: skip
+
+    def recalled(self, key: Any, find: Callable[[], Any]) -> Any:
+        """What searches of this network find alike at every budget: found by the first of them that share a cache.
+
+        ``key`` and what is found are plain values.
+        """
+        return self._recall(key, find) if self._recall else find()
 
     def announce(self, choices: Sequence[Sequence[int]]) -> None:
         """Say which policies come next: where there are many workers, they begin with all of them at once."""

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from amc import nested
-from amc.cache import Cache, Resting, Table, cache_folder
+from amc.budget import Space
+from amc.cache import Cache, Recall, Resting, Table, cache_folder
 from amc.config import Config
 from amc.evaluate import Evaluator, Score
 from amc.graph import Graph
@@ -163,6 +164,14 @@ class Shared:
             return float(table.once([site, setting], lambda: evaluator.error(site, setting)))
 
         return error
+
+    def recall(self, evaluator: Evaluator, space: Space) -> Recall:
+        """See `amc.problem.Problem.recalled`."""
+        search = self._config.search
+        table = self.cache.table("findings", self._scored)
+        settings = [list(widths) for widths in space.settings]
+        how = [*_how(evaluator, ()), settings, search.reward, file_digests([search.reward]), search.race]
+        return lambda key, find: table.once([key, *how], find)
 
     def original_score(self, part: str, split: Split) -> tuple[float, float]:
         """Mean loss and metric of the original on a split."""

@@ -132,7 +132,7 @@ class Stages:
         problem = Problem(
             space, site_features(graph), score, reward, record.journal, observe, probe, error,
             record.shared.race(evaluator) if racing else None, self._study(), scorer.announce if scorer else None,
-            fits=pace.ever_fits if pace else None,
+            fits=pace.ever_fits if pace else None, recall=None if probe else record.shared.recall(evaluator, space),
         )  # fmt: skip
         with pace.searching(space, search.evaluations) if pace else contextlib.nullcontext():
             load_searcher(search.searcher)(problem, search.evaluations, record.config.seed)

@@ -3,10 +3,10 @@
 What the coefficients make up for, how layers act on each other, is the network's more than the budget's. So they are
 searched half-way between the smallest network and the whole one, whatever the budget; nearly all evaluations go there,
 and the best few coefficients are then decoded to the budget and evaluated. Runs of one network at many budgets ask for
-the same policies at the middle: with a cache (`--cache`, or in a batch) each of those is evaluated once. A policy of
-the budget itself costs an evaluation and, before one is chosen, a careful one that takes two or three times as long
-(`Evaluator.refined_score`); so few are taken,
-and ten budgets evaluate little more than one does.
+the same coefficients at the middle: with a cache (`--cache`, or in a batch) the first of them searches, and the others
+take over what it has found. A policy of the budget itself costs an evaluation and, before one is chosen, a careful one
+that takes two or three times as long (`Evaluator.refined_score`); so few are taken, and ten budgets evaluate little
+more than one does.
 """
 
 from __future__ import annotations
@@ -24,10 +24,16 @@ _OWN, _LEAST = 30, 2  # one evaluation in so many is at the budget itself, but n
 def search(problem: Problem, evaluations: int, seed: int) -> None:
     """Search coefficients at the middle, then propose what the best of them give at the budget."""
     own, space, tables = min(evaluations, max(_LEAST, evaluations // _OWN)), problem.space, error_tables(problem)
+    limits, shared = middle(space), evaluations - own
+
+    def found() -> list[tuple[float, list[float]]]:
+        pairs = climb(problem.under(limits), tables, shared, seed)
+        return [(reward, coefficients.tolist()) for reward, coefficients in pairs]
+
     ranked = [np.zeros(len(space.names))]
-    if evaluations > own:
-        found = climb(problem.under(middle(space)), tables, evaluations - own, seed)
-        ranked = [coefficients for _, coefficients in sorted(found, key=lambda pair: -pair[0])]
+    if shared:
+        pairs = problem.recalled(["transfer", limits, shared, seed], found)
+        ranked = [np.array(coefficients) for _, coefficients in sorted(pairs, key=lambda pair: -pair[0])]
     decode = quick_decoder(space, tables)
     choices = list(dict.fromkeys(decode(np.exp(coefficients)) for coefficients in ranked))
     for index in range(own):

@@ -1,5 +1,6 @@
 """The contract that every searcher keeps, and what is AMC's alone."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -212,6 +213,24 @@ def test_budgets_of_one_network_share_what_transfer_evaluates():
         assert problem.proposals == 40
         assert len(problem.evaluations) <= 2
     assert len(set.union(*asked)) <= 38 + 3 * 2
+
+
+def test_what_transfer_finds_at_the_middle_is_found_once():
+    known: dict[str, object] = {}
+
+    def recall(key, find):
+        name = json.dumps(key)
+        if name not in known:
+            known[name] = json.loads(json.dumps(find()))
+        return known[name]
+
+    for share, proposals in ((0.3, 40), (0.5, 2), (0.8, 2)):
+        toy, _ = toy_problem(share=share)
+        problem = Problem(toy.space, toy.features, toy._score, error=toy.site_error, recall=recall)
+        load_searcher("transfer")(problem, 40, 0)
+        assert problem.proposals == proposals
+        alone = run("transfer", 40, share=share)
+        assert [e.choice for e in problem.evaluations] == [e.choice for e in alone.evaluations]
 
 
 def test_random_stays_near_the_budget():
