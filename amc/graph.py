@@ -74,6 +74,8 @@ class _Builder:
         self._model = model
         self._flow = flow = Flow(model)
         try:
+            with torch.no_grad():  # what a network keeps from its first pass on is there for all that follow
+                nested.call(model, example)
             with adapted(model), flow.watching():
                 self._trace = trace(model, example, flow)
         except (RuntimeError, ValueError, TypeError) as error:

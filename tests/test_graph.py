@@ -436,6 +436,19 @@ def test_a_model_in_training_mode_is_told() -> None:
         build_graph(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(1, 3, 8, 8))
 
 
+def test_what_a_network_keeps_from_its_first_pass_on_is_no_difference() -> None:
+    def looked_up(m: Net, x: Tensor) -> Tensor:
+        if not hasattr(m, "kept"):
+            m.kept = m.biases[m.places]
+        return m.fc(pool(m.b(m.a(x))) + m.kept)
+
+    places = torch.arange(8).flip(0)
+    model = Net(
+        looked_up, a=block(3, 8), b=block(8, 8), biases=nn.Parameter(torch.ones(8)), places=places, fc=nn.Linear(8, 10)
+    )
+    assert names(build_graph(lively(model), EXAMPLE)) == ["a.0"]
+
+
 def test_one_bad_site_takes_no_other_with_it() -> None:
     """Tried together they fail; by halves the one is found that does."""
     model = Net(
