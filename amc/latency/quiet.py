@@ -2,8 +2,7 @@
 
 Other programs, and on rented machines other tenants, slow everything down by up to a half for seconds at a time, and
 not every network alike: a ratio that was taken meanwhile is off by up to a tenth. So every call is enclosed by calls of
-the original, and counts when both were about as fast as the original has been of late. Of late, not ever: a machine may
-also run slower for minutes on end, steadily, and ratios are as good then.
+the original, and counts when both were about as fast as the original has ever been.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from amc.latency.session import Inputs, Runner, denormals_as_zero
 
 PATIENCE = 5.0
 """Most seconds to wait for a quiet moment; on the whole, no longer than measuring takes."""
-FORGETTING = 0.02
-"""By this share a second of calls, what was best counts less: a machine that is slower for good is known in ten."""
 QUIET = 0.5
 """Share of quiet rounds from which a measurement is undisturbed."""
 Call = Callable[[], float]
@@ -41,25 +38,17 @@ class Reference:
 
     def __init__(self, call: Call, best: float = np.inf) -> None:
         """``best``: milliseconds of the fastest call of an earlier session."""
-        self.best = self.fastest = best
-        self._patience = 1e3 * PATIENCE / 5
-        self.renew(call, WARMUP if best < np.inf else 3 * WARMUP)
-
-    def renew(self, call: Call, warmup: int = WARMUP) -> None:
-        """Go on with a new session of the original."""
-        self._call = call
+        self._call, self._patience = call, 1e3 * PATIENCE / 5
         with denormals_as_zero():
-            for _ in range(warmup):
-                self()
+            self.best = min(best, *(call() for _ in range(WARMUP if best < np.inf else 3 * WARMUP)))
 
     def __call__(self) -> float:
         ms = self._call()
-        self.best = min(self.best * (1 + FORGETTING * ms / 1e3), ms)
-        self.fastest = min(self.fastest, ms)
+        self.best = min(self.best, ms)
         return ms
 
     def is_quiet(self, ms: float) -> bool:
-        """Whether a time of the original is near its best of late."""
+        """Whether a time of the original is near its best."""
         return ms <= LOUD * self.best
 
     def enclosed(self, work: Callable[[], None], wanted: int) -> Iterator[tuple[float, bool]]:
