@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import tempfile
@@ -12,19 +13,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from amc.budget import Budget, Space
 from amc.cache import Table
 from amc.config import BudgetConfig, Config, to_dict
 from amc.device import Device
 from amc.drift import QUICK_ROWS, Drift
-from amc.errors import ConfigError
+from amc.errors import ConfigError, ExportError
 from amc.evaluate import Evaluator, Score
-from amc.export import export_onnx, file_layout
+from amc.export import check_parity, export_onnx, file_layout
 from amc.files import replacing
 from amc.finetune import train
 from amc.graph import Graph, build_graph
-from amc.latency import Predictor, load_latency_model
+from amc.latency import Predictor, Runner, load_latency_model
 from amc.memory import Memory
 from amc.pace import Believed, Learned, Pace, Paced, steps
 from amc.plugins import file_digests
@@ -37,6 +39,8 @@ from amc.search import load_searcher, searchers
 from amc.task import evaluate
 from amc.timing import Bench, is_profile, latency_problem, learn_latency, profile_key
 
+FEW = 4
+"""Samples by which the original is compared on ONNX Runtime."""
 SPARE = 3
 """Policies that are measured beyond the candidates: some may turn out too slow."""
 
@@ -168,7 +172,18 @@ class Stages:
         if not path.exists():
             with replacing(path) as temporary:
                 temporary.write_bytes(self.record.shared.original_onnx(self._exported))
+            self._runs_alike(path)
         return path
+
+    def _runs_alike(self, path: Path) -> None:
+        """See that the runtime computes what torch does before anything is spent on a search. Raises ExportError."""
+        task = self.record.task
+        inputs, _ = task.splits.search.fetch(torch.arange(min(FEW, len(task.splits.search))))
+        try:
+            check_parity(copy.deepcopy(task.model), path, inputs, Runner(path))
+        except ExportError:
+            path.unlink()
+            raise
 
     def bench(self, graph: Graph) -> Bench:
         """What measures policies on ONNX Runtime; what the original takes is measured once in a run."""

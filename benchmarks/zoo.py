@@ -74,6 +74,11 @@ def ours(name: str, quick: bool = False) -> Iterator[dict[str, Any]]:
     except BudgetError:
         yield found | {"step": "refused", "reason": f"at least {100 * least:.0f} % of the MACs remain"}
         return
+    if not quick:
+        yield found | {"step": "the original on ONNX Runtime"}
+        if reason := _runs_differently(model, example):
+            yield found | {"step": "refused", "reason": reason}
+            return
     rng = np.random.default_rng(0)
     for policy, shares in (("random", rng.uniform(0.3, 1, len(settings))), ("uniform", np.ones(len(settings)))):
         choice, last = space.fit(shares), policy == "uniform" and not quick
@@ -81,6 +86,22 @@ def ours(name: str, quick: bool = False) -> Iterator[dict[str, Any]]:
         for step in _tried(model, example, graph, kept, resources.cost(choice)["macs"], found, last):
             yield found | {"step": f"{policy} policy: {step}"}
     yield found | {"step": "quick" if quick else "done"}
+
+
+def _runs_differently(model: nn.Module, example: Tensor) -> str | None:
+    """What a run says of a network that ONNX Runtime computes otherwise than torch."""
+    from amc.errors import ExportError
+    from amc.export import check_parity, export_onnx
+    from amc.latency import Runner
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "original.onnx")
+        try:
+            export_onnx(model, example, path)
+            check_parity(model, path, torch.randn(2, *example.shape[1:]), Runner(path))
+        except ExportError as error:
+            return str(error)
+    return None
 
 
 def _tried(

@@ -29,6 +29,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "channels, as its examples use it: the pruned network runs, trains one step, and has at most half of its MACs,",
         "as it counts them. *Least*: the MACs that remain when a fifth of every site is kept; *masked = pruned* and",
         "*ONNX*: largest differences, of the largest output. Times are CPU seconds on one shared core.",
+        "A run also exports the original first: those of more than 2 GiB (`regnet_y_128gf`, `vit_h_14`) are no single",
+        "ONNX file and are refused there, before the search; their rows are of what is done with pruned networks.",
         f"The {len(records)} rows are of {len(states)} states of the code (`code` in the records is the fingerprint of",
         f"what inspects and cuts), {states.most_common(1)[0][1] if states else 0} of them of one.",
         "",

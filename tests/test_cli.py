@@ -128,3 +128,10 @@ def test_inspect_lists_sites_and_refusals(capsys):
 def test_searchers_are_listed(capsys):
     assert main(["searchers"]) == 0
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(searchers())
+
+
+def test_a_network_that_the_runtime_computes_otherwise_is_refused_before_the_search(capsys, monkeypatch):
+    monkeypatch.setattr("amc.export.PARITY_LIMIT", -1.0)
+    said = complaint(capsys, "search", "--flops", "0.5", "--out", "run")
+    assert "original.onnx differs from the network by" in said
+    assert not Path("run/original.onnx").exists()
