@@ -32,9 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AmcError as error:
         _complain(str(error))
     except KeyboardInterrupt:
-        exec(
-            ""
-        )  # where a string was being executed, CPython would end by the signal all the same: this clears its note
+        # where a string was being executed, CPython would end by the signal all the same: this clears its note
+        exec("")
         again = "the same command again" if "batch" in sys.argv[1:2] else "amc search --resume DIR"
         print(f"amc: stopped; nothing that was finished is lost. Go on with: {again}", file=sys.stderr)
         return 130

@@ -74,7 +74,7 @@ class Delivery:
         path, search = record.folder / "model.onnx", record.task.splits.search
         export_onnx(model, record.task.example, path)
         inputs, _ = search.fetch(torch.arange(min(PARITY_SAMPLES, len(search))))
-        return check_parity(model.cpu(), path, inputs, Runner(path))
+        return check_parity(model.cpu(), inputs, Runner(path))
 
     def program(self, model: nn.Module) -> str | None:
         """Write program.json and see that it computes what the network does. The reason where there can be none."""

@@ -173,7 +173,7 @@ class Parity:
 PARITY_LIMIT = 1e-3
 
 
-def check_parity(model: nn.Module, path: Path, inputs: Nested, runner: Any) -> Parity:
+def check_parity(model: nn.Module, inputs: Nested, runner: Any) -> Parity:
     """Compare ``runner.outputs(feeds) -> arrays`` with torch, all at once and one by one. Raises ExportError."""
     model, worst = model.cpu(), 0.0
     first = nested.mapped(lambda leaf: leaf[:1], inputs)
@@ -184,11 +184,11 @@ def check_parity(model: nn.Module, path: Path, inputs: Nested, runner: Any) -> P
         for found, wanted, whole in zip(runner.outputs(nested.feeds(given)), all_wanted, expected, strict=True):
             if found.shape != wanted.shape:
                 shapes = f"{list(found.shape)}, torch {list(wanted.shape)}"
-                raise ExportError(f"{path.name} gives outputs of shape {shapes}.")
+                raise ExportError(f"on ONNX Runtime the network gives outputs of shape {shapes}.")
             worst = max(worst, _difference(found, wanted.numpy(), whole.numpy()))
     if not worst <= PARITY_LIMIT:
         raise ExportError(
-            f"{path.name} differs from the network by {worst:.2g} of the largest output (at most {PARITY_LIMIT:g})."
+            f"on ONNX Runtime the network gives other outputs, by {worst:.2g} of the largest (at most {PARITY_LIMIT})."
         )
     return Parity(nested.length(inputs), worst)
 

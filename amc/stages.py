@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 import tempfile
@@ -20,7 +19,7 @@ from amc.cache import Table
 from amc.config import BudgetConfig, Config, to_dict
 from amc.device import Device
 from amc.drift import QUICK_ROWS, Drift
-from amc.errors import ConfigError, ExportError
+from amc.errors import ConfigError
 from amc.evaluate import Evaluator, Score
 from amc.export import check_parity, export_onnx, file_layout
 from amc.files import replacing
@@ -36,6 +35,7 @@ from amc.record import Record
 from amc.resources import ResourceModel
 from amc.reward import Evaluation, load_reward
 from amc.search import load_searcher, searchers
+from amc.surgery import twin
 from amc.task import evaluate
 from amc.timing import Bench, is_profile, latency_problem, learn_latency, profile_key
 
@@ -127,8 +127,8 @@ class Stages:
                 pace.follow(proposals, lambda: [e.choice for e in problem.best()])
 
         reward = load_reward(search.reward)
-        timed = getattr(reward, "needs_latency", False) and record.config.budget.latency is None
-        bench = self.bench(graph) if timed else None
+        timed = getattr(reward, "needs_latency", False)
+        bench = self.bench(graph) if timed and record.config.budget.latency is None else None
         probe = (lambda choice: {"latency": bench.timing(choice).ratio * bench.original_ms}) if bench else None
         scorer = self._elsewhere(record.config, evaluator) if self._elsewhere else None
         score, error = record.shared.score(evaluator, scorer), record.shared.site_error(evaluator)
@@ -136,7 +136,7 @@ class Stages:
         problem = Problem(
             space, site_features(graph), score, reward, record.journal, observe, probe, error,
             record.shared.race(evaluator) if racing else None, self._study(), scorer.announce if scorer else None,
-            fits=pace.ever_fits if pace else None, recall=None if probe else record.shared.recall(evaluator, space),
+            fits=pace.ever_fits if pace else None, recall=None if timed else record.shared.recall(evaluator, space),
         )  # fmt: skip
         with pace.searching(space, search.evaluations) if pace else contextlib.nullcontext():
             load_searcher(search.searcher)(problem, search.evaluations, record.config.seed)
@@ -172,18 +172,14 @@ class Stages:
         if not path.exists():
             with replacing(path) as temporary:
                 temporary.write_bytes(self.record.shared.original_onnx(self._exported))
-            self._runs_alike(path)
+                self._runs_alike(temporary)
         return path
 
     def _runs_alike(self, path: Path) -> None:
         """See that the runtime computes what torch does before anything is spent on a search. Raises ExportError."""
         task = self.record.task
         inputs, _ = task.splits.search.fetch(torch.arange(min(FEW, len(task.splits.search))))
-        try:
-            check_parity(copy.deepcopy(task.model), path, inputs, Runner(path))
-        except ExportError:
-            path.unlink()
-            raise
+        check_parity(twin(task.model), inputs, Runner(path))
 
     def bench(self, graph: Graph) -> Bench:
         """What measures policies on ONNX Runtime; what the original takes is measured once in a run."""

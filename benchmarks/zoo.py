@@ -98,7 +98,7 @@ def _runs_differently(model: nn.Module, example: Tensor) -> str | None:
         path = Path(folder, "original.onnx")
         try:
             export_onnx(model, example, path)
-            check_parity(model, path, torch.randn(2, *example.shape[1:]), Runner(path))
+            check_parity(model, torch.randn(2, *example.shape[1:]), Runner(path))
         except ExportError as error:
             return str(error)
     return None
@@ -142,7 +142,7 @@ def _tried(
         yield "ONNX export"
         export_onnx(smaller, example, path)
         yield "parity on ONNX Runtime"
-        found["parity"] = float(f"{check_parity(smaller, path, images, Runner(path)).largest_difference:.1e}")
+        found["parity"] = float(f"{check_parity(smaller, images, Runner(path)).largest_difference:.1e}")
         yield "bundle"
         save_weights(smaller, Path(folder, "model.safetensors"))
         make_policy(graph, fingerprint(model), kept).save(Path(folder, "policy.json"))

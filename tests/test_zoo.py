@@ -28,17 +28,17 @@ def test_half_of_its_macs_go(kind: str) -> None:
     *_, found = ours(KINDS[kind], quick=True)
     assert found["step"] == "quick"
     assert found["share"] <= SHARE
-    assert found["masked"] < 1e-2
+    assert found["masked"] < 1e-5
 
 
 def test_to_the_bundle() -> None:
     *_, found = ours("torchvision:mnasnet0_5")
     assert found["step"] == "done"
-    assert found["parity"] < 1e-3
+    assert found["parity"] < 1e-5
 
 
 def test_beside_it_torch_pruning() -> None:
     torch.manual_seed(0)
     *_, found = theirs("torchvision:squeezenet1_0")
     assert found["step"] == "done"
-    assert 0 < found["share"] < SHARE
+    assert found["share"] == 0.313
