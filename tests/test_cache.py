@@ -343,6 +343,26 @@ def test_what_has_changed_is_never_found(tmp_path: Path, task, monkeypatch, what
     assert kinds(tmp_path) == {kind: count if kind in same else count + 1 for kind, count in before.items()}
 
 
+def test_what_a_search_has_found_is_of_one_network_its_settings_and_the_reward(tmp_path: Path, task):
+    evaluator = SimpleNamespace(recalibrate=False, precision="float32")
+
+    def found(value: int, settings=((2, 4),), task=task, **search) -> int:
+        config = replace(CONFIG, search=replace(CONFIG.search, **search))
+        recall = Shared(Cache(tmp_path / "c"), task, config).recall(evaluator, SimpleNamespace(settings=settings))
+        return recall(["middle", {"macs": 10.0}], lambda: value)
+
+    assert [found(1), found(2)] == [1, 1]
+    assert found(2, settings=((2, 4, 8),)) == 2
+    assert found(3, reward="error") == 3
+    assert found(4, race=not CONFIG.search.race) == 4
+    other = make_task("other", load_model("resnet8", "random", 1, 10, "digits"), task.splits, task.device)
+    assert found(5, task=other) == 5
+    evaluator.recalibrate = True
+    assert found(6) == 6
+    evaluator.recalibrate = False
+    assert found(7) == 1
+
+
 def test_a_latency_profile_is_of_one_machine_runtime_and_number_of_threads(tmp_path: Path, task, monkeypatch):
     bench, made = SimpleNamespace(operators=[]), []
 
