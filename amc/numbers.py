@@ -7,14 +7,17 @@ trial tells whether the network runs with it (`amc.graph`).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 from torch import nn
 
 from amc.channels import Axis, Ints, Layer, kind_of
-from amc.flow import Flow
+from amc.flow import Flow, Parts, View
 from amc.labels import along, line_of
 
+_Seen = TypeVar("_Seen", Parts, View)
 _Found = dict[tuple[str, str], Layer]
 """By module and attribute."""
 
@@ -39,14 +42,10 @@ class Numbers:
         """Where a dimension becomes several: how many units there are, and the lengths of whole axes."""
         units: _Found = {}
         wholes: _Found = {}
-        for parts in self._flow.parts:
-            roots = self._roots[parts.atoms.numpy()]
-            dims = along(roots)
-            if len(dims) != 1 or not np.isin(roots, members).any():
-                continue
-            length, total = roots.shape[dims[0]], roots.size
-            axis = _axis(line_of(roots, dims[0]), members)
-            others = [n for d, n in enumerate(roots.shape) if d != dims[0]]
+        for parts, roots, dim in self._concerned(self._flow.parts, members):
+            length, total = roots.shape[dim], roots.size
+            axis = _axis(line_of(roots, dim), members)
+            others = [n for d, n in enumerate(roots.shape) if d != dim]
             for key, value in self._held(parts.module):
                 layer = Layer(parts.module, f"attribute:{key}", axis)
                 if value == length and not re.search("dim|size|window|area|patch|ratio", key):
@@ -58,22 +57,26 @@ class Numbers:
     def _shapes(self, members: Ints) -> _Found:
         """Lengths that modules hold as a number, or in a tuple that is a whole shape."""
         found: _Found = {}
-        for view in self._flow.views:
-            roots = self._roots[view.atoms.numpy()]
-            dims = along(roots)
-            if len(dims) != 1 or not np.isin(roots, members).any():
-                continue
-            line = line_of(roots, dims[0])
+        for view, roots, dim in self._concerned(self._flow.views, members):
+            line = line_of(roots, dim)
             axis = _axis(line, members)
             for name in self._holders(view.module):
                 values = vars(self._model.get_submodule(name))
-                keys = [f"{key}.{dims[0]}" for key, v in values.items() if type(v) is tuple and v == view.shape]
+                keys = [f"{key}.{dim}" for key, v in values.items() if type(v) is tuple and v == view.shape]
                 if len(line) == roots.size:
                     numbers = [key for key, value in self._held(name) if value == len(line)]
                     keys += [key for key in numbers if not re.search("size|window|area|patch|ratio", key)]
                 for key in keys:
                     found[name, key] = Layer(name, f"attribute:{key}", axis)
         return found
+
+    def _concerned(self, seen: Iterable[_Seen], members: Ints) -> Iterator[tuple[_Seen, Ints, int]]:
+        """Those in which the group lies along one dimension, with their roots, and that dimension."""
+        for item in seen:
+            roots = self._roots[item.atoms.numpy()]
+            dims = along(roots)
+            if len(dims) == 1 and np.isin(roots, members).any():
+                yield item, roots, dims[0]
 
     def _holders(self, name: str) -> list[str]:
         """A module that is no layer, and what it holds of the kind: their methods may be called from outside."""
