@@ -20,7 +20,8 @@ stream is theirs for residual branches ("multi-branch enhancement"), here for ev
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from amc import nested
 from amc.channels import Kept, Layer
+from amc.fold import Folder
 from amc.graph import Graph
 from amc.memory import Memory
 from amc.nested import Nested
-from amc.reconstruct import RIDGE, choose_positions, outputs_at, outputs_fit, rows_at, solvable
+from amc.reconstruct import RIDGE, Taps, choose_positions, find_taps, outputs_at, outputs_fit, rows_at, solvable
+from amc.surgery import twin
 from amc.task import Task
 
 SAMPLES, ROWS = 512, 12288
@@ -77,7 +80,10 @@ class Drift:
         of_all = sum(8 * len(weight) for weight in weights)  # bytes of a row of outputs, and of streams
         self._rows = min(rows, max(1, memory.share // max(1, of_all))) if memory else rows
         samples = memory.batch(graph.trace.peak, samples) if memory else samples
-        self._streams = find_joins(task.model, self._layers, task.example)
+        self._folder = Folder(task.model, graph.layers, task.example)
+        copied = twin(task.model)
+        with self._folder.folded(copied):
+            self._streams = find_joins(copied, self._layers, task.example)
         chosen = torch.randperm(len(task.splits.calibration), generator=torch.Generator().manual_seed(seed))[:samples]
         self._inputs = tree_map_only(
             Tensor, _channels_last, nested.to(task.splits.calibration.fetch(chosen)[0], task.device)
@@ -87,6 +93,7 @@ class Drift:
         self._positions: dict[str, Tensor] = {}
         self._outputs: dict[str, Tensor] = {}
         self._added: dict[str, Tensor] = {}
+        self._taps: dict[str, Taps] = {}
 
     def __call__(self, network: nn.Module, kept: Kept, halved: bool = False) -> None:
         """Re-solve ``network``, which wears the policy ``kept`` with the solution without drift.
@@ -97,13 +104,14 @@ class Drift:
             self._remember()
         watch = _Operators(self._streams)
         channels = [k.tobytes() for k in kept]
+        norms = {x.name: network.get_submodule(x.norm) for x in self._layers.values() if x.norm}
         cut = False
 
         def visit(layer: Layer, module: Any, x: Tensor) -> None:
             nonlocal cut
             outputs = None if layer.output is None else torch.from_numpy(layer.output.kept(kept)).to(x.device)
             if cut and layer.name in self._outputs:  # a cut network may call layers that the original did not
-                norm = self._norm(network, layer, outputs)
+                norm = self._norm(norms, layer, outputs)
                 known = (layer.name, halved, *(channels[site] for site in self._before[layer.name]))
                 if known not in self._solved:
                     found = self._solve(layer, module, norm, x, outputs, watch.found.get(layer.name))
@@ -124,13 +132,13 @@ class Drift:
     ) -> _Solution | None:
         """The layer's weights and constant for its inputs ``x``, where ``stream`` is what its output is added to."""
         positions, target = self._positions[layer.name], _cut(self._outputs[layer.name], outputs)
-        rows = rows_at(module, x, positions).to(module.weight.dtype)
+        rows = rows_at(module, x, positions, self._taps.get(layer.name)).to(module.weight.dtype)
         if stream is not None and _is_like(stream, module, x, target.shape[1]):
             now = outputs_at(module, stream, positions).to(target.dtype)
             target = target + (_cut(self._added[layer.name], outputs) - now) * _undo(norm, now)
         has_constant = module.bias is not None or norm is not None
         with torch.autocast(x.device.type, enabled=False):
-            return _regression(rows, target, module.weight.flatten(1), has_constant)
+            return _regression(rows, target, module.weight.flatten(1), has_constant, x.dtype == torch.bfloat16)
 
     def _remember(self) -> None:
         """One pass of the original: every layer's outputs, and what they are added to, at random positions."""
@@ -140,40 +148,46 @@ class Drift:
             generator = torch.Generator().manual_seed(self._seed + len(self._positions))
             chosen = choose_positions(module, x, -(-self._rows // len(x)), generator)
             self._positions[layer.name] = chosen
-            self._outputs[layer.name] = F.linear(rows_at(module, x, chosen), module.weight.flatten(1), module.bias)
+            if not isinstance(module, nn.Linear):
+                self._taps[layer.name] = find_taps(module, x, chosen)
+            rows = rows_at(module, x, chosen, self._taps.get(layer.name))
+            self._outputs[layer.name] = F.linear(rows, module.weight.flatten(1), module.bias)
             if layer.name in watch.found:
                 self._added[layer.name] = outputs_at(module, watch.found[layer.name], chosen)
             watch.forget(layer.name)
 
-        self._walk(self._task.model, visit, watch)
+        self._walk(twin(self._task.model), visit, watch)
 
-    def _norm(self, network: nn.Module, layer: Layer, outputs: Tensor | None) -> _Norm | None:
+    def _norm(self, norms: Mapping[str, nn.Module], layer: Layer, outputs: Tensor | None) -> _Norm | None:
         """The BatchNorm behind a layer, with the mean that it had in the original."""
         if layer.norm is None:
             return None
-        module = network.get_submodule(layer.norm)
         mean = self._task.model.get_submodule(layer.norm).running_mean
         assert isinstance(mean, Tensor)
-        return module, mean if outputs is None else mean.index_select(0, outputs)
+        return norms[layer.name], mean if outputs is None else mean.index_select(0, outputs)
 
     def _walk(self, network: nn.Module, visit: Visit, watch: _Operators) -> None:
-        """One forward pass; ``visit`` sees every solvable layer with its input before it runs."""
+        """One forward pass; ``visit`` sees every solvable layer with its input, and its norm, before they run."""
 
-        def hook(layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(layer: Layer, fold: Callable[[str], None]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def pause(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 watch.paused = True
                 visit(layer, module, inputs[0])
+                fold(layer.name)
                 watch.paused = False
 
             return pause
 
-        handles = [network.get_submodule(n).register_forward_pre_hook(hook(x)) for n, x in self._layers.items()]
-        try:
-            with torch.no_grad(), watch:
-                nested.call(network, self._inputs)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with self._folder.folded(network, self._layers) as fold:
+            handles = [
+                network.get_submodule(n).register_forward_pre_hook(hook(x, fold)) for n, x in self._layers.items()
+            ]
+            try:
+                with torch.no_grad(), watch:
+                    nested.call(network, self._inputs)
+            finally:
+                for handle in handles:
+                    handle.remove()
 
 
 def _is_like(stream: Tensor, module: Any, x: Tensor, channels: int) -> bool:
@@ -198,12 +212,19 @@ def _undo(norm: _Norm | None, like: Tensor) -> Tensor:
     return torch.where(heard, 1 / torch.where(heard, scale, 1.0), 0.0)
 
 
-def _regression(x: Tensor, y: Tensor, before: Tensor, has_constant: bool) -> _Solution | None:
-    """Weights and constant that make ``y [n, C]`` of ``x [n, D]``, pulled towards the weights ``before [C, D]``."""
+def _regression(x: Tensor, y: Tensor, before: Tensor, has_constant: bool, halved: bool) -> _Solution | None:
+    """Weights and constant that make ``y [n, C]`` of ``x [n, D]``, pulled towards the weights ``before [C, D]``.
+
+    ``halved``: the values of ``x`` are bfloat16's; multiplied as such, their products lose nothing.
+    """
     x_mean, y_mean = x.mean(0), y.mean(0)
     if has_constant:
-        x, y = x - x_mean, y - y_mean
-    c = x.T @ x / len(x)
+        y = y - y_mean
+        x = x if halved else x - x_mean
+    with _products_of_halves(halved):
+        c = x.T @ x / len(x)
+    if has_constant and halved:
+        c.addr_(x_mean, x_mean, alpha=-1)
     ridge = RIDGE * c.diagonal().mean().clamp_min(torch.finfo(c.dtype).tiny)
     target = (x.T @ y / len(x) + ridge * before.T).double()
     c = c.double()
@@ -213,6 +234,17 @@ def _regression(x: Tensor, y: Tensor, before: Tensor, has_constant: bool) -> _So
         return None
     solved = torch.cholesky_solve(target, factor).T.to(before.dtype).contiguous()
     return solved, y_mean - solved @ x_mean
+
+
+@contextmanager
+def _products_of_halves(enabled: bool) -> Iterator[None]:
+    """float32 matrices are multiplied as bfloat16 and summed as float32, where the processor is faster at that."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if enabled else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _wear(module: Any, norm: _Norm | None, solution: _Solution | None) -> None:

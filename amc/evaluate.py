@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from amc import nested
 from amc.channels import BATCH_NORMS, Kept
 from amc.drift import Drift
+from amc.fold import Folder
 from amc.graph import Graph, consumers
 from amc.policy import Choice
 from amc.reconstruct import Moments, Reconstructor, elements, unexplained
@@ -23,7 +24,7 @@ from amc.surgery import Dresser, weight_of
 from amc.task import Task, batches
 from amc.task.data import hold, shuffled
 
-BLOCK = 250  # images: one forward pass, and how often a race may be called
+BLOCK = 125  # images: one forward pass, and how often a race may be called; more fall out of the processor's cache
 CLEAR = 3.0  # standard errors of the paired difference at which a race is lost
 _SMALL = 4e6  # MACs
 _KEPT = 4  # policies whose losses per image are remembered
@@ -62,6 +63,7 @@ class Evaluator:
         self._task, self._graph, self._drift, self._quick = task, graph, drift, quick
         self._orders = [o.numpy() for o in orders]
         self._scratch = copy.deepcopy(task.model).requires_grad_(False)
+        self._folder = Folder(task.model, graph.layers, task.example)
         self._dresser = Dresser(self._scratch, graph.layers)
         self._solve = Reconstructor(graph, task.model, moments) if reconstruct else None
         self._moments = moments
@@ -129,11 +131,11 @@ class Evaluator:
 
     def __call__(self, choice: Choice) -> Score:
         """Mean loss and metric of the pruned network over the search split."""
-        return self._finish(choice, torch.cat(list(self._blocks(self.network(choice), self.precision)), 1))
+        return self._finish(choice, self._read(self.network(choice), self.precision))
 
     def refined_score(self, choice: Choice) -> Score:
         """The same for the refined network."""
-        return _mean(torch.cat(list(self._blocks(self.refined(choice), "float32")), 1))
+        return _mean(self._read(self.refined(choice), "float32"))
 
     def faster_precision(self) -> str:
         """bfloat16 where the original runs clearly faster with it here (its ranking is the same), else float32.
@@ -143,11 +145,13 @@ class Evaluator:
         if self._graph.trace.macs < _SMALL:
             return "float32"
         seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
-        for _ in range(3):
-            for name, times in seconds.items():
-                start = time.perf_counter()
-                next(self._blocks(self._task.model, name))
-                times.append(time.perf_counter() - start)
+        network = self._dress(tuple(site.channels for site in self._graph.sites))
+        with self._folder.folded(network):
+            for _ in range(3):
+                for name, times in seconds.items():
+                    start = time.perf_counter()
+                    next(self._blocks(network, name))
+                    times.append(time.perf_counter() - start)
         return "bfloat16" if min(seconds["bfloat16"]) < 0.9 * min(seconds["float32"]) else "float32"
 
     def race(self, choice: Choice, rival: Choice) -> Score:
@@ -159,15 +163,22 @@ class Evaluator:
         if rival not in self._samples:
             self(rival)
         other, seen = self._samples[rival], torch.zeros(2, 0, dtype=torch.float64)
-        for block in self._blocks(self.network(choice), self.precision):
-            seen = torch.cat([seen, block], 1)
-            count = seen.shape[1]
-            difference = seen - other[:, :count]
-            error = float(difference[0].std()) / count**0.5
-            if count < other.shape[1] and float(difference[0].mean()) > CLEAR * error:
-                loss, metric = (other.mean(1) + difference.mean(1)).tolist()
-                return Score(loss, min(max(metric, 0.0), 1.0), count / other.shape[1])
+        network = self.network(choice)
+        with self._folder.folded(network):
+            for block in self._blocks(network, self.precision):
+                seen = torch.cat([seen, block], 1)
+                count = seen.shape[1]
+                difference = seen - other[:, :count]
+                error = float(difference[0].std()) / count**0.5
+                if count < other.shape[1] and float(difference[0].mean()) > CLEAR * error:
+                    loss, metric = (other.mean(1) + difference.mean(1)).tolist()
+                    return Score(loss, min(max(metric, 0.0), 1.0), count / other.shape[1])
         return self._finish(choice, seen)
+
+    def _read(self, network: nn.Module, precision: str) -> Tensor:
+        """Loss and metric of every image, ``[2, N]`` float64."""
+        with self._folder.folded(network):
+            return torch.cat(list(self._blocks(network, precision)), 1)
 
     def _blocks(self, network: nn.Module, precision: str) -> Iterator[Tensor]:
         """Loss and metric per image, ``[2, B]`` float64, block by block in one random order."""

