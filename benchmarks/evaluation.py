@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,10 @@ def one(bench: Bench) -> dict[str, float]:
             for images, _ in batches(evaluator._search, BLOCK):
                 own(images)
 
+    def folded() -> None:
+        with evaluator._folder.folded(own):
+            bare()
+
     def anew(work: Callable[[Choice], Any]) -> None:
         """A policy like no other before it: nothing that was solved for one is of use."""
         if evaluator._quick is not None:
@@ -64,6 +68,7 @@ def one(bench: Bench) -> dict[str, float]:
     first = seconds(lambda: evaluator.network(choice), 1)
     return {
         "bare forward passes": seconds(bare),
+        "bare, norms folded": seconds(folded),
         "whole evaluation": seconds(lambda: anew(evaluator)),
         "assembly": seconds(lambda: anew(evaluator.network)),
         "assembly the first time": first,
@@ -101,9 +106,32 @@ def search(bench: Bench, evaluations: int) -> dict[str, float]:
     shares = [e.share for e in problem.evaluations]
     return {
         "total": total, "score": spent["score"], "re-solve": spent["re-solve"], "distinct policies": len(shares),
-        "mean share read": float(np.mean(shares)), "peak MiB, first third": memory[0] / 1024,
+        "mean share read": float(np.mean(shares)),
+        "unchanged": unchanged(bench, [e.choice for e in problem.evaluations]),
+        "peak MiB, first third": memory[0] / 1024,
         "peak MiB": memory[1] / 1024,
     }  # fmt: skip
+
+
+def unchanged(bench: Bench, choices: Sequence[Choice], last: int = 4) -> float:
+    """Mean share of the MACs before the first site in which a policy differs from one of the last few.
+
+    So much of a forward pass could be kept at most, if all activations of these policies were.
+    """
+    graph, order = bench.graph, list(bench.graph.trace.layers)
+    macs = {layer.name: layer.macs for layer in graph.layers}
+    before = dict(zip(order, np.cumsum([0, *(macs.get(name, 0) for name in order)]), strict=False))
+    first = np.full(len(graph.sites), graph.trace.macs)
+    for layer in graph.layers:
+        for axis in (layer.output, layer.input):
+            if axis is not None and layer.name in before:
+                sites = np.unique(axis.site[axis.site >= 0])
+                first[sites] = np.minimum(first[sites], before[layer.name])
+    shares = []
+    for number, choice in enumerate(choices[1:], 1):
+        differ = [np.array(choice) != np.array(other) for other in choices[max(0, number - last) : number]]
+        shares.append(max(first[d].min() if d.any() else graph.trace.macs for d in differ) / graph.trace.macs)
+    return float(np.mean(shares))
 
 
 def ranking(bench: Bench, count: int) -> dict[str, Any]:
@@ -159,12 +187,14 @@ def _told_parts(row: dict[str, Any]) -> list[str]:
         f"**{row['piece']}** ({row['images']} images, {row['precision']})",
         "",
         f"- one evaluation: {once['whole evaluation']:.2f} s, {once['whole evaluation'] / bare:.2f} × the bare "
-        f"forward passes ({bare:.2f} s); assembling the network {once['assembly']:.3f} s, the first time "
-        f"{once['assembly the first time']:.3f} s",
+        f"forward passes ({bare:.2f} s; {once['bare, norms folded']:.2f} s with BatchNorms folded); assembling the "
+        f"network {once['assembly']:.3f} s, the first time {once['assembly the first time']:.3f} s",
         f"- a search of {whole['distinct policies']:.0f} policies: {whole['total']:.1f} s; "
         f"{100 * whole['score'] / whole['total']:.0f} % in forward passes for scores, "
         f"{100 * whole['re-solve'] / whole['total']:.0f} % in the passes that re-solve, "
         f"{100 - 100 * passes / whole['total']:.0f} % in the rest",
+        f"- {100 * whole['unchanged']:.0f} % of the MACs come before the first site that differs from one of the last "
+        "four policies",
         f"- racing: {100 * whole['mean share read']:.0f} % of the images were read on average",
         f"- peak memory {whole['peak MiB']:.0f} MiB, after a third {whole['peak MiB, first third']:.0f} MiB",
         "",

@@ -12,6 +12,7 @@ Resumable: `benchmarks/results/proxy-NETWORK.jsonl` holds a line a policy.
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import replace
 from typing import Any
@@ -27,21 +28,9 @@ from amc.policy import Choice
 from amc.task import batches, evaluate
 from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench, rounded
 
-BRIEF = (10, 30)
-PROXIES = {
-    "loss": -1,
-    "accuracy": 1,
-    "refined loss": -1,
-    "refined accuracy": 1,
-    "distance of logits": -1,
-    "table of site errors": -1,
-    "parameters": 1,
-    "least share kept": 1,
-    "synaptic flow": 1,
-    **{f"loss after {n} steps": -1 for n in BRIEF},
-    **{f"accuracy after {n} steps": 1 for n in BRIEF},
-}
-"""Proxy → whether more is better."""
+BRIEF = (20, 50)
+LESS_IS_BETTER = ("loss", "refined loss", "distance", "table", "second order")
+"""How the names of proxies begin that are to be small."""
 
 
 def policies(bench: Bench, count: int, seed: int = 0) -> list[Choice]:
@@ -55,7 +44,7 @@ def policies(bench: Bench, count: int, seed: int = 0) -> list[Choice]:
     return found
 
 
-def measured(bench: Bench, choice: Choice, steps: int) -> dict[str, Any]:
+def measured(bench: Bench, choice: Choice, steps: int, fisher: list[np.ndarray[Any, Any]]) -> dict[str, Any]:
     """Every proxy of a policy with the seconds it took, and the score after training."""
     values: dict[str, float] = {}
     seconds: dict[str, float] = {}
@@ -78,10 +67,11 @@ def measured(bench: Bench, choice: Choice, steps: int) -> dict[str, Any]:
     clock = time.process_time()
     values["synaptic flow"] = _synaptic_flow(evaluator.pruned(choice), task.example)
     timed("synaptic flow")
+    values["second order"] = _second_order(fisher, evaluator.kept(choice))
     values["table of site errors"] = sum(evaluator.error(s, w) for s, w in enumerate(choice))
     values["parameters"] = bench.space.costs(choice)["params"]
     values["least share kept"] = min(w / f for w, f in zip(choice, bench.space.full, strict=True))
-    for brief in BRIEF:
+    for brief in BRIEF if steps > max(BRIEF) else (1,):
         clock = time.process_time()
         loss, metric = _trained(bench, choice, brief)
         values |= {f"loss after {brief} steps": loss, f"accuracy after {brief} steps": metric}
@@ -107,6 +97,44 @@ def _distance(bench: Bench, network: nn.Module, images: int = 500) -> float:
         old, new = (F.log_softmax(net(inputs), 1) for net in (bench.task.model, network))
         total = float(F.kl_div(new, old, reduction="batchmean", log_target=True))
     return total
+
+
+def fisher_information(bench: Bench, images: int = 512) -> list[np.ndarray[Any, Any]]:
+    """Per site and channel, half the mean square of what the loss changes by when the channel's factor does.
+
+    Σ over the site's layers of ½ E[(Σ a ∂L/∂a)²] (Theis et al. 2018, arXiv:1801.05787), of the original with labels.
+    """
+    task, sums = bench.task, [np.zeros(site.channels) for site in bench.graph.sites]
+    model = copy.deepcopy(task.model).eval().requires_grad_(True)
+    caught: dict[str, torch.Tensor] = {}
+    ends = {layer.name: layer for layer in bench.graph.layers if layer.kind in ("conv", "linear") and layer.output}
+    handles = [
+        model.get_submodule(layer.norm or name).register_forward_hook(
+            lambda module, inputs, out, name=name: caught.__setitem__(name, out)
+        )
+        for name, layer in ends.items()
+    ]
+    inputs, targets = next(iter(batches(task.splits.calibration, images)))
+    loss = task.objective.loss(model(inputs), targets).sum()
+    gradients = torch.autograd.grad(loss, list(caught.values()))
+    for (name, output), gradient in zip(caught.items(), gradients, strict=True):
+        axis = ends[name].output
+        assert axis is not None
+        inner = tuple(range(2, output.ndim))
+        change = (output * gradient).sum(inner) if inner else output * gradient
+        information = 0.5 * (change.double() ** 2).mean(0).detach().numpy()
+        heard = axis.site >= 0
+        for site in np.unique(axis.site[heard]):
+            mine = axis.site == site
+            np.add.at(sums[site], axis.channel[mine], information[mine])
+    for handle in handles:
+        handle.remove()
+    return sums
+
+
+def _second_order(fisher: list[np.ndarray[Any, Any]], kept: Any) -> float:
+    """The information of the channels that go."""
+    return float(sum(site.sum() - site[channels].sum() for site, channels in zip(fisher, kept, strict=True)))
 
 
 def _synaptic_flow(model: nn.Module, example: torch.Tensor) -> float:
@@ -155,9 +183,10 @@ def _correlation(values: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> f
 
 def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, np.ndarray[Any, Any], str]]:
     found = []
-    for name, sign in PROXIES.items():
+    for name in rows[0]["values"]:
         key = name.replace("accuracy", "loss") if name.replace("accuracy", "loss") in rows[0]["seconds"] else name
         cost = [r["seconds"][key] for r in rows if key in r["seconds"]]
+        sign = -1 if name.startswith(LESS_IS_BETTER) else 1
         values = np.array([sign * r["values"][name] for r in rows])
         found.append((name, values, f"{np.median(cost):.2f}" if cost else "0"))
     return found
@@ -193,10 +222,11 @@ def main() -> None:
     with Records(RESULTS / f"proxy-{asked.model}.jsonl") as records:
         if not records("about"):
             records.add("about", machine=machine(), steps=asked.steps, flops=asked.flops, images=asked.search_images)
-        bench = open_bench(asked, asked.flops, drift="final")
+        bench = open_bench(asked, asked.flops)
+        fisher = fisher_information(bench)
         for number, choice in enumerate(policies(bench, asked.policies)):
             if not records(str(number)):
-                print(rounded(records.add(str(number), **measured(bench, choice, asked.steps))), flush=True)
+                print(rounded(records.add(str(number), **measured(bench, choice, asked.steps, fisher))), flush=True)
         print(report(asked.model, records))
 
 

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from benchmarks import bench, proxy, search
+from benchmarks import bench, evaluation, proxy, search
 
 
 @pytest.fixture(autouse=True)
 def results(tmp_path, monkeypatch):
-    for module in (bench, proxy, search):
+    for module in (bench, evaluation, proxy, search):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     return tmp_path
 
@@ -38,4 +38,26 @@ def test_searchers_and_torch_pruning_side_by_side(results, monkeypatch, capsys):
 def test_every_proxy_has_a_correlation(results, monkeypatch, capsys):
     call(proxy, monkeypatch, "--policies", "4", "--steps", "1")
     told = capsys.readouterr().out
-    assert all(f"| {name} |" in told for name in proxy.PROXIES)
+    names = ["loss", "refined accuracy", "second order", "synaptic flow", "loss after 1 steps"]
+    assert all(f"| {name} |" in told for name in names)
+
+
+def test_an_evaluation_in_parts(results, monkeypatch, capsys):
+    call(evaluation, monkeypatch, "--evaluations", "3")
+    told = capsys.readouterr().out
+    assert told.count("with BatchNorms folded") == 2
+    with bench.Records(results / "evaluation.jsonl") as records:
+        search = records("resnet8, --drift search")["search"]
+    assert 0 < search["score"] + search["re-solve"] < search["total"]
+    assert 0 <= search["unchanged"] < 1
+
+
+def test_what_two_policies_have_in_common(digits):
+    """The last site alone: nearly all before it; the first one: nothing but what comes before it."""
+    task, graph, *_ = digits
+    full = tuple(site.channels for site in graph.sites)
+    opened = bench.Bench(task, graph, None, None, None)
+    last, first = (*full[:-1], 8), (8, *full[1:])
+    assert evaluation.unchanged(opened, [full, last]) > 0.7
+    assert evaluation.unchanged(opened, [full, first]) == 0
+    assert evaluation.unchanged(opened, [full, first, full]) == 1
