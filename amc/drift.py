@@ -41,9 +41,9 @@ from amc.reconstruct import RIDGE, Taps, choose_positions, find_taps, outputs_at
 from amc.surgery import twin
 from amc.task import Task
 
-SAMPLES, ROWS = 512, 12288
-QUICK_ROWS = 6144
-"""In a search: fewer rows of as many samples rank policies nearly the same (`benchmarks/evaluation.py`)."""
+SAMPLES, ROWS = 1024, 24576
+QUICK_SAMPLES, QUICK_ROWS = 512, 6144
+"""In a search: fewer rank policies nearly the same (`benchmarks/evaluation.py`)."""
 _ROOM = 256 << 20  # bytes of solutions that are kept
 _LEAST_SCALE = 1e-2  # of a BatchNorm, as a share of its largest: what is nearly silenced corrects nothing
 

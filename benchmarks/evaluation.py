@@ -184,7 +184,7 @@ def _told_parts(row: dict[str, Any]) -> list[str]:
     bare = once["bare forward passes"]
     passes = whole["score"] + whole["re-solve"]
     return [
-        f"**{row['piece']}** ({row['images']} images, {row['precision']})",
+        f"**{row['piece']}** ({row['precision']})",
         "",
         f"- one evaluation: {once['whole evaluation']:.2f} s, {once['whole evaluation'] / bare:.2f} × the bare "
         f"forward passes ({bare:.2f} s; {once['bare, norms folded']:.2f} s with BatchNorms folded); assembling the "
@@ -214,7 +214,7 @@ def main() -> None:
             bench = open_bench(asked, 0.5)
             records.add(f"{asked.model}, ranking", ranking=ranking(bench, asked.ranking), images=asked.search_images)
         for drift in () if asked.report or asked.ranking else ("final", "search"):
-            piece = f"{asked.model}, --drift {drift}"
+            piece = f"{asked.model}, --drift {drift}, {asked.search_images} images"
             if not records(piece):
                 bench = open_bench(asked, 0.5, drift=drift)
                 records.add(
