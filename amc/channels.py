@@ -73,7 +73,7 @@ class Layer:
     taps: int = 1
     """Elements of the kernel; where whole groups go, weights of one output channel."""
     norm: str | None = None
-    """The BatchNorm that alone reads this layer's output, if any."""
+    """The BatchNorm with running statistics that alone reads this layer's output, and nothing else, if any."""
 
     @property
     def is_weighty(self) -> bool:

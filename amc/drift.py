@@ -48,6 +48,8 @@ _ROOM = 256 << 20  # bytes of solutions that are kept
 _LEAST_SCALE = 1e-2  # of a BatchNorm, as a share of its largest: what is nearly silenced corrects nothing
 
 
+_LEAST_VARIANCE = 0.04  # of a mean's square, from which float32 sums of squares tell it
+
 _CASTS = (torch.ops.aten._to_copy,)
 """Operators that do not count: autocast puts them in."""
 _Norm = tuple[Any, Tensor]
@@ -77,7 +79,8 @@ class Drift:
             x.name: x for x in graph.layers if solvable(task.model, x) and x.name in ran and ran[x.name].calls == 1
         }
         weights: list[Any] = [task.model.get_submodule(name).weight for name in self._layers]
-        of_all = sum(8 * len(weight) for weight in weights)  # bytes of a row of outputs, and of streams
+        # bytes of a row of outputs, of streams, and of where a kernel's taps lie
+        of_all = sum(8 * len(weight) + 4 * weight[0, 0].numel() for weight in weights)
         self._rows = min(rows, max(1, memory.share // max(1, of_all))) if memory else rows
         samples = memory.batch(graph.trace.peak, samples) if memory else samples
         self._folder = Folder(task.model, graph.layers, task.example)
@@ -169,8 +172,13 @@ class Drift:
     def _walk(self, network: nn.Module, visit: Visit, watch: _Operators) -> None:
         """One forward pass; ``visit`` sees every solvable layer with its input, and its norm, before they run."""
 
+        seen: set[str] = set()
+
         def hook(layer: Layer, fold: Callable[[str], None]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def pause(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                if layer.name in seen:  # a network that takes its batch in parts: the first one tells
+                    return
+                seen.add(layer.name)
                 watch.paused = True
                 visit(layer, module, inputs[0])
                 fold(layer.name)
@@ -218,13 +226,11 @@ def _regression(x: Tensor, y: Tensor, before: Tensor, has_constant: bool, halved
     ``halved``: the values of ``x`` are bfloat16's; multiplied as such, their products lose nothing.
     """
     x_mean, y_mean = x.mean(0), y.mean(0)
-    if has_constant:
-        y = y - y_mean
-        x = x if halved else x - x_mean
-    with _products_of_halves(halved):
+    y = y - y_mean if has_constant else y
+    c = _covariance_of_halves(x, x_mean, has_constant) if halved else None
+    if c is None:
+        x = x - x_mean if has_constant else x
         c = x.T @ x / len(x)
-    if has_constant and halved:
-        c.addr_(x_mean, x_mean, alpha=-1)
     ridge = RIDGE * c.diagonal().mean().clamp_min(torch.finfo(c.dtype).tiny)
     target = (x.T @ y / len(x) + ridge * before.T).double()
     c = c.double()
@@ -236,15 +242,29 @@ def _regression(x: Tensor, y: Tensor, before: Tensor, has_constant: bool, halved
     return solved, y_mean - solved @ x_mean
 
 
+def _covariance_of_halves(x: Tensor, mean: Tensor, centred: bool) -> Tensor | None:
+    """``xᵀx / n``, less the mean's share if ``centred``. None where the mean would leave nothing but round-off."""
+    with _products_of_halves():
+        c = x.T @ x / len(x)
+    if not centred:
+        return c
+    c.addr_(mean, mean, alpha=-1)
+    return None if bool((c.diagonal() < _LEAST_VARIANCE * mean**2).any()) else c
+
+
 @contextmanager
-def _products_of_halves(enabled: bool) -> Iterator[None]:
-    """float32 matrices are multiplied as bfloat16 and summed as float32, where the processor is faster at that."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if enabled else before)
+def _products_of_halves() -> Iterator[None]:
+    """float32 matrices are multiplied as bfloat16 and summed as float32, where processor and torch can."""
+    setting: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    if setting is None:  # torch before 2.9
+        yield
+        return
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        setting.fp32_precision = before
 
 
 def _wear(module: Any, norm: _Norm | None, solution: _Solution | None) -> None:

@@ -28,7 +28,8 @@ class Folder:
 
     def __init__(self, model: nn.Module, layers: Iterable[Layer], example: Nested) -> None:
         """``layers`` name the norms behind them. When the outputs for ``example`` would change, nothing is folded."""
-        self._pairs = {x.name: x.norm for x in layers if x.norm and _foldable(model, x.name, x.norm)}
+        modules = [x for x in layers if x.kind in ("conv", "linear")]  # a bare parameter may have a norm behind it too
+        self._pairs = {x.name: x.norm for x in modules if x.norm and _foldable(model, x.name, x.norm)}
         if self._pairs and not self._harmless(model, example):
             self._pairs = {}
 
@@ -39,7 +40,7 @@ class Folder:
         whole: dict[str, tuple[Any, Any]] = {}
 
         def fold(name: str) -> None:
-            if name in norms:
+            if name in norms and name not in whole:
                 layer: Any = network.get_submodule(name)
                 whole[name] = layer.weight, layer.bias
                 layer.weight, layer.bias = _folded(layer, norms[name])
@@ -60,6 +61,7 @@ class Folder:
     def _harmless(self, model: nn.Module, example: Nested) -> bool:
         """What reads a layer before its norm, or calls it twice, would be given something else."""
         copied = twin(model).eval()
+        _shake([copied.get_submodule(norm) for norm in self._pairs.values()])
         with torch.inference_mode():
             before = tree_leaves(nested.call(copied, example))
             try:
@@ -67,13 +69,25 @@ class Folder:
                     after = tree_leaves(nested.call(copied, example))
             except Exception:  # noqa: BLE001  (code that looks at its norms may throw anything)
                 return False
-        return all(_alike(b, a) for b, a in zip(before, after, strict=True) if isinstance(b, Tensor))
+        same = len(before) == len(after)
+        return same and all(_alike(b, a) for b, a in zip(before, after, strict=True) if isinstance(b, Tensor))
 
 
 def _foldable(model: nn.Module, name: str, norm: str) -> bool:
     layer, behind = model.get_submodule(name), model.get_submodule(norm)
     plain = isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and not isinstance(layer, TRANSPOSED)
     return plain and "weight" in layer._parameters and type(behind) in _NORMS and behind.running_mean is not None
+
+
+def _shake(norms: Iterable[Any]) -> None:
+    """Statistics that are not those of a new network: a norm that does nothing tells nothing when it is left out."""
+    generator = torch.Generator().manual_seed(0)
+    for norm in norms:
+        mean, variance = norm.running_mean, norm.running_var
+        deviation = variance.sqrt().cpu()
+        shift = deviation * (torch.rand(mean.shape, generator=generator) - 0.5)
+        norm.running_mean = mean + shift.to(mean)
+        norm.running_var = variance * (0.5 + torch.rand(mean.shape, generator=generator)).to(variance)
 
 
 def _folded(layer: Any, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:

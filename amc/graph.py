@@ -312,7 +312,9 @@ class _Builder:
         weight = self._model.get_parameter(own.name) if own.bare else self._model.get_submodule(own.name).weight
         assert isinstance(weight, Tensor)
         macs, taps = own.positions * weight.numel(), weight[0].numel() if own.by_group else weight[0, 0].numel()
-        return Layer(own.name, kind, output, inputs, own.by_group, own.positions, macs, taps, own.norm or None)
+        alone = sum(other.norm == own.norm for other in self._flow.weights.values()) == 1
+        norm = own.norm if own.norm and alone else None
+        return Layer(own.name, kind, output, inputs, own.by_group, own.positions, macs, taps, norm)
 
     def _site(self, number: int, group: _Group, layers: Sequence[Layer]) -> Site:
         def hangs(axis: Axis | None) -> bool:

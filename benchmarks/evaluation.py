@@ -122,11 +122,11 @@ def unchanged(bench: Bench, choices: Sequence[Choice], last: int = 4) -> float:
     macs = {layer.name: layer.macs for layer in graph.layers}
     before = dict(zip(order, np.cumsum([0, *(macs.get(name, 0) for name in order)]), strict=False))
     first = np.full(len(graph.sites), graph.trace.macs)
-    for layer in graph.layers:
-        for axis in (layer.output, layer.input):
-            if axis is not None and layer.name in before:
+    for layer in graph.layers:  # what has no place in the order counts as first
+        for axis in (layer.output, layer.input) if layer.is_weighty else ():
+            if axis is not None:
                 sites = np.unique(axis.site[axis.site >= 0])
-                first[sites] = np.minimum(first[sites], before[layer.name])
+                first[sites] = np.minimum(first[sites], before.get(layer.name, 0))
     shares = []
     for number, choice in enumerate(choices[1:], 1):
         differ = [np.array(choice) != np.array(other) for other in choices[max(0, number - last) : number]]

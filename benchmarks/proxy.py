@@ -110,7 +110,7 @@ def fisher_information(bench: Bench, images: int = 512) -> list[np.ndarray[Any, 
     ends = {layer.name: layer for layer in bench.graph.layers if layer.kind in ("conv", "linear") and layer.output}
     handles = [
         model.get_submodule(layer.norm or name).register_forward_hook(
-            lambda module, inputs, out, name=name: caught.__setitem__(name, out)
+            lambda module, inputs, out, name=name: caught.__setitem__(name, out) or out.clone()
         )
         for name, layer in ends.items()
     ]
@@ -120,7 +120,7 @@ def fisher_information(bench: Bench, images: int = 512) -> list[np.ndarray[Any, 
     for (name, output), gradient in zip(caught.items(), gradients, strict=True):
         axis = ends[name].output
         assert axis is not None
-        inner = tuple(range(2, output.ndim))
+        inner = tuple(range(1, output.ndim - 1) if ends[name].kind == "linear" else range(2, output.ndim))
         change = (output * gradient).sum(inner) if inner else output * gradient
         information = 0.5 * (change.double() ** 2).mean(0).detach().numpy()
         heard = axis.site >= 0

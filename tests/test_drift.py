@@ -149,3 +149,73 @@ def test_a_network_that_runs_other_operators_when_cut_is_refined_all_the_same():
         assert 0 < half < quarter < np.inf, site.name
         if site.name.endswith("in_proj_weight"):  # who reads heads is called as a function: nothing was measured
             assert (half, quarter) == (0.5, 0.75)
+
+
+class InParts(nn.Module):
+    """Takes its batch in parts: its layers run several times in a pass over many samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 25, 5),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return torch.cat([self.body(part) for part in x.split(24)])
+
+
+def small_task(model: nn.Module, shape: tuple[int, ...], classes: int = 5):
+    x = torch.randn(4 * SAMPLES, *shape)
+    parts = [HeldSplit(x[i::4], torch.arange(SAMPLES) % classes) for i in range(4)]
+    return make_task("small", model, Splits(*parts, classes=classes, source="noise"), torch.device("cpu"))
+
+
+def evaluator_of(task) -> Evaluator:
+    graph = build_graph(task.model, task.example)
+    orders = [torch.arange(site.channels) for site in graph.sites]
+    both = [Drift(task, graph, 0) for _ in range(2)]
+    return Evaluator(task, graph, orders, collect(task, readers(graph, task.model), 0), drift=both[0], quick=both[1])
+
+
+def test_a_network_that_takes_its_batch_in_parts():
+    torch.manual_seed(0)
+    task = small_task(InParts().eval(), (3, 9, 9))
+    evaluator = evaluator_of(task)
+    full = tuple(site.channels for site in evaluator._graph.sites)
+    for choice in (full, tuple(width // 2 for width in full), full):
+        refined = evaluator.refined(choice)
+        assert refined.body[0].bias is None
+    x = task.splits.search.fetch(torch.arange(8))[0]
+    torch.testing.assert_close(refined(x), task.model(x), rtol=1e-5, atol=1e-5)
+    assert evaluator.refined_score(tuple(width // 2 for width in full)).loss < 3
+
+
+def test_norms_without_statistics_of_their_own():
+    torch.manual_seed(0)
+    body = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU(), nn.Conv2d(8, 8, 3, bias=False),
+        nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 25, 5),
+    )  # fmt: skip
+    evaluator = evaluator_of(small_task(body.eval(), (3, 9, 9)))
+    assert evaluator.refined_score(tuple(site.channels // 2 for site in evaluator._graph.sites)).loss < 3
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0, 300.0])
+def test_features_in_half_precision_far_from_zero_are_fitted_as_well(mean):
+    """Sums of squares of bfloat16 numbers around a large mean would drown the variance."""
+    torch.manual_seed(0)
+    x = (mean + torch.randn(2000, 30)).bfloat16().float()
+    y = x @ torch.randn(30, 4) + torch.randn(4)
+    before = torch.zeros(4, 30)
+    exact, halved = (drift._regression(x, y, before, True, h) for h in (False, True))
+    for one, other in zip(exact, halved, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * max(1.0, mean))
+    assert (x @ halved[0].T + halved[1] - y).std() < 0.1 * y.std()
+
+
+def test_settings_of_the_user_for_products_stay():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with drift._products_of_halves():
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    assert torch.backends.mkldnn.matmul.fp32_precision == before

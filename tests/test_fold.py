@@ -106,3 +106,41 @@ def test_what_would_change_is_left_alone(kind):
     folder = Folder(model, [replace(x, norm="norm") if x.name == "layer" else x for x in layers], x)
     with folder.folded(model):
         assert isinstance(model.norm, nn.BatchNorm2d)
+
+
+class Bare(nn.Module):
+    """A norm behind weights that are no module's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 12))
+        self.norm, self.last = nn.BatchNorm1d(8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.last(self.norm(nn.functional.linear(x, self.weight)).relu())
+
+
+class Twice(nn.Module):
+    """One norm for two layers; new as it is, it does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(3, 8, 1, bias=False)
+        self.norm, self.last = nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        return self.last(self.norm(self.one(x)).relu() + self.norm(self.two(x)).relu())
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(Bare, (4, 12)), (Twice, (2, 3, 9, 9))])
+def test_norms_that_no_layer_alone_has(kind, shape):
+    torch.manual_seed(0)
+    model, x = kind().eval(), torch.randn(shape)
+    layers = build_graph(model, x).layers
+    named = [replace(layer, norm="norm") if layer.name in ("one", "two") else layer for layer in layers]
+    for found in (layers, named):
+        folder = Folder(model, found, x)
+        with folder.folded(shaken(model)), torch.no_grad():
+            inside = model(x)
+        torch.testing.assert_close(inside, model(x).detach(), rtol=1e-4, atol=1e-5)
+    assert all(layer.norm is None for layer in layers if layer.name in ("one", "two"))

@@ -312,8 +312,9 @@ class Flow:
             layer = self._produced.get(tensor) if isinstance(tensor, Tensor) else None
             if layer is None:
                 continue
-            first = layer.norm is None and isinstance(self.module(), BATCH_NORMS) and tensor is args[0]
-            layer.norm = self._stack[-1] if first else ""
+            module = self.module()
+            knows = isinstance(module, BATCH_NORMS) and module.running_mean is not None
+            layer.norm = self._stack[-1] if knows and layer.norm is None and tensor is args[0] else ""
 
     def produced(self, layer: Weights, tensor: Tensor) -> None:
         """Remember whose output this is."""
