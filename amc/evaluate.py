@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ from amc.channels import BATCH_NORMS, Kept
 from amc.drift import Drift
 from amc.fold import Folder
 from amc.graph import Graph, consumers
+from amc.memory import Memory
 from amc.policy import Choice
-from amc.reconstruct import Moments, Reconstructor, elements, unexplained
+from amc.reconstruct import Moments, Reconstructor, elements, lost_variance, unexplained
+from amc.sensitivity import Sensitivity, sensitivities
 from amc.surgery import Dresser, weight_of
 from amc.task import Task, batches
 from amc.task.data import hold, shuffled
@@ -52,10 +55,11 @@ class Evaluator:
         recalibrate: bool = False,
         drift: Drift | None = None,
         quick: Drift | None = None,
+        memory: Memory | None = None,
     ) -> None:
         """``orders``: per site its channels, the most important first. ``moments``: of the layers' inputs.
 
-        ``drift`` is for `refined`, ``quick`` for every policy that is scored.
+        ``drift`` is for `refined`, ``quick`` for every policy that is scored; ``memory`` bounds a backward pass.
         """
         self.recalibrate = recalibrate
         self.precision = "float32"
@@ -66,7 +70,7 @@ class Evaluator:
         self._folder = Folder(task.model, graph.layers, task.example)
         self._dresser = Dresser(self._scratch, graph.layers)
         self._solve = Reconstructor(graph, task.model, moments) if reconstruct else None
-        self._moments = moments
+        self._moments, self._memory = moments, memory
         self._errors: dict[tuple[int, int], float] = {}
         self._search = shuffled(hold(task.splits.search, task.device))
         self._samples: OrderedDict[Choice, Tensor] = OrderedDict()
@@ -98,28 +102,40 @@ class Evaluator:
         return self._scratch
 
     def error(self, site: int, width: int) -> float:
-        """What a site loses at a width, all others whole: the unexplained variance summed over its readers.
+        """What a site loses at a width, all others whole: the estimated rise of the loss, summed over its readers.
 
-        Of a reader whose inputs were not measured (a grouped convolution, heads in a fused attention), the share of its
-        inputs that goes: a site must not seem to be free.
+        A reader's error is the variance that re-solving leaves unexplained; how much it matters is its sensitivity
+        (`amc.sensitivity`). Of a reader whose inputs were not measured (a grouped convolution, heads in a fused
+        attention) the share of its inputs that goes counts: a site must not seem to be free.
         """
         key = (site, width)
         if key not in self._errors:
             self._errors[key] = sum(self._reader_errors(site, width))
         return self._errors[key]
 
+    @cached_property
+    def _sensitivities(self) -> Mapping[str, Sensitivity]:
+        return sensitivities(self._task, self._graph.layers, self._memory)
+
     def _reader_errors(self, site: int, width: int) -> Iterator[float]:
+        known = self._sensitivities
+        usual = sum(s.whole for s in known.values()) / len(known) if known else 1.0
         kept = [np.arange(s.channels) for s in self._graph.sites]
         kept[site] = np.sort(self._orders[site][:width])
         for layer in consumers(self._graph, site):
             assert layer.input is not None
             moments, positions = self._moments.get(layer.name), layer.input.kept(kept)
+            own = known.get(layer.name)
             if moments is None:
-                yield 1 - len(positions) / len(layer.input)
+                yield (own.whole if own else usual) * (1 - len(positions) / len(layer.input))
                 continue
             weight = weight_of(self._task.model, layer)
             keep = elements(torch.from_numpy(positions).to(weight.device), weight[0, 0].numel())
-            yield unexplained(weight.flatten(1), moments, keep)
+            if own is None:
+                yield usual * unexplained(weight.flatten(1), moments, keep)
+            else:
+                lost, _ = lost_variance(weight.flatten(1), moments, keep)
+                yield float((own.channels.to(lost) * lost).sum())
 
     def pruned(self, choice: Choice) -> nn.Module:
         """The refined network as a module of its own, trainable."""

@@ -95,7 +95,9 @@ class Stages:
             drift = Drift(task, graph, record.config.seed, memory=self.memory)
             if search.drift == "search":
                 quick = Drift(task, graph, record.config.seed, QUICK_SAMPLES, QUICK_ROWS, self.memory)
-        evaluator = Evaluator(task, graph, orders, moments, search.reconstruct, drift=drift, quick=quick)
+        evaluator = Evaluator(
+            task, graph, orders, moments, search.reconstruct, drift=drift, quick=quick, memory=self.memory
+        )
         evaluator.precision = str(record.once("evaluation-precision", lambda: record.shared.precision(evaluator)))
         if search.recalibrate == "auto":
             evaluator.recalibrate = self._recalibration_helps(evaluator, space.fit(np.ones(len(space.names))))

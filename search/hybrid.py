@@ -1,10 +1,11 @@
 """The default: the allocator's and the uniform policy, then the neighbours that a surrogate finds most promising.
 
 Sensible policies come first: the uniform one, what the allocator makes of the sites' errors (as they are, and
-flattened, since single errors overstate how sites differ), and random ones. From there every proposal is the best of a
-pool by expected improvement under a `Surrogate`: neighbours and crossings of the best policies so far, the allocator
-with perturbed coefficients (SPDY's move), and some random ones. The last part of the search only refines: one or two
-sites at a time around the best, by the surrogate's mean.
+flattened, since single errors overstate how sites differ), what it makes of perturbed ones (SPDY's move), and random
+ones. From there every proposal is the best of a pool by expected improvement under a `Surrogate`: neighbours and
+crossings of the best policies so far, the allocator with coefficients perturbed around the best ones so far, and some
+random ones. The last part of the search only refines: one or two sites at a time around the best, by the surrogate's
+mean.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ POOL = 32
 LAST = 0.25
 """The share of the search that only refines."""
 _FLATTENED = (1.0, 0.5, 0.25)  # powers of the allocator's tables
+_PERTURBED_EVERY = 3  # of the policies to start with; the others are random
 _TRIES = 2
 
 
@@ -46,6 +48,8 @@ class _Hybrid:
         self._tables = error_tables(problem)
         self._decode = quick_decoder(self._space, self._tables)
         self._sites = len(self._space.names)
+        self._coefficients: dict[Choice, Floats] = {}
+        """By the policy that they led to, their logarithms."""
 
     def beginnings(self, count: int) -> list[Choice]:
         """Distinct policies to start with, as far as there are so many."""
@@ -53,12 +57,12 @@ class _Hybrid:
         found = [self._space.fit(ones)]
         for power in _FLATTENED:
             found.append(decode(self._space, [t**power for t in self._tables], ones))
+        self._coefficients[found[1]] = 0 * ones
         found = list(dict.fromkeys(found))[:count]
-        for _ in range(8 * count):
+        for number in range(8 * count):
             if len(found) == count:
                 break
-            spread = self._rng.uniform(0.2, 0.8)
-            choice = self._space.fit(self._rng.uniform(spread, 1, self._sites))
+            choice = self._random() if number % _PERTURBED_EVERY else self._perturbed()
             if choice not in found:
                 found.append(choice)
         return (found * count)[:count]
@@ -85,19 +89,28 @@ class _Hybrid:
 
     def _candidate(self, best: list[Choice]) -> Choice:
         kind = self._rng.random()
-        if kind < 0.5:
+        if kind < 0.45:
             parent = best[min(int(self._rng.exponential(2)), len(best) - 1)]
             return neighbour(self._space, parent, self._rng, int(self._rng.integers(1, 4)))
-        if kind < 0.75 and len(best) > 1:
+        if kind < 0.7 and len(best) > 1:
             first, second = self._rng.choice(len(best), 2, replace=False)
             mixed = np.where(self._rng.random(self._sites) < 0.5, best[first], best[second])
             return repair(self._space, tuple(int(width) for width in mixed))
-        if kind < 0.85:
-            return self._decode(np.exp(self._rng.normal(0, SPREAD, self._sites)))
-        return self._random()
+        return self._perturbed() if kind < 0.9 else self._random()
 
     def _near(self, best: Choice) -> Choice:
         return neighbour(self._space, best, self._rng, int(self._rng.integers(1, 3)))
+
+    def _perturbed(self) -> Choice:
+        """What the allocator makes of the best coefficients so far, changed at up to half of the sites."""
+        rewards = {e.choice: e.reward for e in self._problem.evaluations if e.error is None}
+        known = [c for c in self._coefficients if c in rewards]
+        start = self._coefficients[max(known, key=lambda c: rewards[c])] if known else np.zeros(self._sites)
+        changed = self._rng.random(self._sites) < self._rng.uniform(0, 0.5)
+        coefficients = start + changed * self._rng.normal(0, SPREAD, self._sites)
+        choice = self._decode(np.exp(coefficients))
+        self._coefficients.setdefault(choice, coefficients)
+        return choice
 
     def _random(self) -> Choice:
         return self._space.fit(self._rng.uniform(self._rng.uniform(0.2, 0.8), 1, self._sites))
