@@ -100,7 +100,7 @@ def _add(model: nn.Module, names: list[str], task: Task, inputs: Any, targets: A
 
     result = _call(model, names, nested.to(inputs, task.device), keep)
     loss = task.objective.loss(result, nested.to(targets, task.device)).sum()
-    gradients = torch.autograd.grad(loss, [output for _, output in outputs], allow_unused=True)
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(loss, [o for _, o in outputs], allow_unused=True)
     for (name, output), gradient in zip(outputs, gradients, strict=True):
         if gradient is None:
             continue

@@ -1,0 +1,103 @@
+"""How much the loss minds a layer's errors: against gradients of single samples, and what sites make of it."""
+
+import pytest
+import torch
+from torch import nn
+
+from amc.evaluate import Evaluator
+from amc.graph import build_graph
+from amc.memory import Memory
+from amc.reconstruct import collect, readers
+from amc.sensitivity import sensitivities
+from amc.task import make_task
+from amc.task.data import HeldSplit, Splits
+
+SAMPLES = 40
+
+
+def task_of(model: nn.Module, *shape: int, classes: int = 4):
+    torch.manual_seed(1)
+    x = torch.randn(4 * SAMPLES, *shape)
+    parts = [HeldSplit(x[i::4], torch.arange(SAMPLES) % classes) for i in range(4)]
+    return make_task("small", model.eval(), Splits(*parts, classes=classes, source="noise"), torch.device("cpu"))
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.Conv2d(6, 5, 3, bias=False), nn.BatchNorm2d(5),
+        nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(5 * 16, 4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("memory", [None, Memory(1 << 30)])
+def test_they_are_the_squares_of_single_samples_gradients(memory):
+    model = network()
+    task = task_of(model, 3, 8, 8)
+    found = sensitivities(task, build_graph(model, task.example).layers, memory)
+    squares = {"2": torch.zeros(5), "6": torch.zeros(4)}
+    values: dict[str, list[torch.Tensor]] = {"2": [], "6": []}
+    images, labels = task.splits.calibration.fetch(torch.arange(SAMPLES))
+    for image, label in zip(images, labels, strict=True):
+        inner = model[:3](image[None]).detach().requires_grad_(True)
+        outer = model[3:](inner)
+        loss = nn.functional.cross_entropy(outer, label[None])
+        for name, output in (("2", inner), ("6", outer)):
+            (gradient,) = torch.autograd.grad(loss, output, retain_graph=True)
+            squares[name] += (gradient**2).flatten(2).sum((0, 2)) if gradient.ndim > 2 else (gradient**2)[0]
+            values[name].append(output.detach().transpose(0, 1).flatten(1))
+    for name, own in squares.items():
+        expected = 0.5 * own / SAMPLES
+        torch.testing.assert_close(found[name].channels.float(), expected, rtol=1e-4, atol=1e-9)
+        variance = torch.cat(values[name], 1).var(1, correction=0)
+        assert found[name].whole == pytest.approx(float((expected * variance).sum()), rel=1e-4)
+
+
+class Branches(nn.Module):
+    """Two branches alike, of which the loss hardly hears the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.loud, self.quiet = (nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)) for _ in range(2))
+        self.quiet.load_state_dict(self.loud.state_dict())
+        self.last = nn.Linear(4 * 16, 4)
+
+    def forward(self, x):
+        return self.last((self.loud(x) + 0.01 * self.quiet(x)).flatten(1))
+
+
+def test_errors_that_the_loss_does_not_mind_count_less():
+    model = Branches()
+    task = task_of(model, 3, 8, 8)
+    graph = build_graph(model, task.example)
+    moments = collect(task, readers(graph, model), 0)
+    evaluator = Evaluator(task, graph, [torch.arange(s.channels) for s in graph.sites], moments)
+    at = {site.name: number for number, site in enumerate(graph.sites)}
+    loud, quiet = (evaluator.error(at[f"{name}.0"], 4) for name in ("loud", "quiet"))
+    assert 0 < quiet < 1e-3 * loud
+    assert evaluator.error(at["loud.0"], 2) > loud
+
+
+class Rounded(nn.Module):
+    """Nothing flows back through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.second(self.first(x).relu()).relu()
+        return self.last(x)
+
+
+def test_without_a_gradient_shares_of_variance_are_left():
+    model = Rounded()
+    task = task_of(model, 6)
+    graph = build_graph(model, task.example)
+    assert "first" not in sensitivities(task, graph.layers)
+    moments = collect(task, readers(graph, model), 0)
+    evaluator = Evaluator(task, graph, [torch.arange(s.channels) for s in graph.sites], moments)
+    assert all(evaluator.error(number, 3) > 0 for number in range(len(graph.sites)))
