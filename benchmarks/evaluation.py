@@ -6,7 +6,7 @@
 For both ways of scoring (`--drift final`: cached solutions; `--drift search`: layers re-solved on what reaches them),
 in CPU seconds of one thread: one evaluation of the uniform policy at half the MACs against the bare forward passes of
 the same pruned network, then a search with the default searcher, split into forward passes for the score, the passes
-that re-solve, and the rest. Ratios are of medians of runs one after the other.
+that re-solve, and the rest. Ratios are of medians of five runs, done in turns.
 
 With ``--ranking N`` instead: how N policies of one budget are ranked by cheaper ways of scoring, against the careful
 re-solving that delivered networks get.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,15 +33,18 @@ from amc.task import batches, evaluate
 from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench
 from benchmarks.proxy import policies
 
+ROUNDS = 5
 
-def seconds(work: Callable[[], Any], times: int = 3) -> float:
-    """Median CPU seconds."""
-    found = []
-    for _ in range(times):
-        start = time.process_time()
-        work()
-        found.append(time.process_time() - start)
-    return float(np.median(found))
+
+def seconds(works: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Median CPU seconds of each, done in turns: a machine that is slow for a while slows all of them."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            start = time.process_time()
+            work()
+            found[name].append(time.process_time() - start)
+    return {name: float(np.median(times)) for name, times in found.items()}
 
 
 def one(bench: Bench) -> dict[str, float]:
@@ -65,14 +68,14 @@ def one(bench: Bench) -> dict[str, float]:
             evaluator._quick.forget()
         work(choice)
 
-    first = seconds(lambda: evaluator.network(choice), 1)
-    return {
-        "bare forward passes": seconds(bare),
-        "bare, norms folded": seconds(folded),
-        "whole evaluation": seconds(lambda: anew(evaluator)),
-        "assembly": seconds(lambda: anew(evaluator.network)),
-        "assembly the first time": first,
+    first = seconds({"assembly the first time": lambda: evaluator.network(choice)}, 1)
+    works = {
+        "bare forward passes": bare,
+        "bare, norms folded": folded,
+        "whole evaluation": lambda: anew(evaluator),
+        "assembly": lambda: anew(evaluator.network),
     }
+    return first | seconds(works)
 
 
 def search(bench: Bench, evaluations: int) -> dict[str, float]:
@@ -204,6 +207,7 @@ def _told_parts(row: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--evaluations", type=int, default=30)
+    parser.add_argument("--drift", default="final,search", help="which ways of scoring")
     parser.add_argument("--ranking", type=int, default=0, metavar="N", help="rank N policies instead")
     parser.add_argument("--report", action="store_true", help="print what has been measured")
     asked = parser.parse_args()
@@ -213,7 +217,7 @@ def main() -> None:
         if asked.ranking and not records(f"{asked.model}, ranking"):
             bench = open_bench(asked, 0.5)
             records.add(f"{asked.model}, ranking", ranking=ranking(bench, asked.ranking), images=asked.search_images)
-        for drift in () if asked.report or asked.ranking else ("final", "search"):
+        for drift in () if asked.report or asked.ranking else asked.drift.split(","):
             piece = f"{asked.model}, --drift {drift}, {asked.search_images} images"
             if not records(piece):
                 bench = open_bench(asked, 0.5, drift=drift)
