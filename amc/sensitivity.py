@@ -41,15 +41,15 @@ def sensitivities(task: Task, layers: Iterable[Layer], memory: Memory | None = N
     Nothing where the loss cannot be differentiated, or tells nothing.
     """
     names = [layer.name for layer in layers if layer.kind in ("conv", "linear")]
-    model = twin(task.model).eval().requires_grad_(True)
     sums: dict[str, Tensor] = {}
     try:
+        model = twin(task.model).eval().requires_grad_(True)
         calibration = task.splits.calibration
         size = _batch(model, names, task, memory)
         chosen = _First(calibration, min(IMAGES, len(calibration)))
         for inputs, targets in batches(chosen, size):
             _add(model, names, task, inputs, targets, sums)
-    except (RuntimeError, NotImplementedError):  # an operator without a derivative
+    except (RuntimeError, NotImplementedError):  # an operator without a derivative, or weights that can have none
         return {}
     found = {}
     for name, (count, squares, first, second) in ((n, s.unbind()) for n, s in sums.items()):

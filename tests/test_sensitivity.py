@@ -101,3 +101,10 @@ def test_without_a_gradient_shares_of_variance_are_left():
     moments = collect(task, readers(graph, model), 0)
     evaluator = Evaluator(task, graph, [torch.arange(s.channels) for s in graph.sites], moments)
     assert all(evaluator.error(number, 3) > 0 for number in range(len(graph.sites)))
+
+
+def test_weights_that_can_have_no_gradient():
+    with torch.inference_mode():
+        model = network()
+    task = task_of(model, 3, 8, 8)
+    assert sensitivities(task, build_graph(model, task.example).layers) == {}
