@@ -103,8 +103,10 @@ def test_without_a_gradient_shares_of_variance_are_left():
     assert all(evaluator.error(number, 3) > 0 for number in range(len(graph.sites)))
 
 
-def test_weights_that_can_have_no_gradient():
+def test_a_network_that_was_made_without_gradients():
     with torch.inference_mode():
-        model = network()
-    task = task_of(model, 3, 8, 8)
-    assert sensitivities(task, build_graph(model, task.example).layers) == {}
+        made = network()
+    plain, other = (task_of(model, 3, 8, 8) for model in (network(), made))
+    known, found = (sensitivities(task, build_graph(task.model, task.example).layers) for task in (plain, other))
+    assert {name: s.whole for name, s in found.items()} == {name: s.whole for name, s in known.items()}
+    assert not any(p.requires_grad and p.grad is not None for p in other.model.parameters())
