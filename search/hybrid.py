@@ -1,11 +1,11 @@
-"""The default: the allocator's and the uniform policy, then the neighbours that a surrogate finds most promising.
+"""The default: the allocator's policies, its coefficients climbed, then what a surrogate finds most promising.
 
-Sensible policies come first: the uniform one, what the allocator makes of the sites' errors (as they are, and
-flattened, since single errors overstate how sites differ), what it makes of perturbed ones (SPDY's move), and random
-ones. From there every proposal is the best of a pool by expected improvement under a `Surrogate`: neighbours and
-crossings of the best policies so far, the allocator with coefficients perturbed around the best ones so far, and some
-random ones. The last part of the search only refines: one or two sites at a time around the best, by the surrogate's
-mean.
+Sensible policies come first: the uniform one, and what the allocator makes of the sites' errors, as they are and
+flattened, since single errors overstate how sites differ. Half of the search climbs from there by perturbing the
+coefficients that sites count with (SPDY's move): policies far apart, each of them sensible. The next proposals are the
+best of a pool by expected improvement under a `Surrogate`: neighbours and crossings of the best policies so far,
+perturbed coefficients, and some random ones. The last part only refines: one or two sites at a time around the best, by
+the surrogate's mean.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from amc.search.surrogate import Surrogate, improvement
 Floats = NDArray[np.float64]
 
 POOL = 32
-LAST = 0.25
-"""The share of the search that only refines."""
+CLIMB, LAST = 0.5, 0.25
+"""The shares of the search that climb, and that only refine."""
 _FLATTENED = (1.0, 0.5, 0.25)  # powers of the allocator's tables
-_PERTURBED_EVERY = 3  # of the policies to start with; the others are random
 _TRIES = 2
+_SPDY_TRIES = 30
 
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:
-    """Propose sensible policies, then the most promising of a pool each time."""
+    """Propose sensible policies, then what the allocator makes of better coefficients, then the best of a pool."""
     state = _Hybrid(problem, seed)
-    first = state.beginnings(min(evaluations, max(4, min(10, evaluations // 4))))
+    first = state.beginnings()[:evaluations]
     for choice in first:
         problem.evaluate(choice)
-    for done in range(len(first), evaluations):
-        problem.evaluate(state.propose(refine=done >= (1 - LAST) * evaluations))
+    for number in range(len(first), evaluations):
+        done = number / evaluations
+        problem.evaluate(state.climb(done) if done < CLIMB else state.propose(refine=done >= 1 - LAST))
 
 
 class _Hybrid:
@@ -51,21 +52,22 @@ class _Hybrid:
         self._coefficients: dict[Choice, Floats] = {}
         """By the policy that they led to, their logarithms."""
 
-    def beginnings(self, count: int) -> list[Choice]:
-        """Distinct policies to start with, as far as there are so many."""
+    def beginnings(self) -> list[Choice]:
+        """Distinct policies to start with: the uniform one, and allocated ones."""
         ones = np.ones(self._sites)
-        found = [self._space.fit(ones)]
-        for power in _FLATTENED:
-            found.append(decode(self._space, [t**power for t in self._tables], ones))
-        self._coefficients[found[1]] = 0 * ones
-        found = list(dict.fromkeys(found))[:count]
-        for number in range(8 * count):
-            if len(found) == count:
+        allocated = [decode(self._space, [t**power for t in self._tables], ones) for power in _FLATTENED]
+        self._coefficients[allocated[0]] = 0 * ones
+        return list(dict.fromkeys([self._space.fit(ones), *allocated]))
+
+    def climb(self, done: float) -> Choice:
+        """Perturbed coefficients of a policy that was not evaluated before, of fewer sites as time goes."""
+        seen = {e.choice for e in self._problem.evaluations}
+        choice = self._perturbed(0.5 * (1 - done))
+        for _ in range(_SPDY_TRIES):
+            if choice not in seen:
                 break
-            choice = self._random() if number % _PERTURBED_EVERY else self._perturbed()
-            if choice not in found:
-                found.append(choice)
-        return (found * count)[:count]
+            choice = self._perturbed(0.5)
+        return choice
 
     def propose(self, refine: bool) -> Choice:
         """The most promising policy of a pool that was not evaluated before."""
@@ -96,17 +98,17 @@ class _Hybrid:
             first, second = self._rng.choice(len(best), 2, replace=False)
             mixed = np.where(self._rng.random(self._sites) < 0.5, best[first], best[second])
             return repair(self._space, tuple(int(width) for width in mixed))
-        return self._perturbed() if kind < 0.9 else self._random()
+        return self._perturbed(self._rng.uniform(0, 0.5)) if kind < 0.9 else self._random()
 
     def _near(self, best: Choice) -> Choice:
         return neighbour(self._space, best, self._rng, int(self._rng.integers(1, 3)))
 
-    def _perturbed(self) -> Choice:
-        """What the allocator makes of the best coefficients so far, changed at up to half of the sites."""
+    def _perturbed(self, share: float) -> Choice:
+        """What the allocator makes of the best coefficients so far, changed at about this share of the sites."""
         rewards = {e.choice: e.reward for e in self._problem.evaluations if e.error is None}
         known = [c for c in self._coefficients if c in rewards]
         start = self._coefficients[max(known, key=lambda c: rewards[c])] if known else np.zeros(self._sites)
-        changed = self._rng.random(self._sites) < self._rng.uniform(0, 0.5)
+        changed = self._rng.random(self._sites) < max(2 / self._sites, share)
         coefficients = start + changed * self._rng.normal(0, SPREAD, self._sites)
         choice = self._decode(np.exp(coefficients))
         self._coefficients.setdefault(choice, coefficients)
