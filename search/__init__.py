@@ -42,7 +42,9 @@ class Searcher:
 
 _SEARCHERS = (
     Searcher(
-        "hybrid", "allocated and uniform policies, then the most promising neighbours by a surrogate", "hybrid:search"
+        "hybrid",
+        "allocated policies, their coefficients climbed, then what a surrogate finds most promising",
+        "hybrid:search",
     ),
     Searcher("amc", "AMC's agent: DDPG over one step per site (He et al. 2018)", "ddpg:search"),
     Searcher("td3", "Stable-Baselines3's TD3 as it is, on the same environment", "agents:td3"),
