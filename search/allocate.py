@@ -34,12 +34,16 @@ def search(problem: Problem, evaluations: int, seed: int) -> None:
 
 
 def error_tables(problem: Problem) -> list[Floats]:
-    """For every site the error of each setting, made non-increasing in the setting."""
+    """For every site the error of each setting, made non-increasing in the setting, as shares of all that can be lost.
+
+    A well-trained network's loss minds little of anything: solvers would take its errors for round-off.
+    """
     tables = []
     for site, settings in enumerate(problem.space.settings):
         errors = [problem.site_error(site, setting) for setting in settings]
         tables.append(np.maximum.accumulate(np.array(errors)[::-1])[::-1])
-    return tables
+    whole = sum(float(table[0]) for table in tables)
+    return [table / whole for table in tables] if whole > 0 else tables
 
 
 def decode(space: Space, tables: Sequence[Floats], coefficients: Floats) -> Choice:
