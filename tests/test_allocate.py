@@ -1,6 +1,7 @@
 """The allocator is exact: no policy within the budget has a smaller sum of errors."""
 
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -143,3 +144,14 @@ def test_the_allocator_finds_the_best_policy_where_errors_add_up():
         problem, best = toy_problem(seed=seed)
         load_searcher("allocate")(problem, 1, 0)
         assert problem.best(1)[0].metric == pytest.approx(best)
+
+
+def test_errors_are_shares_of_all_that_can_be_lost():
+    """However little the loss minds: a network that is never wrong has the same tables."""
+    problem, _ = toy_problem()
+    tiny = SimpleNamespace(space=problem.space, site_error=lambda *at: 1e-12 * problem.site_error(*at))
+    tables, small = error_tables(problem), error_tables(tiny)
+    assert sum(table[0] for table in tables) == pytest.approx(1)
+    for one, other in zip(tables, small, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+        assert (np.diff(one) <= 0).all()
