@@ -148,7 +148,7 @@ def test_a_network_that_runs_other_operators_when_cut_is_refined_all_the_same():
         half, quarter = (evaluator.error(number, site.channels // part) for part in (2, 4))
         assert 0 < half < quarter < np.inf, site.name
         if site.name.endswith("in_proj_weight"):  # who reads heads is called as a function: nothing was measured
-            assert (half, quarter) == (0.5, 0.75)
+            assert quarter == pytest.approx(1.5 * half)
 
 
 class InParts(nn.Module):
