@@ -46,8 +46,6 @@ QUICK_SAMPLES, QUICK_ROWS = 512, 6144
 """In a search: fewer rank policies nearly the same (`benchmarks/evaluation.py`)."""
 _ROOM = 256 << 20  # bytes of solutions that are kept
 _LEAST_SCALE = 1e-2  # of a BatchNorm, as a share of its largest: what is nearly silenced corrects nothing
-
-
 _LEAST_VARIANCE = 0.04  # of a mean's square, from which float32 sums of squares tell it
 
 _CASTS = (torch.ops.aten._to_copy,)
@@ -171,7 +169,6 @@ class Drift:
 
     def _walk(self, network: nn.Module, visit: Visit, watch: _Operators) -> None:
         """One forward pass; ``visit`` sees every solvable layer with its input, and its norm, before they run."""
-
         seen: set[str] = set()
 
         def hook(layer: Layer, fold: Callable[[str], None]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

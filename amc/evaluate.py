@@ -134,7 +134,7 @@ class Evaluator:
             if own is None:
                 yield usual * unexplained(weight.flatten(1), moments, keep)
             else:
-                lost, _ = lost_variance(weight.flatten(1), moments, keep)
+                lost = lost_variance(weight.flatten(1), moments, keep)
                 yield float((own.channels.to(lost) * lost).sum())
 
     def pruned(self, choice: Choice) -> nn.Module:

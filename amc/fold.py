@@ -1,7 +1,8 @@
 """BatchNorms folded into the layers before them, while a network is only read.
 
 In evaluation mode a BatchNorm is a factor and a constant for every channel, which the weights and the constant of the
-layer before can take up: of a ResNet-56 on a CPU a fifth of the time goes. The network is as it was afterwards.
+layer before can take up: of a ResNet-56 on a CPU a third of the time goes (`benchmarks/evaluation.py`). The network is
+as it was afterwards.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_leaves
 
 from amc import nested
@@ -43,7 +45,11 @@ class Folder:
             if name in norms and name not in whole:
                 layer: Any = network.get_submodule(name)
                 whole[name] = layer.weight, layer.bias
-                layer.weight, layer.bias = _folded(layer, norms[name])
+                norm: Any = norms[name]
+                with torch.no_grad():
+                    layer.weight, layer.bias = fuse_conv_bn_weights(
+                        layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                    )
 
         try:
             for name, norm in self._pairs.items():
@@ -90,24 +96,12 @@ def _shake(norms: Iterable[Any]) -> None:
         norm.running_var = variance * (0.5 + torch.rand(mean.shape, generator=generator)).to(variance)
 
 
-def _folded(layer: Any, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
-    """Weights and bias that do what the layer and its norm do."""
-    with torch.no_grad():
-        factor = (norm.running_var + norm.eps).rsqrt()
-        factor = factor if norm.weight is None else factor * norm.weight
-        bias = -norm.running_mean if layer.bias is None else layer.bias - norm.running_mean
-        bias = bias * factor if norm.bias is None else bias * factor + norm.bias
-        weight = layer.weight * factor.reshape(-1, *(1 for _ in layer.weight.shape[1:]))
-    return nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
-
-
 def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, key = name.rpartition(".")
     network.get_submodule(parent)._modules[key] = module
 
 
 def _alike(before: Tensor, after: Tensor) -> bool:
-    if before.shape != after.shape or not before.is_floating_point():
+    if before.shape != after.shape or not before.is_floating_point() or not before.numel():
         return bool(torch.equal(before, after))
-    most = before.abs().max() if before.numel() else before.new_zeros(())
-    return bool(((before - after).abs() <= _TOLERANCE * most).all())
+    return torch.allclose(before, after, rtol=0, atol=_TOLERANCE * float(before.abs().max()))

@@ -310,22 +310,23 @@ def least_squares(weight: Tensor, moments: Moments, keep: Tensor, centred: bool 
     return solved, delta
 
 
-def lost_variance(weight: Tensor, moments: Moments, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Variance ``[out]`` of the outputs that is lost when the elements ``keep`` stay and are re-solved, and the whole.
+def lost_variance(weight: Tensor, moments: Moments, keep: Tensor) -> Tensor:
+    """Variance ``[out]`` of the outputs that is lost when the elements ``keep`` remain and are re-solved.
 
-    diag[(W − V) C (W − V)ᵀ] and diag[W C Wᵀ] with V the solution on K and 0 elsewhere: no forward pass is needed.
+    diag[(W − V) C (W − V)ᵀ] with V the solution on K and 0 elsewhere: no forward pass is needed.
     """
     w, c = weight.to(moments.covariance.dtype), moments.covariance
     solved, _ = least_squares(weight, moments, keep)
     lost = w.clone()
     lost[:, keep] -= solved
-    return ((lost @ c) * lost).sum(1), ((w @ c) * w).sum(1)
+    return ((lost @ c) * lost).sum(1)
 
 
 def unexplained(weight: Tensor, moments: Moments, keep: Tensor) -> float:
     """Share of the outputs' variance that is lost when the elements ``keep`` remain and are re-solved, in [0, 1]."""
-    lost, total = (float(v.sum()) for v in lost_variance(weight, moments, keep))
-    return lost / total if total > 0 else 0.0
+    w = weight.to(moments.covariance.dtype)
+    total = float(((w @ moments.covariance) * w).sum())
+    return float(lost_variance(weight, moments, keep).sum()) / total if total > 0 else 0.0
 
 
 def _size(solved: Mapping[str, Mapping[str, Tensor]]) -> int:

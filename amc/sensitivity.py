@@ -19,7 +19,7 @@ from amc.channels import Layer
 from amc.memory import Memory
 from amc.surgery import twin
 from amc.task import Task, batches
-from amc.task.data import Split
+from amc.task.data import Shuffled
 
 IMAGES, BATCH = 512, 64
 _HELD = 4  # times the layers' outputs are what a backward pass holds, about
@@ -46,10 +46,10 @@ def sensitivities(task: Task, layers: Iterable[Layer], memory: Memory | None = N
         model = twin(task.model).eval().requires_grad_(True)
         calibration = task.splits.calibration
         size = _batch(model, names, task, memory)
-        chosen = _First(calibration, min(IMAGES, len(calibration)))
+        chosen = Shuffled(calibration, torch.arange(min(IMAGES, len(calibration))))
         for inputs, targets in batches(chosen, size):
             _add(model, names, task, inputs, targets, sums)
-    except (RuntimeError, NotImplementedError):  # an operator without a derivative, or weights that can have none
+    except RuntimeError:  # an operator without a derivative, or weights that can have none
         return {}
     found = {}
     for name, (count, squares, first, second) in ((n, s.unbind()) for n, s in sums.items()):
@@ -58,20 +58,6 @@ def sensitivities(task: Task, layers: Iterable[Layer], memory: Memory | None = N
         found[name] = Sensitivity(gradient, float((gradient * variance).sum()))
     total = sum(s.whole for s in found.values())
     return found if 0 < total < float("inf") else {}
-
-
-@dataclass(frozen=True, eq=False)
-class _First:
-    """The first samples of a split."""
-
-    split: Split
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> Any:
-        return self.split.fetch(indices, augment)
 
 
 def _batch(model: nn.Module, names: list[str], task: Task, memory: Memory | None) -> int:

@@ -71,7 +71,7 @@ def measured(bench: Bench, choice: Choice, steps: int, fisher: list[np.ndarray[A
     values["table of site errors"] = sum(evaluator.error(s, w) for s, w in enumerate(choice))
     values["parameters"] = bench.space.costs(choice)["params"]
     values["least share kept"] = min(w / f for w, f in zip(choice, bench.space.full, strict=True))
-    for brief in BRIEF if steps > max(BRIEF) else (1,):
+    for brief in BRIEF:
         clock = time.process_time()
         loss, metric = _trained(bench, choice, brief)
         values |= {f"loss after {brief} steps": loss, f"accuracy after {brief} steps": metric}

@@ -18,7 +18,7 @@ from amc.policy import Choice
 from amc.problem import Problem
 from amc.search.allocate import decode, error_tables, quick_decoder
 from amc.search.neighbours import neighbour, repair
-from amc.search.spdy import SPREAD
+from amc.search.spdy import TRIES, perturbation
 from amc.search.surrogate import Surrogate, improvement
 
 Floats = NDArray[np.float64]
@@ -28,7 +28,6 @@ CLIMB, LAST = 0.5, 0.25
 """The shares of the search that climb, and that only refine."""
 _FLATTENED = (1.0, 0.5, 0.25)  # powers of the allocator's tables
 _TRIES = 2
-_SPDY_TRIES = 30
 
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:
@@ -63,7 +62,7 @@ class _Hybrid:
         """Perturbed coefficients of a policy that was not evaluated before, of fewer sites as time goes."""
         seen = {e.choice for e in self._problem.evaluations}
         choice = self._perturbed(0.5 * (1 - done))
-        for _ in range(_SPDY_TRIES):
+        for _ in range(TRIES):
             if choice not in seen:
                 break
             choice = self._perturbed(0.5)
@@ -108,8 +107,7 @@ class _Hybrid:
         rewards = {e.choice: e.reward for e in self._problem.evaluations if e.error is None}
         known = [c for c in self._coefficients if c in rewards]
         start = self._coefficients[max(known, key=lambda c: rewards[c])] if known else np.zeros(self._sites)
-        changed = self._rng.random(self._sites) < max(2 / self._sites, share)
-        coefficients = start + changed * self._rng.normal(0, SPREAD, self._sites)
+        coefficients = start + perturbation(self._rng, self._sites, share)
         choice = self._decode(np.exp(coefficients))
         self._coefficients.setdefault(choice, coefficients)
         return choice

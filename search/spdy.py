@@ -15,12 +15,19 @@ from amc.problem import Problem
 from amc.search.allocate import Floats, error_tables, quick_decoder
 
 SPREAD = 1.0  # deviation of a perturbation, in the logarithm of a coefficient
-_TRIES = 30
+TRIES = 30
+"""For a policy that was not evaluated before."""
 
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:
     """Propose the allocated policy, the uniform one, then policies from perturbed coefficients."""
     climb(problem, error_tables(problem), evaluations, seed)
+
+
+def perturbation(rng: np.random.Generator, sites: int, share: float) -> Floats:
+    """What to add to the logarithms of coefficients ``[S]``: not 0 at about this share of the sites, or two."""
+    changed = rng.random(sites) < max(2 / sites, share)
+    return np.where(changed, rng.normal(0, SPREAD, sites), 0.0)
 
 
 def climb(problem: Problem, tables: Sequence[Floats], evaluations: int, seed: int) -> list[tuple[float, Floats]]:
@@ -33,9 +40,9 @@ def climb(problem: Problem, tables: Sequence[Floats], evaluations: int, seed: in
         problem.evaluate(space.fit(np.ones(sites)))
     seen = {e.choice for e in problem.evaluations}
     for done in range(2, evaluations):
-        share = max(2 / sites, 0.5 * (1 - done / evaluations))
-        for _ in range(_TRIES):
-            step = np.where(rng.random(sites) < share, rng.normal(0, SPREAD, sites), 0.0)
+        share = 0.5 * (1 - done / evaluations)
+        for _ in range(TRIES):
+            step = perturbation(rng, sites, share)
             choice = decode(np.exp(best + step))
             if choice not in seen:
                 break

@@ -36,6 +36,7 @@ def test_searchers_and_torch_pruning_side_by_side(results, monkeypatch, capsys):
 
 
 def test_every_proxy_has_a_correlation(results, monkeypatch, capsys):
+    monkeypatch.setattr(proxy, "BRIEF", (1,))
     call(proxy, monkeypatch, "--policies", "4", "--steps", "1")
     told = capsys.readouterr().out
     names = ["loss", "refined accuracy", "second order", "synaptic flow", "loss after 1 steps"]
@@ -49,7 +50,6 @@ def test_an_evaluation_in_parts(results, monkeypatch, capsys):
     with bench.Records(results / "evaluation.jsonl") as records:
         search = records("resnet8, --drift search, 100 images")["search"]
     assert 0 < search["score"] + search["re-solve"] < search["total"]
-    assert 0 <= search["unchanged"] < 1
 
 
 def test_what_two_policies_have_in_common(digits):

@@ -156,7 +156,7 @@ def hold(split: Split, device: torch.device, seed: int = 0) -> Split:
 
 @dataclass(frozen=True, eq=False)
 class Shuffled:
-    """A split in another order."""
+    """A split in another order, or some of its samples."""
 
     split: Split
     order: Tensor
