@@ -17,11 +17,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_leaves
 
 from amc import nested
-from amc.channels import TRANSPOSED, Layer
+from amc.channels import BATCH_NORMS, CONVS, Layer
 from amc.nested import Nested
 from amc.surgery import twin
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _TOLERANCE = 1e-3  # of the largest output
 
 
@@ -81,8 +80,8 @@ class Folder:
 
 def _foldable(model: nn.Module, name: str, norm: str) -> bool:
     layer, behind = model.get_submodule(name), model.get_submodule(norm)
-    plain = isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and not isinstance(layer, TRANSPOSED)
-    return plain and "weight" in layer._parameters and type(behind) in _NORMS and behind.running_mean is not None
+    plain = isinstance(layer, (nn.Linear, *CONVS))
+    return plain and "weight" in layer._parameters and type(behind) in BATCH_NORMS and behind.running_mean is not None
 
 
 def _shake(norms: Iterable[Any]) -> None:
