@@ -15,20 +15,22 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from amc import nested
-from amc.channels import BATCH_NORMS, Kept
+from amc.channels import BATCH_NORMS, Kept, Layer
 from amc.drift import Drift
 from amc.fold import Folder
 from amc.graph import Graph, consumers
 from amc.memory import Memory
 from amc.policy import Choice
-from amc.reconstruct import Moments, Reconstructor, elements, lost_variance, unexplained
+from amc.reconstruct import Moments, Reconstructor, elements, lost_variances
+from amc.sampling import Sampling
 from amc.sensitivity import Sensitivity, sensitivities
 from amc.surgery import Dresser, weight_of
 from amc.task import Task, batches
-from amc.task.data import hold, shuffled
+from amc.task.data import hold
 
 BLOCK = 125  # images: one forward pass, and how often a race may be called; more fall out of the processor's cache
-CLEAR = 3.0  # standard errors of the paired difference at which a race is lost
+CLEAR = 2.5  # standard errors of the paired difference at which a race is lost
+LEAST = 2  # blocks; one says too little of how sure it is
 _SMALL = 4e6  # MACs
 _KEPT = 4  # policies whose losses per image are remembered
 
@@ -71,8 +73,8 @@ class Evaluator:
         self._dresser = Dresser(self._scratch, graph.layers)
         self._solve = Reconstructor(graph, task.model, moments) if reconstruct else None
         self._moments, self._memory = moments, memory
-        self._errors: dict[tuple[int, int], float] = {}
-        self._search = shuffled(hold(task.splits.search, task.device))
+        self._errors: dict[int, Tensor] = {}
+        self._search = hold(task.splits.search, task.device)
         self._samples: OrderedDict[Choice, Tensor] = OrderedDict()
         self._norms = [m for m in self._scratch.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
 
@@ -108,34 +110,33 @@ class Evaluator:
         (`amc.sensitivity`). Of a reader whose inputs were not measured (a grouped convolution, heads in a fused
         attention) the share of its inputs that goes counts: a site must not seem to be free.
         """
-        key = (site, width)
-        if key not in self._errors:
-            self._errors[key] = sum(self._reader_errors(site, width))
-        return self._errors[key]
+        if site not in self._errors:
+            readers = [self._reader_errors(layer, site) for layer in consumers(self._graph, site)]
+            self._errors[site] = sum(readers, torch.zeros(self._graph.sites[site].channels + 1, dtype=torch.float64))
+        return float(self._errors[site][width])
 
     @cached_property
     def _sensitivities(self) -> Mapping[str, Sensitivity]:
         return sensitivities(self._task, self._graph.layers, self._memory)
 
-    def _reader_errors(self, site: int, width: int) -> Iterator[float]:
-        known = self._sensitivities
+    def _reader_errors(self, layer: Layer, site: int) -> Tensor:
+        """The errors of one reader at all widths of a site, ``[channels + 1]``."""
+        known, own = self._sensitivities, self._sensitivities.get(layer.name)
         usual = sum(s.whole for s in known.values()) / len(known) if known else 1.0
-        kept = [np.arange(s.channels) for s in self._graph.sites]
-        kept[site] = np.sort(self._orders[site][:width])
-        for layer in consumers(self._graph, site):
-            assert layer.input is not None
-            moments, positions = self._moments.get(layer.name), layer.input.kept(kept)
-            own = known.get(layer.name)
-            if moments is None:
-                yield (own.whole if own else usual) * (1 - len(positions) / len(layer.input))
-                continue
-            weight = weight_of(self._task.model, layer)
-            keep = elements(torch.from_numpy(positions).to(weight.device), weight[0, 0].numel())
-            if own is None:
-                yield usual * unexplained(weight.flatten(1), moments, keep)
-            else:
-                lost = lost_variance(weight.flatten(1), moments, keep)
-                yield float((own.channels.to(lost) * lost).sum())
+        axis, moments = layer.input, self._moments.get(layer.name)
+        assert axis is not None
+        mine, widths = axis.site == site, torch.arange(self._graph.sites[site].channels + 1)
+        if moments is None:
+            return (1 - widths.double() / widths[-1]) * float(mine.mean()) * (own.whole if own else usual)
+        ranks = np.where(mine, np.argsort(self._orders[site])[axis.channel], -1)
+        weight = weight_of(self._task.model, layer)
+        taps = weight[0, 0].numel()
+        order = elements(torch.from_numpy(ranks.argsort(kind="stable")).to(weight.device), taps)
+        lost = lost_variances(weight.flatten(1), moments, order)
+        left = taps * (int((~mine).sum()) + widths * int(mine.sum()) // widths[-1])
+        if own is None:
+            return (lost.sum(0) / lost[:, 0].sum()).nan_to_num()[left].double().cpu() * usual
+        return (own.channels.to(lost) @ lost)[left].double().cpu()
 
     def pruned(self, choice: Choice) -> nn.Module:
         """The refined network as a module of its own, trainable."""
@@ -166,41 +167,45 @@ class Evaluator:
             for _ in range(3):
                 for name, times in seconds.items():
                     start = time.perf_counter()
-                    next(self._blocks(network, name))
+                    next(self._blocks(network, name, torch.arange(len(self._search))))
                     times.append(time.perf_counter() - start)
         return "bfloat16" if min(seconds["bfloat16"]) < 0.9 * min(seconds["float32"]) else "float32"
 
     def race(self, choice: Choice, rival: Choice) -> Score:
         """The score, read only as far as it takes to see that ``rival`` is better.
 
-        Both are read on the same images. When the mean difference of their losses is `CLEAR` standard errors above
-        0, the rest is not read, and the score is the rival's plus the difference so far.
+        Both are compared on the same images, the most telling first (`amc.sampling`). When the mean difference of their
+        losses is `CLEAR` standard errors above 0, the rest is not read, and the score is the rival's plus the
+        difference as estimated, no better than the rival's.
         """
         if rival not in self._samples:
             self(rival)
-        other, seen = self._samples[rival], torch.zeros(2, 0, dtype=torch.float64)
+        other = self._samples[rival]
+        sampling, seen = Sampling.by_losses(other[0]), torch.zeros(2, 0, dtype=torch.float64)
         network = self.network(choice)
         with self._folder.folded(network):
-            for block in self._blocks(network, self.precision):
+            for number, block in enumerate(self._blocks(network, self.precision, sampling.order), 1):
                 seen = torch.cat([seen, block], 1)
                 count = seen.shape[1]
-                difference = seen - other[:, :count]
-                error = float(difference[0].std()) / count**0.5
-                if count < other.shape[1] and float(difference[0].mean()) > CLEAR * error:
-                    loss, metric = (other.mean(1) + difference.mean(1)).tolist()
-                    return Score(loss, min(max(metric, 0.0), 1.0), count / other.shape[1])
-        return self._finish(choice, seen)
+                if number >= LEAST and count < other.shape[1]:
+                    difference, error = sampling.mean(seen - other[:, sampling.order[:count]])
+                    if float(difference[0]) > CLEAR * float(error[0]):
+                        loss, metric = (other.mean(1) + difference).tolist()
+                        metric = min(max(metric, 0.0), float(other[1].mean()))
+                        return Score(loss, metric, count / other.shape[1])
+        return self._finish(choice, torch.empty_like(seen).index_copy_(1, sampling.order, seen))
 
     def _read(self, network: nn.Module, precision: str) -> Tensor:
         """Loss and metric of every image, ``[2, N]`` float64."""
         with self._folder.folded(network):
-            return torch.cat(list(self._blocks(network, precision)), 1)
+            return torch.cat(list(self._blocks(network, precision, torch.arange(len(self._search)))), 1)
 
-    def _blocks(self, network: nn.Module, precision: str) -> Iterator[Tensor]:
-        """Loss and metric per image, ``[2, B]`` float64, block by block in one random order."""
+    def _blocks(self, network: nn.Module, precision: str, order: Tensor) -> Iterator[Tensor]:
+        """Loss and metric per image, ``[2, B]`` float64, block by block of the images ``order [N]``."""
         objective, device = self._task.objective, self._task.device
         halved = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-        for inputs, targets in batches(self._search, min(BLOCK, self._task.batch)):
+        for images in torch.split(order, min(BLOCK, self._task.batch)):
+            inputs, targets = self._search.fetch(images)
             with torch.inference_mode():
                 with halved:
                     outputs = nested.call(network, nested.to(inputs, device))

@@ -310,23 +310,23 @@ def least_squares(weight: Tensor, moments: Moments, keep: Tensor, centred: bool 
     return solved, delta
 
 
-def lost_variance(weight: Tensor, moments: Moments, keep: Tensor) -> Tensor:
-    """Variance ``[out]`` of the outputs that is lost when the elements ``keep`` remain and are re-solved.
+def lost_variances(weight: Tensor, moments: Moments, order: Tensor) -> Tensor:
+    """Variance of the outputs that is lost when the first k elements of ``order [D]`` remain: ``[out, D + 1]``, all k.
 
-    diag[(W − V) C (W − V)ᵀ] with V the solution on K and 0 elsewhere: no forward pass is needed.
+    The others make up for what is gone as well as they can. With C = LLᵀ in that order (and a ridge) the inputs are Lu,
+    u uncorrelated, of which the first k are known from the first k inputs: outputs WLu lose what the others add.
     """
-    w, c = weight.to(moments.covariance.dtype), moments.covariance
-    solved, _ = least_squares(weight, moments, keep)
-    lost = w.clone()
-    lost[:, keep] -= solved
-    return ((lost @ c) * lost).sum(1)
-
-
-def unexplained(weight: Tensor, moments: Moments, keep: Tensor) -> float:
-    """Share of the outputs' variance that is lost when the elements ``keep`` remain and are re-solved, in [0, 1]."""
-    w = weight.to(moments.covariance.dtype)
-    total = float(((w @ moments.covariance) * w).sum())
-    return float(lost_variance(weight, moments, keep).sum()) / total if total > 0 else 0.0
+    c = moments.covariance.index_select(0, order).index_select(1, order)
+    diagonal = c.diagonal().clone()
+    for ridge in (RIDGE, 10 * RIDGE, 100 * RIDGE):
+        c.diagonal().copy_(diagonal + ridge * diagonal.mean().clamp_min(1e-30))
+        factor, bad = torch.linalg.cholesky_ex(c)
+        if not int(bad):
+            break
+    else:  # as if they were uncorrelated
+        factor = diagonal.clamp_min(0).sqrt().diag()
+    parts = (weight.to(c.dtype).index_select(1, order) @ factor).square_()
+    return F.pad(parts.flip(1).cumsum(1).flip(1), (0, 1))
 
 
 def _size(solved: Mapping[str, Mapping[str, Tensor]]) -> int:

@@ -133,7 +133,13 @@ class Stages:
         bench = self.bench(graph) if timed and record.config.budget.latency is None else None
         probe = (lambda choice: {"latency": bench.timing(choice).ratio * bench.original_ms}) if bench else None
         scorer = self._elsewhere(record.config, evaluator) if self._elsewhere else None
-        score, error = record.shared.score(evaluator, scorer), record.shared.site_error(evaluator)
+        score, site_error = record.shared.score(evaluator, scorer), record.shared.site_error(evaluator)
+
+        def error(site: int, setting: int) -> float:
+            if not problem.proposals:  # it takes a while where there are many
+                record.monitor.progress(0.0, f"what sites lose: {site + 1} of {len(space.names)}")
+            return site_error(site, setting)
+
         racing = search.race and searchers()[search.searcher].races and scorer is None
         problem = Problem(
             space, site_features(graph), score, reward, record.journal, observe, probe, error,

@@ -118,7 +118,7 @@ class _Hybrid:
     def _surrogate(self) -> Surrogate:
         good = [e for e in self._problem.evaluations if e.error is None]
         choices = [e.choice for e in good]
-        doubt = np.array([1.0 if e.share == 1 else 10.0 for e in good])
+        doubt = np.array([1.0 if e.share == 1 else 3.0 for e in good])
         return Surrogate(self._features(choices), self._trends(choices), [e.reward for e in good], doubt)
 
     def _features(self, choices: list[Choice]) -> Floats:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from amc import reconstruct
-from amc.reconstruct import Moments, elements, least_squares, rows_of
+from amc.reconstruct import Moments, elements, least_squares, lost_variances, rows_of
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +41,27 @@ def test_it_equals_least_squares_without_intercept():
     solved, _ = least_squares(w, moments_of(x), keep, centred=False)
     direct = np.linalg.lstsq(x[:, keep].numpy(), (x @ w.T).numpy(), rcond=None)[0]
     np.testing.assert_allclose(solved, direct.T, atol=1e-8)
+
+
+def test_what_is_lost_is_what_regressions_leave():
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(400, 7, generator=generator).double() @ torch.randn(7, 7, generator=generator).double() - 2
+    w = torch.randn(3, 7, generator=generator).double()
+    order = torch.tensor([4, 0, 6, 2, 1, 5, 3])
+    lost = lost_variances(w, moments_of(x), order)
+    for count in range(8):
+        with_ones = torch.cat([x[:, order[:count]], torch.ones(400, 1).double()], 1).numpy()
+        outputs = (x @ w.T).numpy()
+        rest = outputs - with_ones @ np.linalg.lstsq(with_ones, outputs, rcond=None)[0]
+        np.testing.assert_allclose(lost[:, count], rest.var(0), atol=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_what_is_lost_is_told_of_any_inputs(value):
+    moments = Moments(torch.zeros(3).double(), torch.full((3, 3), value).double(), 10)
+    lost = lost_variances(torch.ones(2, 3).double(), moments, torch.arange(3))
+    assert lost.shape == (2, 4)
+    np.testing.assert_array_equal(lost[:, -1], 0)
 
 
 def test_keeping_everything_changes_nothing(monkeypatch):

@@ -168,15 +168,6 @@ class Shuffled:
         return self.split.fetch(self.order[indices], augment)
 
 
-def shuffled(split: Split, seed: int = 0) -> Split:
-    """The split in a random order, so that any beginning of it stands for the whole."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-    if isinstance(split, HeldSplit):
-        inputs, targets = split.fetch(order)
-        return HeldSplit(nested.channels_last(inputs), targets)
-    return Shuffled(split, order)
-
-
 @dataclass(frozen=True, eq=False)
 class Splits:
     """Disjoint splits. Searching reads ``search`` only; ``test`` is read once, at the end."""

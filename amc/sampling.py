@@ -1,0 +1,63 @@
+"""Which images a race reads first, and what those that were read say of all.
+
+Most images hardly tell two policies apart: both get them right. On ResNet-20 at half its MACs, the fifth of the images
+with the largest losses holds 77 to 90 % of the squared difference between two policies. So images are read in an order
+that prefers such ones, and each counts by how likely it was to be read: sequential Poisson sampling (Ohlsson 1998,
+Journal of Official Statistics 14) with Hájek's estimator of the mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+_FLOOR = 0.2
+"""Least size of an image, where an image of mean loss has 1: what is easy for one policy may not be for another."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sampling:
+    """An order of images ``[N]`` for reading as few as it takes."""
+
+    sizes: Tensor
+    """How much is expected of every image ``[N]``, in any unit, above 0."""
+    seed: int = 0
+
+    @classmethod
+    def by_losses(cls, losses: Tensor) -> Sampling:
+        """Sizes that grow with the square root of a known policy's losses ``[N]``."""
+        above = losses - losses.min()
+        return cls((above / above.mean().clamp_min(torch.finfo(above.dtype).tiny)).sqrt() + _FLOOR)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """The images ``[N]``, those to read first at the front."""
+        draws = torch.rand(len(self.sizes), generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
+        return (draws / self.sizes).argsort()
+
+    def inclusion(self, count: int) -> Tensor:
+        """How likely every image ``[N]`` is to be among the first ``count``: in proportion to its size, at most 1."""
+        largest, where = self.sizes.sort(descending=True)
+        rest = largest.flip(0).cumsum(0).flip(0)  # of all from this one on
+        certain = torch.arange(len(largest))
+        share = (count - certain) * largest / rest  # of this one, when those before it are certain
+        first = int((share < 1).double().argmax()) if bool((share < 1).any()) else len(largest)
+        found = torch.ones_like(largest)
+        if first < len(largest):
+            found[first:] = (count - first) * largest[first:] / rest[first]
+        return torch.empty_like(found).index_copy_(0, where, found)
+
+    def mean(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean over all images and its standard error, both ``[R]``, from the ``values [R, n]`` of the first n.
+
+        n is at least 2.
+        """
+        count = values.shape[1]
+        likely = self.inclusion(count)[self.order[:count]]
+        weights = 1 / likely
+        mean = (values * weights).sum(1) / weights.sum()
+        apart = (1 - likely) * weights**2 * (values - mean[:, None]) ** 2
+        return mean, (apart.sum(1) * count / (count - 1)).sqrt() / weights.sum()
