@@ -30,6 +30,10 @@ _SCALES = {"size": _BYTES, "memory": _BYTES, "latency": _MILLISECONDS}
 _EXAMPLES = {"size": "500KB", "memory": "500KB", "latency": "3ms"}
 
 
+NOTHING = 0.02
+"""A share of what a site's whole range is worth in time; a step that saves less saves nothing."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """Limits, each a share of the original (0.5, "50%") or absolute (20e6, "20M", "500KB"); None: no limit."""
@@ -154,6 +158,18 @@ class Space:
         settings = self.settings[site]
         ok = self.fits([(*prefix, setting, *later) for setting in settings])
         return tuple(s for s, good in zip(settings, ok, strict=True) if good) or settings[:1]
+
+    def as_fast(self, prefix: Sequence[int], setting: int) -> int:
+        """The widest setting of the next site that is allowed and takes no more time than ``setting``.
+
+        A runtime computes channels in blocks, so where latency is limited the next wider ones may come for nothing.
+        """
+        if "latency" not in self.limits:
+            return setting
+        allowed, later = self.allowed(prefix), self.full[len(prefix) + 1 :]
+        times = self.model.costs([(*prefix, width, *later) for width in allowed])["latency"]
+        most = times[allowed.index(setting)] + NOTHING * max(0.0, float(times[-1] - times[0]))
+        return max(width for width, ms in zip(allowed, times, strict=True) if width >= setting and ms <= most)
 
     def fit(self, shares: ArrayLike) -> Choice:
         """The policy near the budget whose widths are in the proportions ``shares [S]``, above 0.

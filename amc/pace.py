@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from amc.budget import Space, is_absolute, parse_limit
+from amc.budget import NOTHING, Space, is_absolute, parse_limit
 from amc.errors import BudgetError
 from amc.journal import Journal
 from amc.latency import Measurement
@@ -43,8 +43,6 @@ AGREE = 0.1
 """So far apart, in logarithms, may be what a loud machine is slower by for several policies, to be believed."""
 BUSY = 1.3
 """So much slower than at its best the original is on a machine that is busy with something else."""
-NOTHING = 0.02
-"""A share of what a site's whole range is worth; a step that saves less saves nothing."""
 
 
 class Paced:

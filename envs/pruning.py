@@ -21,7 +21,8 @@ value over the sites, so all lie in [0, 1]:
 
 Action, ``Box(0, 1, (1,))``: the share of the site's channels to keep. It becomes the nearest legal width, and
 that at most the widest that leaves every limit of the budget within reach (Algorithm 1, exact; see
-`amc.budget.Space.allowed`). ``info["width"]`` and ``info["share"]`` tell what was done.
+`amc.budget.Space.allowed`). Where latency is limited and a wider one takes no more time, it becomes that.
+``info["width"]`` and ``info["share"]`` tell what was done.
 
 Reward: 0 until the last site, then the problem's reward of the policy. AMC gives this last reward to every
 step of the episode, which an environment cannot do in hindsight; the agent does (see `amc.search.ddpg`).
@@ -83,10 +84,14 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return self._observe(), reward, done, False, info
 
     def width(self, share: float) -> int:
-        """The legal width nearest to ``share`` of the next site's channels that leaves the budget reachable."""
+        """The legal width nearest to ``share`` of the next site's channels that leaves the budget reachable.
+
+        Where latency is limited, the widest that takes no more time.
+        """
         allowed = self._space.allowed(self._prefix)
         wanted = share * self._space.full[len(self._prefix)]
-        return min(allowed, key=lambda setting: (abs(setting - wanted), setting))
+        nearest = min(allowed, key=lambda setting: (abs(setting - wanted), setting))
+        return self._space.as_fast(self._prefix, nearest)
 
     def _observe(self) -> Observation:
         decided = len(self._prefix)

@@ -56,6 +56,15 @@ def test_algorithm_1_by_hand():
     assert reward == pytest.approx(-(1 - 7 / 12))
 
 
+def test_a_wider_one_that_takes_no_more_time_is_taken_while_the_budget_allows():
+    space = Space(("a", "b", "c"), ((1, 2, 3, 4),) * 3, ToyCosts([1, 2, 3]), {"latency": 6, "macs": 14})
+    env = amc.envs.PruningEnv(Problem(space, small_problem().features, lambda choice: Score(1.0, 0.5)))
+    env.reset()
+    assert step(env, 0.25)[4] == {"width": 2, "share": 0.5}, "a pair takes as long as one of it"
+    assert step(env, 0.75)[4]["width"] == 4
+    assert step(env, 0.25)[4]["width"] == 1, "14 - 2 - 8 = 4 is left of the MACs: at a price of 3 for one"
+
+
 def test_rewards_come_at_the_end_only():
     env = amc.envs.PruningEnv(small_problem())
     env.reset()
