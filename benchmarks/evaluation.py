@@ -2,6 +2,7 @@
 
     python -m benchmarks.evaluation --model resnet56 --weights W --data imagefolder:PATH --evaluations 30
     python -m benchmarks.evaluation --model resnet20 --weights W --data imagefolder:PATH --ranking 24
+    python -m benchmarks.evaluation --model resnet56 --weights W --data imagefolder:PATH --runtimes eager,onnx,compile
 
 For both ways of scoring (`--drift final`: cached solutions; `--drift search`: layers re-solved on what reaches them),
 in CPU seconds of one thread: one evaluation of the uniform policy at half the MACs against the bare forward passes of
@@ -9,7 +10,7 @@ the same pruned network, then a search with the default searcher, split into for
 that re-solve, and the rest. Ratios are of medians of five runs, done in turns.
 
 With ``--ranking N`` instead: how N policies of one budget are ranked by cheaper ways of scoring, against the careful
-re-solving that delivered networks get.
+re-solving that delivered networks get. With ``--runtimes``: what else could run the forward passes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from scipy.stats import spearmanr
 
 from amc.drift import Drift
 from amc.evaluate import BLOCK, Score
+from amc.latency.session import Runner
 from amc.policy import Choice
 from amc.problem import Problem, site_features
 from amc.reward import loss as loss_reward
@@ -147,6 +149,35 @@ def unchanged(bench: Bench, choices: Sequence[Choice], last: int = 4) -> float:
     return float(np.mean(shares))
 
 
+def runtimes(bench: Bench, ways: Sequence[str]) -> dict[str, float]:
+    """CPU seconds of one policy's forward passes over the search split, and of what has to be done for it before."""
+    evaluator, found = bench.evaluator, {}
+    choice = bench.space.fit(np.ones(len(bench.space.names)))
+    own = evaluator.pruned(choice)
+
+    def passes(network: Callable[[Any], Any], precision: str) -> Callable[[], None]:
+        def run() -> None:
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+                for images, _ in batches(evaluator._search, BLOCK):
+                    network(images)
+
+        return run
+
+    with evaluator._folder.folded(own):
+        works = {f"torch {precision}": passes(own, precision) for precision in ("float32", "bfloat16")}
+        if "onnx" in ways:
+            meter = bench.stages.bench(bench.graph)
+            started = time.process_time()
+            runner = Runner(meter.model(choice))
+            found["preparing ONNX Runtime"] = time.process_time() - started
+            works["ONNX Runtime float32"] = passes(lambda images: runner(images.contiguous().numpy()), "float32")
+        if "compile" in ways:
+            compiled = torch.compile(own)
+            works["torch.compile bfloat16"] = passes(compiled, "bfloat16")
+            found["preparing torch.compile"] = seconds({"": works["torch.compile bfloat16"]}, 1)[""]
+        return found | seconds(works, 3)
+
+
 def ranking(bench: Bench, count: int) -> dict[str, Any]:
     """Spearman's correlation of cheaper losses with careful ones, and the CPU seconds of either."""
     evaluator, choices = bench.evaluator, policies(bench, count)
@@ -183,12 +214,18 @@ def _told_ranking(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def _told_runtimes(row: dict[str, Any]) -> list[str]:
+    told = (f"{name} {cost:.2f} s" for name, cost in sorted(row["runtimes"].items()))
+    return [f"**{row['piece']}**, {row['images']} images at half the MACs, norms folded: {', '.join(told)}", ""]
+
+
 def report(records: Records) -> str:
     """The parts as a Markdown table."""
     rows = [r for r in records.all() if r["piece"] != "about"]
     lines = [f"{(records('about') or {}).get('machine')}, one thread", ""]
     for row in rows:
-        lines += _told_ranking(row) if "ranking" in row else _told_parts(row)
+        told = next((tell for key, tell in _TELL.items() if key in row), _told_parts)
+        lines += told(row)
     return "\n".join(lines)
 
 
@@ -215,11 +252,15 @@ def _told_parts(row: dict[str, Any]) -> list[str]:
     ]
 
 
+_TELL = {"ranking": _told_ranking, "runtimes": _told_runtimes}
+
+
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--evaluations", type=int, default=30)
     parser.add_argument("--drift", default="final,search", help="which ways of scoring")
     parser.add_argument("--ranking", type=int, default=0, metavar="N", help="rank N policies instead")
+    parser.add_argument("--runtimes", default="", help="what to run forward passes with instead: eager,onnx,compile")
     parser.add_argument("--report", action="store_true", help="print what has been measured")
     asked = parser.parse_args()
     with Records(RESULTS / "evaluation.jsonl") as records:
@@ -228,7 +269,11 @@ def main() -> None:
         if asked.ranking and not records(f"{asked.model}, ranking"):
             bench = open_bench(asked, 0.5)
             records.add(f"{asked.model}, ranking", ranking=ranking(bench, asked.ranking), images=asked.search_images)
-        for drift in () if asked.report or asked.ranking else asked.drift.split(","):
+        if asked.runtimes and not records(f"{asked.model}, runtimes"):
+            bench = open_bench(asked, 0.5)
+            found = runtimes(bench, asked.runtimes.split(","))
+            records.add(f"{asked.model}, runtimes", runtimes=found, images=asked.search_images)
+        for drift in () if asked.report or asked.ranking or asked.runtimes else asked.drift.split(","):
             piece = f"{asked.model}, --drift {drift}, {asked.search_images} images"
             if not records(piece):
                 bench = open_bench(asked, 0.5, drift=drift)

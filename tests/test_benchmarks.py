@@ -52,6 +52,12 @@ def test_an_evaluation_in_parts(results, monkeypatch, capsys):
     assert 0 < search["score"] + search["re-solve"] < search["total"]
 
 
+def test_what_else_could_run_forward_passes(results, monkeypatch, capsys):
+    call(evaluation, monkeypatch, "--runtimes", "eager,onnx")
+    told = capsys.readouterr().out
+    assert all(name in told for name in ("torch bfloat16", "ONNX Runtime float32", "preparing ONNX Runtime"))
+
+
 def test_what_two_policies_have_in_common(digits):
     """The last site alone: nearly all before it; the first one: nothing but what comes before it."""
     task, graph, *_ = digits
