@@ -2,10 +2,11 @@
 
     python -m benchmarks.search --model resnet20 --weights W --data imagefolder:PATH --evaluations 60 --seeds 2
     python -m benchmarks.search ... --baselines --train 250     the best policies and Torch-Pruning's, trained alike
+    python -m benchmarks.search ... --untrained                 the best policies on the test split before any training
     python -m benchmarks.search --report                        tables and plots of what has been measured
 
 A piece is one search or one training; `benchmarks/results/search-NETWORK-BUDGET.jsonl` holds a line a piece, and what
-is there is not done again. Searches score on the search split; only trained networks read the test split, once each.
+is there is not done again. Searches score on the search split; the test split is read by what was found, once each.
 Seconds are of the process's own CPU time on one thread, so that a busy machine disturbs them less.
 """
 
@@ -149,8 +150,8 @@ def report(records: Records) -> str:
     about, rows = records("about") or {}, records.all()
     lines = [f"{about.get('machine')}; {about.get('images')} images of the search split, one thread.", ""]
     lines += [
-        "| searcher | seeds | best loss | refined accuracy | evaluations | CPU seconds | forward passes |",
-        "|---|---|---|---|---|---|---|",
+        "| searcher | seeds | best loss | refined accuracy | test split | evaluations | CPU seconds | forward passes |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     searches = by_searcher(rows)
     for (name, count), found in sorted(
@@ -160,10 +161,14 @@ def report(records: Records) -> str:
         metrics = [100 * r["metric"] for r in found]
         seconds = np.mean([r["trail"][-1][0] for r in found])
         shares = np.mean([sum(t[2] for t in r["trail"]) for r in found])
+        tests = [100 * r["untrained"] for f in found if (r := records(f"untrained {f['piece']}"))]
+        test = f"{np.mean(tests):.2f} ± {np.std(tests):.2f}" if len(tests) == len(found) else ""
         lines.append(
             f"| {name} | {len(found)} | {np.mean(losses):.3f} ± {np.std(losses):.3f} | {np.mean(metrics):.2f} ± "
-            f"{np.std(metrics):.2f} | {count} | {seconds:.0f} | {shares:.0f} |"
+            f"{np.std(metrics):.2f} | {test} | {count} | {seconds:.0f} | {shares:.0f} |"
         )
+    if original := records("untrained original"):
+        lines += ["", f"The original gets {100 * original['untrained']:.2f} % of the test split right."]
     finished = [r for r in rows if "after" in r]
     if finished:
         lines += [
@@ -203,6 +208,18 @@ def _trainings(asked: argparse.Namespace, bench: Bench, records: Records) -> Non
             print(rounded(records.add(piece, **trained(bench, model, asked.train, 0))), flush=True)
 
 
+def _untrained(asked: argparse.Namespace, bench: Bench, records: Records) -> None:
+    for row in records.all():
+        piece = f"untrained {row['piece']}"
+        if "trail" in row and row["searcher"] in asked.searchers.split(",") and not records(piece):
+            model = bench.evaluator.pruned(tuple(row["choice"]))
+            found = evaluate(model, bench.task, bench.task.splits.test)[1]
+            print(rounded(records.add(piece, untrained=found)), flush=True)
+    if not records("untrained original"):
+        found = evaluate(bench.task.model, bench.task, bench.task.splits.test)[1]
+        print(rounded(records.add("untrained original", untrained=found)), flush=True)
+
+
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -212,6 +229,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--train", type=int, default=0, help="steps of training of every searcher's best policy")
     parser.add_argument("--baselines", action="store_true", help="train Torch-Pruning's networks also")
+    parser.add_argument(
+        "--untrained", action="store_true", help="read the test split with the best policies as they are"
+    )
     parser.add_argument("--report", action="store_true", help="print tables and draw plots of what has been measured")
     asked = parser.parse_args()
     if asked.report:
@@ -225,6 +245,8 @@ def main() -> None:
             records.add("about", machine=machine(), images=asked.search_images)
         bench = open_bench(asked, asked.flops)
         _searches(asked, bench, records)
+        if asked.untrained:
+            _untrained(asked, bench, records)
         if asked.train:
             _trainings(asked, bench, records)
         print(report(records))

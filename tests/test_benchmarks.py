@@ -20,7 +20,18 @@ def call(module, monkeypatch, *words):
 
 
 def test_searchers_and_torch_pruning_side_by_side(results, monkeypatch, capsys):
-    words = ["--searchers", "uniform,random", "--evaluations", "3", "--seeds", "1", "--train", "1", "--baselines"]
+    words = [
+        "--searchers",
+        "uniform,random",
+        "--evaluations",
+        "3",
+        "--seeds",
+        "1",
+        "--train",
+        "1",
+        "--baselines",
+        "--untrained",
+    ]
     call(search, monkeypatch, *words)
     path = results / "search-resnet8-0.5.jsonl"
     before = path.read_bytes()
@@ -32,7 +43,9 @@ def test_searchers_and_torch_pruning_side_by_side(results, monkeypatch, capsys):
     assert all(r["macs"] <= 0.5 for r in trained)
     call(search, monkeypatch, *words)
     assert path.read_bytes() == before, "what is there is not done again"
-    assert "| random | 1 |" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "| random | 1 |" in told
+    assert "The original gets" in told
 
 
 def test_every_proxy_has_a_correlation(results, monkeypatch, capsys):
