@@ -18,7 +18,7 @@ from amc.budget import Space
 from amc.config import from_dict
 from amc.evaluate import Evaluator
 from amc.graph import Graph
-from amc.journal import Journal
+from amc.journal import Journal, read_records
 from amc.monitor import Silent
 from amc.provenance import cpu_name
 from amc.record import Record
@@ -84,8 +84,16 @@ def open_bench(asked: argparse.Namespace, flops: float, **search: Any) -> Bench:
 class Records:
     """JSON lines, one a piece of work; a piece that is there is not done again."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._journal = Journal(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Records:
+        """What is there, also while others go on with it."""
+        found = cls(None)
+        for record in read_records(path):
+            found._journal.append(**record)
+        return found
 
     def __enter__(self) -> Records:
         return self

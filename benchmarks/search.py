@@ -35,6 +35,8 @@ from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_b
 
 ONCE = ("uniform", "allocate", "threshold")
 """Searchers that propose one policy."""
+FEW = 1000
+"""Images of the search split, where not told otherwise: the results of others are in files of their own."""
 PLOTS = RESULTS.parents[1] / "docs" / "benchmarks"
 TORCH_PRUNING = (("magnitude", False), ("magnitude", True), ("taylor", False), ("taylor", True))
 
@@ -236,11 +238,12 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.report:
         for path in sorted(RESULTS.glob("search-*.jsonl")):
-            with Records(path) as records:
-                print(f"### {path.stem.removeprefix('search-')} of the MACs\n\n{report(records)}")
-                plot(records, PLOTS / f"{path.stem}.png")
+            records = Records.read(path)
+            print(f"### {path.stem.removeprefix('search-')} of the MACs\n\n{report(records)}")
+            plot(records, PLOTS / f"{path.stem}.png")
         return
-    with Records(RESULTS / f"search-{asked.model}-{asked.flops}.jsonl") as records:
+    images = "" if asked.search_images == FEW else f"-{asked.search_images}-images"
+    with Records(RESULTS / f"search-{asked.model}-{asked.flops}{images}.jsonl") as records:
         if not records("about"):
             records.add("about", machine=machine(), images=asked.search_images)
         bench = open_bench(asked, asked.flops)

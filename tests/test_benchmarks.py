@@ -33,7 +33,7 @@ def test_searchers_and_torch_pruning_side_by_side(results, monkeypatch, capsys):
         "--untrained",
     ]
     call(search, monkeypatch, *words)
-    path = results / "search-resnet8-0.5.jsonl"
+    path = results / "search-resnet8-0.5-100-images.jsonl"
     before = path.read_bytes()
     with bench.Records(path) as records:
         rows = records.all()
