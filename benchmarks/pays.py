@@ -92,19 +92,24 @@ def measured(stages: Stages, choices: dict[str, tuple[int, ...]], seconds: float
 
 
 def faster(rows: list[dict[str, Any]], accuracy: str) -> Iterator[str]:
-    """At the accuracy of every network searched for MACs, the time of those searched for latency, interpolated."""
-    by_time = sorted((r for r in rows if r["asked"] == "latency"), key=lambda r: float(r["ratio"]))
-    frontier = np.maximum.accumulate([r[accuracy] for r in by_time])
+    """At the accuracy of every network searched for MACs, the time of those searched for latency, interpolated.
+
+    What is interpolated between are the networks on the way to the highest accuracy; below them, the fastest counts.
+    """
+    frontier, times = [], []
+    for row in sorted((r for r in rows if r["asked"] == "latency"), key=lambda r: float(r["ratio"])):
+        if not frontier or row[accuracy] > frontier[-1]:
+            frontier.append(row[accuracy])
+            times.append(row["ratio"])
     for row in sorted((r for r in rows if r["asked"] == "macs"), key=lambda r: float(r["ratio"])):
-        at = int(np.searchsorted(frontier, row[accuracy]))
         told = f"{100 * row[accuracy]:.2f} % at {row['ratio']:.3f}"
-        if at == len(by_time):
+        if row[accuracy] > frontier[-1]:
             yield f"- {told} (searched for {row['share']:g} of the MACs): not reached by any searched for latency"
             continue
-        ratio = by_time[at]["ratio"] / row["ratio"]
+        time = float(np.interp(row[accuracy], frontier, times))
         yield (
-            f"- {told} (searched for {row['share']:g} of the MACs); searched for latency {100 * frontier[at]:.2f} % at "
-            f"{by_time[at]['ratio']:.3f}: {ratio:.3f} of the time"
+            f"- {told} (searched for {row['share']:g} of the MACs); searched for latency at {time:.3f}: "
+            f"{time / row['ratio']:.3f} of the time"
         )
 
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from benchmarks import bench, evaluation, proxy, search
+from benchmarks import bench, evaluation, pays, proxy, search
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +80,17 @@ def test_what_two_policies_have_in_common(digits):
     assert evaluation.unchanged(opened, [full, last]) > 0.7
     assert evaluation.unchanged(opened, [full, first]) == 0
     assert evaluation.unchanged(opened, [full, first, full]) == 0.5  # the last has been seen before
+
+
+def test_at_equal_accuracy_times_are_interpolated_between_the_best():
+    found = [
+        ("latency", 0.5, 80.0),
+        ("latency", 0.6, 79.0),
+        ("latency", 0.7, 90.0),
+        ("macs", 0.8, 85.0),
+        ("macs", 0.9, 91.0),
+    ]
+    rows = [{"asked": asked, "ratio": time, "accuracy": accuracy, "share": 0.5} for asked, time, accuracy in found]
+    first, second = pays.faster(rows, "accuracy")
+    assert "at 0.600: 0.750 of the time" in first
+    assert "not reached" in second
