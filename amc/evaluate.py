@@ -128,7 +128,8 @@ class Evaluator:
         mine, widths = axis.site == site, torch.arange(self._graph.sites[site].channels + 1)
         if moments is None:
             return (1 - widths.double() / widths[-1]) * float(mine.mean()) * (own.whole if own else usual)
-        ranks = np.where(mine, np.argsort(self._orders[site])[axis.channel], -1)
+        ranks = np.full(len(axis), -1)  # what the site does not own stays
+        ranks[mine] = np.argsort(self._orders[site])[axis.channel[mine]]
         weight = weight_of(self._task.model, layer)
         taps = weight[0, 0].numel()
         order = elements(torch.from_numpy(ranks.argsort(kind="stable")).to(weight.device), taps)

@@ -317,14 +317,10 @@ def lost_variances(weight: Tensor, moments: Moments, order: Tensor) -> Tensor:
     u uncorrelated, of which the first k are known from the first k inputs: outputs WLu lose what the others add.
     """
     c = moments.covariance.index_select(0, order).index_select(1, order)
-    diagonal = c.diagonal().clone()
-    for ridge in (RIDGE, 10 * RIDGE, 100 * RIDGE):
-        c.diagonal().copy_(diagonal + ridge * diagonal.mean().clamp_min(1e-30))
-        factor, bad = torch.linalg.cholesky_ex(c)
-        if not int(bad):
-            break
-    else:  # as if they were uncorrelated
-        factor = diagonal.clamp_min(0).sqrt().diag()
+    c.diagonal().add_(RIDGE * c.diagonal().mean().clamp_min(torch.finfo(c.dtype).tiny))
+    factor, bad = torch.linalg.cholesky_ex(c)
+    if int(bad):  # as if they were uncorrelated
+        factor = c.diagonal().clamp_min(0).sqrt().diag()
     parts = (weight.to(c.dtype).index_select(1, order) @ factor).square_()
     return F.pad(parts.flip(1).cumsum(1).flip(1), (0, 1))
 

@@ -56,12 +56,13 @@ def test_what_is_lost_is_what_regressions_leave():
         np.testing.assert_allclose(lost[:, count], rest.var(0), atol=1e-9)
 
 
-@pytest.mark.parametrize("value", [0.0, np.nan])
-def test_what_is_lost_is_told_of_any_inputs(value):
-    moments = Moments(torch.zeros(3).double(), torch.full((3, 3), value).double(), 10)
-    lost = lost_variances(torch.ones(2, 3).double(), moments, torch.arange(3))
-    assert lost.shape == (2, 4)
-    np.testing.assert_array_equal(lost[:, -1], 0)
+def test_without_a_factor_inputs_count_as_uncorrelated():
+    alike = Moments(torch.zeros(2).double(), torch.tensor([[4.0, 6.0], [6.0, 9.0]]).double(), 10)  # no ridge here
+    dead = Moments(torch.zeros(2).double(), torch.zeros(2, 2).double(), 10)
+    w, order = torch.tensor([[1.0, 2.0]]).double(), torch.tensor([1, 0])
+    # the diagonal, as one would have it: 1² · 4 + 2² · 9, of which the second input holds 36
+    np.testing.assert_allclose(lost_variances(w, alike, order), [[40, 4, 0]])
+    np.testing.assert_allclose(lost_variances(w, dead, order), [[0, 0, 0]])
 
 
 def test_keeping_everything_changes_nothing(monkeypatch):

@@ -7,7 +7,7 @@ from torch import nn
 from amc.evaluate import Evaluator
 from amc.graph import build_graph
 from amc.memory import Memory
-from amc.reconstruct import collect, readers
+from amc.reconstruct import collect, elements, least_squares, readers
 from amc.sensitivity import sensitivities
 from amc.task import make_task
 from amc.task.data import HeldSplit, Splits
@@ -109,3 +109,39 @@ def test_a_network_that_was_made_without_gradients():
     plain, other = (task_of(model, 3, 8, 8) for model in (network(), made))
     known, found = (sensitivities(task, build_graph(task.model, task.example).layers) for task in (plain, other))
     assert {name: s.whole for name, s in found.items()} == {name: s.whole for name, s in known.items()}
+
+
+class Concatenated(nn.Module):
+    """A reader of two sites, one narrow and one wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.narrow, self.wide = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 12, 3)
+        self.reader, self.last = nn.Conv2d(16, 4, 3), nn.Linear(4 * 16, 4)
+
+    def forward(self, x):
+        both = torch.cat([self.narrow(x), self.wide(x)], 1).relu()
+        return self.last(self.reader(both).relu().flatten(1))
+
+
+def test_errors_of_a_site_that_shares_its_reader_are_those_of_regressions():
+    model = Concatenated()
+    task = task_of(model, 3, 8, 8)
+    graph = build_graph(model, task.example)
+    moments = collect(task, readers(graph, model), 0)
+    orders = [torch.arange(s.channels).flip(0) for s in graph.sites]
+    evaluator = Evaluator(task, graph, orders, moments)
+    own = sensitivities(task, graph.layers)["reader"].channels
+    whole = torch.arange(16)
+    for index, site in enumerate(graph.sites[:2]):
+        start = 0 if site.channels == 4 else 4
+        weight = model.reader.weight.detach().flatten(1).double()
+        for width in (site.channels, 3, 1):
+            gone = (whole >= start) & (whole < start + site.channels - width)  # the last come first in the order
+            keep = elements(whole[~gone], 9)
+            solved, _ = least_squares(weight, moments["reader"], keep)
+            lost = weight.clone()
+            lost[:, keep] -= solved
+            expected = ((lost @ moments["reader"].covariance) * lost).sum(1)
+            assert evaluator.error(index, width) == pytest.approx(float((own * expected).sum()), rel=0.02, abs=1e-9)
