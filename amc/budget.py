@@ -159,17 +159,17 @@ class Space:
         ok = self.fits([(*prefix, setting, *later) for setting in settings])
         return tuple(s for s, good in zip(settings, ok, strict=True) if good) or settings[:1]
 
-    def as_fast(self, prefix: Sequence[int], setting: int) -> int:
-        """The widest setting of the next site that is allowed and takes no more time than ``setting``.
+    def as_fast(self, prefix: Sequence[int], setting: int, allowed: Sequence[int]) -> int:
+        """The widest of the next site's settings ``allowed`` that takes no more time than ``setting``, one of them.
 
         A runtime computes channels in blocks, so where latency is limited the next wider ones may come for nothing.
         """
         if "latency" not in self.limits:
             return setting
-        allowed, later = self.allowed(prefix), self.full[len(prefix) + 1 :]
-        times = self.model.costs([(*prefix, width, *later) for width in allowed])["latency"]
-        most = times[allowed.index(setting)] + NOTHING * max(0.0, float(times[-1] - times[0]))
-        return max(width for width, ms in zip(allowed, times, strict=True) if width >= setting and ms <= most)
+        settings, later = self.settings[len(prefix)], self.full[len(prefix) + 1 :]
+        times = self.model.costs([(*prefix, width, *later) for width in settings])["latency"]
+        most = times[settings.index(setting)] + NOTHING * max(0.0, float(times[-1] - times.min()))
+        return max(w for w, ms in zip(settings, times, strict=True) if w in allowed and w >= setting and ms <= most)
 
     def fit(self, shares: ArrayLike) -> Choice:
         """The policy near the budget whose widths are in the proportions ``shares [S]``, above 0.

@@ -168,7 +168,7 @@ class Evaluator:
             for _ in range(3):
                 for name, times in seconds.items():
                     start = time.perf_counter()
-                    next(self._blocks(network, name, torch.arange(len(self._search))))
+                    next(self._blocks(network, name))
                     times.append(time.perf_counter() - start)
         return "bfloat16" if min(seconds["bfloat16"]) < 0.9 * min(seconds["float32"]) else "float32"
 
@@ -199,10 +199,11 @@ class Evaluator:
     def _read(self, network: nn.Module, precision: str) -> Tensor:
         """Loss and metric of every image, ``[2, N]`` float64."""
         with self._folder.folded(network):
-            return torch.cat(list(self._blocks(network, precision, torch.arange(len(self._search)))), 1)
+            return torch.cat(list(self._blocks(network, precision)), 1)
 
-    def _blocks(self, network: nn.Module, precision: str, order: Tensor) -> Iterator[Tensor]:
-        """Loss and metric per image, ``[2, B]`` float64, block by block of the images ``order [N]``."""
+    def _blocks(self, network: nn.Module, precision: str, order: Tensor | None = None) -> Iterator[Tensor]:
+        """Loss and metric per image, ``[2, B]`` float64, block by block, in the split's order or in ``order [N]``."""
+        order = torch.arange(len(self._search)) if order is None else order
         objective, device = self._task.objective, self._task.device
         halved = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
         for images in torch.split(order, min(BLOCK, self._task.batch)):

@@ -38,10 +38,15 @@ class Sampling:
         draws = torch.rand(len(self.sizes), generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
         return (draws / self.sizes).argsort()
 
+    @cached_property
+    def _ranked(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Sizes, the largest first; whose they are; and the sum of all from each one on."""
+        largest, where = self.sizes.sort(descending=True)
+        return largest, where, largest.flip(0).cumsum(0).flip(0)
+
     def inclusion(self, count: int) -> Tensor:
         """How likely every image ``[N]`` is to be among the first ``count``: in proportion to its size, at most 1."""
-        largest, where = self.sizes.sort(descending=True)
-        rest = largest.flip(0).cumsum(0).flip(0)  # of all from this one on
+        largest, where, rest = self._ranked
         certain = torch.arange(len(largest))
         share = (count - certain) * largest / rest  # of this one, when those before it are certain
         first = int((share < 1).double().argmax()) if bool((share < 1).any()) else len(largest)

@@ -28,6 +28,8 @@ from amc.task import Task
 from amc.turns import Machine
 
 RESULTS = Path(__file__).parent / "results"
+IMAGES = 1000
+"""Of the search split, where not told otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +49,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", default="resnet8")
     parser.add_argument("--weights", help="trained weights; resnet8 on digits has its own")
     parser.add_argument("--data", default="digits", help="as for amc search, such as imagefolder:PATH")
-    parser.add_argument("--search-images", type=int, default=1000)
+    parser.add_argument("--search-images", type=int, default=IMAGES)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", help="as for amc search: calibration is found there when called again")
     return parser

@@ -2,7 +2,7 @@
 
     python -m benchmarks.evaluation --model resnet56 --weights W --data imagefolder:PATH --evaluations 30
     python -m benchmarks.evaluation --model resnet20 --weights W --data imagefolder:PATH --ranking 24
-    python -m benchmarks.evaluation --model resnet56 --weights W --data imagefolder:PATH --runtimes eager,onnx,compile
+    python -m benchmarks.evaluation --model resnet56 --weights W --data imagefolder:PATH --runtimes onnx,compile
 
 For both ways of scoring (`--drift final`: cached solutions; `--drift search`: layers re-solved on what reaches them),
 in CPU seconds of one thread: one evaluation of the uniform policy at half the MACs against the bare forward passes of
@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=30)
     parser.add_argument("--drift", default="final,search", help="which ways of scoring")
     parser.add_argument("--ranking", type=int, default=0, metavar="N", help="rank N policies instead")
-    parser.add_argument("--runtimes", default="", help="what to run forward passes with instead: eager,onnx,compile")
+    parser.add_argument("--runtimes", default="", help="what else to run forward passes with: onnx,compile")
     parser.add_argument("--report", action="store_true", help="print what has been measured")
     asked = parser.parse_args()
     with Records(RESULTS / "evaluation.jsonl") as records:

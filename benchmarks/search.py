@@ -5,8 +5,9 @@
     python -m benchmarks.search ... --untrained                 the best policies on the test split before any training
     python -m benchmarks.search --report                        tables and plots of what has been measured
 
-A piece is one search or one training; `benchmarks/results/search-NETWORK-BUDGET.jsonl` holds a line a piece, and what
-is there is not done again. Searches score on the search split; the test split is read by what was found, once each.
+A piece is one search or one training; `benchmarks/results/search-NETWORK-BUDGET.jsonl` holds a line a piece (with
+another number of images, that is in the name), and what is there is not done again. Searches score on the
+search split; the test split is read by what was found, once each.
 Seconds are of the process's own CPU time on one thread, so that a busy machine disturbs them less.
 """
 
@@ -31,12 +32,10 @@ from amc.reward import loss as loss_reward
 from amc.search import load_searcher
 from amc.task import evaluate
 from amc.trace import trace
-from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench, rounded
+from benchmarks.bench import IMAGES, RESULTS, Bench, Records, arguments, machine, open_bench, rounded
 
 ONCE = ("uniform", "allocate", "threshold")
 """Searchers that propose one policy."""
-FEW = 1000
-"""Images of the search split, where not told otherwise: the results of others are in files of their own."""
 PLOTS = RESULTS.parents[1] / "docs" / "benchmarks"
 TORCH_PRUNING = (("magnitude", False), ("magnitude", True), ("taylor", False), ("taylor", True))
 
@@ -242,7 +241,7 @@ def main() -> None:
             print(f"### {path.stem.removeprefix('search-')} of the MACs\n\n{report(records)}")
             plot(records, PLOTS / f"{path.stem}.png")
         return
-    images = "" if asked.search_images == FEW else f"-{asked.search_images}-images"
+    images = "" if asked.search_images == IMAGES else f"-{asked.search_images}-images"
     with Records(RESULTS / f"search-{asked.model}-{asked.flops}{images}.jsonl") as records:
         if not records("about"):
             records.add("about", machine=machine(), images=asked.search_images)

@@ -91,7 +91,7 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         allowed = self._space.allowed(self._prefix)
         wanted = share * self._space.full[len(self._prefix)]
         nearest = min(allowed, key=lambda setting: (abs(setting - wanted), setting))
-        return self._space.as_fast(self._prefix, nearest)
+        return self._space.as_fast(self._prefix, nearest, allowed)
 
     def _observe(self) -> Observation:
         decided = len(self._prefix)

@@ -20,18 +20,8 @@ def call(module, monkeypatch, *words):
 
 
 def test_searchers_and_torch_pruning_side_by_side(results, monkeypatch, capsys):
-    words = [
-        "--searchers",
-        "uniform,random",
-        "--evaluations",
-        "3",
-        "--seeds",
-        "1",
-        "--train",
-        "1",
-        "--baselines",
-        "--untrained",
-    ]
+    words = ["--searchers", "uniform,random", "--evaluations", "3", "--seeds", "1"]
+    words += ["--train", "1", "--baselines", "--untrained"]
     call(search, monkeypatch, *words)
     path = results / "search-resnet8-0.5-100-images.jsonl"
     before = path.read_bytes()
@@ -66,7 +56,7 @@ def test_an_evaluation_in_parts(results, monkeypatch, capsys):
 
 
 def test_what_else_could_run_forward_passes(results, monkeypatch, capsys):
-    call(evaluation, monkeypatch, "--runtimes", "eager,onnx")
+    call(evaluation, monkeypatch, "--runtimes", "onnx")
     told = capsys.readouterr().out
     assert all(name in told for name in ("torch bfloat16", "ONNX Runtime float32", "preparing ONNX Runtime"))
 
