@@ -49,4 +49,4 @@ class _Asked:
 
     def timing(self, widths: Sequence[int], sessions: int = 1) -> Timing:
         """Milliseconds: the original's time here has nothing to do with the device's."""
-        return Timing(self._predictor.predict(dict(zip(self._sites, widths, strict=True))), 1.0)
+        return Timing(self._predictor.predict(dict(zip(self._sites, widths, strict=True))), 1.0, self.original_ms)

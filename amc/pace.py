@@ -42,7 +42,7 @@ less must a policy take that is fine-tuned."""
 AGREE = 0.1
 """So far apart, in logarithms, may be what a loud machine is slower by for several policies, to be believed."""
 BUSY = 1.3
-"""So much slower than at its best the original is on a machine that is busy with something else."""
+"""So much slower than usual the original is on a machine that is busy with something else."""
 
 
 class Paced:
@@ -136,7 +136,7 @@ class Pace:
         return proof(limit, value, self.keeps(value, limit), how)
 
     def was_loud(self, latency: Measurement) -> bool:
-        """Whether the original took so much longer than at its best that the measurement says little."""
+        """Whether the original took so much longer than usual that the measurement says little."""
         return self.measures and latency.latencies["original"].p10_ms > BUSY * self.original_ms
 
     @property

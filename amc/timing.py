@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from amc.errors import ExportError, LatencyError
 from amc.export import export_onnx, file_layout
 from amc.graph import Graph, build_graph
 from amc.latency import LatencyProbe, LatencyProblem, layer_shapes
-from amc.latency.learned import Sample
+from amc.latency.learned import Sample, undisturbed
 from amc.latency.operators import names, operators
 from amc.latency.profile import LEAST, LearnedModel, Profile, collect
 from amc.latency.quiet import QUIET, Timing
@@ -65,14 +66,9 @@ class Bench:
         """What a ratio of 1 stands for."""
         return self._probe.original_ms
 
-    @property
-    def best_ms(self) -> float:
-        """What the original has taken at its best."""
-        return self._probe.best_ms
-
     def knows(self, original_ms: float) -> None:
         """``original_ms`` is what the original takes on a quiet machine."""
-        self._probe.knows(original_ms)
+        self._probe.original_ms = original_ms
 
     def model(self, widths: Sequence[int]) -> bytes:
         """The ONNX model of a policy. Its weights are some of the original's: they do not matter to time."""
@@ -94,7 +90,8 @@ class Bench:
         with self._alone():
             found = [self._probe.afresh(model) for _ in range(sessions)]
         good = [t for t in found if t.quiet >= QUIET] or found
-        return Timing(float(np.exp(np.mean([np.log(t.ratio) for t in good]))), float(np.mean([t.quiet for t in good])))
+        ratio, original_ms = np.exp(np.mean([np.log([t.ratio, t.original_ms]) for t in good], 0)).tolist()
+        return Timing(ratio, float(np.mean([t.quiet for t in good])), original_ms)
 
     def sample(self, widths: Sequence[int]) -> Sample:
         """Time of a policy, and of all its operators."""
@@ -102,7 +99,7 @@ class Bench:
         with self._alone():
             timing = self._probe.afresh(model)  # one session of the original for all would put its luck into all
             times = self._probe.profile(model, self._names)
-        return Sample(tuple(widths), timing.ratio, timing.quiet, tuple(times.tolist()))
+        return Sample(tuple(widths), timing.ratio, timing.quiet, timing.original_ms, tuple(times.tolist()))
 
 
 def profile_key(bench: Bench, threads: int, task: Task) -> dict[str, Any]:
@@ -141,7 +138,8 @@ def learn_latency(
     settings = [legal_widths(channels, 0.1) for channels in full]
     if seconds:
         profile = collect(profile, settings, bench.sample, seconds, lambda p: p.save(path), progress)
-        profile = replace(profile, original_ms=min(profile.original_ms, bench.best_ms))
+        quiet = [sample.original_ms for sample in undisturbed(profile.samples)]
+        profile = replace(profile, original_ms=median(quiet or [profile.original_ms]))
         profile.save(path)
     if len(profile.samples) < LEAST:
         raise LatencyError(

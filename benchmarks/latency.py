@@ -13,7 +13,7 @@ quiet machine.
 
 **predict**: a profile as `amc profile` makes it, then policies it has never seen: proportions drawn uniformly from
 [0.1, 1], scaled to a share of the MACs drawn uniformly from [0.3, 1). Each is measured in two
-pairs of new sessions.
+pairs of new sessions, in turn with the profile and while the original takes what it took for that.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +34,8 @@ from amc.export import export_onnx, file_layout
 from amc.files import write_json, write_text
 from amc.graph import build_graph
 from amc.journal import Journal
-from amc.latency.learned import errors
+from amc.latency.learned import errors, undisturbed
+from amc.latency.measure import is_usual
 from amc.latency.profile import LearnedModel, Profile
 from amc.latency.quiet import QUIET
 from amc.policy import legal_widths
@@ -54,6 +56,8 @@ NETWORKS = {
 }
 """Name, side of the image, most seconds of profiling."""
 SESSIONS = 2
+TURN = 15.0
+"""Seconds for the profile, and then for policies that it does not know."""
 
 
 def setting(name: str, work: Path) -> SimpleNamespace:
@@ -90,21 +94,32 @@ def test_policies(at: SimpleNamespace, count: int) -> list[tuple[int, ...]]:
 
 
 def predict(name: str, work: Path, seconds: float, count: int) -> None:
-    """Go on with one network for so many seconds: first with its profile, then with policies it has never seen."""
+    """Go on with one network for so many seconds, with its profile and with policies it has never seen in turn.
+
+    So both meet the machine alike: it may be slower by a third for minutes, and ratios are other ones then.
+    """
     end, at = time.monotonic() + seconds, setting(name, work)
-    path = work / f"{at.stem}.profile.json"
+    path, policies = work / f"{at.stem}.profile.json", test_policies(at, count)
     with Journal(work / f"{at.stem}.jsonl") as journal:
-        most = min(at.seconds, seconds + (Profile.load(path).seconds if path.exists() else 0.0))
-        learn_latency(at.bench, at.graph, profile_key(at.bench, 1, at.task), path, most, lambda *_: None)
-        policies = test_policies(at, count)
-        done = [[r["ratio"] for r in journal.records("session") if tuple(r["choice"]) == p] for p in policies]
-        for policy, ratios in zip(policies, done, strict=True):
-            while len(ratios) < SESSIONS and time.monotonic() < end:
-                timing = at.bench.timing(policy)
-                if timing.quiet >= 0.5:  # a disturbed one is measured again
-                    journal.append("session", choice=list(policy), ratio=timing.ratio, quiet=timing.quiet)
-                    ratios.append(timing.ratio)
-        record(name, Profile.load(path), policies, done)
+        while True:
+            spent = Profile.load(path).seconds if path.exists() else 0.0
+            most = min(at.seconds, spent + TURN)
+            model = learn_latency(at.bench, at.graph, profile_key(at.bench, 1, at.task), path, most, lambda *_: None)
+            turn = min(end, time.monotonic() + (TURN if most < at.seconds else np.inf))
+            for policy in policies:
+                while len(ratios(journal, policy, model)) < SESSIONS and time.monotonic() < turn:
+                    timing = at.bench.timing(policy)
+                    journal.append("session", choice=list(policy), **asdict(timing))
+            whole = all(len(ratios(journal, policy, model)) >= SESSIONS for policy in policies)
+            if time.monotonic() >= end or (whole and most == at.seconds):
+                break
+        record(name, Profile.load(path), policies, [ratios(journal, policy, model) for policy in policies])
+
+
+def ratios(journal: Journal, policy: tuple[int, ...], model: LearnedModel) -> list[float]:
+    """A policy's ratios while the machine was quiet and as fast as for the profile."""
+    known = [r for r in journal.records("session") if tuple(r["choice"]) == policy and r["quiet"] >= QUIET]
+    return [r["ratio"] for r in known if is_usual(r["original_ms"], model.profile.original_ms)]
 
 
 def record(name: str, profile: Profile, policies: list[tuple[int, ...]], done: list[list[float]]) -> None:
@@ -126,7 +141,7 @@ def record(name: str, profile: Profile, policies: list[tuple[int, ...]], done: l
     results.setdefault("predict", {})[name] = {
         "policies": found.count, "mean": found.mean, "worst": found.worst, "spearman": found.spearman,
         "cross_validated": model.errors.mean, "networks_profiled": len(profile.samples),
-        "undisturbed": sum(s.quiet >= QUIET for s in profile.samples),
+        "undisturbed": len(undisturbed(profile.samples)),
         "profile_seconds": profile.seconds, "block": model.block, "original_ms": profile.original_ms,
         "prediction_us": 1e6 * cost,
         "session_noise": float(np.mean(noise)), "cpu": cpu_name(), "runtime": runtime_version(),

@@ -15,7 +15,7 @@ from amc.journal import Journal
 from amc.latency.learned import Sample, errors, features, fit, learn, levels
 from amc.latency.operators import Operator, names, operators, read_events
 from amc.latency.profile import LEAST, LearnedModel, Profile, collect, policies
-from amc.latency.quiet import Reference, Timing
+from amc.latency.quiet import Reference, Timing, Usual
 from amc.pace import CORRECTIONS, MARGIN, Learned, Paced, steps
 from amc.policy import legal_widths
 
@@ -48,7 +48,7 @@ def sampled(widths, block=16, noise=0.0, rng=None) -> Sample:
     total = 0.02 + 1.1 * own.sum()
     full = 0.02 + 1.1 * runtime(FULL, block).sum()
     factor = np.exp(noise * rng.standard_normal()) if rng else 1.0
-    return Sample(tuple(widths), factor * total / full, 1.0, tuple(own.tolist()))
+    return Sample(tuple(widths), factor * total / full, 1.0, ORIGINAL_MS, tuple(own.tolist()))
 
 
 def samples(count: int, block: int = 16, noise: float = 0.0) -> list[Sample]:
@@ -97,6 +97,12 @@ class TestLearning:
         loud = [replace(s, ratio=1.4 * s.ratio, quiet=0.0) if n % 6 == 0 else s for n, s in enumerate(profile.samples)]
         disturbed = LearnedModel(replace(profile, samples=tuple(loud)))
         assert disturbed.predict_all([FULL]) == pytest.approx(model.predict_all([FULL]), rel=0.02)
+
+    def test_only_the_usual_state_of_the_machine_counts(self, profile, model):
+        slow = [replace(s, ratio=1.1 * s.ratio, original_ms=1.5 * ORIGINAL_MS) for s in profile.samples[:50]]
+        both = LearnedModel(replace(profile, samples=(*slow, *profile.samples[50:])))
+        assert both.errors.count == 70
+        assert both.predict_all([FULL]) == pytest.approx(model.predict_all([FULL]), rel=0.01)
 
     def test_what_was_disturbed_may_be_all_that_is_known_of_the_original(self, profile):
         whole = [replace(s, quiet=float(min(np.array(s.widths) < FULL))) for s in profile.samples]
@@ -262,12 +268,27 @@ class TestQuiet:
         assert timing.quiet == 1.0
         assert device.calls > 90
 
-    def test_a_machine_that_stays_loud_is_taken_as_it_is(self):
-        device = Clockwork(range(40, 100_000))
-        reference = Reference(lambda: device.time(1.0, 1.5))
+    def test_a_machine_that_becomes_loud_is_taken_as_it_is(self):
+        device, usual = Clockwork(range(100_000)), Usual()
+        for _ in range(10_000):
+            usual.add(1.0)
+        reference = Reference(lambda: device.time(1.0, 1.5), usual)
         timing = reference.compare(lambda: device.time(0.5, 0.9), 20)
         assert timing.ratio == pytest.approx(0.6)
         assert timing.quiet < 0.25
+
+    def test_a_rare_fast_moment_does_not_make_the_rest_loud(self):
+        device = Clockwork(range(20, 22))
+        reference = Reference(lambda: device.time(1.0, 0.6))
+        timing = reference.compare(lambda: device.time(0.5, 0.3), 20)
+        assert (timing.ratio, timing.quiet, timing.original_ms) == (0.5, 1.0, 1.0)
+
+    def test_a_machine_that_stays_slower_becomes_the_usual_one(self):
+        device, usual = Clockwork(range(100_000)), Usual()
+        for ms in [*[1.0] * 10_000, *[1.5] * 100_000]:
+            usual.add(ms)
+        timing = Reference(lambda: device.time(1.0, 1.5), usual).compare(lambda: device.time(0.5, 0.9), 20)
+        assert (timing.ratio, timing.quiet, timing.original_ms) == (pytest.approx(0.6), 1.0, 1.5)
 
 
 class FakeBench:
@@ -279,7 +300,8 @@ class FakeBench:
 
     def timing(self, widths, sessions=1) -> Timing:
         self.measured += 1
-        return Timing(self.factor * (1 + self.spread * (self.measured % 2)) * sampled(widths).ratio, self.quiet)
+        ratio = self.factor * (1 + self.spread * (self.measured % 2)) * sampled(widths).ratio
+        return Timing(ratio, self.quiet, ORIGINAL_MS)
 
 
 class TestPromise:

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
+from amc.latency.measure import is_usual
 from amc.latency.operators import Operator
 from amc.latency.quiet import QUIET
 
@@ -46,6 +47,8 @@ class Sample:
     """Its time as a share of the original's."""
     quiet: float
     """Share of the rounds in which the machine was quiet."""
+    original_ms: float
+    """What the original took meanwhile."""
     operators: tuple[float, ...]
     """Milliseconds of every operator."""
 
@@ -245,15 +248,25 @@ def _line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
 
 
 def undisturbed(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """What was measured on a quiet machine, if that is enough to learn from; else everything."""
+    """What was measured on a quiet machine while it was as fast as most of the time.
+
+    A rented machine may be slower by a half for hours, evenly: ratios are other ones then.
+    """
     good = [s for s in samples if s.quiet >= QUIET]
+    alike = [[s for s in good if is_usual(s.original_ms, t.original_ms)] for t in good]
+    return max(alike, key=len, default=[])
+
+
+def _to_learn_from(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """The undisturbed ones, where they are enough; else all."""
+    good = undisturbed(samples)
     return good if len(good) >= ENOUGH else samples
 
 
 def learn(found: Sequence[Operator], samples: Sequence[Sample], original_ms: float) -> tuple[Tables, int, Errors]:
     """The model with the block that predicts best, that block, and its errors by cross-validation."""
     full = np.max([s.widths for s in samples], 0).tolist()
-    samples = undisturbed(samples)
+    samples = _to_learn_from(samples)
     measured = np.array([s.ratio for s in samples]) * original_ms
     tried = {block: errors(_held_out(found, samples, original_ms, block, full), measured) for block in BLOCKS}
     block = min(tried, key=lambda b: tried[b].mean)

@@ -22,7 +22,7 @@ from amc.latency.quiet import Reference, Timing, timed
 from amc.latency.session import Inputs, Runner, denormals_as_zero
 from amc.resources import FileLayout
 
-ROUNDS = 30
+ROUNDS = 20
 
 
 class LatencyProbe:
@@ -44,19 +44,10 @@ class LatencyProbe:
         with denormals_as_zero():
             fastest = min(time_call(runner, inputs, 1) for _ in range(WARMUP))
         self._calls = max(1, int(np.ceil(LEAST_MS / fastest)))
-        self._reference = Reference(timed(runner, inputs, self._calls), original_ms or np.inf)
+        self._reference = Reference(timed(runner, inputs, self._calls))
         self._file = original
-        self.original_ms = original_ms or self._reference.best
-
-    @property
-    def best_ms(self) -> float:
-        """What the original has taken at its best so far."""
-        return self._reference.best
-
-    def knows(self, original_ms: float) -> None:
-        """``original_ms`` is what the original takes; the machine is quiet where it is about as fast as that."""
-        self.original_ms = original_ms
-        self._reference.best = min(self._reference.best, original_ms)
+        self.original_ms = original_ms or self._reference.usual.ms
+        """What a ratio of 1 stands for."""
 
     def cut(self, kept: Kept) -> bytes:
         """The ONNX model whose sites keep these channels."""
@@ -85,7 +76,7 @@ class LatencyProbe:
     def afresh(self, model: bytes) -> Timing:
         """An ONNX model beside the original in a new session: sessions differ by some per cent."""
         call = timed(Runner(self._file, self._threads), self._inputs, self._calls)
-        reference = Reference(call, self._reference.best)
+        reference = Reference(call, self._reference.usual)
         return reference.compare(timed(Runner(model, self._threads), self._inputs, self._calls), ROUNDS)
 
     def profile(self, model: bytes, known: Mapping[str, int]) -> NDArray[np.float64]:

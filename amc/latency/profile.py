@@ -18,12 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from amc.errors import LatencyError
 from amc.files import write_json
-from amc.latency.learned import Errors, Sample, Tables, learn
+from amc.latency.learned import Errors, Sample, Tables, learn, undisturbed
 from amc.latency.operators import Operator
-from amc.latency.quiet import QUIET
 
 Floats = NDArray[np.float64]
-VERSION = 1
+VERSION = 2
 LEAST, MOST = 24, 200
 """Networks to measure."""
 GOOD_ENOUGH = 0.006
@@ -76,13 +75,18 @@ class Profile:
         found = tuple(_operator_from_json(op, len(sites)) for op in value["operators"])
         samples = tuple(
             Sample(
-                tuple(map(int, s["widths"])), float(s["ratio"]), float(s["quiet"]), tuple(map(float, s["operators"]))
+                tuple(map(int, s["widths"])),
+                float(s["ratio"]),
+                float(s["quiet"]),
+                float(s["original_ms"]),
+                tuple(map(float, s["operators"])),
             )
             for s in value["samples"]
         )
         ms, seconds = float(value["original_ms"]), float(value["seconds"])
-        numbers = [ms, seconds, *(x for s in samples for x in (s.ratio, s.quiet, *s.operators))]
-        if not np.isfinite(numbers).all() or min(ms, *(s.ratio for s in samples), 1.0) <= 0 or len(sites) != len(full):
+        numbers = [ms, seconds, *(x for s in samples for x in (s.ratio, s.quiet, s.original_ms, *s.operators))]
+        positive = [ms, *(x for s in samples for x in (s.ratio, s.original_ms))]
+        if not np.isfinite(numbers).all() or min(positive) <= 0 or len(sites) != len(full):
             raise ValueError
         if any(len(s.widths) != len(sites) or len(s.operators) != len(found) for s in samples):
             raise ValueError
@@ -140,8 +144,7 @@ def collect(
             note, checked = f", error {100 * error.mean:.1f} %", count
             if error.mean <= GOOD_ENOUGH:
                 break
-        undisturbed = sum(sample.quiet >= QUIET for sample in profile.samples)
-        most = seconds if undisturbed >= LEAST else 2 * seconds
+        most = seconds if len(undisturbed(profile.samples)) >= LEAST else 2 * seconds
         if count >= MOST or (profile.seconds >= most and count >= LEAST):
             break
         profile = replace(profile, samples=(*profile.samples, measure(widths)), seconds=clock() - start)

@@ -2,7 +2,8 @@
 
 Other programs, and on rented machines other tenants, slow everything down by up to a half for seconds at a time, and
 not every network alike: a ratio that was taken meanwhile is off by up to a tenth. So every call is enclosed by calls of
-the original, and counts when both were about as fast as the original has ever been.
+the original, and counts when both were about as fast as the original usually is. Usual is the 10th percentile and not
+the best ever: a machine that was fast for one moment of the day is not loud for the rest of it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from amc.latency.measure import LOUD, WARMUP, time_call
+from amc.latency.measure import WARMUP, is_usual, time_call
 from amc.latency.session import Inputs, Runner, denormals_as_zero
 
 PATIENCE = 5.0
 """Most seconds to wait for a quiet moment; on the whole, no longer than measuring takes."""
 QUIET = 0.5
 """Share of quiet rounds from which a measurement is undisturbed."""
+MEMORY = 60e3
+"""Milliseconds after which a call counts a third: a machine that stays slower is at last taken as it is."""
+_BINS = np.geomspace(1e-3, 1e6, 4200)
 Call = Callable[[], float]
 """One timed inference: its milliseconds."""
 
@@ -31,30 +35,55 @@ class Timing:
     """To the original."""
     quiet: float
     """Share of the rounds that are from a quiet machine: 1, but for a machine that was never quiet."""
+    original_ms: float
+    """What the original took meanwhile."""
+
+
+class Usual:
+    """What the original usually takes: the 10th percentile of the time it ran, the last minutes counting most."""
+
+    def __init__(self) -> None:
+        self._spent = np.zeros(len(_BINS))
+
+    def add(self, ms: float) -> None:
+        """One more call."""
+        self._spent *= np.exp(-ms / MEMORY)
+        self._spent[min(int(np.searchsorted(_BINS, ms)), len(_BINS) - 1)] += ms
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds, to half a per cent."""
+        passed = np.cumsum(self._spent)
+        return float(_BINS[np.searchsorted(passed, 0.1 * passed[-1])])
 
 
 class Reference:
     """The original, which tells how fast the machine is just now."""
 
-    def __init__(self, call: Call, best: float = np.inf) -> None:
-        """``best``: milliseconds of the fastest call of an earlier session."""
+    def __init__(self, call: Call, known: Usual | None = None) -> None:
+        """``known``: what its earlier sessions took; this one's calls are added."""
         self._call, self._patience = call, 1e3 * PATIENCE / 5
+        self.usual = known or Usual()
         with denormals_as_zero():
-            self.best = min(best, *(call() for _ in range(WARMUP if best < np.inf else 3 * WARMUP)))
+            for number in range(WARMUP if known else 4 * WARMUP):
+                if number < WARMUP:  # the first calls of a session are slow
+                    call()
+                else:
+                    self()
 
     def __call__(self) -> float:
         ms = self._call()
-        self.best = min(self.best, ms)
+        self.usual.add(ms)
         return ms
 
     def is_quiet(self, ms: float) -> bool:
-        """Whether a time of the original is near its best."""
-        return ms <= LOUD * self.best
+        """Whether a time of the original is the usual one."""
+        return bool(is_usual(ms, self.usual.ms))
 
     def enclosed(self, work: Callable[[], None], wanted: int) -> Iterator[tuple[float, bool]]:
         """Do ``work`` between two calls of the original, until it was quiet ``wanted`` times or patience is at its end.
 
-        Gives after each what the original then took, and whether that and the one before were quiet.
+        Gives after each what the two took on average, and whether both were quiet.
         """
         done, spent = 0, 0.0
         before = self()
@@ -68,28 +97,29 @@ class Reference:
             quiet = self.is_quiet(after)
             done += quiet
             spent += after
-            yield after, quiet
+            yield (before + after) / 2, quiet
             before = after
         for _ in range(wanted - done):  # better a disturbed time than none
             work()
             spent += (after := self())
-            yield after, False
+            yield (before + after) / 2, False
+            before = after
         self._patience = min(1e3 * PATIENCE, max(0.0, self._patience) + spent)
 
     def compare(self, call: Call, rounds: int) -> Timing:
-        """The ratio of the 10th percentiles over quiet rounds; over all, where fewer than a quarter were quiet."""
+        """The median of the ratios to the enclosing calls over quiet rounds; over all, where under a quarter were.
+
+        It repeats better from session to session than a ratio of percentiles.
+        """
         own: list[float] = []
         with denormals_as_zero():
             for _ in range(WARMUP):
                 call()
-            after = list(self.enclosed(lambda: own.append(call()), rounds))
-        times = np.array([(mine, original) for mine, (original, _) in zip(own, after, strict=True)])
-        quiet = np.array([q for _, q in after])
+            around = list(self.enclosed(lambda: own.append(call()), rounds))
+        mine, (original, quiet) = np.array(own), (np.array(x) for x in zip(*around, strict=True))
         share = min(1.0, float(quiet.sum()) / rounds)
-        if share >= 0.25:
-            times = times[quiet]
-        mine, original = np.percentile(times, 10, axis=0)
-        return Timing(float(mine / original), share)
+        counted = quiet if share >= 0.25 else np.ones(len(quiet), bool)
+        return Timing(float(np.median((mine / original)[counted])), share, float(np.median(original[counted])))
 
 
 def timed(runner: Runner, inputs: Inputs, calls: int = 1) -> Call:
