@@ -9,6 +9,12 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("amc", deadline=None, derandomize=True, database=None, max_examples=25)
 settings.load_profile("amc")
+LONG = ("test_ray.py", "test_batch.py", "test_promise.py", "test_search.py", "test_run.py", "test_kill.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take minutes come first: at the end one of them would keep one process busy and the other idle."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session", autouse=True)
