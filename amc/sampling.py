@@ -1,9 +1,8 @@
 """Which images a race reads first, and what those that were read say of all.
 
-Most images hardly tell two policies apart: both get them right. On ResNet-20 at half its MACs, the fifth of the images
-with the largest losses holds 77 to 90 % of the squared difference between two policies. So images are read in an order
-that prefers such ones, and each counts by how likely it was to be read: sequential Poisson sampling (Ohlsson 1998,
-Journal of Official Statistics 14) with Hájek's estimator of the mean.
+Most images hardly tell two policies apart: both get them right. So images are read in an order that prefers those with
+large losses, and each counts by how likely it was to be read: sequential Poisson sampling (Ohlsson 1998, Journal of
+Official Statistics 14) with Hájek's estimator of the mean.
 """
 
 from __future__ import annotations

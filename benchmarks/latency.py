@@ -105,13 +105,14 @@ def predict(name: str, work: Path, seconds: float, count: int) -> None:
             spent = Profile.load(path).seconds if path.exists() else 0.0
             most = min(at.seconds, spent + TURN)
             model = learn_latency(at.bench, at.graph, profile_key(at.bench, 1, at.task), path, most, lambda *_: None)
-            turn = min(end, time.monotonic() + (TURN if most < at.seconds else np.inf))
+            grown = model.profile.seconds > spent
+            turn = min(end, time.monotonic() + (TURN if grown else np.inf))
             for policy in policies:
                 while len(ratios(journal, policy, model)) < SESSIONS and time.monotonic() < turn:
                     timing = at.bench.timing(policy)
                     journal.append("session", choice=list(policy), **asdict(timing))
             whole = all(len(ratios(journal, policy, model)) >= SESSIONS for policy in policies)
-            if time.monotonic() >= end or (whole and most == at.seconds):
+            if time.monotonic() >= end or (whole and not grown):
                 break
         record(name, Profile.load(path), policies, [ratios(journal, policy, model) for policy in policies])
 

@@ -190,6 +190,8 @@ class TestProfile:
             lambda d: d.update(original_ms="x"),
             lambda d: d["samples"][0].update(widths=[1]),
             lambda d: d["samples"][0].update(ratio=-1),
+            lambda d: d["samples"][0].update(original_ms=0),
+            lambda d: d["samples"][0].pop("original_ms"),
             lambda d: d["operators"][0].update(inputs=[[1], 0]),
             lambda d: d.update(samples=3),
         ],
@@ -200,6 +202,13 @@ class TestProfile:
         change(content)
         (tmp_path / "p.json").write_text(json.dumps(content))
         with pytest.raises(LatencyError, match="is not a latency profile"):
+            Profile.load(tmp_path / "p.json")
+
+    def test_one_of_another_version_says_so(self, profile, tmp_path):
+        profile.save(tmp_path / "p.json")
+        content = json.loads((tmp_path / "p.json").read_text())
+        (tmp_path / "p.json").write_text(json.dumps({**content, "version": 1}))
+        with pytest.raises(LatencyError, match=r"p.json: it has version 1, and this amc reads version 2\. Delete it"):
             Profile.load(tmp_path / "p.json")
 
     def test_an_interrupted_one_goes_on_where_it_was(self, profile):

@@ -253,8 +253,11 @@ def undisturbed(samples: Sequence[Sample]) -> Sequence[Sample]:
     A rented machine may be slower by a half for hours, evenly: ratios are other ones then.
     """
     good = [s for s in samples if s.quiet >= QUIET]
-    alike = [[s for s in good if is_usual(s.original_ms, t.original_ms)] for t in good]
-    return max(alike, key=len, default=[])
+    if not good:
+        return []
+    took = np.array([s.original_ms for s in good])
+    alike = is_usual(took, took[:, None])  # [state, network]
+    return [s for s, one in zip(good, alike[alike.sum(1).argmax()], strict=True) if one]
 
 
 def _to_learn_from(samples: Sequence[Sample]) -> Sequence[Sample]:

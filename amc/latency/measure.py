@@ -1,11 +1,11 @@
 """Measuring latency so that a noisy machine does not decide: all models in turn, in random order, many rounds.
 
-The minimum is what the machine can do; the 10th percentile is what is reported as a time, since it repeats better.
+The minimum is what the machine can do; the 10th percentile is what is reported, since it repeats better.
 
 Rounds come in blocks. Every block has sessions of its own, since where memory falls makes one and the same model a
-per cent faster or slower for as long as its session lives. A block gives one ratio to the baseline: the median over its
-rounds, since what slows the machine slows the calls of a round alike. The ratio is the geometric mean over blocks, its
-interval Student's t over their logarithms. Rounds within a block are alike and are not counted as independent.
+per cent faster or slower for as long as its session lives. A block gives one ratio to the baseline, of 10th
+percentiles; the ratio is the geometric mean over blocks, its interval Student's t over their logarithms. Rounds within
+a block are alike and are not counted as independent.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ WARMUP, ROUNDS, LEAST_ROUNDS, LEAST_BLOCKS = 10, 40, 3, 6
 LEAST_MS = 0.2
 FINE = time.get_clock_info("process_time").resolution < 1e-5
 """Whether the system tells precisely enough how long a process had the processor; Windows does not."""
+USUAL = 0.1
+"""The quantile of a network's times that tells what it usually takes: a few lucky moments do not move it."""
 LOUD = 1.12
 """How much slower or faster than usual a network may be on a quiet machine; its sessions differ by some per cent."""
 
@@ -51,7 +53,7 @@ class Measurement:
     rounds: int
     threads: int
     logs: NDArray[np.float64]
-    """Logarithm of every block's ratios to the baseline, ``[B, M]``."""
+    """Logarithm of every block's 10th percentile in ms, ``[B, M]``."""
 
     @property
     def spread(self) -> float:
@@ -144,15 +146,10 @@ def _ratios(logs: NDArray[np.float64], baseline: int) -> NDArray[np.float64]:
     return ratios
 
 
-def usual(times: NDArray[np.float64]) -> float:
-    """What a network takes when nothing disturbs it: the 10th percentile, which a few lucky moments do not move."""
-    return float(np.percentile(times, 10))
-
-
-def is_usual(ms: ArrayLike, at: float) -> NDArray[np.bool_]:
+def is_usual(ms: ArrayLike, at: ArrayLike) -> NDArray[np.bool_]:
     """Which times are of a quiet machine, when ``at`` is the usual one."""
-    times = np.asarray(ms)
-    found: NDArray[np.bool_] = (times <= LOUD * at) & (times >= at / LOUD)
+    times, around = np.asarray(ms, np.float64), np.asarray(at, np.float64)
+    found: NDArray[np.bool_] = (times <= LOUD * around) & (times >= around / LOUD)
     return found
 
 
@@ -162,7 +159,7 @@ def _quiet(blocks: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
     What slows a machine for a while, other programs or other tenants, does not slow all networks alike. A machine
     without enough quiet blocks is taken as it is.
     """
-    at = usual(np.concatenate([block[:, 0] for block in blocks]))
+    at = float(np.quantile(np.concatenate([block[:, 0] for block in blocks]), USUAL))
     kept = [block[is_usual(block[:, 0], at)] for block in blocks]
     good = [own for own, block in zip(kept, blocks, strict=True) if 4 * len(own) >= len(block)]
     return good if len(good) >= LEAST_BLOCKS else blocks
@@ -171,7 +168,7 @@ def _quiet(blocks: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
 def _measurement(names: list[str], blocks: list[NDArray[np.float64]], threads: int) -> Measurement:
     """The summary of blocks ``[R, M]``."""
     blocks = _quiet(blocks)
-    logs = np.stack([np.median(np.log(block / block[:, :1]), 0) for block in blocks])
+    logs = np.log([np.percentile(block, 10, axis=0) for block in blocks])
     ratios, rounds = _ratios(logs, 0).T.tolist(), np.concatenate(blocks)
     found = {
         name: Latency(

@@ -63,14 +63,18 @@ class Profile:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise LatencyError(f"cannot read the profile {path}: {error.strerror}.") from None
+        except LatencyError as error:
+            raise LatencyError(f"cannot use the profile {path}: {error}. Delete it, and measure anew.") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise LatencyError(f"{path} is not a latency profile: make one with amc profile --out {path}.") from None
 
     @classmethod
     def from_json(cls, value: Any) -> Profile:
         """The profile in plain values."""
-        if value["format"] != "amc-profile" or value["version"] != VERSION:
+        if value["format"] != "amc-profile":
             raise ValueError
+        if value["version"] != VERSION:
+            raise LatencyError(f"it has version {value['version']!r}, and this amc reads version {VERSION}")
         sites, full = tuple(map(str, value["sites"])), tuple(map(int, value["full"]))
         found = tuple(_operator_from_json(op, len(sites)) for op in value["operators"])
         samples = tuple(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from amc.latency.measure import WARMUP, is_usual, time_call
+from amc.latency.measure import USUAL, WARMUP, is_usual, time_call
 from amc.latency.session import Inputs, Runner, denormals_as_zero
 
 PATIENCE = 5.0
@@ -22,7 +22,7 @@ QUIET = 0.5
 """Share of quiet rounds from which a measurement is undisturbed."""
 MEMORY = 60e3
 """Milliseconds after which a call counts a third: a machine that stays slower is at last taken as it is."""
-_BINS = np.geomspace(1e-3, 1e6, 4200)
+_BINS = np.geomspace(1e-3, 1e5, 1850)  # a per cent apart; few, since they pass through the caches between calls
 Call = Callable[[], float]
 """One timed inference: its milliseconds."""
 
@@ -52,9 +52,9 @@ class Usual:
 
     @property
     def ms(self) -> float:
-        """Milliseconds, to half a per cent."""
+        """Milliseconds, to a per cent."""
         passed = np.cumsum(self._spent)
-        return float(_BINS[np.searchsorted(passed, 0.1 * passed[-1])])
+        return float(_BINS[np.searchsorted(passed, USUAL * passed[-1])])
 
 
 class Reference:
@@ -109,7 +109,7 @@ class Reference:
     def compare(self, call: Call, rounds: int) -> Timing:
         """The median of the ratios to the enclosing calls over quiet rounds; over all, where under a quarter were.
 
-        It repeats better from session to session than a ratio of percentiles.
+        With the few rounds of one session it repeats better than a ratio of percentiles.
         """
         own: list[float] = []
         with denormals_as_zero():
