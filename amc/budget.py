@@ -21,8 +21,11 @@ from amc.errors import BudgetError
 from amc.policy import Choice
 from amc.resources import CostModel, Floats
 
-UNITS = {"macs": "MACs", "params": "parameters", "size": "bytes", "memory": "bytes", "latency": "ms"}
-_FIELDS = {"flops": "macs", "params": "params", "size": "size", "memory": "memory", "latency": "latency"}
+UNITS = {
+    "macs": "MACs", "params": "parameters", "size": "bytes", "memory": "bytes", "latency": "ms",
+    "branches": "residual branches",
+}  # fmt: skip
+_FIELDS = {"flops": "macs", **{name: name for name in UNITS if name != "macs"}}
 _COUNT = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
 _MILLISECONDS = {"US": 1e-3, "MS": 1.0, "S": 1e3}
@@ -47,10 +50,12 @@ class Budget:
     """Bytes of activations alive at once."""
     latency: float | str | None = None
     """Time of one inference on ONNX Runtime; absolute with its unit only ("3ms", "800us")."""
+    branches: float | str | None = None
+    """Residual branches that are left; the others are removed whole."""
 
     @classmethod
     def from_config(cls, config: BudgetConfig) -> Budget:
-        return cls(config.flops, config.params, config.size, config.memory, config.latency)
+        return cls(config.flops, config.params, config.size, config.memory, config.latency, config.branches)
 
     def limits(self, original: Mapping[str, float]) -> dict[str, float]:
         """Absolute limits by resource, given what the original costs. Raises BudgetError."""
@@ -58,6 +63,8 @@ class Budget:
         for field, resource in _FIELDS.items():
             value = getattr(self, field)
             if value is not None:
+                if resource not in original and resource == "branches":
+                    raise BudgetError("--branches: no residual branch of this network can be removed whole.")
                 if resource not in original:
                     raise BudgetError(f"--{field} cannot be used here: nothing tells the {resource} of a policy.")
                 found[resource] = parse_limit(field, value, original[resource])
@@ -172,7 +179,7 @@ class Space:
         return max(w for w, ms in zip(settings, times, strict=True) if w in allowed and w >= setting and ms <= most)
 
     def fit(self, shares: ArrayLike) -> Choice:
-        """The policy near the budget whose widths are in the proportions ``shares [S]``, above 0.
+        """The policy near the budget whose widths are in the proportions ``shares [S]``, 0 only for what is removed.
 
         All shares are scaled by one number, the largest that fits; what the rounding leaves is then given to
         the sites that lost most by it. With equal shares this is the uniform policy.
@@ -208,7 +215,8 @@ class Space:
     def _scaled(self, wanted: Floats) -> NDArray[np.int64]:
         """The policies ``[K, S]`` in the proportions ``wanted [S]``, ascending: all that some scale gives."""
         # the widths change only where a scaled one meets a setting: these scales are all there is to try
-        scales = np.unique(np.concatenate([np.array(s) / w for s, w in zip(self.settings, wanted, strict=True)]))
+        met = [np.array(s) / w for s, w in zip(self.settings, wanted, strict=True) if w > 0]
+        scales = np.unique(np.concatenate(met)) if met else np.ones(1)
         places = [
             np.searchsorted(s, w * scales + 1e-9, side="right") - 1 for s, w in zip(self.settings, wanted, strict=True)
         ]

@@ -27,9 +27,11 @@ from typing import Any
 from safetensors.torch import save
 from torch import nn
 
-from amc.errors import BundleError, first_line
+from amc.channels import Kept
+from amc.drift import find_joins
+from amc.errors import BundleError, PolicyError, first_line
 from amc.files import replacing, write_json
-from amc.graph import build_graph
+from amc.graph import Graph, build_graph, consumers
 from amc.nested import Nested
 from amc.policy import Policy
 from amc.program import read_program
@@ -126,9 +128,25 @@ def apply(model: nn.Module, policy: Policy | str | Path, example: Nested | None 
     was_training = model.training
     own = prepared(twin(unwrapped(model))).eval()
     policy.check(own)
-    graph = build_graph(own, policy.example() if example is None else example)
-    Dresser(own, graph.layers).dress(policy.kept(graph))
+    example = policy.example() if example is None else example
+    graph = build_graph(own, example)
+    kept = policy.kept(graph)
+    _check_removed(own, graph, kept, example)
+    Dresser(own, graph.layers).dress(kept)
     return copy.deepcopy(own).train(was_training)
+
+
+def _check_removed(model: nn.Module, graph: Graph, kept: Kept, example: Nested) -> None:
+    """Raise PolicyError where a site that keeps nothing is no residual branch: nothing would pass by it."""
+    removed = [number for number, channels in enumerate(kept) if not len(channels)]
+    if not removed:
+        return
+    layers = {x.name: x for number in removed for x in consumers(graph, number)}
+    joins = find_joins(model, {name: x for name, x in layers.items() if not x.kind.startswith("parameter")}, example)
+    for number in removed:
+        readers = [x.name for x in consumers(graph, number)]
+        if not readers or not all(name in joins for name in readers):
+            raise PolicyError(f"nothing is left of '{graph.sites[number].name}', which is no residual branch.")
 
 
 def load(folder: str | Path, model: nn.Module | None = None, example: Nested | None = None) -> nn.Module:

@@ -84,6 +84,12 @@ class BudgetConfig:
         "time of one inference on ONNX Runtime, measured: a share (0.5) or a time (3ms, 800us)",
         "--latency",
     )
+    branches: str | None = option(
+        None,
+        "residual branches that are left, a share or a number: the others are removed whole (for --int8 above all, "
+        "where time goes with operators, not with widths)",
+        "--branches",
+    )
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 from amc import bundle, nested
+from amc.branches import find_branches
 from amc.budget import UNITS, Space, told
+from amc.channels import Kept
 from amc.errors import BundleError, ExportError
-from amc.export import Parity, check_parity, check_program, count_onnx_macs, export_onnx
+from amc.export import Parity, check_parity, check_program, count_onnx_macs, export_pruned, read_onnx
 from amc.files import replacing, sweep, write_json, write_text
 from amc.finetune import train
+from amc.graph import Graph
 from amc.latency import Measurement, Runner, measure, onnx_metric
 from amc.latency.int8 import fastest
 from amc.pace import Pace
@@ -24,6 +27,7 @@ from amc.problem import Problem, recorded
 from amc.program import read_program, write_program
 from amc.record import Record
 from amc.result import Result
+from amc.surgery import ghosts
 from amc.task import evaluate
 from amc.trace import trace
 
@@ -68,11 +72,11 @@ class Delivery:
             train(model, record.task, plan, record.task.model, checkpoint, observe)
         return model
 
-    def export(self, model: nn.Module) -> Parity:
+    def export(self, model: nn.Module, graph: Graph, kept: Kept) -> Parity:
         """Write model.onnx and see that ONNX Runtime computes what torch does."""
         record = self.record
         path, search = record.folder / "model.onnx", record.task.splits.search
-        export_onnx(model, record.task.example, path)
+        export_pruned(model, record.task.example, path, graph, kept)
         inputs, _ = search.fetch(torch.arange(min(PARITY_SAMPLES, len(search))))
         return check_parity(model.cpu(), inputs, Runner(path))
 
@@ -90,18 +94,21 @@ class Delivery:
         write_text(path, json.dumps(program, separators=(",", ":")))
         return None
 
-    def prove(self, space: Space, model: nn.Module) -> list[dict[str, Any]]:
+    def prove(self, space: Space, model: nn.Module, graph: Graph, kept: Kept) -> list[dict[str, Any]]:
         """Hold every limit against what was exported."""
         record = self.record
         path, traced = record.folder / "model.onnx", trace(model.cpu(), nested.to(record.task.example, "cpu"))
-        counted = count_onnx_macs(path, record.task.example)
-        how = "counted in model.onnx" if counted >= traced.macs else "traced in the pruned network"
+        counted, unheard = count_onnx_macs(path, record.task.example), ghosts(graph.layers, kept)
+        whole = counted >= traced.macs or unheard  # of removed branches torch runs one channel
+        parameters = [p for name, p in model.named_parameters() if name.rpartition(".")[0] not in unheard]
         found = {
-            "macs": (max(counted, traced.macs), how),
+            "macs": (counted, "counted in model.onnx") if whole else (traced.macs, "traced in the pruned network"),
             "size": (path.stat().st_size, "bytes of model.onnx"),
-            "params": (sum(p.numel() for p in model.parameters()), "counted in the pruned network"),
+            "params": (sum(p.numel() for p in parameters), "counted in the pruned network"),
             "memory": (traced.peak, "traced in the pruned network"),
         }
+        if "branches" in space.limits:
+            found["branches"] = (len(find_branches(read_onnx(path), graph)), "counted in model.onnx")
         proof = []
         for resource, limit in space.limits.items():
             if resource == "latency":  # measured after this, see `promised`

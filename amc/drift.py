@@ -38,7 +38,7 @@ from amc.graph import Graph
 from amc.memory import Memory
 from amc.nested import Nested
 from amc.reconstruct import RIDGE, Taps, choose_positions, find_taps, outputs_at, outputs_fit, rows_at, solvable
-from amc.surgery import twin
+from amc.surgery import ghosts, twin
 from amc.task import Task
 
 SAMPLES, ROWS = 1024, 24576
@@ -106,12 +106,13 @@ class Drift:
         watch = _Operators(self._streams)
         channels = [k.tobytes() for k in kept]
         norms = {x.name: network.get_submodule(x.norm) for x in self._layers.values() if x.norm}
-        cut = False
+        cut, gone = False, ghosts(list(self._layers.values()), kept)
 
         def visit(layer: Layer, module: Any, x: Tensor) -> None:
             nonlocal cut
             outputs = None if layer.output is None else torch.from_numpy(layer.output.kept(kept)).to(x.device)
-            if cut and layer.name in self._outputs:  # a cut network may call layers that the original did not
+            there = layer.name in self._outputs  # a cut network may call layers that the original did not
+            if cut and there and layer.name not in gone:
                 norm = self._norm(norms, layer, outputs)
                 known = (layer.name, halved, *(channels[site] for site in self._before[layer.name]))
                 if known not in self._solved:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from amc.policy import Choice
 from amc.reconstruct import Moments, Reconstructor, elements, lost_variances
 from amc.sampling import Sampling
 from amc.sensitivity import Sensitivity, sensitivities
-from amc.surgery import Dresser, weight_of
+from amc.surgery import Dresser, silence, weight_of
 from amc.task import Task, batches
 from amc.task.data import hold
 
@@ -137,7 +138,22 @@ class Evaluator:
         left = taps * (int((~mine).sum()) + widths * int(mine.sum()) // widths[-1])
         if own is None:
             return (lost.sum(0) / lost[:, 0].sum()).nan_to_num()[left].double().cpu() * usual
-        return (own.channels.to(lost) @ lost)[left].double().cpu()
+        errors = (own.channels.to(lost) @ lost)[left].double().cpu()
+        if mine.all():  # without any of its inputs a layer is a branch that is gone, its mean too
+            errors[0] += float(own.channels.double().cpu() @ self._offset(layer, moments) ** 2)
+        return errors
+
+    def _offset(self, layer: Layer, moments: Moments) -> Tensor:
+        """What a layer adds to its stream on average, before the BatchNorm behind it ``[C]``."""
+        module: Any = self._task.model.get_submodule(layer.name)
+        mean: Tensor = weight_of(self._task.model, layer).flatten(1).double() @ moments.mean.double()
+        mean = mean if module.bias is None else mean + module.bias.detach().double()
+        if layer.norm is None:
+            return mean.cpu()
+        norm: Any = self._task.model.get_submodule(layer.norm)
+        shift = 0.0 if norm.bias is None else norm.bias.detach() * (norm.running_var + norm.eps).sqrt() / _away(norm)
+        offset: Tensor = mean - norm.running_mean.double() + shift
+        return offset.cpu()
 
     def pruned(self, choice: Choice) -> nn.Module:
         """The refined network as a module of its own, trainable."""
@@ -145,6 +161,7 @@ class Evaluator:
         wanted = {name: p.requires_grad for name, p in self._task.model.named_parameters()}
         for name, parameter in own.named_parameters():
             parameter.requires_grad_(wanted[name])
+        silence(own, self._graph.layers, self.kept(choice))
         return own
 
     def __call__(self, choice: Choice) -> Score:
@@ -238,6 +255,13 @@ class Evaluator:
             for module, momentum in zip(self._norms, saved, strict=True):
                 module.momentum = momentum
                 module.eval()
+
+
+def _away(norm: Any) -> Tensor:
+    """A BatchNorm's factors, none of them nearly 0."""
+    weight: Tensor = norm.weight.detach()
+    least = 1e-2 * float(weight.abs().max())
+    return torch.where(weight.abs() < least, least, weight)
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from amc import nested
-from amc.channels import Axis, Layer
+from amc.branches import find_branches, owner, remove
+from amc.channels import Axis, Kept, Layer
 from amc.errors import ExportError, first_line
 from amc.files import replacing
 from amc.graph import Graph
 from amc.nested import Nested
 from amc.program import arguments, quiet, why
 from amc.resources import FileLayout, StoredTensor
-from amc.surgery import axes_of, own_tensors
+from amc.surgery import axes_of, own_tensors, wake
 
 _TRANSIENT = ("metadata_props", "doc_string")
 _LARGEST = 2**31  # bytes; what protobuf serialises
@@ -65,6 +66,26 @@ def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
 
 
+def export_pruned(model: nn.Module, example: Nested, path: Path, graph: Graph, kept: Kept) -> None:
+    """Write a network that wears ``kept``, without the branches of sites that keep nothing. Raises ExportError."""
+    removed = [number for number, channels in enumerate(kept) if not len(channels)]
+    if not removed:
+        export_onnx(model, example, path)
+        return
+    whole = copy.deepcopy(model)
+    wake(whole, graph.layers, kept)  # tensors of zeros are alike, and exporters keep one of those that are
+    with replacing(path) as temporary:
+        export_onnx(whole, example, temporary)
+        proto = onnx.load(str(temporary))
+        found = [branch for branch in find_branches(proto, graph) if branch.site in removed]
+        if len(found) < len(removed):
+            lacking = sorted({*removed} - {branch.site for branch in found})
+            names = ", ".join(graph.sites[number].name for number in lacking)
+            raise ExportError(f"{names}: nothing is left of a site that is no residual branch of its own.")
+        remove(proto, found)
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+
+
 def _strip(proto: Any) -> None:
     graph = proto.graph
     del graph.value_info[:]
@@ -95,11 +116,11 @@ def file_layout(path: Path, graph: Graph, model: nn.Module) -> FileLayout:
     groups = {n.input[1]: _attribute(n, "group", 1) for n in proto.graph.node if n.op_type == "Conv"}
     tensors = []
     for tensor in proto.graph.initializer:
-        owner, dims = _owner(tensor.name, layers), tuple(tensor.dims)
+        layer, dims = owner(tensor.name, layers), tuple(tensor.dims)
         axes = known.get((tensor.name, dims)) or contents.get((_content(numpy_helper.to_array(tensor)), dims))
-        per_group = dims[0] // groups.get(tensor.name, 1) if owner is not None and owner.by_group and dims else 0
-        tensors.append(_stored(tensor, axes or _folded(dims, owner), per_group))
-    return FileLayout(path.stat().st_size, proto.graph.ByteSize(), tuple(tensors))
+        per_group = dims[0] // groups.get(tensor.name, 1) if layer is not None and layer.by_group and dims else 0
+        tensors.append(_stored(tensor, axes or _folded(dims, layer), per_group))
+    return FileLayout(path.stat().st_size, proto.graph.ByteSize(), tuple(tensors), find_branches(proto, graph))
 
 
 def _attribute(node: Any, name: str, default: int) -> int:
@@ -145,21 +166,12 @@ def _stored(tensor: Any, axes: Axes, per_group: int) -> StoredTensor:
     dims = tuple(tensor.dims)
     itemsize = max(1, len(tensor.raw_data) // max(1, int(np.prod(dims))))
     prefixes = sum(_varint(d) for d in dims) + _varint(len(tensor.raw_data))
-    return StoredTensor(dims, tuple(axes), itemsize, tensor.ByteSize() - len(tensor.raw_data) - prefixes, per_group)
+    fixed = tensor.ByteSize() - len(tensor.raw_data) - prefixes
+    return StoredTensor(dims, tuple(axes), itemsize, fixed, per_group, tensor.name)
 
 
 def _varint(value: int) -> int:
     return max(1, -(-value.bit_length() // 7))
-
-
-def _owner(name: str, layers: Mapping[str, Layer]) -> Layer | None:
-    """The layer whose tensor this is: 'layer1.0.conv1.weight' and the folded 'layer1.0.conv1.weight_bias'."""
-    parts = name.split(".")
-    for length in range(len(parts), 0, -1):
-        layer = layers.get(".".join(parts[:length]))
-        if layer is not None:
-            return layer
-    return None
 
 
 @dataclass(frozen=True)

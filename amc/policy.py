@@ -25,7 +25,7 @@ from amc.nested import Nested, Signature
 VERSION = 1
 
 Choice = tuple[int, ...]
-"""One setting per site, in the sites' order. For a channel group: the channels kept."""
+"""One setting per site, in the sites' order. For a channel group: the channels kept; 0 removes a residual branch."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ def _setting(name: str, entry: Any) -> Setting:
     width, of, kept = entry.get("width"), entry.get("of"), entry.get("kept")
     if not isinstance(width, int) or not isinstance(of, int) or not isinstance(kept, list):
         raise PolicyError(f"site {name!r} needs whole numbers for width and of, and a list for kept.")
-    if width < 1 or any(type(k) is not int for k in (width, of, *kept)):
-        raise PolicyError(f"site {name!r} needs whole numbers, and a width of at least 1.")
-    if len(kept) != width or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= of:
+    if width < 0 or any(type(k) is not int for k in (width, of, *kept)):
+        raise PolicyError(f"site {name!r} needs whole numbers, and a width of at least 0.")
+    if len(kept) != width or kept != sorted(set(kept)) or any(k < 0 or k >= of for k in kept):
         raise PolicyError(f"site {name!r} keeps {width} of {of} channels, but lists others.")
     return Setting(width, of, tuple(kept))
 

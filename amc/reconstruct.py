@@ -362,7 +362,7 @@ class Reconstructor:
         assert layer.input is not None
         module, moments = self._modules[layer.name], self._moments[layer.name]
         positions = layer.input.kept(kept)
-        if len(positions) == len(layer.input.site):
+        if len(positions) in (0, len(layer.input.site)):
             return {}
         weight = module.weight
         assert isinstance(weight, Tensor)

@@ -10,7 +10,9 @@ macs        MACs         multiply-accumulates of convolutions, linear layers and
 params      parameters   elements of the network's parameters (buffers not counted)
 size        bytes        size of model.onnx as amc exports it
 memory      bytes        peak activation memory: the most that is alive while any operator runs, in
-                         float32 at batch 1, element-wise operators in place, weights not counted
+                         float32 at batch 1, element-wise operators in place, weights not counted; where a branch is
+                removed, no more than that
+branches   branches     residual branches that are left, of those that can be removed whole
 ==========  ===========  ==========================================================================
 
 The length of an axis is linear in w, a tensor's elements are a product of two axes, and an operator's MACs are
@@ -27,6 +29,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from amc.branches import Branch
 from amc.channels import Axis, Layer
 from amc.graph import Graph
 from amc.surgery import axes_of, holder_of, own_tensors
@@ -70,6 +73,7 @@ class StoredTensor:
     """Bytes of the tensor's record that never change."""
     per_group: int = 0
     """If not 0, the first dimension divided by this is also written as the ``group`` attribute of a convolution."""
+    name: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,15 +85,23 @@ class FileLayout:
     graph: int
     """Bytes of the graph within it."""
     tensors: tuple[StoredTensor, ...]
+    branches: tuple[Branch, ...] = ()
+    """What of it can be removed whole."""
 
 
 class ResourceModel:
-    """Exact costs of the policies of one network. ``layout`` is needed for ``size`` only."""
+    """Exact costs of the policies of one network. ``layout`` is needed for ``size`` and ``branches`` only."""
 
     def __init__(self, graph: Graph, model: nn.Module, layout: FileLayout | None = None) -> None:
         self._full = np.array([site.channels for site in graph.sites], np.int64)
         sites = len(self._full)
-        rows = [row for layer in graph.layers if layer.output or layer.input for row in _rows(model, layer, sites)]
+        self.branches = layout.branches if layout else ()
+        """What can be removed whole, by a width of 0."""
+        silent = {name: branch.site for branch in self.branches for name in branch.silent}
+        layers = [layer for layer in graph.layers if layer.output or layer.input]
+        named = [(layer.name, row) for layer in layers for row in _rows(model, layer, sites)]
+        rows = [row for _, row in named]
+        self._silent = np.array([silent.get(name, -1) for name, _ in named], np.int64)
         self._a = np.array([r.first[0] for r in rows]).reshape(-1, sites).T
         self._a0 = np.array([r.first[1] for r in rows])
         self._b = np.array([r.second[0] for r in rows]).reshape(-1, sites).T
@@ -114,6 +126,9 @@ class ResourceModel:
             "params": lambda: (self._elements(w) @ self._stored + self._fixed_params).astype(np.float64),
             "memory": lambda: self._peak(w),
         }
+        if self.branches:
+            sites = [branch.site for branch in self.branches]
+            ways["branches"] = lambda: (w[:, sites] > 0).sum(1).astype(np.float64)
         if self._file:
             size = self._file
             ways["size"] = lambda: size(w).astype(np.float64)
@@ -124,12 +139,19 @@ class ResourceModel:
         return {name: float(values[0]) for name, values in self.costs([choice]).items()}
 
     def _peak(self, w: Ints) -> Floats:
-        peak: Floats = 4 * ((self._sizes - (self._full - w) @ self._growth.T) @ self._live.T).max(1).round()
+        left = np.maximum(w, 1)  # of a removed branch torch holds one channel
+        peak: Floats = 4 * ((self._sizes - (self._full - left) @ self._growth.T) @ self._live.T).max(1).round()
         return peak
 
     def _elements(self, w: Ints) -> Ints:
         product: Ints = (w @ self._a + self._a0) * (w @ self._b + self._b0) * self._rest
-        return product
+        return product if w.all() else product * _heard(w, self._silent)
+
+
+def _heard(w: Ints, silent: Ints) -> NDArray[np.bool_]:
+    """What is left ``[B, R]`` of rows that go with a site's last channel; ``silent [R]`` is that site, or -1."""
+    left: NDArray[np.bool_] = (silent < 0) | (w[:, silent] > 0)
+    return left
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +235,10 @@ class _FileSize:
         self._itemsize = np.array([t.itemsize for t in tensors], np.int64)
         self._fixed = np.array([t.fixed for t in tensors], np.int64)
         self._per_group = np.array([t.per_group for t in tensors], np.int64)
+        gone = {name: branch.site for branch in layout.branches for name in branch.tensors}
+        self._silent = np.array([gone.get(t.name, -1) for t in tensors], np.int64)
+        self._branches = [branch.site for branch in layout.branches]
+        self._saved = np.array([_fixed_bytes(branch, layout, tensors) for branch in layout.branches], np.int64)
         inside = int(self._changing(full[None])[0])
         self._graph_rest = layout.graph - inside
         self._rest = layout.total - layout.graph - int(varint(layout.graph))
@@ -224,9 +250,26 @@ class _FileSize:
         prefixes = varint(dims)
         record = self._fixed + raw + varint(raw) + (prefixes * self._written).sum(2)
         groups = varint(dims[:, :, 0] // np.maximum(1, self._per_group)) * (self._per_group > 0)
-        total: Ints = (record + varint(record) + groups).sum(1)
-        return total
+        bytes_ = record + varint(record) + groups
+        if w.all():
+            total: Ints = bytes_.sum(1)
+            return total
+        saved: Ints = (bytes_ * _heard(w, self._silent)).sum(1) - (w[:, self._branches] == 0) @ self._saved
+        return saved
 
     def __call__(self, w: Ints) -> Ints:
         graph = self._graph_rest + self._changing(w)
         return self._rest + graph + varint(graph)
+
+
+def _fixed_bytes(branch: Branch, layout: FileLayout, changing: Sequence[StoredTensor]) -> int:
+    """Bytes that go with a branch, besides those of its tensors that follow the sites."""
+    following = {t.name: t for t in changing if t.name in branch.tensors}
+    total = branch.bytes + len(branch.tensors)  # a tag each
+    for tensor in layout.tensors:
+        if tensor.name in branch.tensors and tensor.name not in following:
+            raw = int(np.prod(tensor.dims)) * tensor.itemsize
+            record = tensor.fixed + raw + int(varint(raw)) + int(varint(tensor.dims).sum())
+            total += record + int(varint(record))
+    groups = [t.dims[0] // t.per_group for t in following.values() if t.per_group]
+    return total - int(varint(groups).sum())  # what a group's number takes is told of the tensors

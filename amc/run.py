@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from amc import nested
-from amc.budget import UNITS, Budget
+from amc.budget import UNITS, Budget, Space
 from amc.config import Config, from_yaml
 from amc.delivery import Delivery
 from amc.errors import AmcError, BundleError, ConfigError, first_line
@@ -19,7 +19,7 @@ from amc.journal import Journal
 from amc.latency import load_latency_model, runs_code
 from amc.monitor import Monitor, Silent
 from amc.plugins import is_plugin
-from amc.policy import fingerprint, make_policy
+from amc.policy import Choice, fingerprint, make_policy
 from amc.progress import Recorder
 from amc.record import Record
 from amc.result import Result
@@ -99,6 +99,11 @@ def check(config: Config) -> None:
         check_storage(config.search.storage)
     named = config.search.latency_model
     if config.budget.latency and named and not is_profile(named):
+        if config.budget.branches is not None:
+            raise ConfigError(
+                f"--branches cannot be had together with --latency-model {named}: only profiles know what a network "
+                "takes without some of its branches. Leave one of the two out."
+            )
         load_latency_model(named)
     load_criterion(config.search.criterion)
     load_reward(config.search.reward)
@@ -206,9 +211,10 @@ def _compress(record: Record, elsewhere: Elsewhere | None) -> Result:
         with record.stage("fine-tune"):
             model = delivery.finetune(evaluator.pruned(chosen))
         with record.stage("export"):
-            parity = delivery.export(model)
+            kept = evaluator.kept(chosen)
+            parity = delivery.export(model, graph, kept)
             unwritten = delivery.program(model)
-            proof = delivery.prove(space, model)
+            proof = delivery.prove(space, model, graph, kept)
         with record.stage("measure"):
             latency = delivery.measure(pace)
             promise = delivery.promised(pace, chosen, latency)
@@ -220,8 +226,8 @@ def _compress(record: Record, elsewhere: Elsewhere | None) -> Result:
         scores = delivery.test(model)
     policy = make_policy(graph, fingerprint(task.model), evaluator.kept(chosen), task.example)
     found = Findings(
-        original=_without_latency(space.costs(space.full)),
-        final={**_without_latency(space.costs(chosen)), "size": float((folder / "model.onnx").stat().st_size)},
+        original=_told(space, space.full),
+        final={**_told(space, chosen), "size": float((folder / "model.onnx").stat().st_size)},
         limits=space.limits,
         evaluations=len(problem.evaluations),
         recalibrate=evaluator.recalibrate,
@@ -240,6 +246,7 @@ def _compress(record: Record, elsewhere: Elsewhere | None) -> Result:
     return delivery.deliver(model, policy, problem, summarise(task, config, policy, found))
 
 
-def _without_latency(costs: dict[str, float]) -> dict[str, float]:
-    """Exact costs only: latency is told as it was measured."""
-    return {name: value for name, value in costs.items() if name != "latency"}
+def _told(space: Space, choice: Choice) -> dict[str, float]:
+    """Exact costs only: latency is told as it was measured, and branches where they are limited."""
+    costs = space.costs(choice)
+    return {name: v for name, v in costs.items() if name != "latency" and (name != "branches" or name in space.limits)}

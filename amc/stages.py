@@ -326,8 +326,11 @@ def make_space(config: Config, graph: Graph, resources: ResourceModel, pace: Pac
     settings = tuple(legal_widths(s.channels, search.min_keep, search.channel_step) for s in graph.sites)
     names = tuple(s.name for s in graph.sites)
     original = resources.cost([s.channels for s in graph.sites])
-    others = asked != BudgetConfig() or config.budget.latency is None
-    limits = Budget.from_config(asked).limits(original) if others else {}
+    limits = {} if asked == BudgetConfig() and pace else Budget.from_config(asked).limits(original)
+    others = replace(asked, branches=None) != BudgetConfig() or pace is None
+    if config.budget.branches is not None:
+        removable = {branch.site for branch in resources.branches}
+        settings = tuple((0, *widths) if s in removable else widths for s, widths in enumerate(settings))
     if pace is None:
         return Space(names, settings, resources, limits)
     if not others:

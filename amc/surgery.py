@@ -10,12 +10,15 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from amc.attention import adapt
 from amc.channels import CONVS, TRANSPOSED, Axis, Kept, Layer
+
+_ONE = np.zeros(1, np.int64)
 
 
 class Dresser:
@@ -37,14 +40,15 @@ class Dresser:
         """Cut every tensor to ``kept``.
 
         ``solved`` gives tensors by layer that replace the original ones: already cut along the input,
-        still whole along the output.
+        still whole along the output. Of a site that keeps nothing, a residual branch, one silenced channel stays.
         """
-        solved = solved or {}
+        solved, worn = solved or {}, [channels if len(channels) else _ONE for channels in kept]
         for layer in self._cut:
             if layer.kind.startswith("attribute"):
-                self._set_number(layer, kept)
+                self._set_number(layer, worn)
             elif layer.is_weighty:
-                self._set_tensors(layer, kept, solved.get(layer.name, {}))
+                self._set_tensors(layer, worn, solved.get(layer.name, {}))
+        silence(self._model, self._cut, kept)
 
     def _set_number(self, layer: Layer, kept: Kept) -> None:
         assert layer.output is not None
@@ -68,6 +72,41 @@ class Dresser:
         if not layer.kind.startswith("parameter"):
             width = len(remaining[id(layer.output)]) if layer.output is not None else None
             _set_widths(self._model.get_submodule(layer.name), layer, width)
+
+
+def silenced(layers: Sequence[Layer], kept: Kept) -> list[str]:
+    """The layers that read nothing but sites that keep nothing, and the BatchNorms behind them."""
+    if all(len(channels) for channels in kept):
+        return []
+    deaf = [x for x in layers if x.is_weighty and x.input is not None and len(x.input.kept(kept)) == 0]
+    return [name for x in deaf for name in (x.name, x.norm) if name]
+
+
+def silence(model: nn.Module, layers: Sequence[Layer], kept: Kept) -> None:
+    """Let the layers that read nothing give zeros, for good: training does not change them."""
+    for name in silenced(layers, kept):
+        module = model.get_submodule(name)
+        for key, parameter in module.named_parameters(recurse=False):
+            _set(module, key, torch.zeros_like(parameter))
+            module._parameters[key].requires_grad_(False)  # type: ignore[union-attr]
+        mean = module._buffers.get("running_mean")
+        if mean is not None:
+            _set(module, "running_mean", torch.zeros_like(mean))
+
+
+def wake(model: nn.Module, layers: Sequence[Layer], kept: Kept) -> None:
+    """Put noise where `silence` has put zeros."""
+    generator = torch.Generator().manual_seed(0)
+    for name in silenced(layers, kept):
+        module = model.get_submodule(name)
+        for key, parameter in module.named_parameters(recurse=False):
+            _set(module, key, torch.randn(parameter.shape, generator=generator).to(parameter))
+
+
+def ghosts(layers: Sequence[Layer], kept: Kept) -> set[str]:
+    """The modules that are in the network for a removed branch's one channel only."""
+    makers = [x for x in layers if x.is_weighty and x.output is not None and len(x.output.kept(kept)) == 0]
+    return {*silenced(layers, kept), *(x.name for x in makers)}
 
 
 def _key(layer: Layer) -> tuple[str, int | None]:

@@ -19,7 +19,7 @@ import onnx
 from amc import nested
 from amc.config import Config
 from amc.errors import ExportError, LatencyError
-from amc.export import export_onnx, file_layout
+from amc.export import export_onnx, export_pruned, file_layout
 from amc.graph import Graph, build_graph
 from amc.latency import LatencyProbe, LatencyProblem, layer_shapes
 from amc.latency.learned import Sample, undisturbed
@@ -45,7 +45,7 @@ class Bench:
         alone: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """``original_ms``: what the original takes, where that is known; ``alone`` keeps other runs off the machine."""
-        self._task, self.full = task, tuple(site.channels for site in graph.sites)
+        self._task, self._graph, self.full = task, graph, tuple(site.channels for site in graph.sites)
         self._layout = file_layout(original, graph, task.model)
         self._inputs = nested.feeds(task.example)
         self._alone = alone
@@ -78,7 +78,7 @@ class Bench:
         self._scratch.dress(kept)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "policy.onnx")
-            export_onnx(self._network, self._task.example, path)
+            export_pruned(self._network, self._task.example, path, self._graph, kept)
             return path.read_bytes()
 
     def timing(self, widths: Sequence[int], sessions: int = 1) -> Timing:
@@ -133,7 +133,7 @@ def learn_latency(
                 f"the profile {path} is of another {other[0]} ({known.key.get(other[0])}; here it is {key[other[0]]}): "
                 "make one with amc profile, in another file."
             )
-        profile = known
+        profile = replace(known, operators=tuple(bench.operators))  # which know what can be removed
         bench.knows(profile.original_ms)
     settings = [legal_widths(channels, 0.1) for channels in full]
     if seconds:

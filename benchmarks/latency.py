@@ -12,8 +12,9 @@ It goes on where it was when called again; what was measured is in ``--work``, r
 quiet machine.
 
 **predict**: a profile as `amc profile` makes it, then policies it has never seen: proportions drawn uniformly from
-[0.1, 1], scaled to a share of the MACs drawn uniformly from [0.3, 1). Each is measured in two
-pairs of new sessions, in turn with the profile and while the original takes what it took for that.
+[0.1, 1], scaled to a share of the MACs drawn uniformly from [0.3, 1). Each is measured in ``--sessions``
+pairs of new sessions, in turn with the profile and while the original takes what it took for that; small networks need
+more of them, since sessions differ.
 """
 
 from __future__ import annotations
@@ -55,7 +56,6 @@ NETWORKS = {
     "mobilenet_v2 at 224": ("torchvision:mobilenet_v2", 224, 360.0),
 }
 """Name, side of the image, most seconds of profiling."""
-SESSIONS = 2
 TURN = 15.0
 """Seconds for the profile, and then for policies that it does not know."""
 
@@ -93,7 +93,7 @@ def test_policies(at: SimpleNamespace, count: int) -> list[tuple[int, ...]]:
     return found
 
 
-def predict(name: str, work: Path, seconds: float, count: int) -> None:
+def predict(name: str, work: Path, seconds: float, count: int, sessions: int) -> None:
     """Go on with one network for so many seconds, with its profile and with policies it has never seen in turn.
 
     So both meet the machine alike: it may be slower by a third for minutes, and ratios are other ones then.
@@ -108,13 +108,13 @@ def predict(name: str, work: Path, seconds: float, count: int) -> None:
             grown = model.profile.seconds > spent
             turn = min(end, time.monotonic() + (TURN if grown else np.inf))
             for policy in policies:
-                while len(ratios(journal, policy, model)) < SESSIONS and time.monotonic() < turn:
+                while len(ratios(journal, policy, model)) < sessions and time.monotonic() < turn:
                     timing = at.bench.timing(policy)
                     journal.append("session", choice=list(policy), **asdict(timing))
-            whole = all(len(ratios(journal, policy, model)) >= SESSIONS for policy in policies)
+            whole = all(len(ratios(journal, policy, model)) >= sessions for policy in policies)
             if time.monotonic() >= end or (whole and not grown):
                 break
-        record(name, Profile.load(path), policies, [ratios(journal, policy, model) for policy in policies])
+        record(name, Profile.load(path), policies, [ratios(journal, policy, model) for policy in policies], sessions)
 
 
 def ratios(journal: Journal, policy: tuple[int, ...], model: LearnedModel) -> list[float]:
@@ -123,10 +123,12 @@ def ratios(journal: Journal, policy: tuple[int, ...], model: LearnedModel) -> li
     return [r["ratio"] for r in known if is_usual(r["original_ms"], model.profile.original_ms)]
 
 
-def record(name: str, profile: Profile, policies: list[tuple[int, ...]], done: list[list[float]]) -> None:
+def record(
+    name: str, profile: Profile, policies: list[tuple[int, ...]], done: list[list[float]], sessions: int
+) -> None:
     """The errors so far into the results."""
-    whole = [(p, r) for p, r in zip(policies, done, strict=True) if len(r) >= SESSIONS]
-    measured = [(p, float(np.exp(np.mean(np.log(r))))) for p, r in whole]
+    whole = [(p, r) for p, r in zip(policies, done, strict=True) if len(r) >= sessions]
+    measured = [(p, float(np.median(r))) for p, r in whole]
     if len(measured) < 10:
         print(f"{name}: {sum(map(len, done))} sessions measured, {len(measured)} policies done")
         return
@@ -140,7 +142,7 @@ def record(name: str, profile: Profile, policies: list[tuple[int, ...]], done: l
     noise = [np.std(np.log(r), ddof=1) for _, r in whole]
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results.setdefault("predict", {})[name] = {
-        "policies": found.count, "mean": found.mean, "worst": found.worst, "spearman": found.spearman,
+        "policies": found.count, "sessions": sessions, "mean": found.mean, "worst": found.worst, "spearman": found.spearman,
         "cross_validated": model.errors.mean, "networks_profiled": len(profile.samples),
         "undisturbed": len(undisturbed(profile.samples)),
         "profile_seconds": profile.seconds, "block": model.block, "original_ms": profile.original_ms,
@@ -159,15 +161,15 @@ def table() -> None:
     if results.get("predict"):
         lines += [
             "## Prediction of policies never profiled", "",
-            "Relative to what two or more pairs of sessions measured; the noise is that of one pair. Networks "
+            "Relative to the median of so many pairs of sessions or more; the noise is that of one pair. Networks "
             "profiled: all, and those of them that were undisturbed, which alone are learned from.", "",
-            "| network | ms | policies | mean error | worst | Spearman | cross-val. | noise | profiled | in | a call |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
+            "| network | ms | policies | sessions | mean error | worst | Spearman | cross-val. | noise | profiled | in | a call |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for name, r in results["predict"].items():
             own = [100 * r[key] for key in ("mean", "worst", "cross_validated", "session_noise")]
             lines.append(
-                f"| {name} | {r['original_ms']:.2f} | {r['policies']} | {own[0]:.2f} % | {own[1]:.1f} % | "
+                f"| {name} | {r['original_ms']:.2f} | {r['policies']} | {r['sessions']} | {own[0]:.2f} % | {own[1]:.1f} % | "
                 f"{r['spearman']:.3f} | {own[2]:.2f} % | {own[3]:.1f} % | {r['networks_profiled']} "
                 f"({r['undisturbed']}) | {r['profile_seconds']:.0f} s | {r['prediction_us']:.0f} µs |"
             )
@@ -185,12 +187,13 @@ def main() -> None:
     parser.add_argument("--part", choices=["predict", "table"], required=True)
     parser.add_argument("--network", choices=list(NETWORKS), default="resnet56")
     parser.add_argument("--policies", type=int, default=100)
+    parser.add_argument("--sessions", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--work", type=Path, default=Path("amc-runs/benchmarks/latency"))
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     if given.part == "predict":
-        predict(given.network, given.work, given.seconds, given.policies)
+        predict(given.network, given.work, given.seconds, given.policies, given.sessions)
     else:
         table()
 

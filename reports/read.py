@@ -18,6 +18,7 @@ _MEASURED = {
     "params": float,
     "size": float,
     "memory": float,
+    "branches?": float,
     "latency_ms?": float,
 }
 _TIMES = {"original": float, "final": float}

@@ -49,6 +49,8 @@ def final_table(result: Mapping[str, Any]) -> list[Row]:
         row(split, f"{result['metric']}, {split} split", human.percent, gained(split)) for split in ("search", "test")
     ]
     rows += [row(key, label, write, share(key)) for key, label, write in _COSTS]
+    if "branches" in final:
+        rows.append(row("branches", "residual branches", human.count, share("branches")))
     label = f"latency, ONNX Runtime{_threads(result)}"
     return [*rows, row("latency_ms", label, human.milliseconds, human.ratio(time_ratio(result)))]
 

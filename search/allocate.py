@@ -24,6 +24,7 @@ from amc.search.exact import PairCosts, pair_costs, solve, solve_front, solve_pr
 Floats = NDArray[np.float64]
 
 _TRIES = 5
+_PRICES = 12
 
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:
@@ -54,7 +55,7 @@ def decode(space: Space, tables: Sequence[Floats], coefficients: Floats) -> Choi
 
 def quick_decoder(space: Space, tables: Sequence[Floats]) -> Callable[[Floats], Choice]:
     """`decode` for one who asks often: where exactness takes more than dynamic programming, greedy steps decide."""
-    quick = len(space.limits) == 1 and _exact(space, tables, programme=False) is not None
+    quick = len({*space.limits} - {"branches"}) <= 1 and _exact(space, tables, programme=False) is not None
 
     def decoded(coefficients: Floats) -> Choice:
         errors = [c * table for c, table in zip(coefficients, tables, strict=True)]
@@ -93,6 +94,8 @@ def _pair_costs(space: Space, resource: str, whole: float) -> PairCosts | None:
 
 def _exact(space: Space, errors: Sequence[Floats], programme: bool = True) -> Choice | None:
     """The best policy, or None where the costs do not allow finding it."""
+    if "branches" in space.limits and len(space.limits) > 1:
+        return _with_branches(space, errors, programme)
     costs = [_taken_apart(space, resource) for resource in space.limits]
     known = [c for c in costs if c is not None]
     if len(known) < len(costs):
@@ -109,6 +112,31 @@ def _exact(space: Space, errors: Sequence[Floats], programme: bool = True) -> Ch
             return choice
         limits = limits - np.maximum(over, 0) - 1e-9 * limits
     return None
+
+
+def _with_branches(space: Space, errors: Sequence[Floats], programme: bool) -> Choice | None:
+    """The best policy under a price on every branch that is left, the lowest that leaves few enough."""
+    free = _without(space, "branches")
+    there = [np.array(settings) > 0 if settings[0] == 0 else np.zeros(len(settings)) for settings in space.settings]
+    price, low, high = 0.0, 0.0, 1.01 * max(float(table[0]) for table in errors)
+    best = None
+    for _ in range(_PRICES):
+        choice = _exact(free, [e + price * t for e, t in zip(errors, there, strict=True)], programme)
+        if choice is None:
+            return None
+        if bool(space.fits([choice])[0]):
+            best, high = choice, price
+        else:
+            low = price
+        if low == high:
+            break
+        price = (low + high) / 2
+    return best
+
+
+@lru_cache(maxsize=8)
+def _without(space: Space, resource: str) -> Space:
+    return replace(space, limits={name: limit for name, limit in space.limits.items() if name != resource})
 
 
 def _greedy(space: Space, errors: Sequence[Floats]) -> Choice:

@@ -122,7 +122,8 @@ class _Hybrid:
         return Surrogate(self._features(choices), self._trends(choices), [e.reward for e in good], doubt)
 
     def _features(self, choices: list[Choice]) -> Floats:
-        return np.log(np.array(choices, np.float64) / np.array(self._space.full, np.float64))
+        widths = np.maximum(np.array(choices, np.float64), 0.5)  # 0 removes a branch: one halving from one channel
+        return np.log(widths / np.array(self._space.full, np.float64))
 
     def _trends(self, choices: list[Choice]) -> Floats:
         """The logarithm of the allocator's error."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from amc.cli import main
-from amc.export import count_onnx_macs, export_onnx, file_layout
+from amc.export import count_onnx_macs, export_onnx, export_pruned, file_layout
 from amc.journal import Journal
 from amc.latency import LatencyProbe, measure, peak_memory
 from amc.latency.measure import time_call
@@ -202,7 +202,7 @@ def test_a_file_that_holds_widths_elsewhere_is_cut_or_exported_anew(tmp_path, mo
         f"        return self.fc({view})\n"
     )
     made = []
-    monkeypatch.setattr("amc.timing.export_onnx", lambda *args: made.append(args) or export_onnx(*args))
+    monkeypatch.setattr("amc.timing.export_pruned", lambda *args: made.append(args) or export_pruned(*args))
     arguments = ["--flops", "0.6", "--reward", "error-latency", "--evaluations", "1", "--model", "net.py:Net"]
     assert main(["search", *arguments, "--finetune-epochs", "0", "--out", "run"]) == 0
     with Journal(tmp_path / "run" / "journal.jsonl") as journal:

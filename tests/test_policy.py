@@ -48,7 +48,8 @@ def test_saved_as_readable_json_and_loaded(tmp_path: Path) -> None:
 
 SITE_FAULTS: list[dict[str, Any]] = [
     {"kind": "bits"},
-    {"width": 0, "kept": []},
+    {"width": 0},
+    {"width": -1, "kept": []},
     {"width": 3},
     {"width": True, "kept": [0]},
     {"width": 2.0},

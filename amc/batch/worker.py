@@ -64,7 +64,7 @@ def _examine_group(group: list[Config]) -> Iterator[str | None]:
         yield from [str(error)] * len(group)
         return
     resources = ResourceModel(graph, task.model)
-    if any(config.budget.size for config in group):
+    if any(config.budget.size or config.budget.branches for config in group):
         with tempfile.TemporaryDirectory() as folder:
             original = Path(folder, "original.onnx")
             export_onnx(task.model, task.example, original)

@@ -20,6 +20,7 @@ from typing import Any
 import onnx
 import onnxruntime
 
+from amc.branches import skip_identities
 from amc.errors import ExportError, first_line
 from amc.latency.measure import measure
 from amc.latency.session import Inputs
@@ -68,9 +69,11 @@ def quantise(source: Path, target: Path, setting: Setting, calibration: Sequence
             def get_next(self) -> Any:
                 return next(self._batches, None)
 
+        model = onnx.load(str(source))
+        skip_identities(model)
         try:
             quantize_static(
-                onnx.load(str(source)),
+                model,
                 str(target),
                 Reader(),
                 QuantFormat.QDQ,

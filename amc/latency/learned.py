@@ -92,6 +92,7 @@ class Tables:
         self._offsets = np.array([starts[op.kind][0] for op in found] + [starts[op.kind][1] for op in found])
         self._bases = np.array([starts[op.kind][2] for op in found])
         self._count, self._found, self._tables = len(found), found, tables
+        self._branches = np.array([op.branch for op in found], np.int64)
         self.c0, self.c1 = c0, c1
 
     def non_decreasing(self, settings: Sequence[Sequence[int]]) -> Tables:
@@ -121,7 +122,7 @@ class Tables:
         lengths = (w @ self._slopes + self._constants).astype(np.int64)
         places = self._steps[lengths + self._offsets]
         found: Floats = self._values[places[:, : self._count] + places[:, self._count :] + self._bases]
-        return found
+        return found if w.all() else found * ((self._branches < 0) | (w[:, self._branches] > 0))
 
     def __call__(self, rows: ArrayLike) -> Floats:
         """Milliseconds ``[B]``."""

@@ -44,6 +44,8 @@ class Operator:
     """Operators of one kind compute the same on the same shapes, so they share what is learned."""
     inputs: Line
     outputs: Line
+    branch: int = -1
+    """The site whose residual branch it is part of, if that can be removed: without any channel of it it is gone."""
 
 
 def operators(proto: Any, layout: FileLayout, sites: int, inputs: Inputs) -> list[Operator]:
@@ -54,6 +56,7 @@ def operators(proto: Any, layout: FileLayout, sites: int, inputs: Inputs) -> lis
     for node in proto.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node.op_type)
+    branches = {name: branch.site for branch in layout.branches for name in branch.dead}
     found = []
     for node in proto.graph.node:
         tensors = [stored[name] for name in node.input if name in stored and stored[name].dims]
@@ -67,7 +70,8 @@ def operators(proto: Any, layout: FileLayout, sites: int, inputs: Inputs) -> lis
                 sorted(readers.get(node.output[0], []))]  # fmt: skip
         kind = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
         name = f"{node.op_type} {'x'.join(map(str, weight.dims))} {kind}"
-        found.append(Operator(node.output[0], name, *_sides(node, weight, sites)))
+        inside = branches.get(node.output[0], -1)
+        found.append(Operator(node.output[0], name, *_sides(node, weight, sites), inside))
     return found
 
 

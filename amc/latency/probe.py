@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from amc.branches import remove
 from amc.channels import Kept
 from amc.latency.measure import LEAST_MS, WARMUP, time_call
 from amc.latency.operators import activations, profile
@@ -66,6 +67,7 @@ class LatencyProbe:
         for node in proto.graph.node:
             if node.op_type == "Conv" and node.input[1] in groups:
                 next(a for a in node.attribute if a.name == "group").i = groups[node.input[1]]
+        remove(proto, [branch for branch in self._layout.branches if not len(kept[branch.site])])
         data: bytes = proto.SerializeToString()
         return data
 

@@ -104,10 +104,10 @@ def _operator_to_json(op: Operator) -> dict[str, Any]:
 
 def _operator_from_json(value: Mapping[str, Any], sites: int) -> Operator:
     (i, i0), (o, o0) = value["inputs"], value["outputs"]
-    lines = [(np.array(slopes, np.int64), int(constant)) for slopes, constant in ((i, i0), (o, o0))]
-    if any(slopes.shape != (sites,) for slopes, _ in lines):
+    inputs, outputs = ((np.array(slopes, np.int64), int(constant)) for slopes, constant in ((i, i0), (o, o0)))
+    if any(slopes.shape != (sites,) for slopes, _ in (inputs, outputs)):
         raise ValueError
-    return Operator(str(value["name"]), str(value["kind"]), *lines)
+    return Operator(str(value["name"]), str(value["kind"]), inputs, outputs)
 
 
 def policies(settings: Sequence[Sequence[int]], seed: int = 0) -> Iterator[tuple[int, ...]]:
