@@ -69,9 +69,9 @@ def quantise(source: Path, target: Path, setting: Setting, calibration: Sequence
             def get_next(self) -> Any:
                 return next(self._batches, None)
 
-        model = onnx.load(str(source))
-        skip_identities(model)
         try:
+            model = onnx.load(str(source))
+            skip_identities(model)
             quantize_static(
                 model,
                 str(target),
