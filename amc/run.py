@@ -247,6 +247,6 @@ def _compress(record: Record, elsewhere: Elsewhere | None) -> Result:
 
 
 def _told(space: Space, choice: Choice) -> dict[str, float]:
-    """Exact costs only: latency is told as it was measured, and branches where they are limited."""
-    costs = space.costs(choice)
-    return {name: v for name, v in costs.items() if name != "latency" and (name != "branches" or name in space.limits)}
+    """Exact costs only: latency is told as it was measured, and branches where they may go."""
+    untold = {"latency"} if 0 in space.smallest else {"latency", "branches"}
+    return {name: value for name, value in space.costs(choice).items() if name not in untold}

@@ -328,7 +328,7 @@ def make_space(config: Config, graph: Graph, resources: ResourceModel, pace: Pac
     original = resources.cost([s.channels for s in graph.sites])
     limits = {} if asked == BudgetConfig() and pace else Budget.from_config(asked).limits(original)
     others = replace(asked, branches=None) != BudgetConfig() or pace is None
-    if config.budget.branches is not None:
+    if branches_go(config):
         removable = {branch.site for branch in resources.branches}
         settings = tuple((0, *widths) if s in removable else widths for s, widths in enumerate(settings))
     if pace is None:
@@ -337,6 +337,13 @@ def make_space(config: Config, graph: Graph, resources: ResourceModel, pace: Pac
         settings = steps(pace.predict, settings)
     costs = Paced(resources, pace.within(settings), lambda: pace.factor)
     return Space(names, settings, costs, {**limits, "latency": pace.limit_ms})
+
+
+def branches_go(config: Config) -> bool:
+    """Whether residual branches may be removed whole. Latency models of the user's know nothing of that."""
+    named = config.search.latency_model if config.budget.latency else None
+    told = named is None or is_profile(named)
+    return config.budget.branches is not None or (config.search.min_keep == 0 and told)
 
 
 def _candidate(choice: Choice, before: Score, after: float | None, chosen: bool) -> dict[str, Any]:

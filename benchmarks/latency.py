@@ -142,7 +142,8 @@ def record(
     noise = [np.std(np.log(r), ddof=1) for _, r in whole]
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results.setdefault("predict", {})[name] = {
-        "policies": found.count, "sessions": sessions, "mean": found.mean, "worst": found.worst, "spearman": found.spearman,
+        "policies": found.count, "sessions": sessions, "mean": found.mean, "worst": found.worst,
+        "spearman": found.spearman,
         "cross_validated": model.errors.mean, "networks_profiled": len(profile.samples),
         "undisturbed": len(undisturbed(profile.samples)),
         "profile_seconds": profile.seconds, "block": model.block, "original_ms": profile.original_ms,
@@ -163,14 +164,15 @@ def table() -> None:
             "## Prediction of policies never profiled", "",
             "Relative to the median of so many pairs of sessions or more; the noise is that of one pair. Networks "
             "profiled: all, and those of them that were undisturbed, which alone are learned from.", "",
-            "| network | ms | policies | sessions | mean error | worst | Spearman | cross-val. | noise | profiled | in | a call |",
+            "| network | ms | policies | sessions | mean error | worst | Spearman | cross-val. | noise | profiled "
+            "| in | a call |",
             "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for name, r in results["predict"].items():
             own = [100 * r[key] for key in ("mean", "worst", "cross_validated", "session_noise")]
             lines.append(
-                f"| {name} | {r['original_ms']:.2f} | {r['policies']} | {r['sessions']} | {own[0]:.2f} % | {own[1]:.1f} % | "
-                f"{r['spearman']:.3f} | {own[2]:.2f} % | {own[3]:.1f} % | {r['networks_profiled']} "
+                f"| {name} | {r['original_ms']:.2f} | {r['policies']} | {r['sessions']} | {own[0]:.2f} % | "
+                f"{own[1]:.1f} % | {r['spearman']:.3f} | {own[2]:.2f} % | {own[3]:.1f} % | {r['networks_profiled']} "
                 f"({r['undisturbed']}) | {r['profile_seconds']:.0f} s | {r['prediction_us']:.0f} µs |"
             )
         some = next(iter(results["predict"].values()))

@@ -5,8 +5,8 @@
     python -m benchmarks.search ... --untrained                 the best policies on the test split before any training
     python -m benchmarks.search --report                        tables and plots of what has been measured
 
-A piece is one search or one training; `benchmarks/results/search-NETWORK-BUDGET.jsonl` holds a line a piece (with
-another number of images, that is in the name), and what is there is not done again. Searches score on the
+A piece is one search or one training; `benchmarks/results/search-NETWORK-BUDGET.jsonl` holds a line a piece (another
+number of images and other widths are in the name), and what is there is not done again. Searches score on the
 search split; the test split is read by what was found, once each.
 Seconds are of the process's own CPU time on one thread, so that a busy machine disturbs them less.
 """
@@ -201,7 +201,8 @@ def _trainings(asked: argparse.Namespace, bench: Bench, records: Records) -> Non
         piece = f"train {row['piece']}"
         if "trail" in row and row["searcher"] in asked.searchers.split(",") and not records(piece):
             model = bench.evaluator.pruned(tuple(row["choice"]))
-            print(rounded(records.add(piece, **trained(bench, model, asked.train, 0))), flush=True)
+            macs = row["macs"] / bench.graph.trace.macs  # of branches that are gone torch runs one channel
+            print(rounded(records.add(piece, **{**trained(bench, model, asked.train, 0), "macs": macs})), flush=True)
     for importance, everywhere in TORCH_PRUNING if asked.baselines else ():
         piece = f"train Torch-Pruning {importance} {'global' if everywhere else 'local'}"
         if not records(piece):
@@ -233,6 +234,8 @@ def main() -> None:
     parser.add_argument(
         "--untrained", action="store_true", help="read the test split with the best policies as they are"
     )
+    parser.add_argument("--min-keep", type=float, default=0.2, help="as for amc search; 0: branches may go whole")
+    parser.add_argument("--channel-step", type=int, default=0, help="as for amc search")
     parser.add_argument("--report", action="store_true", help="print tables and draw plots of what has been measured")
     asked = parser.parse_args()
     if asked.report:
@@ -242,10 +245,13 @@ def main() -> None:
             plot(records, PLOTS / f"{path.stem}.png")
         return
     images = "" if asked.search_images == IMAGES else f"-{asked.search_images}-images"
-    with Records(RESULTS / f"search-{asked.model}-{asked.flops}{images}.jsonl") as records:
+    widths = {"min_keep": asked.min_keep, "channel_step": asked.channel_step}
+    usual = all(parser.get_default(name) == value for name, value in widths.items())
+    others = "" if usual else f"-keep-{asked.min_keep:g}-step-{asked.channel_step}"
+    with Records(RESULTS / f"search-{asked.model}-{asked.flops}{images}{others}.jsonl") as records:
         if not records("about"):
             records.add("about", machine=machine(), images=asked.search_images)
-        bench = open_bench(asked, asked.flops)
+        bench = open_bench(asked, asked.flops, **widths)
         _searches(asked, bench, records)
         if asked.untrained:
             _untrained(asked, bench, records)

@@ -182,7 +182,7 @@ def test_nan_and_infinity_are_refused(path: str, value: float | str) -> None:
     ("path", "value"),
     [
         ("search.evaluations", 0),
-        ("search.min_keep", 0),
+        ("search.min_keep", -0.1),
         ("search.min_keep", 1.01),
         ("search.channel_step", -1),
         ("finetune.candidates", 0),
@@ -206,8 +206,8 @@ def test_out_of_range(path: str, value: float) -> None:
 def test_ranges_hold_in_python_too() -> None:
     with pytest.raises(ConfigError, match="lr is -1"):
         Config(finetune=FinetuneConfig(lr=-1))
-    with pytest.raises(ConfigError, match="min_keep is 0"):
-        Config(search=SearchConfig(min_keep=0))
+    with pytest.raises(ConfigError, match=r"min_keep is -0\.1"):
+        Config(search=SearchConfig(min_keep=-0.1))
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().seed = 3  # type: ignore[misc]
 

@@ -20,7 +20,7 @@ from amc.monitor import Monitor, Silent
 from amc.record import Record
 from amc.resources import ResourceModel
 from amc.run import check, compress_task, open_task
-from amc.stages import Stages, make_space
+from amc.stages import Stages, branches_go, make_space
 from amc.turns import Machine
 
 
@@ -64,7 +64,7 @@ def _examine_group(group: list[Config]) -> Iterator[str | None]:
         yield from [str(error)] * len(group)
         return
     resources = ResourceModel(graph, task.model)
-    if any(config.budget.size or config.budget.branches for config in group):
+    if any(config.budget.size or branches_go(config) for config in group):
         with tempfile.TemporaryDirectory() as folder:
             original = Path(folder, "original.onnx")
             export_onnx(task.model, task.example, original)
