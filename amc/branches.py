@@ -32,8 +32,8 @@ class Branch:
 
     site: int
     """Its channels; a width of 0 removes the branch."""
-    silent: frozenset[str]
-    """The layers that are added to the stream, and the norms behind them: nothing of them is left."""
+    layers: frozenset[str]
+    """All layers of which nothing is left."""
     bypassed: Mapping[str, str]
     """By the output of a node that does nothing without the branch, what it is identical to."""
     dead: frozenset[str]
@@ -118,7 +118,8 @@ class _File:
                 self._readers.setdefault(name, []).append(node)
         self._outputs = [value.name for value in proto.graph.output]
         self._inputs = {value.name for value in proto.graph.input}
-        weighty = {x.name: x for x in graph.layers if x.is_weighty}
+        self._layers = [x for x in graph.layers if x.is_weighty]
+        weighty = {x.name: x for x in self._layers}
         self._owners = {t.name: owner(t.name, weighty) for t in proto.graph.initializer}
         self._dims = {t.name: len(t.dims) for t in proto.graph.initializer}
 
@@ -143,9 +144,11 @@ class _File:
             return None
         tensors = {name for name in self._owners if all(n.output[0] in dead for n in self._readers.get(name, []))}
         shrunk = [_record(self._made[o]) - _record(_identity(self._made[o], s)) for o, s in bypassed.items()]
+        held = {own.name for name, own in self._owners.items() if own is not None and name not in tensors}
+        gone_layers = {own.name for name, own in self._owners.items() if own is not None and name in tensors} - held
         return Branch(
             number,
-            frozenset([*(x.name for x in readers), *(x.norm for x in readers if x.norm)]),
+            frozenset([*gone_layers, *(x.norm for x in self._layers if x.norm and x.name in gone_layers)]),
             bypassed,
             frozenset(dead),
             frozenset(tensors),

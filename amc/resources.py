@@ -97,7 +97,7 @@ class ResourceModel:
         sites = len(self._full)
         self.branches = layout.branches if layout else ()
         """What can be removed whole, by a width of 0."""
-        silent = {name: branch.site for branch in self.branches for name in branch.silent}
+        silent = {name: branch.site for branch in self.branches for name in branch.layers}
         layers = [layer for layer in graph.layers if layer.output or layer.input]
         named = [(layer.name, row) for layer in layers for row in _rows(model, layer, sites)]
         rows = [row for _, row in named]

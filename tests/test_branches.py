@@ -107,6 +107,47 @@ def test_a_removed_branch_is_the_stream_alone(original):
         assert not torch.allclose(model.layer1(stream), stream)
 
 
+class Bottleneck(nn.Module):
+    """Blocks of three convolutions: without the channels of the second one the first is computed for nobody."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.fc = nn.Conv2d(1, 8, 3, padding=1), nn.Linear(8, 3)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(8, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3, padding=1), nn.BatchNorm2d(5),
+                nn.ReLU(), nn.Conv2d(5, 8, 1), nn.BatchNorm2d(8),
+            )
+            for _ in range(2)
+        )  # fmt: skip
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        for block in self.blocks:
+            x = torch.relu(x + block(x))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_what_only_a_removed_branch_needs_goes_too(tmp_path):
+    torch.manual_seed(0)
+    model, example, path = lively(Bottleneck()), torch.randn(1, 1, 8, 8), tmp_path / "m.onnx"
+    graph = build_graph(model, example)
+    export_onnx(model, example, path)
+    layout = file_layout(path, graph, model)
+    assert [graph.sites[b.site].name for b in layout.branches] == ["blocks.0.3", "blocks.1.3"]
+    kept = [np.arange(0 if site.name == "blocks.0.3" else site.channels - 1) for site in graph.sites]
+    own, pruned = copy.deepcopy(model), tmp_path / "pruned.onnx"
+    Dresser(own, graph.layers).dress(kept)
+    export_pruned(own, example, pruned, graph, kept)
+    unheard = ghosts(graph.layers, kept)
+    assert unheard == {f"blocks.0.{n}" for n in (0, 1, 3, 4, 6, 7)}
+    params = sum(p.numel() for n, p in own.named_parameters() if n.rpartition(".")[0] not in unheard)
+    costs = ResourceModel(graph, model, layout).cost([len(k) for k in kept])
+    assert (costs["macs"], costs["params"]) == (count_onnx_macs(pruned, example), params)
+    assert costs["size"] == pruned.stat().st_size
+    assert check_parity(own, torch.randn(3, 1, 8, 8), Runner(pruned)).largest_difference < 1e-5
+
+
 class Gated(nn.Module):
     """A branch whose channels something else reads, too; a plain layer; and one that is added to its own past."""
 
