@@ -130,8 +130,9 @@ class SearchConfig:
         120.0, "longest time in seconds of one measurement by the command of --latency-model", "--latency-timeout"
     )
     min_keep: float = option(
-        0.2,
-        "least share of a site's channels to keep; 0: residual branches may go whole, as --branches has them go",
+        -1.0,
+        "least share of a site's channels to keep; 0: residual branches may go whole [-1: 0.2, and where latency is "
+        "limited residual branches may go whole]",
         "--min-keep",
     )
     channel_step: int = option(0, "widths are multiples of this [0: 4 or 8, by the site's width]", "--channel-step")
@@ -155,6 +156,11 @@ class SearchConfig:
         "--recalibrate",
         ("auto", "on", "off"),
     )
+
+    @property
+    def least_share(self) -> float:
+        """Of a site's channels, where its branch stays."""
+        return 0.2 if self.min_keep == -1 else self.min_keep
 
 
 @dataclass(frozen=True)
@@ -229,7 +235,8 @@ class Config:
     def __post_init__(self) -> None:
         _check(0 <= self.seed < 2**32, "seed", self.seed, "at least 0 and less than 2**32")
         _check(self.search.evaluations >= 1, "evaluations", self.search.evaluations, "at least 1")
-        _check(0 <= self.search.min_keep <= 1, "min_keep", self.search.min_keep, "at least 0 and at most 1")
+        least = self.search.min_keep
+        _check(0 <= least <= 1 or least == -1, "min_keep", least, "at least 0 and at most 1, or -1")
         _check(self.search.refine >= 1, "refine", self.search.refine, "at least 1")
         _check(self.search.channel_step >= 0, "channel_step", self.search.channel_step, "0 or more")
         _check(self.finetune.candidates >= 1, "candidates", self.finetune.candidates, "at least 1")

@@ -74,9 +74,12 @@ class Stages:
 
     def space(self, graph: Graph, pace: Pace | None = None) -> Space:
         """Legal widths under the budget, with exact costs."""
-        record = self.record
-        resources = ResourceModel(graph, record.task.model, file_layout(self._original(), graph, record.task.model))
-        return make_space(record.config, graph, resources, pace)
+        return make_space(self.record.config, graph, self.resources(graph), pace)
+
+    def resources(self, graph: Graph) -> ResourceModel:
+        """What policies cost, exactly."""
+        model = self.record.task.model
+        return ResourceModel(graph, model, file_layout(self._original(), graph, model))
 
     def _exported(self) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
@@ -323,14 +326,13 @@ def make_space(config: Config, graph: Graph, resources: ResourceModel, pace: Pac
     changes are legal.
     """
     search, asked = config.search, replace(config.budget, latency=None)
-    settings = tuple(legal_widths(s.channels, search.min_keep, search.channel_step) for s in graph.sites)
+    settings = tuple(legal_widths(s.channels, search.least_share, search.channel_step) for s in graph.sites)
     names = tuple(s.name for s in graph.sites)
     original = resources.cost([s.channels for s in graph.sites])
     limits = {} if asked == BudgetConfig() and pace else Budget.from_config(asked).limits(original)
     others = replace(asked, branches=None) != BudgetConfig() or pace is None
     if branches_go(config):
-        removable = {branch.site for branch in resources.branches}
-        settings = tuple((0, *widths) if s in removable else widths for s, widths in enumerate(settings))
+        settings = without_branches(settings, resources)
     if pace is None:
         return Space(names, settings, resources, limits)
     if not others:
@@ -340,10 +342,20 @@ def make_space(config: Config, graph: Graph, resources: ResourceModel, pace: Pac
 
 
 def branches_go(config: Config) -> bool:
-    """Whether residual branches may be removed whole. Latency models of the user's know nothing of that."""
-    named = config.search.latency_model if config.budget.latency else None
-    told = named is None or is_profile(named)
-    return config.budget.branches is not None or (config.search.min_keep == 0 and told)
+    """Whether residual branches may be removed whole, which saves more time than narrow ones do.
+
+    Latency models of the user's know nothing of that.
+    """
+    budget, named, least = config.budget, config.search.latency_model, config.search.min_keep
+    if budget.branches is not None or budget.latency is None:
+        return budget.branches is not None or least == 0
+    return least in (-1, 0) and (named is None or is_profile(named))
+
+
+def without_branches(settings: Sequence[tuple[int, ...]], resources: ResourceModel) -> tuple[tuple[int, ...], ...]:
+    """The settings, and 0 where a branch can be removed."""
+    removable = {branch.site for branch in resources.branches}
+    return tuple((0, *widths) if site in removable else widths for site, widths in enumerate(settings))
 
 
 def _candidate(choice: Choice, before: Score, after: float | None, chosen: bool) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def learn_latency(
                 f"the profile {path} is of another {other[0]} ({known.key.get(other[0])}; here it is {key[other[0]]}): "
                 "make one with amc profile, in another file."
             )
-        profile = replace(known, operators=tuple(bench.operators))  # which know what can be removed
+        profile = replace(known, operators=tuple(bench.operators))  # an older profile's do not know what can be removed
         bench.knows(profile.original_ms)
     settings = [legal_widths(channels, 0.1) for channels in full]
     if seconds:
@@ -184,7 +184,7 @@ def latency_problem(
     sites, search = [site.name for site in graph.sites], config.search
     return LatencyProblem(
         full={site.name: site.channels for site in graph.sites},
-        settings={s.name: legal_widths(s.channels, search.min_keep, search.channel_step) for s in graph.sites},
+        settings={s.name: legal_widths(s.channels, search.least_share, search.channel_step) for s in graph.sites},
         layers=layer_shapes(graph),
         original=original,
         input_shapes={name: tuple(array.shape) for name, array in nested.feeds(task.example).items()},

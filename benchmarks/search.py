@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument(
         "--untrained", action="store_true", help="read the test split with the best policies as they are"
     )
-    parser.add_argument("--min-keep", type=float, default=0.2, help="as for amc search; 0: branches may go whole")
+    parser.add_argument("--min-keep", type=float, default=-1.0, help="as for amc search; 0: branches may go whole")
     parser.add_argument("--channel-step", type=int, default=0, help="as for amc search")
     parser.add_argument("--report", action="store_true", help="print tables and draw plots of what has been measured")
     asked = parser.parse_args()

@@ -99,7 +99,7 @@ class Profile:
 
 def _operator_to_json(op: Operator) -> dict[str, Any]:
     lines = {side: [line[0].tolist(), line[1]] for side, line in (("inputs", op.inputs), ("outputs", op.outputs))}
-    return {"name": op.name, "kind": op.kind, **lines}
+    return {"name": op.name, "kind": op.kind, **lines, "branch": op.branch}
 
 
 def _operator_from_json(value: Mapping[str, Any], sites: int) -> Operator:
@@ -107,7 +107,10 @@ def _operator_from_json(value: Mapping[str, Any], sites: int) -> Operator:
     inputs, outputs = ((np.array(slopes, np.int64), int(constant)) for slopes, constant in ((i, i0), (o, o0)))
     if any(slopes.shape != (sites,) for slopes, _ in (inputs, outputs)):
         raise ValueError
-    return Operator(str(value["name"]), str(value["kind"]), inputs, outputs)
+    branch = int(value.get("branch", -1))
+    if not -1 <= branch < sites:
+        raise ValueError
+    return Operator(str(value["name"]), str(value["kind"]), inputs, outputs, branch)
 
 
 def policies(settings: Sequence[Sequence[int]], seed: int = 0) -> Iterator[tuple[int, ...]]:
