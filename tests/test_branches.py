@@ -15,6 +15,7 @@ from amc.branches import find_branches, skip_identities
 from amc.budget import Space
 from amc.bundle import apply
 from amc.cli import main
+from amc.config import BudgetConfig, Config, SearchConfig
 from amc.drift import Drift
 from amc.errors import BudgetError, ExportError, PolicyError
 from amc.evaluate import Evaluator
@@ -27,6 +28,7 @@ from amc.latency.operators import operators
 from amc.policy import Policy, fingerprint, legal_widths, make_policy
 from amc.resources import ResourceModel
 from amc.search.allocate import decode, quick_decoder
+from amc.stages import branches_go, make_space
 from amc.surgery import Dresser, ghosts
 
 
@@ -340,11 +342,32 @@ def test_branches_of_a_network_without_any(capsys, tmp_path):
     export_onnx(model, example, tmp_path / "m.onnx")
     layout = file_layout(tmp_path / "m.onnx", graph, model)
     assert layout.branches == ()
-    from amc.config import BudgetConfig, Config
-    from amc.stages import make_space
-
     with pytest.raises(BudgetError, match="no residual branch of this network can be removed whole"):
         make_space(Config(budget=BudgetConfig(branches="0.5")), graph, ResourceModel(graph, model, layout))
     options = ["--latency", "0.5", "--branches", "0.5", "--latency-model", "command:./measure.sh {onnx}"]
     assert main(["search", *options, "--out", str(tmp_path / "run")]) == 2
     assert "only profiles know what a network takes without some of its branches" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("budget", "search", "go"),
+    [
+        ({"flops": "0.5"}, {}, False),
+        ({"flops": "0.5"}, {"min_keep": 0.0}, True),
+        ({"flops": "0.5", "branches": "3"}, {"min_keep": 0.2}, True),
+        ({"latency": "0.5"}, {}, True),
+        ({"latency": "0.5", "flops": "0.5"}, {}, True),
+        ({"latency": "0.5"}, {"min_keep": 0.2}, False),
+        ({"latency": "0.5"}, {"latency_model": "table.csv"}, False),
+        ({"latency": "0.5"}, {"latency_model": "table.csv", "min_keep": 0.0}, False),
+    ],
+)
+def test_when_branches_may_go(budget, search, go, original):
+    model, _, graph, _, layout = original("resnet8-digits")
+    config = Config(budget=BudgetConfig(**budget), search=SearchConfig(**search))
+    assert branches_go(config) is go
+    if config.budget.latency is None:
+        space = make_space(config, graph, ResourceModel(graph, model, layout))
+        assert [s for s, settings in enumerate(space.settings) if settings[0] == 0] == [
+            branch.site for branch in layout.branches if go
+        ]
