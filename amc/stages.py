@@ -329,8 +329,9 @@ def make_space(config: Config, graph: Graph, resources: ResourceModel, pace: Pac
     settings = tuple(legal_widths(s.channels, search.least_share, search.channel_step) for s in graph.sites)
     names = tuple(s.name for s in graph.sites)
     original = resources.cost([s.channels for s in graph.sites])
-    limits = {} if asked == BudgetConfig() and pace else Budget.from_config(asked).limits(original)
-    others = replace(asked, branches=None) != BudgetConfig() or pace is None
+    exact = asked != BudgetConfig() or config.budget.latency is None
+    limits = Budget.from_config(asked).limits(original) if exact else {}
+    others = replace(asked, branches=None) != BudgetConfig()
     if branches_go(config):
         settings = without_branches(settings, resources)
     if pace is None:

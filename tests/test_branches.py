@@ -366,8 +366,8 @@ def test_when_branches_may_go(budget, search, go, original):
     model, _, graph, _, layout = original("resnet8-digits")
     config = Config(budget=BudgetConfig(**budget), search=SearchConfig(**search))
     assert branches_go(config) is go
-    if config.budget.latency is None:
-        space = make_space(config, graph, ResourceModel(graph, model, layout))
-        assert [s for s, settings in enumerate(space.settings) if settings[0] == 0] == [
-            branch.site for branch in layout.branches if go
-        ]
+    space = make_space(config, graph, ResourceModel(graph, model, layout))  # without what predicts latency
+    assert [s for s, settings in enumerate(space.settings) if settings[0] == 0] == [
+        branch.site for branch in layout.branches if go
+    ]
+    assert set(space.limits) == {"macs" if name == "flops" else name for name in budget} - {"latency"}
