@@ -18,7 +18,7 @@ from amc.cli import main
 from amc.config import BudgetConfig, Config, SearchConfig
 from amc.drift import Drift
 from amc.errors import BudgetError, ExportError, PolicyError
-from amc.evaluate import Evaluator
+from amc.evaluate import Evaluator, Score
 from amc.export import check_parity, count_onnx_macs, export_onnx, export_pruned, file_layout, read_onnx
 from amc.finetune import Plan, train
 from amc.graph import build_graph
@@ -26,7 +26,10 @@ from amc.latency import LatencyProbe, Runner
 from amc.latency.learned import Tables, _Table
 from amc.latency.operators import operators
 from amc.policy import Policy, fingerprint, legal_widths, make_policy
+from amc.problem import Problem, site_features
 from amc.resources import ResourceModel
+from amc.reward import loss
+from amc.search import load_searcher, searchers
 from amc.search.allocate import decode, quick_decoder
 from amc.stages import branches_go, make_space
 from amc.surgery import Dresser, ghosts
@@ -371,3 +374,18 @@ def test_when_branches_may_go(budget, search, go, original):
         branch.site for branch in layout.branches if go
     ]
     assert set(space.limits) == {"macs" if name == "flops" else name for name in budget} - {"latency"}
+
+
+@pytest.mark.parametrize("name", sorted(searchers()))
+def test_every_searcher_knows_what_to_do_with_branches(name, original):
+    """All that they propose is legal and within both limits, or the problem would refuse it."""
+    space = space_of(original, "resnet8-digits", {"branches": 0.67, "macs": 0.6})
+    graph, whole = original("resnet8-digits")[2], np.array(space.full)
+
+    def score(choice):
+        return Score(float(np.mean(1 - np.sqrt(np.array(choice) / whole))), 0.5)
+
+    problem = Problem(space, site_features(graph), score, loss)
+    load_searcher(name)(problem, 12, 0)
+    assert problem.proposals == 12
+    assert all(e.error is None and e.costs["branches"] <= 2 for e in problem.evaluations)
