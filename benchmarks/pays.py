@@ -144,8 +144,10 @@ def report(path: Path) -> list[str]:
         )
     if rows and all("ratio" in row for row in rows):
         lines += ["", "At equal accuracy before training:", "", *faster(rows, "metric")]
-        if all(row["after"] is not None for row in rows):
-            lines += ["", "At equal accuracy (search split) after training:", "", *faster(rows, "after")]
+        done = [row for row in rows if row["after"] is not None]
+        if {row["asked"] for row in done} == {"latency", "macs"}:
+            for key, split in (("after", "search"), ("test", "test")):
+                lines += ["", f"At equal accuracy on the {split} split after training:", "", *faster(done, key)]
     return lines
 
 
