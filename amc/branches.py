@@ -46,6 +46,8 @@ class Branch:
 
 def find_branches(proto: Any, graph: Graph) -> tuple[Branch, ...]:
     """The branches of a network in its ONNX file, one site each, in the sites' order; no two have a node in common."""
+    if _has_subgraphs(proto):  # what they read is named in them only
+        return ()
     file, found = _File(proto, graph), list[Branch]()
     for number, site in enumerate(graph.sites):
         branch = file.branch(number, site, list(consumers(graph, number)))
@@ -73,6 +75,8 @@ def skip_identities(proto: Any) -> None:
     """Let every operator read what stands before an Identity: tools that quantise take it for an operator."""
     graph, outputs = proto.graph, {value.name for value in proto.graph.output}
     known: dict[str, str] = {}
+    if _has_subgraphs(proto):
+        return
     for node in graph.node:
         node.input[:] = [known.get(name, name) for name in node.input]
         if node.op_type == "Identity" and node.output[0] not in outputs:
@@ -88,6 +92,11 @@ def owner(name: str, layers: Mapping[str, Layer]) -> Layer | None:
         if layer is not None:
             return layer
     return None
+
+
+def _has_subgraphs(proto: Any) -> bool:
+    kinds = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    return any(attribute.type in kinds for node in proto.graph.node for attribute in node.attribute)
 
 
 def _keep(field: Any, messages: list[Any]) -> None:
@@ -142,7 +151,7 @@ class _File:
         dead, own = {n.output[0] for n in gone}, {*site.layers, *(x.name for x in readers)}
         if any(n.output[0] not in dead for n in self._nodes if self._is_of(n, own)) or not live & self._inputs:
             return None
-        tensors = {name for name in self._owners if all(n.output[0] in dead for n in self._readers.get(name, []))}
+        tensors = {name for name in self._owners if self._is_read_by(name, dead)}
         shrunk = [_record(self._made[o]) - _record(_identity(self._made[o], s)) for o, s in bypassed.items()]
         held = {own.name for name, own in self._owners.items() if own is not None and name not in tensors}
         gone_layers = {own.name for name, own in self._owners.items() if own is not None and name in tensors} - held
@@ -154,6 +163,11 @@ class _File:
             frozenset(tensors),
             sum(_record(n) for n in gone) + sum(shrunk),
         )
+
+    def _is_read_by(self, name: str, nodes: Collection[str]) -> bool:
+        """Whether a value is read, and by these nodes only."""
+        readers = self._readers.get(name, [])
+        return bool(readers) and all(node.output[0] in nodes for node in readers)
 
     def _is_of(self, node: Any, layers: Collection[str]) -> bool:
         owners = (self._owners.get(name) for name in node.input)

@@ -326,6 +326,32 @@ def test_skipping_identities_changes_nothing_but_the_nodes():
     np.testing.assert_array_equal(Runner(proto.SerializeToString())(x), [[-1, 0, 4]])
 
 
+def test_files_with_graphs_in_their_nodes_are_left_alone():
+    """What such a graph reads of the one around it is named in it only."""
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3]) for name in "xy"]
+    inner = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "tf"]
+    bodies = [
+        helper.make_graph([helper.make_node(kind, ["b", "w"], [out.name])], out.name, [], [out])
+        for kind, out in zip(("Add", "Sub"), inner, strict=True)
+    ]
+    nodes = [
+        helper.make_node("Identity", ["x"], ["b"]),
+        helper.make_node("If", ["c"], ["y"], then_branch=bodies[0], else_branch=bodies[1]),
+    ]
+    held = [
+        helper.make_tensor("c", TensorProto.BOOL, [], [True]),
+        helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0]),
+    ]
+    graph = helper.make_graph(nodes, "g", value[:1], value[1:], initializer=held)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    proto.ir_version = 10
+    before = proto.SerializeToString()
+    skip_identities(proto)
+    assert proto.SerializeToString() == before
+    assert find_branches(proto, built("resnet20")[2]) == ()
+    np.testing.assert_array_equal(Runner(before)(np.zeros((1, 3), np.float32)), [[1, 1, 1]])
+
+
 def test_a_run_removes_branches_and_what_it_leaves_can_be_loaded(tmp_path):
     options = ["--evaluations", "6", "--finetune-epochs", "1", "--candidates", "1", "--threads", "1", "--int8"]
     folder = tmp_path / "run"
