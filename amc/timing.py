@@ -55,8 +55,12 @@ class Bench:
         self.operators = operators(proto, self._layout, len(graph.sites), self._inputs)
         self._names = names(proto, self.operators)
         self._scratch: Dresser | None = None
+        narrow = [max(1, width - 1) for width in self.full]
+        removed = {branch.site for branch in self._layout.branches}
         try:
-            self._probe.compare(self.model([max(1, site.channels - 1) for site in graph.sites]), 1)
+            self._probe.compare(self.model(narrow), 1)
+            if removed:
+                self._probe.compare(self.model([0 if s in removed else w for s, w in enumerate(narrow)]), 1)
         except ExportError:  # the file holds a width elsewhere, as a Reshape does
             self._network = copy.deepcopy(task.model).cpu()
             self._scratch = Dresser(self._network, graph.layers)
