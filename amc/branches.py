@@ -17,12 +17,11 @@ from typing import Any
 
 import onnx
 
-from amc.channels import Layer
+from amc.channels import Kept, Layer
+from amc.errors import PolicyError
 from amc.graph import Graph
 from amc.sites import Site, consumers
 
-_RECTIFIED = frozenset(["Relu", "Sigmoid", "Softmax", "HardSigmoid", "Exp", "Abs"])
-_STILL_RECTIFIED = frozenset(["MaxPool", "AveragePool", "GlobalAveragePool", "Identity", "Reshape", "Flatten"])
 _WEIGHTY = frozenset(["Conv", "Gemm", "MatMul"])
 
 
@@ -54,6 +53,15 @@ def find_branches(proto: Any, graph: Graph) -> tuple[Branch, ...]:
         if branch is not None and not any(branch.dead & other.dead for other in found):
             found.append(branch)
     return tuple(found)
+
+
+def removed(proto: Any, graph: Graph, kept: Kept) -> tuple[Branch, ...]:
+    """The branches of the sites that keep nothing. Raises PolicyError where such a site is no branch."""
+    empty = {number for number, channels in enumerate(kept) if not len(channels)}
+    found = tuple(branch for branch in find_branches(proto, graph) if branch.site in empty) if empty else ()
+    for number in sorted(empty - {branch.site for branch in found}):
+        raise PolicyError(f"nothing is left of '{graph.sites[number].name}', which is no residual branch.")
+    return found
 
 
 def remove(proto: Any, branches: Iterable[Branch]) -> None:
@@ -112,7 +120,12 @@ def _identity(node: Any, source: str) -> Any:
 def _record(message: Any) -> int:
     """Bytes of a message in a list of messages: its tag, its length, itself."""
     size = int(message.ByteSize())
-    return 1 + max(1, -(-size.bit_length() // 7)) + size
+    return 1 + varint_bytes(size) + size
+
+
+def varint_bytes(value: int) -> int:
+    """Bytes that protobuf needs for a non-negative integer."""
+    return max(1, -(-value.bit_length() // 7))
 
 
 class _File:
@@ -153,16 +166,18 @@ class _File:
             return None
         tensors = {name for name in self._owners if self._is_read_by(name, dead)}
         shrunk = [_record(self._made[o]) - _record(_identity(self._made[o], s)) for o, s in bypassed.items()]
-        held = {own.name for name, own in self._owners.items() if own is not None and name not in tensors}
-        gone_layers = {own.name for name, own in self._owners.items() if own is not None and name in tensors} - held
+        layers = self._layers_of(tensors) - self._layers_of(self._owners.keys() - tensors)
         return Branch(
             number,
-            frozenset([*gone_layers, *(x.norm for x in self._layers if x.norm and x.name in gone_layers)]),
+            frozenset([*layers, *(x.norm for x in self._layers if x.norm and x.name in layers)]),
             bypassed,
             frozenset(dead),
             frozenset(tensors),
             sum(_record(n) for n in gone) + sum(shrunk),
         )
+
+    def _layers_of(self, tensors: Iterable[str]) -> set[str]:
+        return {layer.name for name in tensors if (layer := self._owners[name]) is not None}
 
     def _is_read_by(self, name: str, nodes: Collection[str]) -> bool:
         """Whether a value is read, and by these nodes only."""
@@ -230,8 +245,8 @@ class _File:
         return live
 
     def _is_rectified(self, value: str) -> bool:
-        """Whether a value is at least 0, so that a ReLU does nothing to it."""
+        """Whether a value comes out of a ReLU, so that another one does nothing to it."""
         node = self._made.get(value)
-        while node is not None and node.op_type in _STILL_RECTIFIED:
+        while node is not None and node.op_type in ("MaxPool", "Identity"):
             node = self._made.get(node.input[0])
-        return node is not None and node.op_type in _RECTIFIED
+        return node is not None and node.op_type == "Relu"

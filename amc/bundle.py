@@ -21,17 +21,18 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 from torch import nn
 
-from amc.channels import Kept
-from amc.drift import find_joins
-from amc.errors import BundleError, PolicyError, first_line
+from amc.branches import removed
+from amc.errors import BundleError, first_line
+from amc.export import export_onnx, read_onnx
 from amc.files import replacing, write_json
-from amc.graph import Graph, build_graph, consumers
+from amc.graph import build_graph
 from amc.nested import Nested
 from amc.policy import Policy
 from amc.program import read_program
@@ -131,22 +132,12 @@ def apply(model: nn.Module, policy: Policy | str | Path, example: Nested | None 
     example = policy.example() if example is None else example
     graph = build_graph(own, example)
     kept = policy.kept(graph)
-    _check_removed(own, graph, kept, example)
+    if not all(len(channels) for channels in kept):
+        with tempfile.TemporaryDirectory() as folder:
+            export_onnx(own, example, Path(folder, "original.onnx"))
+            removed(read_onnx(Path(folder, "original.onnx")), graph, kept)
     Dresser(own, graph.layers).dress(kept)
     return copy.deepcopy(own).train(was_training)
-
-
-def _check_removed(model: nn.Module, graph: Graph, kept: Kept, example: Nested) -> None:
-    """Raise PolicyError where a site that keeps nothing is no residual branch: nothing would pass by it."""
-    removed = [number for number, channels in enumerate(kept) if not len(channels)]
-    if not removed:
-        return
-    layers = {x.name: x for number in removed for x in consumers(graph, number)}
-    joins = find_joins(model, {name: x for name, x in layers.items() if not x.kind.startswith("parameter")}, example)
-    for number in removed:
-        readers = [x.name for x in consumers(graph, number)]
-        if not readers or not all(name in joins for name in readers):
-            raise PolicyError(f"nothing is left of '{graph.sites[number].name}', which is no residual branch.")
 
 
 def load(folder: str | Path, model: nn.Module | None = None, example: Nested | None = None) -> nn.Module:

@@ -27,7 +27,6 @@ from amc.problem import Problem, recorded
 from amc.program import read_program, write_program
 from amc.record import Record
 from amc.result import Result
-from amc.surgery import ghosts
 from amc.task import evaluate
 from amc.trace import trace
 
@@ -72,13 +71,13 @@ class Delivery:
             train(model, record.task, plan, record.task.model, checkpoint, observe)
         return model
 
-    def export(self, model: nn.Module, graph: Graph, kept: Kept) -> Parity:
-        """Write model.onnx and see that ONNX Runtime computes what torch does."""
+    def export(self, model: nn.Module, graph: Graph, kept: Kept) -> tuple[Parity, frozenset[str]]:
+        """Write model.onnx and see that ONNX Runtime computes what torch does; the layers that are not in it, too."""
         record = self.record
         path, search = record.folder / "model.onnx", record.task.splits.search
-        export_pruned(model, record.task.example, path, graph, kept)
+        gone = export_pruned(model, record.task.example, path, graph, kept)
         inputs, _ = search.fetch(torch.arange(min(PARITY_SAMPLES, len(search))))
-        return check_parity(model.cpu(), inputs, Runner(path))
+        return check_parity(model.cpu(), inputs, Runner(path)), gone
 
     def program(self, model: nn.Module) -> str | None:
         """Write program.json and see that it computes what the network does. The reason where there can be none."""
@@ -94,17 +93,17 @@ class Delivery:
         write_text(path, json.dumps(program, separators=(",", ":")))
         return None
 
-    def prove(self, space: Space, model: nn.Module, graph: Graph, kept: Kept) -> list[dict[str, Any]]:
-        """Hold every limit against what was exported."""
+    def prove(self, space: Space, model: nn.Module, graph: Graph, gone: frozenset[str]) -> list[dict[str, Any]]:
+        """Hold every limit against what was exported. Of the layers ``gone`` torch holds one silenced channel."""
         record = self.record
         path, traced = record.folder / "model.onnx", trace(model.cpu(), nested.to(record.task.example, "cpu"))
-        counted, unheard = count_onnx_macs(path, record.task.example), ghosts(graph.layers, kept)
-        whole = counted >= traced.macs or unheard  # of removed branches torch runs one channel
-        parameters = [p for name, p in model.named_parameters() if name.rpartition(".")[0] not in unheard]
+        counted = count_onnx_macs(path, record.task.example)
+        from_file = gone or counted >= traced.macs
+        held = [p for name, p in model.named_parameters() if gone.isdisjoint((name, name.rpartition(".")[0]))]
         found = {
-            "macs": (counted, "counted in model.onnx") if whole else (traced.macs, "traced in the pruned network"),
+            "macs": (counted, "counted in model.onnx") if from_file else (traced.macs, "traced in the pruned network"),
             "size": (path.stat().st_size, "bytes of model.onnx"),
-            "params": (sum(p.numel() for p in parameters), "counted in the pruned network"),
+            "params": (sum(p.numel() for p in held), "counted in the pruned network"),
             "memory": (traced.peak, "traced in the pruned network"),
         }
         if "branches" in space.limits:

@@ -38,7 +38,7 @@ from amc.graph import Graph
 from amc.memory import Memory
 from amc.nested import Nested
 from amc.reconstruct import RIDGE, Taps, choose_positions, find_taps, outputs_at, outputs_fit, rows_at, solvable
-from amc.surgery import ghosts, twin
+from amc.surgery import silenced, twin
 from amc.task import Task
 
 SAMPLES, ROWS = 1024, 24576
@@ -106,13 +106,13 @@ class Drift:
         watch = _Operators(self._streams)
         channels = [k.tobytes() for k in kept]
         norms = {x.name: network.get_submodule(x.norm) for x in self._layers.values() if x.norm}
-        cut, gone = False, ghosts(list(self._layers.values()), kept)
+        cut, silent = False, silenced(list(self._layers.values()), kept)
 
         def visit(layer: Layer, module: Any, x: Tensor) -> None:
             nonlocal cut
             outputs = None if layer.output is None else torch.from_numpy(layer.output.kept(kept)).to(x.device)
-            there = layer.name in self._outputs  # a cut network may call layers that the original did not
-            if cut and there and layer.name not in gone:
+            heard = layer.name not in silent and (outputs is None or len(outputs) > 0)
+            if cut and heard and layer.name in self._outputs:  # a cut network may call layers that the original did not
                 norm = self._norm(norms, layer, outputs)
                 known = (layer.name, halved, *(channels[site] for site in self._before[layer.name]))
                 if known not in self._solved:
@@ -137,7 +137,8 @@ class Drift:
         rows = rows_at(module, x, positions, self._taps.get(layer.name)).to(module.weight.dtype)
         if stream is not None and _is_like(stream, module, x, target.shape[1]):
             now = outputs_at(module, stream, positions).to(target.dtype)
-            target = target + (_cut(self._added[layer.name], outputs) - now) * _undo(norm, now)
+            scale = 1.0 if norm is None else undone(norm[0])
+            target = target + (_cut(self._added[layer.name], outputs) - now) * scale
         has_constant = module.bias is not None or norm is not None
         with torch.autocast(x.device.type, enabled=False):
             return _regression(rows, target, module.weight.flatten(1), has_constant, x.dtype == torch.bfloat16)
@@ -207,11 +208,8 @@ def _cut(rows: Tensor, outputs: Tensor | None) -> Tensor:
     return rows if outputs is None else rows.index_select(1, outputs)
 
 
-def _undo(norm: _Norm | None, like: Tensor) -> Tensor:
-    """What takes a difference behind the BatchNorm to one before it ``[C]``; 0 for channels that it nearly silences."""
-    if norm is None:
-        return torch.ones_like(like[0])
-    module, _ = norm
+def undone(module: Any) -> Tensor:
+    """What takes a difference behind a BatchNorm to one before it ``[C]``; 0 for channels that it nearly silences."""
     deviation = (module.running_var + module.eps).sqrt()
     scale = (torch.ones_like(deviation) if module.weight is None else module.weight) / deviation
     heard = scale.abs() > _LEAST_SCALE * scale.abs().max()

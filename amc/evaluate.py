@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from amc import nested
 from amc.channels import BATCH_NORMS, Kept, Layer
-from amc.drift import Drift
+from amc.drift import Drift, undone
 from amc.fold import Folder
 from amc.graph import Graph, consumers
 from amc.memory import Memory
@@ -151,7 +151,7 @@ class Evaluator:
         if layer.norm is None:
             return mean.cpu()
         norm: Any = self._task.model.get_submodule(layer.norm)
-        shift = 0.0 if norm.bias is None else norm.bias.detach() * (norm.running_var + norm.eps).sqrt() / _away(norm)
+        shift = 0.0 if norm.bias is None else (norm.bias * undone(norm)).detach()
         offset: Tensor = mean - norm.running_mean.double() + shift
         return offset.cpu()
 
@@ -255,13 +255,6 @@ class Evaluator:
             for module, momentum in zip(self._norms, saved, strict=True):
                 module.momentum = momentum
                 module.eval()
-
-
-def _away(norm: Any) -> Tensor:
-    """A BatchNorm's factors, none of them nearly 0."""
-    weight: Tensor = norm.weight.detach()
-    least = 1e-2 * float(weight.abs().max())
-    return torch.where(weight.abs() < least, least, weight)
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from amc import nested
-from amc.branches import find_branches, owner, remove
+from amc.branches import find_branches, owner, remove, removed, varint_bytes
 from amc.channels import Axis, Kept, Layer
 from amc.errors import ExportError, first_line
 from amc.files import replacing
@@ -66,24 +66,24 @@ def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
 
 
-def export_pruned(model: nn.Module, example: Nested, path: Path, graph: Graph, kept: Kept) -> None:
-    """Write a network that wears ``kept``, without the branches of sites that keep nothing. Raises ExportError."""
-    removed = [number for number, channels in enumerate(kept) if not len(channels)]
-    if not removed:
+def export_pruned(model: nn.Module, example: Nested, path: Path, graph: Graph, kept: Kept) -> frozenset[str]:
+    """Write a network that wears ``kept``, without the branches of sites that keep nothing.
+
+    Gives the layers of which nothing is in the file. Raises ExportError, and PolicyError where such a site is no
+    branch.
+    """
+    if all(len(channels) for channels in kept):
         export_onnx(model, example, path)
-        return
+        return frozenset()
     whole = copy.deepcopy(model)
     wake(whole, graph.layers, kept)  # tensors of zeros are alike, and exporters keep one of those that are
     with replacing(path) as temporary:
         export_onnx(whole, example, temporary)
         proto = onnx.load(str(temporary))
-        found = [branch for branch in find_branches(proto, graph) if branch.site in removed]
-        if len(found) < len(removed):
-            lacking = sorted({*removed} - {branch.site for branch in found})
-            names = ", ".join(graph.sites[number].name for number in lacking)
-            raise ExportError(f"{names}: nothing is left of a site that is no residual branch of its own.")
-        remove(proto, found)
+        gone = removed(proto, graph, kept)
+        remove(proto, gone)
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
+    return frozenset[str]().union(*(branch.layers for branch in gone))
 
 
 def _strip(proto: Any) -> None:
@@ -165,13 +165,9 @@ def _folded(dims: tuple[int, ...], layer: Layer | None) -> Axes:
 def _stored(tensor: Any, axes: Axes, per_group: int) -> StoredTensor:
     dims = tuple(tensor.dims)
     itemsize = max(1, len(tensor.raw_data) // max(1, int(np.prod(dims))))
-    prefixes = sum(_varint(d) for d in dims) + _varint(len(tensor.raw_data))
+    prefixes = sum(varint_bytes(d) for d in dims) + varint_bytes(len(tensor.raw_data))
     fixed = tensor.ByteSize() - len(tensor.raw_data) - prefixes
     return StoredTensor(dims, tuple(axes), itemsize, fixed, per_group, tensor.name)
-
-
-def _varint(value: int) -> int:
-    return max(1, -(-value.bit_length() // 7))
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ macs        MACs         multiply-accumulates of convolutions, linear layers and
 params      parameters   elements of the network's parameters (buffers not counted)
 size        bytes        size of model.onnx as amc exports it
 memory      bytes        peak activation memory: the most that is alive while any operator runs, in
-                         float32 at batch 1, element-wise operators in place, weights not counted; where a branch is
-                removed, no more than that
-branches   branches     residual branches that are left, of those that can be removed whole
+                         float32 at batch 1, element-wise operators in place, weights not counted (where
+                         branches are removed it is less than this)
+branches    branches     residual branches that are left, of those that can be removed whole
 ==========  ===========  ==========================================================================
 
 The length of an axis is linear in w, a tensor's elements are a product of two axes, and an operator's MACs are

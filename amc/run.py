@@ -212,9 +212,9 @@ def _compress(record: Record, elsewhere: Elsewhere | None) -> Result:
             model = delivery.finetune(evaluator.pruned(chosen))
         with record.stage("export"):
             kept = evaluator.kept(chosen)
-            parity = delivery.export(model, graph, kept)
+            parity, gone = delivery.export(model, graph, kept)
             unwritten = delivery.program(model)
-            proof = delivery.prove(space, model, graph, kept)
+            proof = delivery.prove(space, model, graph, gone)
         with record.stage("measure"):
             latency = delivery.measure(pace)
             promise = delivery.promised(pace, chosen, latency)
@@ -224,7 +224,7 @@ def _compress(record: Record, elsewhere: Elsewhere | None) -> Result:
         int8 = delivery.quantise()
     with record.stage("test"):
         scores = delivery.test(model)
-    policy = make_policy(graph, fingerprint(task.model), evaluator.kept(chosen), task.example)
+    policy = make_policy(graph, fingerprint(task.model), kept, task.example)
     found = Findings(
         original=_told(space, space.full),
         final={**_told(space, chosen), "size": float((folder / "model.onnx").stat().st_size)},

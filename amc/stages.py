@@ -74,12 +74,9 @@ class Stages:
 
     def space(self, graph: Graph, pace: Pace | None = None) -> Space:
         """Legal widths under the budget, with exact costs."""
-        return make_space(self.record.config, graph, self.resources(graph), pace)
-
-    def resources(self, graph: Graph) -> ResourceModel:
-        """What policies cost, exactly."""
-        model = self.record.task.model
-        return ResourceModel(graph, model, file_layout(self._original(), graph, model))
+        record = self.record
+        resources = ResourceModel(graph, record.task.model, file_layout(self._original(), graph, record.task.model))
+        return make_space(record.config, graph, resources, pace)
 
     def _exported(self) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
@@ -333,7 +330,7 @@ def make_space(config: Config, graph: Graph, resources: ResourceModel, pace: Pac
     limits = Budget.from_config(asked).limits(original) if exact else {}
     others = replace(asked, branches=None) != BudgetConfig()
     if branches_go(config):
-        settings = without_branches(settings, resources)
+        settings = with_zero_widths(settings, resources)
     if pace is None:
         return Space(names, settings, resources, limits)
     if not others:
@@ -353,7 +350,7 @@ def branches_go(config: Config) -> bool:
     return least in (-1, 0) and (named is None or is_profile(named))
 
 
-def without_branches(settings: Sequence[tuple[int, ...]], resources: ResourceModel) -> tuple[tuple[int, ...], ...]:
+def with_zero_widths(settings: Sequence[tuple[int, ...]], resources: ResourceModel) -> tuple[tuple[int, ...], ...]:
     """The settings, and 0 where a branch can be removed."""
     removable = {branch.site for branch in resources.branches}
     return tuple((0, *widths) if site in removable else widths for site, widths in enumerate(settings))

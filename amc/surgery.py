@@ -103,28 +103,6 @@ def wake(model: nn.Module, layers: Sequence[Layer], kept: Kept) -> None:
             _set(module, key, torch.randn(parameter.shape, generator=generator).to(parameter))
 
 
-def ghosts(layers: Sequence[Layer], kept: Kept) -> set[str]:
-    """The modules that are in the network for a removed branch only."""
-    found, gone = set(silenced(layers, kept)), [len(channels) == 0 for channels in kept]
-    if not found:
-        return found
-    makers = {x.name: _sites(x.output) for x in layers if x.is_weighty and x.output is not None}
-    readers = {x.name: _sites(x.input) for x in layers if x.is_weighty and x.input is not None}
-    read = set[int]().union(*readers.values()) - {-1}
-    while True:  # what only ghosts read is made by ghosts
-        found |= {name for name, sites in makers.items() if -1 not in sites and all(gone[s] for s in sites)}
-        heard = set[int]().union(*(sites for name, sites in readers.items() if name not in found))
-        more = [site for site in read - heard if not gone[site]]
-        if not more:
-            return found
-        for site in more:
-            gone[site] = True
-
-
-def _sites(axis: Axis) -> set[int]:
-    return set(np.unique(axis.site).tolist())
-
-
 def _key(layer: Layer) -> tuple[str, int | None]:
     """The attribute that a layer names, and the place in it where it is a tuple."""
     key, _, place = layer.kind.removeprefix("attribute:").partition(".")

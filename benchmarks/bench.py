@@ -22,7 +22,6 @@ from amc.journal import Journal, read_records
 from amc.monitor import Silent
 from amc.provenance import cpu_name
 from amc.record import Record
-from amc.resources import ResourceModel
 from amc.run import open_task
 from amc.stages import Stages
 from amc.task import Task
@@ -42,7 +41,6 @@ class Bench:
     space: Space
     evaluator: Evaluator
     stages: Stages
-    resources: ResourceModel
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
@@ -81,8 +79,8 @@ def open_bench(asked: argparse.Namespace, flops: float, **search: Any) -> Bench:
     """The stages of `amc search` up to the search. Scores on the search split only; the test split is not read."""
     stages = open_stages(asked, flops, **search)
     graph = stages.inspect()
-    space, resources = stages.space(graph), stages.resources(graph)
-    return Bench(stages.record.task, graph, space, stages.calibrate(graph, space), stages, resources)
+    space = stages.space(graph)
+    return Bench(stages.record.task, graph, space, stages.calibrate(graph, space), stages)
 
 
 class Records:

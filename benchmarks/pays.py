@@ -34,7 +34,7 @@ from amc.pace import Paced, steps
 from amc.problem import Problem, site_features
 from amc.reward import loss as loss_reward
 from amc.search import load_searcher
-from amc.stages import Stages, without_branches
+from amc.stages import Stages, with_zero_widths
 from amc.task import evaluate
 from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench, open_stages, rounded
 
@@ -46,7 +46,7 @@ def limited(bench: Bench, model: LearnedModel, resource: str, share: float) -> S
     """The policies that a run with this one limit may choose."""
     if resource == "macs":
         return replace(bench.space, limits={"macs": share * bench.space.costs(bench.space.full)["macs"]})
-    settings = steps(model.predict_all, without_branches(bench.space.settings, bench.resources))
+    settings = steps(model.predict_all, with_zero_widths(bench.space.settings, bench.space.model))
     within = model.tables.non_decreasing(settings)
     limit = share * float(within([bench.space.full])[0])
     return Space(bench.space.names, settings, Paced(bench.space.model, within, lambda: 1.0), {"latency": limit})

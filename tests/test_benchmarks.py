@@ -65,7 +65,7 @@ def test_what_two_policies_have_in_common(digits):
     """The last site alone: nearly all before it; the first one: nothing but what comes before it."""
     task, graph, *_ = digits
     full = tuple(site.channels for site in graph.sites)
-    opened = bench.Bench(task, graph, None, None, None, None)
+    opened = bench.Bench(task, graph, None, None, None)
     last, first = (*full[:-1], 8), (8, *full[1:])
     assert evaluation.unchanged(opened, [full, last]) > 0.7
     assert evaluation.unchanged(opened, [full, first]) == 0

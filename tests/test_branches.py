@@ -17,7 +17,7 @@ from amc.bundle import apply
 from amc.cli import main
 from amc.config import BudgetConfig, Config, SearchConfig
 from amc.drift import Drift
-from amc.errors import BudgetError, ExportError, PolicyError
+from amc.errors import BudgetError, PolicyError
 from amc.evaluate import Evaluator, Score
 from amc.export import check_parity, count_onnx_macs, export_onnx, export_pruned, file_layout, read_onnx
 from amc.finetune import Plan, train
@@ -32,7 +32,7 @@ from amc.reward import loss
 from amc.search import load_searcher, searchers
 from amc.search.allocate import decode, quick_decoder
 from amc.stages import branches_go, make_space
-from amc.surgery import Dresser, ghosts
+from amc.surgery import Dresser
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,8 @@ def test_costs_are_those_of_the_file_and_of_the_network_without_ghosts(case, ori
         widths, kept = some_removed(graph, layout, seed)
         own, path = copy.deepcopy(model), tmp_path / "pruned.onnx"
         Dresser(own, graph.layers).dress(kept)
-        export_pruned(own, example, path, graph, kept)
-        unheard = ghosts(graph.layers, kept)
-        params = sum(p.numel() for n, p in own.named_parameters() if n.rpartition(".")[0] not in unheard)
+        gone = export_pruned(own, example, path, graph, kept)
+        params = sum(p.numel() for n, p in own.named_parameters() if n.rpartition(".")[0] not in gone)
         left = len(find_branches(read_onnx(path), graph))
         costs = resources.cost(widths)
         found = {
@@ -143,14 +142,44 @@ def test_what_only_a_removed_branch_needs_goes_too(tmp_path):
     kept = [np.arange(0 if site.name == "blocks.0.3" else site.channels - 1) for site in graph.sites]
     own, pruned = copy.deepcopy(model), tmp_path / "pruned.onnx"
     Dresser(own, graph.layers).dress(kept)
-    export_pruned(own, example, pruned, graph, kept)
-    unheard = ghosts(graph.layers, kept)
-    assert unheard == {f"blocks.0.{n}" for n in (0, 1, 3, 4, 6, 7)}
-    params = sum(p.numel() for n, p in own.named_parameters() if n.rpartition(".")[0] not in unheard)
+    gone = export_pruned(own, example, pruned, graph, kept)
+    assert gone == {f"blocks.0.{n}" for n in (0, 1, 3, 4, 6, 7)}
+    params = sum(p.numel() for n, p in own.named_parameters() if n.rpartition(".")[0] not in gone)
     costs = ResourceModel(graph, model, layout).cost([len(k) for k in kept])
     assert (costs["macs"], costs["params"]) == (count_onnx_macs(pruned, example), params)
     assert costs["size"] == pruned.stat().st_size
     assert check_parity(own, torch.randn(3, 1, 8, 8), Runner(pruned)).largest_difference < 1e-5
+
+
+class Scaled(nn.Module):
+    """A branch that is added through a learned factor a channel (LayerScale, arXiv:2103.17239)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 8, 1)
+        self.gamma, self.c, self.fc = nn.Parameter(torch.rand(8, 1, 1)), nn.Conv2d(8, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.gamma * self.b(torch.relu(self.a(x)))
+        return self.fc(torch.relu(self.c(x)).mean((2, 3)))
+
+
+def test_a_factor_goes_with_its_branch_and_the_policy_can_be_applied_again(tmp_path):
+    torch.manual_seed(0)
+    model, example, path = Scaled().eval(), torch.randn(1, 1, 8, 8), tmp_path / "m.onnx"
+    graph = build_graph(model, example)
+    export_onnx(model, example, path)
+    layout = file_layout(path, graph, model)
+    assert [graph.sites[b.site].name for b in layout.branches] == ["a"]
+    kept = [np.arange(0 if site.name == "a" else site.channels - 1) for site in graph.sites]
+    own = apply(model, make_policy(graph, fingerprint(model), kept, example))
+    gone = export_pruned(own, example, tmp_path / "pruned.onnx", graph, kept)
+    assert gone == {"a", "b", "gamma"}
+    costs = ResourceModel(graph, model, layout).cost([len(k) for k in kept])
+    params = sum(p.numel() for n, p in own.named_parameters() if gone.isdisjoint((n, n.rpartition(".")[0])))
+    assert (costs["params"], costs["size"]) == (params, (tmp_path / "pruned.onnx").stat().st_size)
+    assert check_parity(own, torch.randn(3, 1, 8, 8), Runner(tmp_path / "pruned.onnx")).largest_difference < 1e-5
 
 
 class Gated(nn.Module):
@@ -179,7 +208,7 @@ def test_only_what_is_a_branch_can_be_removed(tmp_path):
     kept = [np.arange(0 if site.name == "c" else site.channels) for site in graph.sites]
     own = copy.deepcopy(model)
     Dresser(own, graph.layers).dress(kept)
-    with pytest.raises(ExportError, match=r"c: nothing is left of a site that is no residual branch"):
+    with pytest.raises(PolicyError, match="nothing is left of 'c', which is no residual branch"):
         export_pruned(own, example, tmp_path / "none.onnx", graph, kept)
     assert not (tmp_path / "none.onnx").exists()
     for name, good in (("a", True), ("c", False), ("e", False), ("stem", False)):

@@ -132,7 +132,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_it_would_have(device, tmp_path, 
     assert device.calls - calls < 24 <= calls  # the profile was there: it is of 24 networks at least
     calls = device.calls
     assert main(["search", "--resume", str(tmp_path / "run"), "--trust"]) == 0
-    assert device.calls - calls <= 2  # whether the file can be cut, with branches and without
+    assert device.calls == calls  # nothing is measured again
     whole, resumed = result(tmp_path / "whole"), result(tmp_path / "run")
     assert whole["sites"] == resumed["sites"]
     assert whole["latency"]["prediction"] == resumed["latency"]["prediction"]
