@@ -30,7 +30,7 @@ class Warm:
             [sys.executable, str(Path(__file__).with_name("warm.py")), str(folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert self._line() == "ready"
+        self.ready = self._line() == "ready"
 
     def _line(self) -> str:
         assert self._process.stdout is not None
@@ -52,9 +52,12 @@ class Warm:
 def warm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("warm")
     server = Warm(folder)
-    assert server.run(folder / "whole") == 0
-    yield server, folder / "whole"
-    server.close()
+    try:
+        assert server.ready, "tests/warm.py says why"
+        assert server.run(folder / "whole") == 0
+        yield server, folder / "whole"
+    finally:
+        server.close()
 
 
 def stages(folder: Path) -> list[tuple[str, float]]:
