@@ -60,7 +60,7 @@ class DataConfig:
     )
     mean: tuple[float, ...] | None = option(None, "channel means, of inputs in [0, 1] [the data set's]", "--mean")
     std: tuple[float, ...] | None = option(None, "channel deviations [the data set's]", "--std")
-    calibration: int = option(1024, "images set aside from training for calibration", "--calibration-images")
+    calibration: int = option(4096, "images set aside from training for calibration", "--calibration-images")
     search: int = option(5000, "most images of the search split", "--search-images")
     seed: int = option(0, "seed of the splits", "--split-seed")
 

@@ -27,7 +27,8 @@ from amc.problem import Problem, recorded
 from amc.program import read_program, write_program
 from amc.record import Record
 from amc.result import Result
-from amc.task import evaluate
+from amc.task import batches, evaluate
+from amc.task.data import sample
 from amc.trace import trace
 
 LOSSES = 20
@@ -146,13 +147,12 @@ class Delivery:
     def _quantised(self, source: Path, target: Path) -> dict[str, Any]:
         """What is known of the 8-bit model written to ``target``."""
         record = self.record
-        calibration, search = record.task.splits.calibration, record.task.splits.search
-        count, inputs = min(INT8_SAMPLES, len(calibration)), nested.feeds(record.task.example)
-        few = [torch.arange(start, min(start + 16, count)) for start in range(0, count, 16)]
+        search, inputs = record.task.splits.search, nested.feeds(record.task.example)
+        calibration = sample(record.task.splits.calibration, INT8_SAMPLES, record.config.seed)
         best, tried = fastest(
             source,
             target,
-            [nested.feeds(calibration.fetch(indices)[0]) for indices in few],
+            [nested.feeds(images) for images, _ in batches(calibration, 16)],
             lambda path: onnx_metric(path, record.task.objective, search),
             inputs,
             record.config.latency_threads,

@@ -40,8 +40,9 @@ from amc.nested import Nested
 from amc.reconstruct import RIDGE, Taps, choose_positions, find_taps, outputs_at, outputs_fit, rows_at, solvable
 from amc.surgery import silenced, twin
 from amc.task import Task
+from amc.task.data import sample
 
-SAMPLES, ROWS = 1024, 24576
+SAMPLES, ROWS = 4096, 24576
 QUICK_SAMPLES, QUICK_ROWS = 512, 6144
 """In a search: fewer rank policies nearly the same (`benchmarks/evaluation.py`)."""
 _ROOM = 256 << 20  # bytes of solutions that are kept
@@ -85,10 +86,9 @@ class Drift:
         copied = twin(task.model)
         with self._folder.folded(copied):
             self._streams = find_joins(copied, self._layers, task.example)
-        chosen = torch.randperm(len(task.splits.calibration), generator=torch.Generator().manual_seed(seed))[:samples]
-        self._inputs = tree_map_only(
-            Tensor, _channels_last, nested.to(task.splits.calibration.fetch(chosen)[0], task.device)
-        )
+        chosen = sample(task.splits.calibration, samples, seed)
+        inputs, _ = chosen.fetch(torch.arange(len(chosen)))
+        self._inputs = tree_map_only(Tensor, _channels_last, nested.to(inputs, task.device))
         self._before = _sites_before(graph, task.model, self._layers)
         self._solved = _Solutions(memory.share // 4 if memory else _ROOM)
         self._positions: dict[str, Tensor] = {}

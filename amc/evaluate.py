@@ -22,12 +22,12 @@ from amc.fold import Folder
 from amc.graph import Graph, consumers
 from amc.memory import Memory
 from amc.policy import Choice
-from amc.reconstruct import Moments, Reconstructor, elements, lost_variances
+from amc.reconstruct import IMAGES, Moments, Reconstructor, elements, lost_variances
 from amc.sampling import Sampling
 from amc.sensitivity import Sensitivity, sensitivities
 from amc.surgery import Dresser, silence, weight_of
 from amc.task import Task, batches
-from amc.task.data import hold
+from amc.task.data import hold, sample
 
 BLOCK = 125  # images: one forward pass, and how often a race may be called; more fall out of the processor's cache
 CLEAR = 2.5  # standard errors of the paired difference at which a race is lost
@@ -239,8 +239,8 @@ class Evaluator:
         return _mean(samples)
 
     def _recalibrate(self) -> None:
-        """Statistics of every BatchNorm anew over the calibration split (EagleEye, arXiv:2007.02491)."""
-        calibration = self._task.splits.calibration
+        """Statistics of every BatchNorm anew over `IMAGES` of the calibration split (EagleEye, arXiv:2007.02491)."""
+        calibration = sample(self._task.splits.calibration, IMAGES)
         size = -(
             -len(calibration) // -(-len(calibration) // self._task.batch)
         )  # batches of one size: each counts alike

@@ -19,7 +19,7 @@ from amc.channels import Layer
 from amc.memory import Memory
 from amc.surgery import twin
 from amc.task import Task, batches
-from amc.task.data import Shuffled
+from amc.task.data import sample
 
 IMAGES, BATCH = 512, 64
 _HELD = 4  # times the layers' outputs are what a backward pass holds, about
@@ -44,9 +44,8 @@ def sensitivities(task: Task, layers: Iterable[Layer], memory: Memory | None = N
     sums: dict[str, Tensor] = {}
     try:
         model = twin(task.model).eval().requires_grad_(True)
-        calibration = task.splits.calibration
         size = _batch(model, names, task, memory)
-        chosen = Shuffled(calibration, torch.arange(min(IMAGES, len(calibration))))
+        chosen = sample(task.splits.calibration, IMAGES)
         for inputs, targets in batches(chosen, size):
             _add(model, names, task, inputs, targets, sums)
     except RuntimeError:  # an operator without a derivative, or weights that can have none

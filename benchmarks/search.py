@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from amc.finetune import make_plan, train
@@ -30,7 +29,8 @@ from amc.problem import Problem, site_features
 from amc.reward import Evaluation
 from amc.reward import loss as loss_reward
 from amc.search import load_searcher
-from amc.task import evaluate
+from amc.task import batches, evaluate
+from amc.task.data import sample
 from amc.trace import trace
 from benchmarks.bench import IMAGES, RESULTS, Bench, Records, arguments, machine, open_bench, rounded
 
@@ -103,8 +103,7 @@ def _pruned(bench: Bench, importance: str, global_pruning: bool, ratio: float) -
             max_pruning_ratio=0.9, ignored_layers=ignored,
         )  # fmt: skip
         if importance == "taylor":
-            calibration = bench.task.splits.calibration
-            images, labels = calibration.fetch(torch.arange(min(512, len(calibration))))
+            images, labels = next(batches(sample(bench.task.splits.calibration, 512), 512))
             model.zero_grad()
             bench.task.objective.loss(model(images), labels).mean().backward()
         pruner.step()

@@ -1,5 +1,7 @@
 """How much the loss minds a layer's errors: against gradients of single samples, and what sites make of it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -51,6 +53,25 @@ def test_they_are_the_squares_of_single_samples_gradients(memory):
         torch.testing.assert_close(found[name].channels.float(), expected, rtol=1e-4, atol=1e-9)
         variance = torch.cat(values[name], 1).var(1, correction=0)
         assert found[name].whole == pytest.approx(float((expected * variance).sum()), rel=1e-4)
+
+
+def test_data_in_the_order_of_their_classes_are_not_judged_by_the_first_classes(monkeypatch):
+    monkeypatch.setattr("amc.sensitivity.IMAGES", SAMPLES // 2)
+    model = network()
+    task = task_of(model, 3, 8, 8)
+    x, labels = task.splits.calibration.fetch(torch.arange(SAMPLES))
+    ordered = HeldSplit(x, labels.sort().values)
+    seen: list[int] = []
+
+    def listening(outputs, targets):
+        seen.extend(targets.tolist())
+        return task.objective.loss(outputs, targets)
+
+    splits = replace(task.splits, calibration=ordered)
+    heard = replace(task, splits=splits, objective=replace(task.objective, loss=listening))
+    assert sensitivities(heard, build_graph(model, task.example).layers)
+    assert len(seen) == SAMPLES // 2
+    assert set(seen) == {0, 1, 2, 3}
 
 
 class Branches(nn.Module):

@@ -168,6 +168,11 @@ class Shuffled:
         return self.split.fetch(self.order[indices], augment)
 
 
+def sample(split: Split, most: int, seed: int = 0) -> Split:
+    """The split, or so many of its samples, drawn at random: what it begins with may all be of one class."""
+    return Shuffled(split, torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:most])
+
+
 @dataclass(frozen=True, eq=False)
 class Splits:
     """Disjoint splits. Searching reads ``search`` only; ``test`` is read once, at the end."""
