@@ -115,8 +115,8 @@ class SearchConfig:
     criterion: str = option("obs", "which channels go first: obs, l1, l2, or path/to/file.py:function", "--criterion")
     reward: str = option(
         "loss",
-        "what the search maximises: loss (-loss), error (AMC's: -error), error-flops (-error log MACs), error-params "
-        "(-error log parameters), error-latency (-error log ms, measured), or "
+        "what the search maximises: loss (minus what --judge says), error (AMC's: -error), error-flops (-error log "
+        "MACs), error-params (-error log parameters), error-latency (-error log ms, measured), or "
         "path/to/file.py:function",
         "--reward",
     )
@@ -143,6 +143,13 @@ class SearchConfig:
         "policies only (final: faster evaluations, which rank less well), or not (off)",
         "--drift",
         ("search", "final", "off"),
+    )
+    judge: str = option(
+        "distance",
+        "what a policy loses on an image: distance (mean squared difference of its logits from the original's; without "
+        "logits the loss) or loss (with the labels)",
+        "--judge",
+        ("distance", "loss"),
     )
     race: bool = option(
         True, "stop reading images for a policy that is seen to be worse than the best so far", "--race"

@@ -38,7 +38,7 @@ _KEPT = 4  # policies whose losses per image are remembered
 
 @dataclass(frozen=True)
 class Score:
-    """Mean loss and metric over the search split; estimates where only a ``share`` of it was read."""
+    """Mean loss (see `Evaluator.judge`) and metric over the search split; estimates where a ``share`` was read."""
 
     loss: float
     metric: float
@@ -67,6 +67,10 @@ class Evaluator:
         self.recalibrate = recalibrate
         self.precision = "float32"
         """Of the forward passes of the search; refined networks are scored in float32."""
+        self.judge = "loss"
+        """What is lost on an image: the objective's 'loss', or the 'distance', the mean squared difference of logits
+        from the original's, where there are logits. Most of a sure network's loss comes from images that the original
+        gets wrong, too; the distance tells better what accuracy is left."""
         self._task, self._graph, self._drift, self._quick = task, graph, drift, quick
         self._orders = [o.numpy() for o in orders]
         self._scratch = copy.deepcopy(task.model).requires_grad_(False)
@@ -229,7 +233,25 @@ class Evaluator:
                 with halved:
                     outputs = nested.call(network, nested.to(inputs, device))
                 outputs, truth = tree_map_only(Tensor, _whole, outputs), nested.to(targets, device)
-                yield torch.stack([objective.loss(outputs, truth), objective.metric(outputs, truth)]).double().cpu()
+                lost = self._distance(outputs, images)
+                lost = objective.loss(outputs, truth) if lost is None else lost
+                yield torch.stack([lost, objective.metric(outputs, truth)]).double().cpu()
+
+    def _distance(self, outputs: Any, images: Tensor) -> Tensor | None:
+        """Mean squared difference of the logits from the original's, per image ``[B]``; None: they do not count."""
+        logits = self._task.objective.logits
+        if self.judge != "distance" or logits is None:
+            return None
+        return (logits(outputs) - self._wanted[images]).square().flatten(1).mean(1)
+
+    @cached_property
+    def _wanted(self) -> Tensor:
+        """The original's logits on the search split ``[N, ...]``."""
+        logits, device = self._task.objective.logits, self._task.device
+        assert logits is not None
+        with torch.inference_mode():
+            passes = batches(self._search, min(BLOCK, self._task.batch))
+            return torch.cat([logits(nested.call(self._task.model, nested.to(x, device))).float() for x, _ in passes])
 
     def _finish(self, choice: Choice, samples: Tensor) -> Score:
         self._samples[choice] = samples

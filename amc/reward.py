@@ -7,7 +7,7 @@ error          -Error                         AMC (arXiv:1802.03494), section 3.
 error-flops    -Error · log(MACs)             AMC, section 3.3, accuracy-guaranteed
 error-params   -Error · log(parameters)       AMC, section 3.3, accuracy-guaranteed
 error-latency  -Error · log(1 + microseconds) the same for time; needs the cost 'latency' (ms)
-loss           -loss                          finer than the error on few images
+loss           -loss, as it is judged         finer than the error on few images
 =============  =============================  ======================================================
 
 A user's function ``file.py:name`` takes the Evaluation and returns a number.

@@ -225,7 +225,8 @@ class Shared:
         return {**self._calibrated(), "criterion": [name, file_digests([name])]}
 
     def _scored(self) -> dict[str, Any]:
-        how = [self._config.search.reconstruct, self._config.search.drift]
+        search = self._config.search
+        how = [search.reconstruct, search.drift, search.judge]
         return {**self._ordered(), "search": self._search, "judged": self._judged, "reconstruct": how}
 
     def _judged_on(self, part: str, split: Split) -> dict[str, Any]:

@@ -98,6 +98,7 @@ class Stages:
         evaluator = Evaluator(
             task, graph, orders, moments, search.reconstruct, drift=drift, quick=quick, memory=self.memory
         )
+        evaluator.judge = search.judge
         evaluator.precision = str(record.once("evaluation-precision", lambda: record.shared.precision(evaluator)))
         if search.recalibrate == "auto":
             evaluator.recalibrate = self._recalibration_helps(evaluator, space.fit(np.ones(len(space.names))))

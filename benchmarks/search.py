@@ -235,6 +235,7 @@ def main() -> None:
     )
     parser.add_argument("--min-keep", type=float, default=-1.0, help="as for amc search; 0: branches may go whole")
     parser.add_argument("--channel-step", type=int, default=0, help="as for amc search")
+    parser.add_argument("--judge", choices=["loss", "distance"], default="loss", help="as for amc search")
     parser.add_argument("--report", action="store_true", help="print tables and draw plots of what has been measured")
     asked = parser.parse_args()
     if asked.report:
@@ -247,10 +248,11 @@ def main() -> None:
     widths = {"min_keep": asked.min_keep, "channel_step": asked.channel_step}
     usual = all(parser.get_default(name) == value for name, value in widths.items())
     others = "" if usual else f"-keep-{asked.min_keep:g}-step-{asked.channel_step}"
+    others += "" if asked.judge == "loss" else f"-by-{asked.judge}"
     with Records(RESULTS / f"search-{asked.model}-{asked.flops}{images}{others}.jsonl") as records:
         if not records("about"):
             records.add("about", machine=machine(), images=asked.search_images)
-        bench = open_bench(asked, asked.flops, **widths)
+        bench = open_bench(asked, asked.flops, judge=asked.judge, **widths)
         _searches(asked, bench, records)
         if asked.untrained:
             _untrained(asked, bench, records)

@@ -72,6 +72,20 @@ def test_a_pruned_network_is_its_own_and_trainable(digits):
     assert [np.sort(k).tolist() for k in evaluator.kept(HALF)] == [k.tolist() for k in evaluator.kept(HALF)]
 
 
+def test_judged_by_the_distance_of_logits(digits):
+    task, graph, orders, moments = digits
+    evaluator = Evaluator(task, graph, orders, moments)
+    by_loss = evaluator(HALF)
+    evaluator.judge = "distance"
+    by_distance = evaluator(HALF)
+    images, _ = task.splits.search.fetch(torch.arange(len(task.splits.search)))
+    with torch.no_grad():
+        apart = evaluator.network(HALF)(images) - task.model(images)
+    assert by_distance.loss == pytest.approx(float((apart**2).mean()), rel=1e-4)
+    assert by_distance.metric == by_loss.metric
+    assert evaluator(tuple(site.channels for site in graph.sites)).loss == pytest.approx(0, abs=1e-6)
+
+
 class TestRace:
     def test_a_clear_loser_is_not_read_to_the_end(self, digits):
         task, graph, orders, moments = digits
