@@ -5,6 +5,7 @@ over all of them and within the better half, which proxy may choose. Accuracy af
 split (the test split is never read), the mean of the last weights' score with itself: one training a policy, one seed.
 
     python -m benchmarks.proxy --model resnet20 --weights W --data imagefolder:PATH --policies 40 --steps 300
+    python -m benchmarks.proxy --model resnet20 ... --again     what searches see, anew, of the policies trained so far
     python -m benchmarks.proxy --report
 
 Resumable: `benchmarks/results/proxy-NETWORK.jsonl` holds a line a policy.
@@ -21,11 +22,11 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch import nn
-from torch.nn import functional as F
 
 from amc.finetune import make_plan, train
 from amc.policy import Choice
 from amc.task import batches, evaluate
+from amc.task.data import sample
 from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench, rounded
 
 BRIEF = (20, 50)
@@ -54,16 +55,12 @@ def measured(bench: Bench, choice: Choice, steps: int, fisher: list[np.ndarray[A
         seconds[name] = time.process_time() - clock
 
     clock = time.process_time()
-    score = evaluator(choice)
-    values |= {"loss": score.loss, "accuracy": score.metric}
-    timed("loss")
+    values |= seen(bench, choice)
+    seconds["loss"] = seconds["distance of logits"] = (time.process_time() - clock) / 2
     clock = time.process_time()
     refined = evaluator.refined_score(choice)
     values |= {"refined loss": refined.loss, "refined accuracy": refined.metric}
     timed("refined loss")
-    clock = time.process_time()
-    values["distance of logits"] = _distance(bench, evaluator.refined(choice))
-    timed("distance of logits")
     clock = time.process_time()
     values["synaptic flow"] = _synaptic_flow(evaluator.pruned(choice), task.example)
     timed("synaptic flow")
@@ -89,14 +86,13 @@ def _trained(bench: Bench, choice: Choice, steps: int) -> tuple[float, float]:
     return evaluate(model, bench.task, bench.task.splits.search)
 
 
-def _distance(bench: Bench, network: nn.Module, images: int = 500) -> float:
-    """Mean Kullback–Leibler divergence of the pruned network's classes from the original's."""
-    total = 0.0
-    inputs, _ = next(iter(batches(bench.task.splits.calibration, images)))
-    with torch.inference_mode():
-        old, new = (F.log_softmax(net(inputs), 1) for net in (bench.task.model, network))
-        total = float(F.kl_div(new, old, reduction="batchmean", log_target=True))
-    return total
+def seen(bench: Bench, choice: Choice) -> dict[str, float]:
+    """What searches see of a policy, by either judge."""
+    score = bench.evaluator(choice)
+    bench.evaluator.judge = "distance"
+    apart = bench.evaluator(choice).loss
+    bench.evaluator.judge = "loss"
+    return {"loss": score.loss, "accuracy": score.metric, "distance of logits": apart}
 
 
 def fisher_information(bench: Bench, images: int = 512) -> list[np.ndarray[Any, Any]]:
@@ -114,7 +110,7 @@ def fisher_information(bench: Bench, images: int = 512) -> list[np.ndarray[Any, 
         )
         for name, layer in ends.items()
     ]
-    inputs, targets = next(iter(batches(task.splits.calibration, images)))
+    inputs, targets = next(batches(sample(task.splits.calibration, images), images))
     loss = task.objective.loss(model(inputs), targets).sum()
     gradients = torch.autograd.grad(loss, list(caught.values()))
     for (name, output), gradient in zip(caught.items(), gradients, strict=True):
@@ -156,7 +152,9 @@ def _synaptic_flow(model: nn.Module, example: torch.Tensor) -> float:
 
 def report(network: str, records: Records) -> str:
     """The table of correlations as Markdown."""
-    rows = [r for r in records.all() if r["piece"] != "about"]
+    again = {r["piece"]: r["values"] for r in records.all() if r["piece"].startswith("again ")}
+    rows = [r for r in records.all() if "choice" in r]
+    rows = [{**r, "values": {**r["values"], **again.get(f"again {r['piece']}", {})}} for r in rows]
     about = records("about") or {}
     after = np.array([r["metric"] for r in rows])
     half = after >= np.median(after)
@@ -212,6 +210,7 @@ def main() -> None:
     parser.add_argument("--policies", type=int, default=40)
     parser.add_argument("--steps", type=int, default=300, help="steps of training that count as the truth")
     parser.add_argument("--flops", type=float, default=0.5)
+    parser.add_argument("--again", action="store_true", help="score the policies that have been trained anew")
     parser.add_argument("--report", action="store_true", help="print the tables of what has been measured")
     asked = parser.parse_args()
     if asked.report:
@@ -224,6 +223,13 @@ def main() -> None:
             records.add("about", machine=machine(), steps=asked.steps, flops=asked.flops, images=asked.search_images)
         bench = open_bench(asked, asked.flops)
         fisher = fisher_information(bench)
+        if asked.again:
+            for row in [r for r in records.all() if "choice" in r]:
+                piece, choice = f"again {row['piece']}", tuple(row["choice"])
+                if not records(piece):
+                    order = _second_order(fisher, bench.evaluator.kept(choice))
+                    print(records.add(piece, values={**seen(bench, choice), "second order": order}), flush=True)
+            return
         for number, choice in enumerate(policies(bench, asked.policies)):
             if not records(str(number)):
                 print(rounded(records.add(str(number), **measured(bench, choice, asked.steps, fisher))), flush=True)
