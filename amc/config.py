@@ -146,8 +146,8 @@ class SearchConfig:
     )
     judge: str = option(
         "distance",
-        "what a policy loses on an image: distance (mean squared difference of its logits from the original's; without "
-        "logits the loss) or loss (with the labels)",
+        "what a policy loses on an image: distance (mean squared difference of its logits from the original's; the "
+        "loss without one vector of logits a sample) or loss (with the labels)",
         "--judge",
         ("distance", "loss"),
     )

@@ -69,8 +69,8 @@ class Evaluator:
         """Of the forward passes of the search; refined networks are scored in float32."""
         self.judge = "loss"
         """What is lost on an image: the objective's 'loss', or the 'distance', the mean squared difference of logits
-        from the original's, where there are logits. Most of a sure network's loss comes from images that the original
-        gets wrong, too; the distance tells better what accuracy is left."""
+        from the original's, where there is one vector of them a sample. Most of a sure network's loss comes from images
+        that the original gets wrong, too; the distance tells better what accuracy is left."""
         self._task, self._graph, self._drift, self._quick = task, graph, drift, quick
         self._orders = [o.numpy() for o in orders]
         self._scratch = copy.deepcopy(task.model).requires_grad_(False)
@@ -238,15 +238,18 @@ class Evaluator:
                 yield torch.stack([lost, objective.metric(outputs, truth)]).double().cpu()
 
     def _distance(self, outputs: Any, images: Tensor) -> Tensor | None:
-        """Mean squared difference of the logits from the original's, per image ``[B]``; None: they do not count."""
+        """Mean squared difference of the logits from the original's, per image ``[B]``; None: they do not count.
+
+        Logits of every pixel would not fit into memory for all images.
+        """
         logits = self._task.objective.logits
-        if self.judge != "distance" or logits is None:
+        if self.judge != "distance" or logits is None or (found := logits(outputs)).ndim != 2:
             return None
-        return (logits(outputs) - self._wanted[images]).square().flatten(1).mean(1)
+        return (found - self._wanted[images]).square().mean(1)
 
     @cached_property
     def _wanted(self) -> Tensor:
-        """The original's logits on the search split ``[N, ...]``."""
+        """The original's logits on the search split ``[N, C]``."""
         logits, device = self._task.objective.logits, self._task.device
         assert logits is not None
         with torch.inference_mode():

@@ -1,5 +1,6 @@
 """Evaluating a policy: nothing of one policy is left in the next, and reconstruction is worth it."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -84,6 +85,17 @@ def test_judged_by_the_distance_of_logits(digits):
     assert by_distance.loss == pytest.approx(float((apart**2).mean()), rel=1e-4)
     assert by_distance.metric == by_loss.metric
     assert evaluator(tuple(site.channels for site in graph.sites)).loss == pytest.approx(0, abs=1e-6)
+
+
+def test_logits_of_every_pixel_are_not_held(digits):
+    """Nothing is remembered that grows with images times pixels: the loss judges."""
+    task, graph, orders, moments = digits
+    dense = replace(task.objective, logits=lambda outputs: outputs[:, :, None].expand(-1, -1, 64))
+    by_loss = Evaluator(task, graph, orders, moments)(HALF)
+    evaluator = Evaluator(replace(task, objective=dense), graph, orders, moments)
+    evaluator.judge = "distance"
+    assert evaluator(HALF) == by_loss
+    assert "_wanted" not in vars(evaluator)
 
 
 class TestRace:

@@ -69,7 +69,7 @@ def test_data_in_the_order_of_their_classes_are_not_judged_by_the_first_classes(
 
     splits = replace(task.splits, calibration=ordered)
     heard = replace(task, splits=splits, objective=replace(task.objective, loss=listening))
-    assert sensitivities(heard, build_graph(model, task.example).layers)
+    assert set(sensitivities(heard, build_graph(model, task.example).layers)) == {"0", "2", "6"}
     assert len(seen) == SAMPLES // 2
     assert set(seen) == {0, 1, 2, 3}
 
