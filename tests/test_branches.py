@@ -62,6 +62,13 @@ def some_removed(graph, layout, seed):
     ]
 
 
+def looked_into(model, example, path):
+    """Its channel groups, and the layout of its file, which is written."""
+    graph = build_graph(model, example)
+    export_onnx(model, example, path)
+    return graph, file_layout(path, graph, model)
+
+
 @pytest.mark.parametrize("case", ["resnet8-digits", "resnet20", "mobilenetv2"])
 def test_costs_are_those_of_the_file_and_of_the_network_without_ghosts(case, original, tmp_path):
     model, example, graph, _, layout = original(case)
@@ -135,9 +142,7 @@ class Bottleneck(nn.Module):
 def test_what_only_a_removed_branch_needs_goes_too(tmp_path):
     torch.manual_seed(0)
     model, example, path = lively(Bottleneck()), torch.randn(1, 1, 8, 8), tmp_path / "m.onnx"
-    graph = build_graph(model, example)
-    export_onnx(model, example, path)
-    layout = file_layout(path, graph, model)
+    graph, layout = looked_into(model, example, path)
     assert [graph.sites[b.site].name for b in layout.branches] == ["blocks.0.3", "blocks.1.3"]
     kept = [np.arange(0 if site.name == "blocks.0.3" else site.channels - 1) for site in graph.sites]
     own, pruned = copy.deepcopy(model), tmp_path / "pruned.onnx"
@@ -168,9 +173,7 @@ class Scaled(nn.Module):
 def test_a_factor_goes_with_its_branch_and_the_policy_can_be_applied_again(tmp_path):
     torch.manual_seed(0)
     model, example, path = Scaled().eval(), torch.randn(1, 1, 8, 8), tmp_path / "m.onnx"
-    graph = build_graph(model, example)
-    export_onnx(model, example, path)
-    layout = file_layout(path, graph, model)
+    graph, layout = looked_into(model, example, path)
     assert [graph.sites[b.site].name for b in layout.branches] == ["a"]
     kept = [np.arange(0 if site.name == "a" else site.channels - 1) for site in graph.sites]
     own = apply(model, make_policy(graph, fingerprint(model), kept, example))
@@ -202,9 +205,8 @@ class Gated(nn.Module):
 def test_only_what_is_a_branch_can_be_removed(tmp_path):
     torch.manual_seed(0)
     model, example, path = Gated().eval(), torch.randn(1, 1, 8, 8), tmp_path / "m.onnx"
-    graph = build_graph(model, example)
-    export_onnx(model, example, path)
-    assert [graph.sites[b.site].name for b in find_branches(read_onnx(path), graph)] == ["a"]
+    graph, layout = looked_into(model, example, path)
+    assert [graph.sites[b.site].name for b in layout.branches] == ["a"]
     kept = [np.arange(0 if site.name == "c" else site.channels) for site in graph.sites]
     own = copy.deepcopy(model)
     Dresser(own, graph.layers).dress(kept)

@@ -311,6 +311,8 @@ def changed(task, monkeypatch, what: str):
         config = replace(CONFIG, seed=1)
     elif what == "criterion":
         config = replace(CONFIG, search=replace(CONFIG.search, criterion="l2"))
+    elif what == "judge":
+        config = replace(CONFIG, search=replace(CONFIG.search, judge="loss"))
     elif what == "objective's file":
         config = replace(CONFIG, objective="mine.py:make")
     elif what == "code":
@@ -322,7 +324,19 @@ def changed(task, monkeypatch, what: str):
 
 @pytest.mark.parametrize(
     "what",
-    ["weights", "forward", "split", "pixels", "objective", "objective's file", "seed", "criterion", "code", "library"],
+    [
+        "weights",
+        "forward",
+        "split",
+        "pixels",
+        "objective",
+        "objective's file",
+        "seed",
+        "criterion",
+        "judge",
+        "code",
+        "library",
+    ],
 )
 def test_what_has_changed_is_never_found(tmp_path: Path, task, monkeypatch, what: str):
     monkeypatch.chdir(tmp_path)
@@ -339,6 +353,7 @@ def test_what_has_changed_is_never_found(tmp_path: Path, task, monkeypatch, what
         "objective's file": {"moments", "orders", "errors"},
         "seed": {"baselines"},
         "criterion": {"moments", "baselines"},
+        "judge": {"moments", "orders", "errors", "baselines"},
     }.get(what, set())
     assert kinds(tmp_path) == {kind: count if kind in same else count + 1 for kind, count in before.items()}
 
