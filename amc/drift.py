@@ -15,6 +15,11 @@ W'     argmin over V of E‖y + d/s − V x̃ − const‖² + λ‖V − W₀�
 
 Regression on the pruned network's own features is He et al.'s (arXiv:1707.06168, section 3.2); the correction by the
 stream is theirs for residual branches ("multi-branch enhancement"), here for every addition.
+
+Where an activation φ alone reads a layer, what φ does not tell apart need not be met: anything below a ReLU's bend will
+do. There W' minimises the matching loss, E Σ ∫ φ(s) − φ(y) ds from y to V x̃ + const (Auer, Herbster & Warmuth, NIPS
+1995), convex where φ never falls. No slope is above 1, so a regression on V x̃ + φ(y) − φ(V x̃) always brings it down:
+`ROUNDS` of them follow the first, with the same factor. Zhang et al. (arXiv:1505.06798) fit what ReLUs leave, too.
 """
 
 from __future__ import annotations
@@ -28,15 +33,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from amc import nested
 from amc.channels import Kept, Layer
 from amc.fold import Folder
 from amc.graph import Graph
+from amc.joins import Activation, Watch, find_joins
 from amc.memory import Memory
-from amc.nested import Nested
 from amc.reconstruct import RIDGE, Taps, choose_positions, find_taps, outputs_at, outputs_fit, rows_at, solvable
 from amc.surgery import silenced, twin
 from amc.task import Task
@@ -45,17 +49,16 @@ from amc.task.data import sample
 SAMPLES, ROWS = 4096, 24576
 QUICK_SAMPLES, QUICK_ROWS = 512, 6144
 """In a search: fewer rank policies nearly the same (`benchmarks/evaluation.py`)."""
+ROUNDS = 4
+"""Regressions after the first where an activation follows."""
 _ROOM = 256 << 20  # bytes of solutions that are kept
 _LEAST_SCALE = 1e-2  # of a BatchNorm, as a share of its largest: what is nearly silenced corrects nothing
 _LEAST_VARIANCE = 0.04  # of a mean's square, from which float32 sums of squares tell it
 
-_CASTS = (torch.ops.aten._to_copy,)
-"""Operators that do not count: autocast puts them in."""
 _Norm = tuple[Any, Tensor]
 _Solution = tuple[Tensor, Tensor]
 """Weights ``[C, D]`` and constant ``[C]``."""
-Stream = tuple[int, str]
-"""The operator that leaves a stream: its number in the forward pass, and its name."""
+_Matched = Callable[[Tensor], Tensor]
 Visit = Callable[[Layer, Any, Tensor], None]
 
 
@@ -85,7 +88,7 @@ class Drift:
         self._folder = Folder(task.model, graph.layers, task.example)
         copied = twin(task.model)
         with self._folder.folded(copied):
-            self._streams = find_joins(copied, self._layers, task.example)
+            self._joins = find_joins(copied, self._layers, task.example)
         chosen = sample(task.splits.calibration, samples, seed)
         inputs, _ = chosen.fetch(torch.arange(len(chosen)))
         self._inputs = tree_map_only(Tensor, _channels_last, nested.to(inputs, task.device))
@@ -103,7 +106,7 @@ class Drift:
         """
         if not self._outputs:
             self._remember()
-        watch = _Operators(self._streams)
+        watch = Watch(self._joins.streams)
         channels = [k.tobytes() for k in kept]
         norms = {x.name: network.get_submodule(x.norm) for x in self._layers.values() if x.norm}
         cut, silent = False, silenced(list(self._layers.values()), kept)
@@ -139,13 +142,16 @@ class Drift:
             now = outputs_at(module, stream, positions).to(target.dtype)
             scale = 1.0 if norm is None else undone(norm[0])
             target = target + (_cut(self._added[layer.name], outputs) - now) * scale
+        activation = self._joins.activations.get(layer.name)
+        matched = None if activation is None else _matching(activation, target, norm)
         has_constant = module.bias is not None or norm is not None
         with torch.autocast(x.device.type, enabled=False):
-            return _regression(rows, target, module.weight.flatten(1), has_constant, x.dtype == torch.bfloat16)
+            weight = module.weight.flatten(1)
+            return _regression(rows, target, weight, has_constant, x.dtype == torch.bfloat16, matched)
 
     def _remember(self) -> None:
         """One pass of the original: every layer's outputs, and what they are added to, at random positions."""
-        watch = _Operators(self._streams)
+        watch = Watch(self._joins.streams)
 
         def visit(layer: Layer, module: Any, x: Tensor) -> None:
             generator = torch.Generator().manual_seed(self._seed + len(self._positions))
@@ -169,7 +175,7 @@ class Drift:
         assert isinstance(mean, Tensor)
         return norms[layer.name], mean if outputs is None else mean.index_select(0, outputs)
 
-    def _walk(self, network: nn.Module, visit: Visit, watch: _Operators) -> None:
+    def _walk(self, network: nn.Module, visit: Visit, watch: Watch) -> None:
         """One forward pass; ``visit`` sees every solvable layer with its input, and its norm, before they run."""
         seen: set[str] = set()
 
@@ -216,25 +222,49 @@ def undone(module: Any) -> Tensor:
     return torch.where(heard, 1 / torch.where(heard, scale, 1.0), 0.0)
 
 
-def _regression(x: Tensor, y: Tensor, before: Tensor, has_constant: bool, halved: bool) -> _Solution | None:
+def _matching(activation: Activation, target: Tensor, norm: _Norm | None) -> _Matched:
+    """Gives for outputs ``[n, C]`` the target that brings the matching loss behind the norm down (see above)."""
+    if norm is None:
+        wanted = activation(target)
+        return lambda outputs: outputs - activation(outputs) + wanted
+    inverse = undone(norm[0])
+    scale = torch.where(inverse == 0, 0.0, 1 / inverse)
+    shift = -norm[1] * scale if norm[0].bias is None else norm[0].bias - norm[1] * scale
+    wanted = activation(scale * target + shift)
+
+    def matched(outputs: Tensor) -> Tensor:
+        found = outputs + (wanted - activation(scale * outputs + shift)) * inverse
+        return torch.where(inverse == 0, target, found)
+
+    return matched
+
+
+def _regression(
+    x: Tensor, y: Tensor, before: Tensor, has_constant: bool, halved: bool, matched: _Matched | None = None
+) -> _Solution | None:
     """Weights and constant that make ``y [n, C]`` of ``x [n, D]``, pulled towards the weights ``before [C, D]``.
 
     ``halved``: the values of ``x`` are bfloat16's; multiplied as such, their products lose nothing.
+    ``matched``: gives for outputs what shall be made of ``x`` next.
     """
-    x_mean, y_mean = x.mean(0), y.mean(0)
-    y = y - y_mean if has_constant else y
+    middle = x_mean = x.mean(0)
     c = _covariance_of_halves(x, x_mean, has_constant) if halved else None
     if c is None:
-        x = x - x_mean if has_constant else x
+        if has_constant:
+            x, middle = x - x_mean, torch.zeros_like(x_mean)
         c = x.T @ x / len(x)
     ridge = RIDGE * c.diagonal().mean().clamp_min(torch.finfo(c.dtype).tiny)
-    target = (x.T @ y / len(x) + ridge * before.T).double()
     c = c.double()
     c.diagonal().add_(ridge)
     factor, bad = torch.linalg.cholesky_ex(c)
     if int(bad):
         return None
-    solved = torch.cholesky_solve(target, factor).T.to(before.dtype).contiguous()
+    for rest in reversed(range(1 + (ROUNDS if matched else 0))):
+        y_mean = y.mean(0)
+        target = (x.T @ (y - y_mean if has_constant else y) / len(x) + ridge * before.T).double()
+        solved = torch.cholesky_solve(target, factor).T.to(before.dtype).contiguous()
+        if matched and rest:
+            y = matched(F.linear(x, solved, y_mean - solved @ middle if has_constant else None))
     return solved, y_mean - solved @ x_mean
 
 
@@ -325,83 +355,3 @@ def _sites_before(graph: Graph, model: nn.Module, layers: Mapping[str, Layer]) -
             for site in np.unique(axis.site[axis.site >= 0]).tolist() if axis else ():
                 first[site] = min(place, first.get(site, place))
     return {name: sorted(s for s, place in first.items() if place <= places[name]) for name in layers}
-
-
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operators of a pass and holds what some of them leave, until it has been used."""
-
-    def __init__(self, streams: Mapping[str, Stream]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.paused = False
-        self._count = 0
-        self.found: dict[str, Tensor] = {}
-        self._wanted: dict[Stream, list[str]] = {}
-        for layer, stream in streams.items():
-            self._wanted.setdefault(stream, []).append(layer)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not (self.paused or func.overloadpacket in _CASTS):
-            for layer in self._wanted.get((self._count, str(func)), ()):
-                self.found[layer] = next(t for t in tree_leaves(out) if isinstance(t, Tensor))
-            self._count += 1
-        return out
-
-    def forget(self, layer: str) -> None:
-        self.found.pop(layer, None)
-
-
-def find_joins(model: nn.Module, layers: Mapping[str, Layer], example: Nested) -> dict[str, Stream]:
-    """Layers whose outputs are added to a stream that was there before they ran, and the operator that left it.
-
-    Operators are numbered as they run; only those of the network count, not those of hooks.
-    """
-    finder = _Joins()
-    handles = []
-    for name, layer in layers.items():
-        module, last = model.get_submodule(name), model.get_submodule(layer.norm or name)
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: finder.begin(name)))
-        handles.append(last.register_forward_hook(lambda m, i, out, name=name: finder.end(name, out)))
-    try:
-        with torch.no_grad(), finder:
-            nested.call(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return finder.joins
-
-
-class _Joins(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.joins: dict[str, Stream] = {}
-        self._names: list[str] = []
-        self._count = 0
-        self._writer: dict[int, int] = {}
-        self._alive: list[Any] = []  # an identity must not be used twice while we record
-        self._begun: dict[str, int] = {}
-        self._made: dict[int, str] = {}
-
-    def begin(self, layer: str) -> None:
-        self._begun[layer] = self._count
-
-    def end(self, layer: str, output: Tensor) -> None:
-        self._made[self._writer.get(id(output), -1)] = layer
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket in (torch.ops.aten.add, torch.ops.aten.add_):
-            first, second = (self._writer.get(id(a), -2) for a in args[:2])
-            for mine, other in ((first, second), (second, first)):
-                layer = self._made.get(mine)
-                if layer is not None and 0 <= other < self._begun[layer] and args[0].shape == args[1].shape:
-                    self.joins[layer] = (other, self._names[other])
-        out = func(*args, **(kwargs or {}))
-        if func.overloadpacket in _CASTS:
-            return out
-        self._names.append(str(func))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self._alive.append(tensor)
-                self._writer[id(tensor)] = self._count
-        self._count += 1
-        return out

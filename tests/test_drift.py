@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from amc import drift
-from amc.drift import Drift, find_joins
+from amc.drift import Drift
 from amc.evaluate import Evaluator
 from amc.graph import build_graph
-from amc.reconstruct import collect, readers
+from amc.joins import find_joins
+from amc.reconstruct import collect, readers, solvable
 from amc.task import make_task
 from amc.task.data import HeldSplit, Splits
 
@@ -75,10 +76,69 @@ def test_every_layer_is_the_regression_on_what_reaches_it(monkeypatch):
         np.testing.assert_allclose(net.head.weight, weight, atol=2e-3)
 
 
-def test_joins_are_where_a_branch_meets_a_stream_that_was_there():
-    task = linear_task()
+def joins_of(task):
     graph = build_graph(task.model, task.example)
-    assert set(find_joins(task.model, {x.name: x for x in graph.layers}, task.example)) == {"narrow1", "narrow2"}
+    return find_joins(task.model, {x.name: x for x in graph.layers if solvable(task.model, x)}, task.example)
+
+
+def test_joins_are_where_a_branch_meets_a_stream_that_was_there():
+    assert set(joins_of(linear_task()).streams) == {"narrow1", "narrow2"}
+
+
+class Activated(nn.Module):
+    """Layers read by one activation, by an activation and something else, by nothing but who asked for the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.second, self.twice, self.smooth = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.added, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = nn.functional.relu(self.norm(self.first(x)), inplace=True)
+        x = nn.functional.relu6(self.second(x))
+        x = self.twice(x)
+        x = nn.functional.silu(self.smooth(torch.relu(x) + x))
+        x = torch.relu(x + self.added(x))
+        return torch.relu(self.head(x.mean((2, 3))))
+
+
+def test_activations_are_those_that_alone_read_a_layer():
+    torch.manual_seed(0)
+    joins = joins_of(small_task(Activated().eval(), (3, 12, 12)))
+    assert set(joins.activations) == {"first", "second", "head"}
+    assert set(joins.streams) == {"added"}
+    x = torch.tensor([-1.0, 2.0, 9.0])
+    assert joins.activations["first"](x).tolist() == [0, 2, 9]
+    assert joins.activations["second"](x).tolist() == [0, 2, 6]
+    assert x.tolist() == [-1, 2, 9]
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("activation", [torch.relu, nn.functional.relu6, torch.tanh])
+def test_rounds_lead_to_the_least_matching_loss(monkeypatch, activation, normed):
+    """At the least of a convex loss its gradient is none: what is left behind the activation goes with no input."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(drift, "RIDGE", 1e-9)
+    x = torch.randn(3000, 12)
+    y = 0.3 * (x @ torch.randn(12, 6) + torch.randn(3000, 6) + 0.3 * x[:, :6] ** 2)
+    norm, behind = None, lambda outputs: activation(outputs)
+    if normed:
+        module = nn.BatchNorm1d(6).eval()
+        module.running_mean, module.running_var = y.mean(0), y.var(0)
+        module.weight = nn.Parameter(torch.tensor([1.0, -0.5, 2.0, 1.0, 0.7, 1.0]), requires_grad=False)
+        module.bias = nn.Parameter(torch.randn(6), requires_grad=False)
+        norm, behind = (module, module.running_mean.clone()), lambda outputs: activation(module(outputs))
+    matched = drift._matching(activation, y, norm)
+
+    def left(rounds: int) -> torch.Tensor:
+        monkeypatch.setattr(drift, "ROUNDS", rounds)
+        weight, constant = drift._regression(x, y, torch.zeros(6, 12), True, False, matched)
+        missed = behind(x @ weight.T + constant) - behind(y)
+        return torch.cat([missed.mean(0)[None], x.T @ missed / len(x)])
+
+    gradients = [float(left(rounds).abs().max()) for rounds in (0, drift.ROUNDS, 3000)]
+    assert gradients[2] < 1e-3 * gradients[0] < gradients[1] < gradients[0]
 
 
 @pytest.fixture(scope="module")
