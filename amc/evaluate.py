@@ -109,7 +109,7 @@ class Evaluator:
         return self._scratch
 
     def error(self, site: int, width: int) -> float:
-        """What a site loses at a width, all others whole: the estimated rise of the loss, summed over its readers.
+        """What a site loses at a width, all others whole: the estimated rise of what is judged, summed over its readers.
 
         A reader's error is the variance that re-solving leaves unexplained; how much it matters is its sensitivity
         (`amc.sensitivity`). Of a reader whose inputs were not measured (a grouped convolution, heads in a fused
@@ -122,7 +122,7 @@ class Evaluator:
 
     @cached_property
     def _sensitivities(self) -> Mapping[str, Sensitivity]:
-        return sensitivities(self._task, self._graph.layers, self._memory)
+        return sensitivities(self._task, self._graph.layers, self._memory, self.judge == "distance")
 
     def _reader_errors(self, layer: Layer, site: int) -> Tensor:
         """The errors of one reader at all widths of a site, ``[channels + 1]``."""
@@ -242,10 +242,8 @@ class Evaluator:
 
         Logits of every pixel would not fit into memory for all images.
         """
-        logits = self._task.objective.logits
-        if self.judge != "distance" or logits is None or (found := logits(outputs)).ndim != 2:
-            return None
-        return (found - self._wanted[images]).square().mean(1)
+        logits = self._task.objective.vectors(outputs) if self.judge == "distance" else None
+        return None if logits is None else (logits - self._wanted[images]).square().mean(1)
 
     @cached_property
     def _wanted(self) -> Tensor:

@@ -102,13 +102,14 @@ class ResourceModel:
         named = [(layer.name, row) for layer in layers for row in _rows(model, layer, sites)]
         rows = [row for _, row in named]
         self._silent = np.array([silent.get(name, -1) for name, _ in named], np.int64)
-        self._a = np.array([r.first[0] for r in rows]).reshape(-1, sites).T
-        self._a0 = np.array([r.first[1] for r in rows])
-        self._b = np.array([r.second[0] for r in rows]).reshape(-1, sites).T
-        self._b0 = np.array([r.second[1] for r in rows])
+        # float64: these integers are exact up to 2**53, and only of such are matrices multiplied fast
+        self._a = np.array([r.first[0] for r in rows], np.float64).reshape(-1, sites).T
+        self._a0 = np.array([r.first[1] for r in rows], np.float64)
+        self._b = np.array([r.second[0] for r in rows], np.float64).reshape(-1, sites).T
+        self._b0 = np.array([r.second[1] for r in rows], np.float64)
         self._rest = np.array([r.rest for r in rows])
-        self._stored = np.array([r.stored for r in rows], np.int64)
-        self._positions = np.array([r.positions for r in rows])
+        self._stored = np.array([r.stored for r in rows], np.float64)
+        self._positions = np.array([r.positions for r in rows], np.float64)
         total = sum(p.numel() for p in model.parameters())
         fixed_params = total - int((self._elements(self._full[None]) @ self._stored)[0])
         self._fixed_params = fixed_params
@@ -122,8 +123,8 @@ class ResourceModel:
         """Costs ``[B]`` by resource of the widths ``choices [B, S]``."""
         w = np.atleast_2d(np.asarray(choices, np.int64))
         ways = {
-            "macs": lambda: (self._elements(w) @ self._positions + self._fixed_macs).astype(np.float64),
-            "params": lambda: (self._elements(w) @ self._stored + self._fixed_params).astype(np.float64),
+            "macs": lambda: self._elements(w) @ self._positions + self._fixed_macs,
+            "params": lambda: self._elements(w) @ self._stored + self._fixed_params,
             "memory": lambda: self._peak(w),
         }
         if self.branches:
@@ -143,8 +144,9 @@ class ResourceModel:
         peak: Floats = 4 * ((self._sizes - (self._full - left) @ self._growth.T) @ self._live.T).max(1).round()
         return peak
 
-    def _elements(self, w: Ints) -> Ints:
-        product: Ints = (w @ self._a + self._a0) * (w @ self._b + self._b0) * self._rest
+    def _elements(self, w: Ints) -> Floats:
+        widths = w.astype(np.float64)
+        product: Floats = (widths @ self._a + self._a0) * (widths @ self._b + self._b0) * self._rest
         return product if w.all() else product * _heard(w, self._silent)
 
 

@@ -1,8 +1,12 @@
-"""How much the loss minds an error in a layer's output, from one backward pass of the original.
+"""How much what policies are judged by minds an error in a layer's output, from one backward pass of the original.
 
 For an error e of a layer's outputs that is small and has nothing to do with the gradient g there, the loss changes by
 ½ E[(Σ g e)²] ≈ ½ Σ_c E[Σ_positions g_c²] · E[e_c²] to second order, with Fisher's approximation of the Hessian (Theis
 et al. 2018, arXiv:1801.05787, for channels; here for the errors that reconstruction leaves).
+
+The distance of K logits, ‖J e‖² / K to second order, has the same form with the gradient of √(2 / K) sᵀ logits for
+random signs s, of which E s sᵀ = 1 (Hutchinson 1990). A sure network's loss, and so its gradient, is mostly of the images that
+it gets wrong; its logits count on all of them.
 """
 
 from __future__ import annotations
@@ -18,10 +22,11 @@ from amc import nested
 from amc.channels import Layer
 from amc.memory import Memory
 from amc.surgery import twin
-from amc.task import Task, batches
+from amc.task import Objective, Task, batches
 from amc.task.data import sample
 
 IMAGES, BATCH = 512, 64
+_Judged = Callable[[Any, Any], Tensor]
 _HELD = 4  # times the layers' outputs are what a backward pass holds, about
 
 
@@ -30,24 +35,27 @@ class Sensitivity:
     """Of one layer."""
 
     channels: Tensor
-    """``[C]``: the loss rises by this times an error's mean square in channel c."""
+    """``[C]``: what is judged rises by this times an error's mean square in channel c."""
     whole: float
-    """What the loss would rise by if all of the output's variance were an error."""
+    """What it would rise by if all of the output's variance were an error."""
 
 
-def sensitivities(task: Task, layers: Iterable[Layer], memory: Memory | None = None) -> Mapping[str, Sensitivity]:
+def sensitivities(
+    task: Task, layers: Iterable[Layer], memory: Memory | None = None, distance: bool = False
+) -> Mapping[str, Sensitivity]:
     """Of every convolution and linear layer that is called as a module, over some calibration samples.
 
-    Nothing where the loss cannot be differentiated, or tells nothing.
+    ``distance``: of the logits' distance from the original's where there is one vector of them a sample, else of the
+    loss. Nothing where that cannot be differentiated, or tells nothing.
     """
     names = [layer.name for layer in layers if layer.kind in ("conv", "linear")]
     sums: dict[str, Tensor] = {}
     try:
         model = twin(task.model).eval().requires_grad_(True)
         size = _batch(model, names, task, memory)
-        chosen = sample(task.splits.calibration, IMAGES)
+        chosen, judged = sample(task.splits.calibration, IMAGES), _judged(task.objective, distance)
         for inputs, targets in batches(chosen, size):
-            _add(model, names, task, inputs, targets, sums)
+            _add(model, names, task, judged, inputs, targets, sums)
     except RuntimeError:  # an operator without a derivative, or weights that can have none
         return {}
     found = {}
@@ -75,8 +83,24 @@ def _batch(model: nn.Module, names: list[str], task: Task, memory: Memory | None
     return memory.batch(_HELD * held // nested.length(task.example), BATCH)
 
 
-def _add(model: nn.Module, names: list[str], task: Task, inputs: Any, targets: Any, sums: dict[str, Tensor]) -> None:
-    """Rows of ``sums[layer] [4, C]``: values, squares of the loss's gradient, values' sum and sum of squares."""
+def _judged(objective: Objective, distance: bool) -> _Judged:
+    """What is differentiated, of a network's outputs and the targets (see above)."""
+    generator = torch.Generator().manual_seed(0)
+
+    def judged(outputs: Any, targets: Any) -> Tensor:
+        logits = objective.vectors(outputs) if distance else None
+        if logits is None:
+            return objective.loss(outputs, targets).sum()
+        signs = 1 - 2 * torch.randint(2, logits.shape, generator=generator).to(logits)
+        return (2 / logits.shape[1]) ** 0.5 * (signs * logits).sum()
+
+    return judged
+
+
+def _add(
+    model: nn.Module, names: list[str], task: Task, judged: _Judged, inputs: Any, targets: Any, sums: dict[str, Tensor]
+) -> None:
+    """Rows of ``sums[layer] [4, C]``: values, squares of the gradient, values' sum and sum of squares."""
     outputs: list[tuple[str, Tensor]] = []
 
     def keep(name: str, output: Tensor) -> Tensor:
@@ -84,8 +108,8 @@ def _add(model: nn.Module, names: list[str], task: Task, inputs: Any, targets: A
         return output.clone()  # what comes after may write into it
 
     result = _call(model, names, nested.to(inputs, task.device), keep)
-    loss = task.objective.loss(result, nested.to(targets, task.device)).sum()
-    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(loss, [o for _, o in outputs], allow_unused=True)
+    value = judged(result, nested.to(targets, task.device))
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(value, [o for _, o in outputs], allow_unused=True)
     for (name, output), gradient in zip(outputs, gradients, strict=True):
         if gradient is None:
             continue

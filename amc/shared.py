@@ -158,7 +158,8 @@ class Shared:
 
     def site_error(self, evaluator: Evaluator) -> Callable[[int, int], float]:
         """See `amc.evaluate.Evaluator.error`."""
-        table = self.cache.table("errors", self._ordered)
+        judge = self._config.search.judge
+        table = self.cache.table("errors", lambda: {**self._ordered(), "judged": self._judged, "judge": judge})
 
         def error(site: int, setting: int) -> float:
             return float(table.once([site, setting], lambda: evaluator.error(site, setting)))

@@ -349,11 +349,11 @@ def test_what_has_changed_is_never_found(tmp_path: Path, task, monkeypatch, what
     before = kinds(tmp_path)
     use(tmp_path, *changed(task, monkeypatch, what))
     same = {
-        "objective": {"moments", "orders", "errors"},
-        "objective's file": {"moments", "orders", "errors"},
+        "objective": {"moments", "orders"},
+        "objective's file": {"moments", "orders"},
         "seed": {"baselines"},
         "criterion": {"moments", "baselines"},
-        "judge": {"moments", "orders", "errors", "baselines"},
+        "judge": {"moments", "orders", "baselines"},
     }.get(what, set())
     assert kinds(tmp_path) == {kind: count if kind in same else count + 1 for kind, count in before.items()}
 

@@ -55,6 +55,29 @@ def test_they_are_the_squares_of_single_samples_gradients(memory):
         assert found[name].whole == pytest.approx(float((expected * variance).sum()), rel=1e-4)
 
 
+def test_of_the_distance_they_are_the_squares_of_the_jacobian():
+    model = network()
+    task = task_of(model, 3, 8, 8)
+    found = sensitivities(task, build_graph(model, task.example).layers, distance=True)
+    torch.testing.assert_close(found["6"].channels.float(), torch.full((4,), 1 / 4))
+    images, _ = task.splits.calibration.fetch(torch.arange(SAMPLES))
+    inner = model[:3](images).detach().requires_grad_(True)
+    outer = model[3:](inner)
+    slopes = [torch.autograd.grad(outer[:, k].sum(), inner, retain_graph=True)[0] for k in range(4)]
+    expected = sum((slope**2).sum((2, 3)).mean(0) / 4 for slope in slopes)
+    torch.testing.assert_close(found["2"].channels.float(), expected, rtol=0.25, atol=0)
+    assert float(found["2"].channels.sum()) == pytest.approx(float(expected.sum()), rel=0.1)
+
+
+def test_without_one_vector_of_logits_a_sample_the_loss_counts():
+    model = network()
+    task = task_of(model, 3, 8, 8)
+    dense = replace(task, objective=replace(task.objective, logits=lambda outputs: outputs[:, :, None]))
+    layers = build_graph(model, task.example).layers
+    by_loss, found = sensitivities(task, layers), sensitivities(dense, layers, distance=True)
+    assert all(torch.equal(found[name].channels, own.channels) for name, own in by_loss.items())
+
+
 def test_data_in_the_order_of_their_classes_are_not_judged_by_the_first_classes(monkeypatch):
     monkeypatch.setattr("amc.sensitivity.IMAGES", SAMPLES // 2)
     model = network()

@@ -34,6 +34,11 @@ class Objective:
     """Picks the logits, classes along axis 1, out of what the network gives: with them the original teaches by soft
     targets (distillation). None: no distillation."""
 
+    def vectors(self, outputs: Any) -> Tensor | None:
+        """The logits ``[N, K]`` where there is one vector of them a sample, and not one of every pixel."""
+        found = None if self.logits is None else self.logits(outputs)
+        return found if found is not None and found.ndim == 2 else None
+
     def check(self, model: str, outputs: Any, targets: Nested, classes: int | None) -> None:
         """Raise where the network's output and the targets cannot belong together."""
         found = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
