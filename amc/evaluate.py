@@ -109,7 +109,7 @@ class Evaluator:
         return self._scratch
 
     def error(self, site: int, width: int) -> float:
-        """What a site loses at a width, all others whole: the estimated rise of what is judged, summed over its readers.
+        """What a site loses at a width, all others whole: the estimated rise of `judge`, summed over its readers.
 
         A reader's error is the variance that re-solving leaves unexplained; how much it matters is its sensitivity
         (`amc.sensitivity`). Of a reader whose inputs were not measured (a grouped convolution, heads in a fused

@@ -5,8 +5,8 @@ For an error e of a layer's outputs that is small and has nothing to do with the
 et al. 2018, arXiv:1801.05787, for channels; here for the errors that reconstruction leaves).
 
 The distance of K logits, ‖J e‖² / K to second order, has the same form with the gradient of √(2 / K) sᵀ logits for
-random signs s, of which E s sᵀ = 1 (Hutchinson 1990). A sure network's loss, and so its gradient, is mostly of the images that
-it gets wrong; its logits count on all of them.
+random signs s, of which E s sᵀ = 1 (Hutchinson 1990). A sure network's loss, and so its gradient, is mostly of the
+images that it gets wrong; its logits count on all of them.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def _judged(objective: Objective, distance: bool) -> _Judged:
         if logits is None:
             return objective.loss(outputs, targets).sum()
         signs = 1 - 2 * torch.randint(2, logits.shape, generator=generator).to(logits)
-        return (2 / logits.shape[1]) ** 0.5 * (signs * logits).sum()
+        value: Tensor = (2 / logits.shape[1]) ** 0.5 * (signs * logits).sum()
+        return value
 
     return judged
 

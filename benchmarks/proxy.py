@@ -30,6 +30,9 @@ from amc.task.data import sample
 from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench, rounded
 
 BRIEF = (20, 50)
+LEARNED, DRAWS = (5, 10), 400
+"""Trained policies that a surrogate learns from, and how often they are drawn."""
+Vector = np.ndarray[Any, Any]
 LESS_IS_BETTER = ("loss", "refined loss", "distance", "table", "second order")
 """How the names of proxies begin that are to be small."""
 
@@ -45,7 +48,7 @@ def policies(bench: Bench, count: int, seed: int = 0) -> list[Choice]:
     return found
 
 
-def measured(bench: Bench, choice: Choice, steps: int, fisher: list[np.ndarray[Any, Any]]) -> dict[str, Any]:
+def measured(bench: Bench, choice: Choice, steps: int, fisher: list[Vector]) -> dict[str, Any]:
     """Every proxy of a policy with the seconds it took, and the score after training."""
     values: dict[str, float] = {}
     seconds: dict[str, float] = {}
@@ -58,8 +61,7 @@ def measured(bench: Bench, choice: Choice, steps: int, fisher: list[np.ndarray[A
     values |= seen(bench, choice)
     seconds["loss"] = seconds["distance of logits"] = (time.process_time() - clock) / 2
     clock = time.process_time()
-    refined = evaluator.refined_score(choice)
-    values |= {"refined loss": refined.loss, "refined accuracy": refined.metric}
+    values |= refined(bench, choice)
     timed("refined loss")
     clock = time.process_time()
     values["synaptic flow"] = _synaptic_flow(evaluator.pruned(choice), task.example)
@@ -95,7 +97,13 @@ def seen(bench: Bench, choice: Choice) -> dict[str, float]:
     return {"loss": score.loss, "accuracy": score.metric, "distance of logits": apart}
 
 
-def fisher_information(bench: Bench, images: int = 512) -> list[np.ndarray[Any, Any]]:
+def refined(bench: Bench, choice: Choice) -> dict[str, float]:
+    """The same after careful re-solving."""
+    score = bench.evaluator.refined_score(choice)
+    return {"refined loss": score.loss, "refined accuracy": score.metric}
+
+
+def fisher_information(bench: Bench, images: int = 512) -> list[Vector]:
     """Per site and channel, half the mean square of what the loss changes by when the channel's factor does.
 
     Σ over the site's layers of ½ E[(Σ a ∂L/∂a)²] (Theis et al. 2018, arXiv:1801.05787), of the original with labels.
@@ -128,7 +136,7 @@ def fisher_information(bench: Bench, images: int = 512) -> list[np.ndarray[Any, 
     return sums
 
 
-def _second_order(fisher: list[np.ndarray[Any, Any]], kept: Any) -> float:
+def _second_order(fisher: list[Vector], kept: Any) -> float:
     """The information of the channels that go."""
     return float(sum(site.sum() - site[channels].sum() for site, channels in zip(fisher, kept, strict=True)))
 
@@ -167,19 +175,25 @@ def report(network: str, records: Records) -> str:
         "| proxy | Spearman, all | better half | seconds |",
         "|---|---|---|---|",
     ]
-    combined = _combined(rows, after)
-    for name, values, seconds in [*_columns(rows), combined]:
-        total, best = (_correlation(values[m], after[m]) for m in (np.ones(len(after), bool), half))
+    for name, values, seconds in [*_columns(rows), _combined(rows, after)]:
+        total, best = _ranks(values, after, half)
         lines.append(f"| {name} | {total:.2f} | {best:.2f} | {seconds} |")
+    for count in LEARNED:
+        lines += _learned(rows, after, half, count)
     return "\n".join(lines) + "\n"
 
 
-def _correlation(values: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> float:
+def _ranks(values: Vector, after: Vector, half: Vector) -> tuple[float, float]:
+    """Rank correlation over all policies, and over the better half."""
+    return _correlation(values, after), _correlation(values[half], after[half])
+
+
+def _correlation(values: Vector, after: Vector) -> float:
     """Spearman's; not a number where all are alike."""
     return float(spearmanr(values, after)[0]) if np.ptp(values) and np.ptp(after) else float("nan")
 
 
-def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, np.ndarray[Any, Any], str]]:
+def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, Vector, str]]:
     found = []
     for name in rows[0]["values"]:
         key = name.replace("accuracy", "loss") if name.replace("accuracy", "loss") in rows[0]["seconds"] else name
@@ -190,19 +204,49 @@ def _columns(rows: list[dict[str, Any]]) -> list[tuple[str, np.ndarray[Any, Any]
     return found
 
 
-def _combined(rows: list[dict[str, Any]], after: np.ndarray[Any, Any]) -> tuple[str, np.ndarray[Any, Any], str]:
+def _combined(rows: list[dict[str, Any]], after: Vector) -> tuple[str, Vector, str]:
     """Ridge regression on widths and the loss, each policy predicted from the others (leave one out)."""
-    features = np.array([[*np.log(r["choice"]), np.log(r["values"]["refined loss"])] for r in rows])
-    x = (features - features.mean(0)) / np.maximum(features.std(0), 1e-9)
-    predicted = np.zeros(len(rows))
-    for i in range(len(rows)):
-        others = np.arange(len(rows)) != i
-        mean = after[others].mean()
-        weights = np.linalg.solve(
-            x[others].T @ x[others] + 10 * np.eye(x.shape[1]), x[others].T @ (after[others] - mean)
-        )
-        predicted[i] = mean + x[i] @ weights
+    x = _standard([[*np.log(r["choice"]), np.log(r["values"]["refined loss"])] for r in rows])
+    everyone = np.arange(len(rows))
+    predicted = np.array([_ridge(x, after, everyone != i, 10.0)[i] for i in everyone])
     return "regression on widths and refined loss, leave one out", predicted, "trained policies"
+
+
+def _learned(rows: list[dict[str, Any]], after: Vector, half: Vector, count: int) -> list[str]:
+    """What a search could learn from a few policies that it trains, told by how it ranks those that it has not trained.
+
+    Ridge regression on what searches know; beside it the distance alone, on the same policies. Means of many draws.
+    """
+    known = ("loss", "distance of logits", "refined loss", "second order", "table of site errors")
+    if len(rows) < 3 * count or not all(name in rows[0]["values"] for name in known):
+        return []
+    x = _standard([[*np.log([r["values"][n] for n in known]), r["values"]["refined accuracy"]] for r in rows])
+    rng, learned, alone = np.random.default_rng(0), [], []
+    for _ in range(DRAWS):
+        trained = np.isin(np.arange(len(rows)), rng.choice(len(rows), count, replace=False))
+        predicted = _ridge(x, after, trained, 3.0)
+        for found, values in ((learned, predicted), (alone, -x[:, 1])):
+            found.append(_ranks(values[~trained], after[~trained], half[~trained]))
+    lines = []
+    for name, found in (
+        (f"the above, fitted on {count} trained policies", learned),
+        ("there, the distance alone", alone),
+    ):
+        total, best = np.mean(found, 0)
+        lines.append(f"| {name}, means of {DRAWS} draws | {total:.2f} | {best:.2f} | trained policies |")
+    return lines
+
+
+def _standard(features: Any) -> Vector:
+    values: Vector = np.array(features)
+    return (values - values.mean(0)) / np.maximum(values.std(0), 1e-9)
+
+
+def _ridge(x: Vector, y: Vector, known: Vector, ridge: float) -> Vector:
+    """What a linear regression on the ``known`` rows predicts for all."""
+    mean = y[known].mean()
+    weights = np.linalg.solve(x[known].T @ x[known] + ridge * np.eye(x.shape[1]), x[known].T @ (y[known] - mean))
+    return np.asarray(mean + x @ weights)
 
 
 def main() -> None:
@@ -227,8 +271,10 @@ def main() -> None:
             for row in [r for r in records.all() if "choice" in r]:
                 piece, choice = f"again {row['piece']}", tuple(row["choice"])
                 if not records(piece):
-                    order = _second_order(fisher, bench.evaluator.kept(choice))
-                    print(records.add(piece, values={**seen(bench, choice), "second order": order}), flush=True)
+                    values = {**seen(bench, choice), **refined(bench, choice)}
+                    values["second order"] = _second_order(fisher, bench.evaluator.kept(choice))
+                    values["table of site errors"] = sum(bench.evaluator.error(s, w) for s, w in enumerate(choice))
+                    print(records.add(piece, values=values), flush=True)
             return
         for number, choice in enumerate(policies(bench, asked.policies)):
             if not records(str(number)):
