@@ -259,12 +259,18 @@ def _regression(
     factor, bad = torch.linalg.cholesky_ex(c)
     if int(bad):
         return None
-    for rest in reversed(range(1 + (ROUNDS if matched else 0))):
-        y_mean = y.mean(0)
-        target = (x.T @ (y - y_mean if has_constant else y) / len(x) + ridge * before.T).double()
-        solved = torch.cholesky_solve(target, factor).T.to(before.dtype).contiguous()
-        if matched and rest:
-            y = matched(F.linear(x, solved, y_mean - solved @ middle if has_constant else None))
+    pull = ridge * before.T
+
+    def fit(y: Tensor) -> _Solution:
+        """Weights, and the mean that is left to the constant."""
+        mean = y.mean(0)
+        target = (x.T @ (y - mean if has_constant else y) / len(x) + pull).double()
+        return torch.cholesky_solve(target, factor).T.to(before.dtype).contiguous(), mean
+
+    solved, y_mean = fit(y)
+    if matched is not None:
+        for _ in range(ROUNDS):
+            solved, y_mean = fit(matched(F.linear(x, solved, y_mean - solved @ middle if has_constant else None)))
     return solved, y_mean - solved @ x_mean
 
 

@@ -34,7 +34,7 @@ _ACTIVATIONS = {
     _aten.hardsigmoid: _aten.hardsigmoid_,
     _aten.tanh: _aten.tanh_,
 }
-"""None falls anywhere or has a slope above 1; each with what does the same in place."""
+"""Work on every element alone; each with what does the same in place."""
 _OUT_OF_PLACE = {kind: plain for plain, inplace in _ACTIVATIONS.items() for kind in (plain, inplace)}
 
 
@@ -45,7 +45,7 @@ class Joins:
     streams: Mapping[str, Stream]
     """What they are added to, where it was there before the layer ran."""
     activations: Mapping[str, Activation]
-    """The only thing that reads them, where that is an activation."""
+    """The only thing that reads them, where that is an activation that never falls and has no slope above 1."""
 
 
 def find_joins(model: nn.Module, layers: Mapping[str, Layer], example: Nested) -> Joins:
@@ -112,8 +112,8 @@ class _Finder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def found(self, outputs: Any) -> Joins:
         """What was seen, when ``outputs`` are the network's."""
         self._read(outputs)
-        alone = {layer: own for layer, own in self._activations.items() if self._readers[layer] == 1}
-        return Joins(self._streams, alone)
+        fit = {x: own for x, own in self._activations.items() if self._readers[x] == 1 and _rises_gently(own)}
+        return Joins(self._streams, fit)
 
     def _maker(self, tensor: Any) -> str | None:
         """The layer whose output this is."""
@@ -146,3 +146,10 @@ class _Finder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _bound(plain: Any, settings: tuple[Any, ...], named: Mapping[str, Any]) -> Activation:
     return lambda x: plain(x, *settings, **named)
+
+
+def _rises_gently(activation: Activation) -> bool:
+    """Whether it never falls and has no slope above 1: settings of an operator decide, as of leaky ReLUs."""
+    x = torch.linspace(-10, 10, 2001, dtype=torch.float64)
+    steps = activation(x).diff() / x.diff()
+    return bool(((steps >= 0) & (steps <= 1 + 1e-3)).all())

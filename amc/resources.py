@@ -102,7 +102,7 @@ class ResourceModel:
         named = [(layer.name, row) for layer in layers for row in _rows(model, layer, sites)]
         rows = [row for _, row in named]
         self._silent = np.array([silent.get(name, -1) for name, _ in named], np.int64)
-        # float64: these integers are exact up to 2**53, and only of such are matrices multiplied fast
+        # float64 holds these integers exactly up to 2**53, and its products are BLAS's
         self._a = np.array([r.first[0] for r in rows], np.float64).reshape(-1, sites).T
         self._a0 = np.array([r.first[1] for r in rows], np.float64)
         self._b = np.array([r.second[0] for r in rows], np.float64).reshape(-1, sites).T

@@ -114,6 +114,19 @@ def test_activations_are_those_that_alone_read_a_layer():
     assert x.tolist() == [-1, 2, 9]
 
 
+@pytest.mark.parametrize(
+    ("activation", "taken"),
+    [
+        *((a, True) for a in (nn.ReLU(True), nn.ReLU6(), nn.Sigmoid(), nn.Hardsigmoid(), nn.Tanh(), nn.LeakyReLU(0.1))),
+        *((a, False) for a in (nn.LeakyReLU(-0.1), nn.LeakyReLU(3.0), nn.GELU())),
+    ],
+)
+def test_activations_that_fall_or_rise_steeply_are_not_minded(activation, taken):
+    """Rounds of regressions would not lead anywhere there."""
+    body = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 5))
+    assert set(joins_of(small_task(body.eval(), (6,))).activations) == ({"0"} if taken else set())
+
+
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize("activation", [torch.relu, nn.functional.relu6, torch.tanh])
 def test_rounds_lead_to_the_least_matching_loss(monkeypatch, activation, normed):
@@ -262,14 +275,16 @@ def test_norms_without_statistics_of_their_own():
     assert evaluator.refined_score(tuple(site.channels // 2 for site in evaluator._graph.sites)).loss < 3
 
 
+@pytest.mark.parametrize("activated", [False, True])
 @pytest.mark.parametrize("mean", [0.0, 3.0, 300.0])
-def test_features_in_half_precision_far_from_zero_are_fitted_as_well(mean):
+def test_features_in_half_precision_far_from_zero_are_fitted_as_well(mean, activated):
     """Sums of squares of bfloat16 numbers around a large mean would drown the variance."""
     torch.manual_seed(0)
     x = (mean + torch.randn(2000, 30)).bfloat16().float()
     y = x @ torch.randn(30, 4) + torch.randn(4)
     before = torch.zeros(4, 30)
-    exact, halved = (drift._regression(x, y, before, True, h) for h in (False, True))
+    matched = drift._matching(torch.relu, y, None) if activated else None
+    exact, halved = (drift._regression(x, y, before, True, h, matched) for h in (False, True))
     for one, other in zip(exact, halved, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * max(1.0, mean))
     assert (x @ halved[0].T + halved[1] - y).std() < 0.1 * y.std()
