@@ -18,8 +18,9 @@ stream is theirs for residual branches ("multi-branch enhancement"), here for ev
 
 Where an activation φ alone reads a layer, what φ does not tell apart need not be met: anything below a ReLU's bend will
 do. There W' minimises the matching loss, E Σ ∫ φ(s) − φ(y) ds from y to V x̃ + const (Auer, Herbster & Warmuth, NIPS
-1995), convex where φ never falls. No slope is above 1, so a regression on V x̃ + φ(y) − φ(V x̃) always brings it down:
-`ROUNDS` of them follow the first, with the same factor. Zhang et al. (arXiv:1505.06798) fit what ReLUs leave, too.
+1995), convex where φ never falls. No slope is above 1, so a regression on V x̃ + φ(y) − φ(V x̃) always brings it down.
+Some rounds of these follow the first regression, with the same factor, for the changes alone. Zhang et al.
+(arXiv:1505.06798) fit what ReLUs leave, too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,20 +48,31 @@ from amc.surgery import silenced, twin
 from amc.task import Task
 from amc.task.data import sample
 
-SAMPLES, ROWS = 4096, 24576
-QUICK_SAMPLES, QUICK_ROWS = 512, 6144
-"""In a search: fewer rank policies nearly the same (`benchmarks/evaluation.py`)."""
-ROUNDS = 4
-"""Regressions after the first where an activation follows."""
 _ROOM = 256 << 20  # bytes of solutions that are kept
 _LEAST_SCALE = 1e-2  # of a BatchNorm, as a share of its largest: what is nearly silenced corrects nothing
+_BLOCKS, _LEAST_BLOCK = 4, 64  # of columns, in which a symmetric product is computed
 _LEAST_VARIANCE = 0.04  # of a mean's square, from which float32 sums of squares tell it
 
 _Norm = tuple[Any, Tensor]
 _Solution = tuple[Tensor, Tensor]
 """Weights ``[C, D]`` and constant ``[C]``."""
-_Matched = Callable[[Tensor], Tensor]
 Visit = Callable[[Layer, Any, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What re-solving may take."""
+
+    samples: int
+    rows: int
+    """Of all samples, that a layer is fitted on."""
+    rounds: int
+    """Regressions after the first where an activation follows."""
+
+
+CAREFUL = Effort(4096, 24576, 4)
+QUICK = Effort(384, 6144, 2)
+"""In a search: it ranks policies nearly the same (`benchmarks/evaluation.py`)."""
 
 
 class Drift:
@@ -70,12 +83,11 @@ class Drift:
         task: Task,
         graph: Graph,
         seed: int,
-        samples: int = SAMPLES,
-        rows: int = ROWS,
+        effort: Effort = CAREFUL,
         memory: Memory | None = None,
     ) -> None:
         """Within ``memory`` there are fewer samples where activations are large, and fewer rows of many layers."""
-        self._task, self._seed = task, seed
+        self._task, self._seed, self._rounds = task, seed, effort.rounds
         ran = graph.trace.layers
         self._layers = {
             x.name: x for x in graph.layers if solvable(task.model, x) and x.name in ran and ran[x.name].calls == 1
@@ -83,8 +95,8 @@ class Drift:
         weights: list[Any] = [task.model.get_submodule(name).weight for name in self._layers]
         # bytes of a row of outputs, of streams, and of where a kernel's taps lie
         of_all = sum(8 * len(weight) + 4 * weight[0, 0].numel() for weight in weights)
-        self._rows = min(rows, max(1, memory.share // max(1, of_all))) if memory else rows
-        samples = memory.batch(graph.trace.peak, samples) if memory else samples
+        self._rows = min(effort.rows, max(1, memory.share // max(1, of_all))) if memory else effort.rows
+        samples = memory.batch(graph.trace.peak, effort.samples) if memory else effort.samples
         self._folder = Folder(task.model, graph.layers, task.example)
         copied = twin(task.model)
         with self._folder.folded(copied):
@@ -137,17 +149,17 @@ class Drift:
     ) -> _Solution | None:
         """The layer's weights and constant for its inputs ``x``, where ``stream`` is what its output is added to."""
         positions, target = self._positions[layer.name], _cut(self._outputs[layer.name], outputs)
-        rows = rows_at(module, x, positions, self._taps.get(layer.name)).to(module.weight.dtype)
+        rows = rows_at(module, x, positions, self._taps.get(layer.name))
         if stream is not None and _is_like(stream, module, x, target.shape[1]):
             now = outputs_at(module, stream, positions).to(target.dtype)
             scale = 1.0 if norm is None else undone(norm[0])
             target = target + (_cut(self._added[layer.name], outputs) - now) * scale
         activation = self._joins.activations.get(layer.name)
-        matched = None if activation is None else _matching(activation, target, norm)
+        matching = None if activation is None else _matching(activation, target, norm, self._rounds)
         has_constant = module.bias is not None or norm is not None
         with torch.autocast(x.device.type, enabled=False):
             weight = module.weight.flatten(1)
-            return _regression(rows, target, weight, has_constant, x.dtype == torch.bfloat16, matched)
+            return _regression(rows, target, weight, has_constant, matching)
 
     def _remember(self) -> None:
         """One pass of the original: every layer's outputs, and what they are added to, at random positions."""
@@ -184,10 +196,9 @@ class Drift:
                 if layer.name in seen:  # a network that takes its batch in parts: the first one tells
                     return
                 seen.add(layer.name)
-                watch.paused = True
-                visit(layer, module, inputs[0])
-                fold(layer.name)
-                watch.paused = False
+                with watch.paused():
+                    visit(layer, module, inputs[0])
+                    fold(layer.name)
 
             return pause
 
@@ -222,62 +233,86 @@ def undone(module: Any) -> Tensor:
     return torch.where(heard, 1 / torch.where(heard, scale, 1.0), 0.0)
 
 
-def _matching(activation: Activation, target: Tensor, norm: _Norm | None) -> _Matched:
-    """Gives for outputs ``[n, C]`` the target that brings the matching loss behind the norm down (see above)."""
-    if norm is None:
-        wanted = activation(target)
-        return lambda outputs: outputs - activation(outputs) + wanted
-    inverse = undone(norm[0])
-    scale = torch.where(inverse == 0, 0.0, 1 / inverse)
-    shift = -norm[1] * scale if norm[0].bias is None else norm[0].bias - norm[1] * scale
-    wanted = activation(scale * target + shift)
+@dataclass(frozen=True, eq=False)
+class _Matching:
+    """What follows a layer, and what was there in the original (see above)."""
 
-    def matched(outputs: Tensor) -> Tensor:
-        found = outputs + (wanted - activation(scale * outputs + shift)) * inverse
-        return torch.where(inverse == 0, target, found)
+    rounds: int
+    activation: Activation
+    wanted: Tensor
+    """Behind the activation ``[n, C]``."""
+    scale: Tensor
+    """Of the norm between them ``[C]``, 0 where it nearly silences a channel, and its inverse, 0 there too."""
+    inverse: Tensor
+    shift: Tensor
 
-    return matched
+    def missing(self, outputs: Tensor) -> Tensor:
+        """What the layer's ``outputs [n, C]`` lack behind the activation, as a change of them."""
+        behind = self.activation(torch.addcmul(self.shift, self.scale, outputs))
+        return (self.wanted - behind).mul_(self.inverse)
+
+
+def _matching(activation: Activation, target: Tensor, norm: _Norm | None, rounds: int) -> _Matching:
+    """For an activation behind a norm, where ``target [n, C]`` is wanted of the layer."""
+    inverse = target.new_ones(target.shape[1]) if norm is None else undone(norm[0])
+    scale, shift = torch.where(inverse == 0, 0.0, 1 / inverse), torch.zeros_like(inverse)
+    if norm is not None:
+        shift = (0.0 if norm[0].bias is None else norm[0].bias) - norm[1] * scale
+    return _Matching(rounds, activation, activation(scale * target + shift), scale, inverse, shift)
 
 
 def _regression(
-    x: Tensor, y: Tensor, before: Tensor, has_constant: bool, halved: bool, matched: _Matched | None = None
+    x: Tensor, y: Tensor, before: Tensor, has_constant: bool, matching: _Matching | None = None
 ) -> _Solution | None:
     """Weights and constant that make ``y [n, C]`` of ``x [n, D]``, pulled towards the weights ``before [C, D]``.
 
-    ``halved``: the values of ``x`` are bfloat16's; multiplied as such, their products lose nothing.
-    ``matched``: gives for outputs what shall be made of ``x`` next.
+    Where ``x`` is of bfloat16, products with it lose nothing, and what the rounds ask for is rounded to it.
     """
+    rows, x = x, x.to(before.dtype)
     middle = x_mean = x.mean(0)
-    c = _covariance_of_halves(x, x_mean, has_constant) if halved else None
+    c = _covariance_of_halves(x, x_mean, has_constant) if rows.dtype == torch.bfloat16 else None
     if c is None:
         if has_constant:
             x, middle = x - x_mean, torch.zeros_like(x_mean)
-        c = x.T @ x / len(x)
+        c, rows = _products(x), x
     ridge = RIDGE * c.diagonal().mean().clamp_min(torch.finfo(c.dtype).tiny)
     c = c.double()
     c.diagonal().add_(ridge)
     factor, bad = torch.linalg.cholesky_ex(c)
     if int(bad):
         return None
-    pull = ridge * before.T
 
-    def fit(y: Tensor) -> _Solution:
-        """Weights, and the mean that is left to the constant."""
-        mean = y.mean(0)
-        target = (x.T @ (y - mean if has_constant else y) / len(x) + pull).double()
-        return torch.cholesky_solve(target, factor).T.to(before.dtype).contiguous(), mean
+    def solve(products: Tensor) -> Tensor:
+        return torch.cholesky_solve(products.T.double(), factor).T.to(before.dtype).contiguous()
 
-    solved, y_mean = fit(y)
-    if matched is not None:
-        for _ in range(ROUNDS):
-            solved, y_mean = fit(matched(F.linear(x, solved, y_mean - solved @ middle if has_constant else None)))
-    return solved, y_mean - solved @ x_mean
+    y_mean = y.mean(0) if has_constant else y.new_zeros(y.shape[1])
+    weight = solve((y - y_mean).T @ x / len(x) + ridge * before)
+    if matching is not None:
+        outputs = F.linear(x, weight, y_mean - weight @ middle)
+        for _ in range(matching.rounds):
+            missing = matching.missing(outputs)
+            mean = missing.mean(0) if has_constant else torch.zeros_like(y_mean)
+            products = (missing - mean).to(rows.dtype).T @ rows
+            change = solve(products.to(before.dtype) / len(x) - ridge * (weight - before))
+            weight, y_mean = weight + change, y_mean + mean
+            outputs += F.linear(rows, change.to(rows.dtype)) + (mean - change @ middle)
+    return weight, y_mean - weight @ x_mean
+
+
+def _products(x: Tensor) -> Tensor:
+    """``xᵀx / n`` of ``[n, D]``, of which only the lower triangle is right: half of the work."""
+    size, step = x.shape[1], max(_LEAST_BLOCK, -(-x.shape[1] // _BLOCKS))
+    found = x.new_zeros(size, size)
+    for start in range(0, size, step):
+        end = min(start + step, size)
+        found[start:end, :end] = x[:, start:end].T @ x[:, :end]
+    return found.div_(len(x))
 
 
 def _covariance_of_halves(x: Tensor, mean: Tensor, centred: bool) -> Tensor | None:
-    """``xᵀx / n``, less the mean's share if ``centred``. None where the mean would leave nothing but round-off."""
+    """`_products`, less the mean's share if ``centred``. None where the mean would leave nothing but round-off."""
     with _products_of_halves():
-        c = x.T @ x / len(x)
+        c = _products(x)
     if not centred:
         return c
     c.addr_(mean, mean, alpha=-1)

@@ -18,7 +18,7 @@ from amc.budget import Budget, Space
 from amc.cache import Table
 from amc.config import BudgetConfig, Config, to_dict
 from amc.device import Device
-from amc.drift import QUICK_ROWS, QUICK_SAMPLES, Drift
+from amc.drift import QUICK, Drift
 from amc.errors import ConfigError
 from amc.evaluate import Evaluator, Score
 from amc.export import check_parity, export_onnx, file_layout
@@ -94,7 +94,7 @@ class Stages:
         if search.reconstruct and search.drift != "off":
             drift = Drift(task, graph, record.config.seed, memory=self.memory)
             if search.drift == "search":
-                quick = Drift(task, graph, record.config.seed, QUICK_SAMPLES, QUICK_ROWS, self.memory)
+                quick = Drift(task, graph, record.config.seed, QUICK, self.memory)
         evaluator = Evaluator(
             task, graph, orders, moments, search.reconstruct, drift=drift, quick=quick, memory=self.memory
         )

@@ -16,7 +16,7 @@ from amc.budget import Space
 from amc.bundle import apply
 from amc.cli import main
 from amc.config import BudgetConfig, Config, SearchConfig
-from amc.drift import Drift
+from amc.drift import Drift, Effort
 from amc.errors import BudgetError, PolicyError
 from amc.evaluate import Evaluator, Score
 from amc.export import check_parity, count_onnx_macs, export_onnx, export_pruned, file_layout, read_onnx
@@ -239,7 +239,7 @@ def test_a_policy_that_removes_is_written_and_read(original, tmp_path):
 @pytest.fixture(scope="module")
 def evaluator(digits):
     task, graph, orders, moments = digits
-    drift = Drift(task, graph, 0, 128, 2048)
+    drift = Drift(task, graph, 0, Effort(128, 2048, 4))
     return Evaluator(task, graph, orders, moments, drift=drift, quick=drift)
 
 

@@ -133,24 +133,23 @@ def test_rounds_lead_to_the_least_matching_loss(monkeypatch, activation, normed)
     """At the least of a convex loss its gradient is none: what is left behind the activation goes with no input."""
     torch.manual_seed(0)
     monkeypatch.setattr(drift, "RIDGE", 1e-9)
-    x = torch.randn(3000, 12)
-    y = 0.3 * (x @ torch.randn(12, 6) + torch.randn(3000, 6) + 0.3 * x[:, :6] ** 2)
+    x = torch.randn(3000, 12).double()
+    y = 0.3 * (x @ torch.randn(12, 6).double() + torch.randn(3000, 6) + 0.3 * x[:, :6] ** 2)
     norm, behind = None, lambda outputs: activation(outputs)
     if normed:
-        module = nn.BatchNorm1d(6).eval()
+        module = nn.BatchNorm1d(6).double().eval()
         module.running_mean, module.running_var = y.mean(0), y.var(0)
-        module.weight = nn.Parameter(torch.tensor([1.0, -0.5, 2.0, 1.0, 0.7, 1.0]), requires_grad=False)
-        module.bias = nn.Parameter(torch.randn(6), requires_grad=False)
+        module.weight = nn.Parameter(torch.tensor([1.0, -0.5, 2.0, 1.0, 0.7, 1.0]).double(), requires_grad=False)
+        module.bias = nn.Parameter(torch.randn(6).double(), requires_grad=False)
         norm, behind = (module, module.running_mean.clone()), lambda outputs: activation(module(outputs))
-    matched = drift._matching(activation, y, norm)
 
     def left(rounds: int) -> torch.Tensor:
-        monkeypatch.setattr(drift, "ROUNDS", rounds)
-        weight, constant = drift._regression(x, y, torch.zeros(6, 12), True, False, matched)
+        matching = drift._matching(activation, y, norm, rounds)
+        weight, constant = drift._regression(x, y, torch.zeros(6, 12).double(), True, matching)
         missed = behind(x @ weight.T + constant) - behind(y)
         return torch.cat([missed.mean(0)[None], x.T @ missed / len(x)])
 
-    gradients = [float(left(rounds).abs().max()) for rounds in (0, drift.ROUNDS, 3000)]
+    gradients = [float(left(rounds).abs().max()) for rounds in (0, drift.QUICK.rounds, 3000)]
     assert gradients[2] < 1e-3 * gradients[0] < gradients[1] < gradients[0]
 
 
@@ -283,8 +282,8 @@ def test_features_in_half_precision_far_from_zero_are_fitted_as_well(mean, activ
     x = (mean + torch.randn(2000, 30)).bfloat16().float()
     y = x @ torch.randn(30, 4) + torch.randn(4)
     before = torch.zeros(4, 30)
-    matched = drift._matching(torch.relu, y, None) if activated else None
-    exact, halved = (drift._regression(x, y, before, True, h, matched) for h in (False, True))
+    matching = drift._matching(torch.relu, y, None, 4) if activated else None
+    exact, halved = (drift._regression(rows, y, before, True, matching) for rows in (x, x.bfloat16()))
     for one, other in zip(exact, halved, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * max(1.0, mean))
     assert (x @ halved[0].T + halved[1] - y).std() < 0.1 * y.std()
