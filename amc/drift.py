@@ -50,7 +50,7 @@ from amc.task.data import sample
 
 _ROOM = 256 << 20  # bytes of solutions that are kept
 _LEAST_SCALE = 1e-2  # of a BatchNorm, as a share of its largest: what is nearly silenced corrects nothing
-_BLOCKS, _LEAST_BLOCK = 4, 64  # of columns, in which a symmetric product is computed
+_BLOCK = 64  # columns at once of a symmetric product
 _LEAST_VARIANCE = 0.04  # of a mean's square, from which float32 sums of squares tell it
 
 _Norm = tuple[Any, Tensor]
@@ -301,10 +301,10 @@ def _regression(
 
 def _products(x: Tensor) -> Tensor:
     """``xᵀx / n`` of ``[n, D]``, of which only the lower triangle is right: half of the work."""
-    size, step = x.shape[1], max(_LEAST_BLOCK, -(-x.shape[1] // _BLOCKS))
+    size = x.shape[1]
     found = x.new_zeros(size, size)
-    for start in range(0, size, step):
-        end = min(start + step, size)
+    for start in range(0, size, _BLOCK):
+        end = min(start + _BLOCK, size)
         found[start:end, :end] = x[:, start:end].T @ x[:, :end]
     return found.div_(len(x))
 

@@ -30,7 +30,7 @@ from amc.task import Task, batches
 from amc.task.data import hold, sample
 
 BLOCK = 125  # images: one forward pass, and how often a race may be called; more fall out of the processor's cache
-CLEAR = 2.5  # standard errors of the paired difference at which a race is lost
+CLEAR = 2.0  # standard errors of the paired difference at which a race is lost
 LEAST = 2  # blocks; one says too little of how sure it is
 _SMALL = 4e6  # MACs
 _KEPT = 4  # policies whose losses per image are remembered
