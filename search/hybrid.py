@@ -2,13 +2,15 @@
 
 Sensible policies come first: the uniform one, and what the allocator makes of the sites' errors, as they are and
 flattened, since single errors overstate how sites differ. Half of the search climbs from there by perturbing the
-coefficients that sites count with (SPDY's move): policies far apart, each of them sensible. The next proposals are the
-best of a pool by expected improvement under a `Surrogate`: neighbours and crossings of the best policies so far,
-perturbed coefficients, and some random ones. The last part only refines: one or two sites at a time around the best, by
-the surrogate's mean.
+coefficients that sites count with (SPDY's move): policies far apart, each of them sensible. All proposals are the best
+of a pool by expected improvement under a `Surrogate`, after the climb of neighbours and crossings of the best policies
+so far, perturbed coefficients, and some random ones. The last part only refines: one or two sites at a time around the
+best, by the surrogate's mean.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from amc.budget import Space
 from amc.policy import Choice
 from amc.problem import Problem
+from amc.reward import Evaluation
 from amc.search.allocate import decode, error_tables, quick_decoder
 from amc.search.neighbours import neighbour, repair
 from amc.search.spdy import TRIES, perturbation
@@ -23,11 +26,12 @@ from amc.search.surrogate import Surrogate, improvement
 
 Floats = NDArray[np.float64]
 
-POOL = 32
+POOL, CLIMB_POOL = 32, 8
+"""Of how many proposals the most promising is evaluated."""
 CLIMB, LAST = 0.5, 0.25
 """The shares of the search that climb, and that only refine."""
 _FLATTENED = (1.0, 0.5, 0.25)  # powers of the allocator's tables
-_TRIES = 2
+_LEAST = 3  # evaluations for a surrogate
 
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:
@@ -59,32 +63,35 @@ class _Hybrid:
         return list(dict.fromkeys([self._space.fit(ones), *allocated]))
 
     def climb(self, done: float) -> Choice:
-        """Perturbed coefficients of a policy that was not evaluated before, of fewer sites as time goes."""
-        seen = {e.choice for e in self._problem.evaluations}
-        choice = self._perturbed(0.5 * (1 - done))
-        for _ in range(TRIES):
-            if choice not in seen:
-                break
-            choice = self._perturbed(0.5)
-        return choice
+        """The most promising of perturbed coefficients' policies, of fewer sites as time goes."""
+        return self._promising(self._pool(lambda: self._perturbed(0.5 * (1 - done)), CLIMB_POOL), refine=False)
 
     def propose(self, refine: bool) -> Choice:
-        """The most promising policy of a pool that was not evaluated before."""
-        seen = {e.choice for e in self._problem.evaluations}
-        best = self._problem.best(8)
+        """The most promising policy near the best ones."""
+        best = [e.choice for e in self._problem.best(8)]
         if not best:
             return self._random()
+        pool = self._pool(lambda: self._near(best[0]) if refine else self._candidate(best), POOL)
+        return self._promising(pool, refine)
+
+    def _pool(self, draw: Callable[[], Choice], size: int) -> list[Choice]:
+        """Distinct policies that were not evaluated before; one that was where there seem to be no others."""
+        seen = {e.choice for e in self._problem.evaluations}
         pool: dict[Choice, None] = {}
-        for _ in range(_TRIES * POOL):
-            if len(pool) == POOL:
-                break
-            choice = self._near(best[0].choice) if refine else self._candidate([e.choice for e in best])
+        for _ in range(max(TRIES, 2 * size)):
+            choice = draw()
             if choice not in seen:
                 pool[choice] = None
-        if not pool:
-            return best[0].choice
-        choices = list(pool)
-        mean, deviation = (surrogate := self._surrogate()).predict(self._features(choices), self._trends(choices))
+            if len(pool) == size:
+                break
+        return list(pool) or [choice]
+
+    def _promising(self, choices: list[Choice], refine: bool) -> Choice:
+        """The best by expected improvement under the surrogate, or by its mean."""
+        good = [e for e in self._problem.evaluations if e.error is None]
+        if len(good) < _LEAST:
+            return choices[0]
+        mean, deviation = (surrogate := self._surrogate(good)).predict(self._features(choices), self._trends(choices))
         value = mean if refine else improvement(mean, deviation, surrogate.best)
         return choices[int(np.argmax(value))]
 
@@ -115,8 +122,7 @@ class _Hybrid:
     def _random(self) -> Choice:
         return self._space.fit(self._rng.uniform(self._rng.uniform(0.2, 0.8), 1, self._sites))
 
-    def _surrogate(self) -> Surrogate:
-        good = [e for e in self._problem.evaluations if e.error is None]
+    def _surrogate(self, good: list[Evaluation]) -> Surrogate:
         choices = [e.choice for e in good]
         doubt = np.array([1.0 if e.share == 1 else 3.0 for e in good])
         return Surrogate(self._features(choices), self._trends(choices), [e.reward for e in good], doubt)
