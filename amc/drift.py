@@ -269,7 +269,8 @@ def _regression(
     Where ``x`` is of bfloat16, products with it lose nothing, and what the rounds ask for is rounded to it.
     """
     rows, x = x, x.to(before.dtype)
-    middle = x_mean = x.mean(0)
+    x_mean = x.mean(0)
+    middle = x_mean if has_constant else torch.zeros_like(x_mean)
     c = _covariance_of_halves(x, x_mean, has_constant) if rows.dtype == torch.bfloat16 else None
     if c is None:
         if has_constant:

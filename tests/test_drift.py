@@ -127,13 +127,13 @@ def test_activations_that_fall_or_rise_steeply_are_not_minded(activation, taken)
     assert set(joins_of(small_task(body.eval(), (6,))).activations) == ({"0"} if taken else set())
 
 
-@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize(("normed", "constant"), [(False, False), (False, True), (True, True)])
 @pytest.mark.parametrize("activation", [torch.relu, nn.functional.relu6, torch.tanh])
-def test_rounds_lead_to_the_least_matching_loss(monkeypatch, activation, normed):
+def test_rounds_lead_to_the_least_matching_loss(monkeypatch, activation, normed, constant):
     """At the least of a convex loss its gradient is none: what is left behind the activation goes with no input."""
     torch.manual_seed(0)
     monkeypatch.setattr(drift, "RIDGE", 1e-9)
-    x = torch.randn(3000, 12).double()
+    x = torch.randn(3000, 12).double() + 0.5
     y = 0.3 * (x @ torch.randn(12, 6).double() + torch.randn(3000, 6) + 0.3 * x[:, :6] ** 2)
     norm, behind = None, lambda outputs: activation(outputs)
     if normed:
@@ -145,9 +145,9 @@ def test_rounds_lead_to_the_least_matching_loss(monkeypatch, activation, normed)
 
     def left(rounds: int) -> torch.Tensor:
         matching = drift._matching(activation, y, norm, rounds)
-        weight, constant = drift._regression(x, y, torch.zeros(6, 12).double(), True, matching)
-        missed = behind(x @ weight.T + constant) - behind(y)
-        return torch.cat([missed.mean(0)[None], x.T @ missed / len(x)])
+        weight, shift = drift._regression(x, y, torch.zeros(6, 12).double(), constant, matching)
+        missed = behind(x @ weight.T + (shift if constant else 0)) - behind(y)
+        return torch.cat([missed.mean(0)[None]] * constant + [x.T @ missed / len(x)])
 
     gradients = [float(left(rounds).abs().max()) for rounds in (0, drift.QUICK.rounds, 3000)]
     assert gradients[2] < 1e-3 * gradients[0] < gradients[1] < gradients[0]
