@@ -2,10 +2,10 @@
 
 Sensible policies come first: the uniform one, and what the allocator makes of the sites' errors, as they are and
 flattened, since single errors overstate how sites differ. Half of the search climbs from there by perturbing the
-coefficients that sites count with (SPDY's move): policies far apart, each of them sensible. All proposals are the best
-of a pool by expected improvement under a `Surrogate`, after the climb of neighbours and crossings of the best policies
-so far, perturbed coefficients, and some random ones. The last part only refines: one or two sites at a time around the
-best, by the surrogate's mean.
+coefficients that sites count with (SPDY's move): policies far apart, each of them sensible. Every
+proposal is the best of a pool by expected improvement under a `Surrogate`: of such policies at first, then also of
+neighbours and crossings of the best so far, and some random ones. The last part only refines: one or two sites at a
+time around the best, by the surrogate's mean.
 """
 
 from __future__ import annotations
