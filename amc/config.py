@@ -152,7 +152,7 @@ class SearchConfig:
         ("distance", "loss"),
     )
     race: bool = option(
-        True, "stop reading images for a policy that is seen to be worse than the best so far", "--race"
+        True, "stop reading images for a policy once it is clear if it is better than the best so far", "--race"
     )
     refine: int = option(
         10, "policies of the search that are scored again with --drift before the candidates are taken", "--refine"

@@ -25,15 +25,15 @@ from amc.policy import Choice
 from amc.reconstruct import IMAGES, Moments, Reconstructor, elements, lost_variances
 from amc.sampling import Sampling
 from amc.sensitivity import Sensitivity, sensitivities
-from amc.surgery import Dresser, silence, weight_of
+from amc.surgery import Dresser, silence, twin, weight_of
 from amc.task import Task, batches
 from amc.task.data import hold, sample
 
 BLOCK = 125  # images: one forward pass, and how often a race may be called; more fall out of the processor's cache
-CLEAR = 2.0  # standard errors of the paired difference at which a race is lost
+CLEAR = 2.0  # standard errors of the paired difference at which a race is decided
 LEAST = 2  # blocks; one says too little of how sure it is
 _SMALL = 4e6  # MACs
-_KEPT = 4  # policies whose losses per image are remembered
+_KEPT = 4  # policies that are remembered
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,36 @@ class Score:
     loss: float
     metric: float
     share: float = 1.0
+    lost: bool = False
+    """Whether the rest was not read because another policy was seen to be as good."""
+
+
+@dataclass(frozen=True)
+class Race:
+    """By how much a policy's loss and metric are above its rival's, from the ``share`` that was read of the images."""
+
+    loss: float
+    metric: float
+    share: float
+    lost: bool
+
+    def score(self, rival: Score) -> Score:
+        """The policy's score, where ``rival`` is the other one's; if it is lost, no better than that."""
+        loss, most = rival.loss + self.loss, 1.0
+        if self.lost:
+            loss, most = max(loss, rival.loss), rival.metric
+        return Score(loss, min(max(rival.metric + self.metric, 0.0), most), self.share, self.lost)
+
+
+@dataclass(eq=False)
+class _Reading:
+    """What a policy loses on the first so many images of the evaluator's order."""
+
+    samples: Tensor
+    """Loss and metric of every image ``[2, N]``, where it was read."""
+    count: int
+    network: nn.Module | None = None
+    """It reads on; None where all were read."""
 
 
 class Evaluator:
@@ -80,7 +110,8 @@ class Evaluator:
         self._moments, self._memory = moments, memory
         self._errors: dict[int, Tensor] = {}
         self._search = hold(task.splits.search, task.device)
-        self._samples: OrderedDict[Choice, Tensor] = OrderedDict()
+        self._readings: OrderedDict[Choice, _Reading] = OrderedDict()
+        self._block = min(BLOCK, task.batch)
         self._norms = [m for m in self._scratch.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
 
     def kept(self, choice: Choice) -> Kept:
@@ -170,7 +201,9 @@ class Evaluator:
 
     def __call__(self, choice: Choice) -> Score:
         """Mean loss and metric of the pruned network over the search split."""
-        return self._finish(choice, self._read(self.network(choice), self.precision))
+        samples = self._read(self.network(choice), self.precision)
+        self._remember(choice, _Reading(samples, len(self._search)))
+        return _mean(samples)
 
     def refined_score(self, choice: Choice) -> Score:
         """The same for the refined network."""
@@ -193,47 +226,83 @@ class Evaluator:
                     times.append(time.perf_counter() - start)
         return "bfloat16" if min(seconds["bfloat16"]) < 0.9 * min(seconds["float32"]) else "float32"
 
-    def race(self, choice: Choice, rival: Choice) -> Score:
-        """The score, read only as far as it takes to see that ``rival`` is better.
+    def race(self, choice: Choice, rival: Choice) -> Race:
+        """The difference from ``rival``, read only as far as it takes to see which of the two is better.
 
-        Both are compared on the same images, the most telling first (`amc.sampling`). When the mean difference of their
-        losses is `CLEAR` standard errors above 0, the rest is not read, and the score is the rival's plus the
-        difference as estimated, no better than the rival's.
+        Both are compared on the same images, and of the rival no more are read either. The race is won when the mean
+        difference of their losses is `CLEAR` standard errors below 0. It is lost when it is as clearly not better by
+        what all images can tell at best: the standard error of the mean over all, were they a sample themselves.
         """
-        if rival not in self._samples:
-            self(rival)
-        other = self._samples[rival]
-        sampling, seen = Sampling.by_losses(other[0]), torch.zeros(2, 0, dtype=torch.float64)
-        network = self.network(choice)
-        with self._folder.folded(network):
-            for number, block in enumerate(self._blocks(network, self.precision, sampling.order), 1):
-                seen = torch.cat([seen, block], 1)
-                count = seen.shape[1]
-                if number >= LEAST and count < other.shape[1]:
-                    difference, error = sampling.mean(seen - other[:, sampling.order[:count]])
-                    if float(difference[0]) > CLEAR * float(error[0]):
-                        loss, metric = (other.mean(1) + difference).tolist()
-                        metric = min(max(metric, 0.0), float(other[1].mean()))
-                        return Score(loss, metric, count / other.shape[1])
-        return self._finish(choice, torch.empty_like(seen).index_copy_(1, sampling.order, seen))
+        sampling, other = self._sampling, self._reading(rival)
+        network, total = self.network(choice), len(self._search)
+        own = _Reading(torch.empty(2, total, dtype=torch.float64), 0, network)
+        for count in [*range(LEAST * self._block, total, self._block), total]:
+            self._read_on(own, count)
+            self._read_on(other, count)
+            read = sampling.order[:count]
+            found = sampling.estimate(own.samples[:, read] - other.samples[:, read])
+            loss, error, told = (float(x[0]) for x in (found.mean, found.error, found.told))
+            lost = count < total and loss + told > CLEAR * error
+            if lost or loss < -CLEAR * error:
+                break
+        if not lost:
+            self._remember(choice, own)
+        return Race(loss, float(found.mean[1]), count / total, lost)
 
-    def _read(self, network: nn.Module, precision: str) -> Tensor:
-        """Loss and metric of every image, ``[2, N]`` float64."""
-        with self._folder.folded(network):
-            return torch.cat(list(self._blocks(network, precision)), 1)
+    @cached_property
+    def _sampling(self) -> Sampling:
+        """The order in which races read: by what the original loses; if by distance, which it has none of, any."""
+        image = torch.arange(1)
+        with torch.inference_mode():
+            outputs = nested.call(self._task.model, nested.to(self._search.fetch(image)[0], self._task.device))
+            if self._distance(outputs, image) is not None:
+                return Sampling(torch.ones(len(self._search), dtype=torch.float64))
+        original = self._dress(tuple(site.channels for site in self._graph.sites))
+        return Sampling.by_losses(self._read(original, self.precision)[0])
 
-    def _blocks(self, network: nn.Module, precision: str, order: Tensor | None = None) -> Iterator[Tensor]:
-        """Loss and metric per image, ``[2, B]`` float64, block by block, in the split's order or in ``order [N]``."""
-        order = torch.arange(len(self._search)) if order is None else order
+    def _reading(self, choice: Choice) -> _Reading:
+        """What is known of a policy that others race against."""
+        if choice not in self._readings:
+            empty = torch.empty(2, len(self._search), dtype=torch.float64)
+            self._remember(choice, _Reading(empty, 0, self.network(choice)))
+        self._readings.move_to_end(choice)
+        return self._readings[choice]
+
+    def _remember(self, choice: Choice, reading: _Reading) -> None:
+        """For races to come. The network keeps its tensors when the scratch copy gets others."""
+        if reading.network is not None:
+            reading.network = twin(reading.network)
+        self._readings[choice] = reading
+        if len(self._readings) > _KEPT:
+            self._readings.popitem(last=False)
+
+    def _read_on(self, reading: _Reading, count: int) -> None:
+        """Read its first ``count`` images."""
+        if reading.count < count:
+            assert reading.network is not None
+            images = self._sampling.order[reading.count : count]
+            reading.samples[:, images] = self._read(reading.network, self.precision, images)
+            reading.count = count
+        if count == len(self._search):
+            reading.network = None
+
+    def _read(self, network: nn.Module, precision: str, images: Tensor | None = None) -> Tensor:
+        """Loss and metric of every image, or of ``images [n]``: ``[2, n]`` float64."""
+        with self._folder.folded(network):
+            return torch.cat(list(self._blocks(network, precision, images)), 1)
+
+    def _blocks(self, network: nn.Module, precision: str, images: Tensor | None = None) -> Iterator[Tensor]:
+        """Loss and metric per image, ``[2, B]`` float64, block by block, in the split's order or of ``images [n]``."""
+        images = torch.arange(len(self._search)) if images is None else images
         objective, device = self._task.objective, self._task.device
         halved = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-        for images in torch.split(order, min(BLOCK, self._task.batch)):
-            inputs, targets = self._search.fetch(images)
+        for block in torch.split(images, self._block):
+            inputs, targets = self._search.fetch(block)
             with torch.inference_mode():
                 with halved:
                     outputs = nested.call(network, nested.to(inputs, device))
                 outputs, truth = tree_map_only(Tensor, _whole, outputs), nested.to(targets, device)
-                lost = self._distance(outputs, images)
+                lost = self._distance(outputs, block)
                 lost = objective.loss(outputs, truth) if lost is None else lost
                 yield torch.stack([lost, objective.metric(outputs, truth)]).double().cpu()
 
@@ -248,18 +317,11 @@ class Evaluator:
     @cached_property
     def _wanted(self) -> Tensor:
         """The original's logits on the search split ``[N, C]``."""
-        logits, device = self._task.objective.logits, self._task.device
+        logits, device, original = self._task.objective.logits, self._task.device, twin(self._task.model)
         assert logits is not None
-        with torch.inference_mode():
-            passes = batches(self._search, min(BLOCK, self._task.batch))
-            return torch.cat([logits(nested.call(self._task.model, nested.to(x, device))).float() for x, _ in passes])
-
-    def _finish(self, choice: Choice, samples: Tensor) -> Score:
-        self._samples[choice] = samples
-        self._samples.move_to_end(choice)
-        if len(self._samples) > _KEPT:
-            self._samples.popitem(last=False)
-        return _mean(samples)
+        with torch.inference_mode(), self._folder.folded(original):
+            passes = batches(self._search, self._block)
+            return torch.cat([logits(nested.call(original, nested.to(x, device))).float() for x, _ in passes])
 
     def _recalibrate(self) -> None:
         """Statistics of every BatchNorm anew over `IMAGES` of the calibration split (EagleEye, arXiv:2007.02491)."""

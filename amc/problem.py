@@ -15,7 +15,7 @@ from typing import Any
 from amc.budget import Space
 from amc.cache import Recall
 from amc.errors import AmcError, BundleError, ConfigError, first_line, is_out_of_memory
-from amc.evaluate import Score
+from amc.evaluate import Race, Score
 from amc.graph import Graph
 from amc.journal import Journal
 from amc.policy import Choice
@@ -72,7 +72,7 @@ class Problem:
         observer: Observer | None = None,
         measure: Callable[[Choice], dict[str, float]] | None = None,
         error: Callable[[int, int], float] | None = None,
-        race: Callable[[Choice, Choice], Score] | None = None,
+        race: Callable[[Choice, Choice], Race] | None = None,
         study: StudyPlace | None = None,
         ahead: Callable[[Sequence[Choice]], None] | None = None,
         kind: str = "evaluation",
@@ -81,9 +81,10 @@ class Problem:
     ) -> None:
         """``measure`` adds costs that are measured, such as ``latency`` in ms; ``error`` is `site_error`.
 
-        ``race`` scores a policy as far as it takes to see that another one, the best so far, is better. ``ahead`` is
-        told what ``score`` will be asked for next. ``kind`` names the evaluations in the journal. ``fits`` tells which
-        policies are within a space's budget or were when they were made, where costs are corrected during the search.
+        ``race`` compares a policy with another one, the best so far, as far as it takes to see which is better.
+        ``ahead`` is told what ``score`` will be asked for next. ``kind`` names the evaluations in the journal. ``fits``
+        tells which policies are within a space's budget or were when they were made, where costs are corrected during
+        the search.
         ``recall`` is `recalled`.
         """
         self.space = space
@@ -167,8 +168,7 @@ class Problem:
         costs = self.space.costs(policy)
         start = time.perf_counter()
         try:
-            rival = self._rival()
-            score = self._race(policy, rival) if self._race and rival else self._score(policy)
+            score = self._scored(policy)
             if not math.isfinite(score.loss):
                 raise ArithmeticError(f"the loss is {score.loss}")
             costs |= self._measure(policy) if self._measure else {}
@@ -180,13 +180,18 @@ class Problem:
             reason = first_line(failure)
             return Evaluation(policy, math.inf, 0.0, costs, time.perf_counter() - start, reason)
         seconds = time.perf_counter() - start
-        evaluation = Evaluation(policy, score.loss, score.metric, costs, seconds, share=score.share)
+        evaluation = Evaluation(
+            policy, score.loss, score.metric, costs, seconds, None, share=score.share, lost=score.lost
+        )
         return replace(evaluation, reward=self._rewarded(evaluation))
 
-    def _rival(self) -> Choice | None:
-        """The policy of least loss so far, of those that were read whole."""
-        whole = [e for e in self._proposed.values() if e.error is None and e.share == 1]
-        return min(whole, key=lambda e: e.loss).choice if whole else None
+    def _scored(self, policy: Choice) -> Score:
+        """By a race with the policy of least loss so far, if there is one."""
+        good = [e for e in self._proposed.values() if e.error is None and not e.lost]
+        if self._race is None or not good:
+            return self._score(policy)
+        rival = min(good, key=lambda e: e.loss)
+        return self._race(policy, rival.choice).score(Score(rival.loss, rival.metric))
 
     def _rewarded(self, evaluation: Evaluation) -> float:
         try:
@@ -215,7 +220,7 @@ class Problem:
     def front(self) -> list[Evaluation]:
         """The policies that no other beats in both reward and cost, the cheapest first."""
         ranked = sorted(
-            (e for e in self._proposed.values() if e.error is None and e.share == 1),
+            (e for e in self._proposed.values() if e.error is None and not e.lost),
             key=lambda e: (self.cost(e), -e.reward),
         )
         found: list[Evaluation] = []
@@ -254,6 +259,7 @@ def to_record(evaluation: Evaluation) -> dict[str, object]:
         "reward": None if failed else evaluation.reward,
         "seconds": round(evaluation.seconds, 6),
         "share": evaluation.share,
+        "lost": evaluation.lost,
         "error": evaluation.error,
     }
 
@@ -268,6 +274,7 @@ def from_record(record: Mapping[str, Any]) -> Evaluation:
             return Evaluation(choice, math.inf, 0.0, costs, seconds, str(failed))
         loss, metric, reward = (float(record[key]) for key in ("loss", "metric", "reward"))
         share = float(record.get("share", 1.0))
+        lost = bool(record.get("lost", share < 1))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise BundleError("the journal holds an evaluation that is damaged: begin the search anew.") from None
-    return Evaluation(choice, loss, metric, costs, seconds, None, reward, share)
+    return Evaluation(choice, loss, metric, costs, seconds, None, reward, share, lost)

@@ -37,7 +37,9 @@ class Evaluation:
     """Why the evaluation failed; its loss is then infinite and its metric 0."""
     reward: float = field(default=-math.inf)
     share: float = 1.0
-    """Of the search split that was read; below 1 where the policy was seen to be worse than another before its end."""
+    """Of the search split that was read: less where a race was decided before its end. The rest is estimated."""
+    lost: bool = False
+    """Whether another policy was seen to be as good before all was read."""
 
 
 Reward = Callable[[Evaluation], float]

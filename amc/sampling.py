@@ -1,8 +1,8 @@
 """Which images a race reads first, and what those that were read say of all.
 
-Most images hardly tell two policies apart: both get them right. So images are read in an order that prefers those with
-large losses, and each counts by how likely it was to be read: sequential Poisson sampling (Ohlsson 1998, Journal of
-Official Statistics 14) with Hájek's estimator of the mean.
+Most images' losses hardly tell two policies apart: both get them right. So images are read in an order that prefers
+those that the original finds hard, and each counts by how likely it was to be read: sequential Poisson sampling
+(Ohlsson 1998, Journal of Official Statistics 14) with Hájek's estimator of the mean.
 """
 
 from __future__ import annotations
@@ -15,6 +15,17 @@ from torch import Tensor
 
 _FLOOR = 0.2
 """Least size of an image, where an image of mean loss has 1: what is easy for one policy may not be for another."""
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """Of the mean over all images, from some of them; all ``[R]``."""
+
+    mean: Tensor
+    error: Tensor
+    """Its standard error: 0 when all were read."""
+    told: Tensor
+    """The standard error of the mean over all images, if they are a sample themselves: what they can tell at best."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +65,14 @@ class Sampling:
             found[first:] = (count - first) * largest[first:] / rest[first]
         return torch.empty_like(found).index_copy_(0, where, found)
 
-    def mean(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean over all images and its standard error, both ``[R]``, from the ``values [R, n]`` of the first n.
-
-        n is at least 2.
-        """
+    def estimate(self, values: Tensor) -> Estimate:
+        """From the ``values [R, n]`` of the first n images; one of several says nothing of how sure it is."""
         count = values.shape[1]
         likely = self.inclusion(count)[self.order[:count]]
         weights = 1 / likely
-        mean = (values * weights).sum(1) / weights.sum()
-        apart = (1 - likely) * weights**2 * (values - mean[:, None]) ** 2
-        return mean, (apart.sum(1) * count / (count - 1)).sqrt() / weights.sum()
+        total, unbiased = weights.sum(), count / max(count - 1, 1)
+        mean = (values * weights).sum(1) / total
+        squares = (values - mean[:, None]) ** 2
+        error = ((1 - likely) * weights**2 * squares).sum(1).mul(unbiased).sqrt() / total
+        told = (weights * squares).sum(1).mul(unbiased).div(total * len(self.sizes)).sqrt()
+        return Estimate(mean, error, told)

@@ -23,7 +23,7 @@ from amc import nested
 from amc.budget import Space
 from amc.cache import Cache, Recall, Resting, Table, cache_folder
 from amc.config import Config
-from amc.evaluate import Evaluator, Score
+from amc.evaluate import Evaluator, Race, Score
 from amc.graph import Graph
 from amc.importance import rank
 from amc.latency.model import COMMAND
@@ -131,13 +131,13 @@ class Shared:
 
         return score
 
-    def race(self, evaluator: Evaluator) -> Callable[[Choice, Choice], Score]:
-        """See `amc.evaluate.Evaluator.race`. A score that was estimated is of use in the same race only."""
+    def race(self, evaluator: Evaluator) -> Callable[[Choice, Choice], Race]:
+        """See `amc.evaluate.Evaluator.race`. What was estimated is of use in the same race only."""
         table = self.cache.table("scores", self._scored)
 
-        def race(choice: Choice, rival: Choice) -> Score:
+        def race(choice: Choice, rival: Choice) -> Race:
             key = [*_how(evaluator, choice), "against", list(rival)]
-            return Score(*table.once(key, lambda: astuple(evaluator.race(choice, rival))))
+            return Race(*table.once(key, lambda: astuple(evaluator.race(choice, rival))))
 
         return race
 

@@ -101,8 +101,8 @@ def search(bench: Bench, evaluations: int) -> dict[str, float]:
         kind = "re-solve" if quick is not None and size == len(quick._inputs) and size != BLOCK else "score"
         spent[kind] += time.process_time() - began[0]
 
-    def timed(score: Callable[..., Score]) -> Callable[..., Score]:
-        def scored(*choices: Choice) -> Score:
+    def timed(score: Callable[..., Any]) -> Callable[..., Any]:
+        def scored(*choices: Choice) -> Any:
             started = time.process_time()
             found = score(*choices)
             spent["evaluating"] += time.process_time() - started

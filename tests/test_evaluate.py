@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from amc.evaluate import Evaluator
+from amc.evaluate import Evaluator, Race, Score
 from amc.task import evaluate
 
 HALF, QUARTER = (8, 8, 16, 16, 32, 32), (4, 4, 8, 8, 16, 16)
@@ -98,26 +98,47 @@ def test_logits_of_every_pixel_are_not_held(digits):
     assert "_wanted" not in vars(evaluator)
 
 
-class TestRace:
-    def test_a_clear_loser_is_not_read_to_the_end(self, digits):
-        task, graph, orders, moments = digits
-        evaluator = Evaluator(task, graph, orders, moments)
-        poor = (4, 4, 7, 7, 13, 13)
-        lost, whole = evaluator.race(poor, HALF), evaluator(poor)
-        assert lost.share < 1 == whole.share
-        assert lost.loss > evaluator(HALF).loss
-        assert lost.loss == pytest.approx(whole.loss, rel=0.5)
+POOR = (4, 4, 7, 7, 13, 13)
+NEAR = (8, 8, 16, 16, 34, 32)
 
-    def test_a_winner_is_scored_as_without_a_race(self, digits):
+
+class TestRace:
+    @pytest.mark.parametrize("judge", ["loss", "distance"])
+    def test_what_is_clear_is_not_read_to_the_end(self, digits, judge):
         task, graph, orders, moments = digits
         evaluator = Evaluator(task, graph, orders, moments)
-        assert evaluator.race(HALF, (4, 4, 7, 7, 13, 13)) == evaluator(HALF)
+        evaluator.judge = judge
+        good, poor = evaluator(HALF), evaluator(POOR)
+        lost, won = evaluator.race(POOR, HALF), evaluator.race(HALF, POOR)
+        assert (lost.lost, won.lost) == (True, False)
+        assert max(lost.share, won.share) < 1
+        assert lost.score(good).loss == pytest.approx(poor.loss, rel=0.2)
+        assert won.score(poor).loss == pytest.approx(good.loss, abs=0.2 * poor.loss)
+
+    def test_what_is_not_clear_is_read_to_the_end(self, digits):
+        task, graph, orders, moments = digits
+        evaluator = Evaluator(task, graph, orders, moments)
+        half, near = evaluator(HALF), evaluator(NEAR)
+        race = evaluator.race(NEAR, HALF)
+        assert (race.share, race.lost) == (1, False)
+        found = race.score(half)
+        assert (found.loss, found.metric) == pytest.approx((near.loss, near.metric))
 
     def test_what_the_evaluator_remembers_does_not_matter(self, digits):
+        """A winner that was read in part goes on as the rival of the next."""
         task, graph, orders, moments = digits
-        first, second = (Evaluator(task, graph, orders, moments) for _ in range(2))
-        first(HALF)
-        assert first.race(QUARTER, HALF) == second.race(QUARTER, HALF)
+        task = replace(task, batch=25)
+        first, second, third = (Evaluator(task, graph, orders, moments) for _ in range(3))
+        assert first.race(HALF, POOR).share < first.race(NEAR, HALF).share
+        second(HALF)
+        for policy in (POOR, NEAR, QUARTER):
+            races = [evaluator.race(policy, HALF) for evaluator in (first, second, third)]
+            assert races[0] == races[1] == races[2]
+
+    def test_who_has_lost_is_no_better_than_who_has_won(self):
+        lost = Race(-0.01, 0.02, 0.5, lost=True).score(Score(0.5, 0.9))
+        assert lost == Score(0.5, 0.9, 0.5, lost=True)
+        assert Race(-0.1, 0.2, 0.5, lost=False).score(Score(0.5, 0.9)) == Score(0.4, 1.0, 0.5)
 
 
 def test_bfloat16_scores_nearly_the_same(digits):

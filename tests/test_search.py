@@ -10,9 +10,11 @@ import torch
 from amc.budget import Space
 from amc.envs.toy import ToyCosts, toy_problem
 from amc.errors import ConfigError
-from amc.evaluate import Score
+from amc.evaluate import Race, Score
 from amc.journal import Journal
+from amc.policy import Choice
 from amc.problem import Problem
+from amc.reward import loss as loss_reward
 from amc.search import load_searcher, searchers
 from amc.search.threshold import above_threshold
 
@@ -120,6 +122,36 @@ class TestContract:
         assert problem.proposals == EVALUATIONS
         assert {e.error for e in problem.evaluations} <= {None, "broken"}
         assert all(e.error is None for e in problem.best(3))
+
+
+def test_races_are_run_against_the_best_and_count_from_it(tmp_path):
+    toy, _ = toy_problem(sites=2, channels=4, share=0.9)
+    rivals: list[Choice] = []
+    outcomes = {
+        (3, 2): Race(-0.25, 0.25, 0.5, lost=False),
+        (1, 1): Race(-0.125, 0.5, 0.25, lost=True),  # what is read of it looks better: too little to go by
+        (2, 3): Race(-0.125, 0.125, 1.0, lost=False),
+    }
+
+    def race(choice: Choice, rival: Choice) -> Race:
+        rivals.append(rival)
+        return outcomes[choice]
+
+    def problem(journal: Journal) -> Problem:
+        return Problem(toy.space, toy.features, lambda _: Score(1.0, 0.25), loss_reward, journal, race=race)
+
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        searched = problem(journal)
+        found = [searched.evaluate(choice) for choice in [(2, 2), *outcomes]]
+    assert rivals == [(2, 2), (3, 2), (3, 2)]
+    assert [e.loss for e in found] == [1.0, 0.75, 0.75, 0.625]
+    assert [e.metric for e in found] == [0.25, 0.5, 0.5, 0.625]
+    assert [e.choice for e in searched.best()] == [(2, 3), (3, 2), (1, 1), (2, 2)]
+    assert (1, 1) not in [e.choice for e in searched.front()]
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        again = problem(journal)
+        assert [replace(again.evaluate(e.choice), seconds=e.seconds) for e in found] == found
+    assert len(rivals) == 3
 
 
 def test_searching_beats_the_uniform_policy_on_the_toy():
