@@ -39,7 +39,7 @@ class Evaluation:
     share: float = 1.0
     """Of the search split that was read: less where a race was decided before its end. The rest is estimated."""
     lost: bool = False
-    """Whether another policy was seen to be as good before all was read."""
+    """Whether another policy seemed to be better by what was read."""
 
 
 Reward = Callable[[Evaluation], float]

@@ -18,17 +18,6 @@ _FLOOR = 0.2
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
-    """Of the mean over all images, from some of them; all ``[R]``."""
-
-    mean: Tensor
-    error: Tensor
-    """Its standard error: 0 when all were read."""
-    told: Tensor
-    """The standard error of the mean over all images, if they are a sample themselves: what they can tell at best."""
-
-
-@dataclass(frozen=True, eq=False)
 class Sampling:
     """An order of images ``[N]`` for reading as few as it takes."""
 
@@ -65,14 +54,14 @@ class Sampling:
             found[first:] = (count - first) * largest[first:] / rest[first]
         return torch.empty_like(found).index_copy_(0, where, found)
 
-    def estimate(self, values: Tensor) -> Estimate:
-        """From the ``values [R, n]`` of the first n images; one of several says nothing of how sure it is."""
+    def mean(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean over all images and its standard error, both ``[R]``, from the ``values [R, n]`` of the first n.
+
+        One of several says nothing of how sure it is.
+        """
         count = values.shape[1]
         likely = self.inclusion(count)[self.order[:count]]
         weights = 1 / likely
-        total, unbiased = weights.sum(), count / max(count - 1, 1)
-        mean = (values * weights).sum(1) / total
-        squares = (values - mean[:, None]) ** 2
-        error = ((1 - likely) * weights**2 * squares).sum(1).mul(unbiased).sqrt() / total
-        told = (weights * squares).sum(1).mul(unbiased).div(total * len(self.sizes)).sqrt()
-        return Estimate(mean, error, told)
+        mean = (values * weights).sum(1) / weights.sum()
+        apart = (1 - likely) * weights**2 * (values - mean[:, None]) ** 2
+        return mean, (apart.sum(1) * count / max(count - 1, 1)).sqrt() / weights.sum()

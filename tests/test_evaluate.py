@@ -10,6 +10,7 @@ from torch import nn
 
 from amc.evaluate import Evaluator, Race, Score
 from amc.task import evaluate
+from amc.task.data import sample
 
 HALF, QUARTER = (8, 8, 16, 16, 32, 32), (4, 4, 8, 8, 16, 16)
 
@@ -99,7 +100,7 @@ def test_logits_of_every_pixel_are_not_held(digits):
 
 
 POOR = (4, 4, 7, 7, 13, 13)
-NEAR = (8, 8, 16, 16, 34, 32)
+NEAR = (8, 8, 16, 16, 33, 32)
 
 
 class TestRace:
@@ -115,13 +116,20 @@ class TestRace:
         assert lost.score(good).loss == pytest.approx(poor.loss, rel=0.2)
         assert won.score(poor).loss == pytest.approx(good.loss, abs=0.2 * poor.loss)
 
-    def test_what_is_not_clear_is_read_to_the_end(self, digits):
+    def test_of_what_is_not_clear_half_is_read(self, digits):
         task, graph, orders, moments = digits
-        evaluator = Evaluator(task, graph, orders, moments)
+        evaluator = Evaluator(replace(task, batch=25), graph, orders, moments)
+        race, count = evaluator.race(NEAR, HALF), len(task.splits.search)
+        assert race.share * count == pytest.approx(-(-count // 2))
+        assert race.lost == (race.loss > 0)
+
+    def test_a_split_of_few_images_is_read_whole(self, digits):
+        task, graph, orders, moments = digits
+        few = replace(task, splits=replace(task.splits, search=sample(task.splits.search, 200)))
+        evaluator = Evaluator(few, graph, orders, moments)
         half, near = evaluator(HALF), evaluator(NEAR)
-        race = evaluator.race(NEAR, HALF)
-        assert (race.share, race.lost) == (1, False)
-        found = race.score(half)
+        found = evaluator.race(NEAR, HALF).score(half)
+        assert (found.share, found.lost) == (1, False)
         assert (found.loss, found.metric) == pytest.approx((near.loss, near.metric))
 
     def test_what_the_evaluator_remembers_does_not_matter(self, digits):
