@@ -51,19 +51,27 @@ class Score:
 
 @dataclass(frozen=True)
 class Race:
-    """By how much a policy's loss and metric are above its rival's, from the ``share`` that was read of the images."""
+    """Mean loss and metric of a policy and of its rival over the ``share`` of the images that was read of both."""
 
     loss: float
     metric: float
+    rival_loss: float
+    rival_metric: float
     share: float
     lost: bool
 
     def score(self, rival: Score) -> Score:
-        """The policy's score, where ``rival`` is the other one's; if it is lost, no better than that."""
-        loss, most = rival.loss + self.loss, 1.0
+        """The policy's score, where ``rival`` is the other one's: in proportion to it where losses are above 0.
+
+        If it is lost, no better than the rival's.
+        """
+        loss, most = rival.loss + self.loss - self.rival_loss, 1.0
+        if self.loss >= 0 and min(self.rival_loss, rival.loss) > 0:
+            loss = rival.loss * self.loss / self.rival_loss
         if self.lost:
             loss, most = max(loss, rival.loss), rival.metric
-        return Score(loss, min(max(rival.metric + self.metric, 0.0), most), self.share, self.lost)
+        metric = min(max(rival.metric + self.metric - self.rival_metric, 0.0), most)
+        return Score(loss, metric, self.share, self.lost)
 
 
 @dataclass(eq=False)
@@ -112,7 +120,8 @@ class Evaluator:
         self._moments, self._memory = moments, memory
         self._errors: dict[int, Tensor] = {}
         self._search = hold(task.splits.search, task.device)
-        self._readings: OrderedDict[Choice, _Reading] = OrderedDict()
+        self._readings: OrderedDict[tuple[Choice, tuple[bool, str, str]], _Reading] = OrderedDict()
+        self._samplings: dict[tuple[bool, str, str], Sampling] = {}
         self._block = min(BLOCK, task.batch)
         self._norms = [m for m in self._scratch.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
 
@@ -236,24 +245,35 @@ class Evaluator:
         """
         sampling, other, total = self._sampling, self._reading(rival), len(self._search)
         own = _Reading(torch.empty(2, total, dtype=torch.float64), 0, self.network(choice))
-        least = min(LEAST * self._block, total)
+        least = min(LEAST * BLOCK, total)
         most = max(least, math.ceil(MOST * total))
-        for count in [*range(least, most, self._block), most]:
+        for count in [*range(least, most, BLOCK), most]:
             self._read_on(own, count)
             self._read_on(other, count)
             read = sampling.order[:count]
-            mean, error = sampling.mean(own.samples[:, read] - other.samples[:, read])
-            if abs(float(mean[0])) > CLEAR * float(error[0]):
+            mine, theirs = own.samples[:, read], other.samples[:, read]
+            difference, error = sampling.mean(mine - theirs)
+            if abs(float(difference[0])) > CLEAR * float(error[0]):
                 break
-        loss, metric = mean.tolist()
-        lost = loss > 0 and count < total
+        lost = bool(difference[0] > 0) and count < total
         if not lost:
             self._remember(choice, own)
-        return Race(loss, metric, count / total, lost)
+        means, _ = sampling.mean(torch.cat([mine, theirs]))
+        return Race(*means.tolist(), share=count / total, lost=lost)
 
-    @cached_property
+    @property
+    def _how(self) -> tuple[bool, str, str]:
+        """What a reading depends on besides the policy."""
+        return self.recalibrate, self.precision, self.judge
+
+    @property
     def _sampling(self) -> Sampling:
         """The order in which races read: by what the original loses; if by distance, which it has none of, any."""
+        if self._how not in self._samplings:
+            self._samplings[self._how] = self._find_sampling()
+        return self._samplings[self._how]
+
+    def _find_sampling(self) -> Sampling:
         image = torch.arange(1)
         with torch.inference_mode():
             outputs = nested.call(self._task.model, nested.to(self._search.fetch(image)[0], self._task.device))
@@ -264,17 +284,18 @@ class Evaluator:
 
     def _reading(self, choice: Choice) -> _Reading:
         """What is known of a policy that others race against."""
-        if choice not in self._readings:
+        key = (choice, self._how)
+        if key not in self._readings:
             empty = torch.empty(2, len(self._search), dtype=torch.float64)
             self._remember(choice, _Reading(empty, 0, self.network(choice)))
-        self._readings.move_to_end(choice)
-        return self._readings[choice]
+        self._readings.move_to_end(key)
+        return self._readings[key]
 
     def _remember(self, choice: Choice, reading: _Reading) -> None:
         """For races to come. The network keeps its tensors when the scratch copy gets others."""
         if reading.network is not None:
             reading.network = twin(reading.network)
-        self._readings[choice] = reading
+        self._readings[choice, self._how] = reading
         if len(self._readings) > _KEPT:
             self._readings.popitem(last=False)
 

@@ -237,7 +237,7 @@ class Problem:
     def best(self, count: int | None = None) -> list[Evaluation]:
         """The best distinct policies, the best first, or all; equal rewards are told apart by the loss.
 
-        Those that lost a race count as estimated, and an estimate is no better than the best was then.
+        Scores of races are estimates; who lost is no better than the best was then.
         """
         good = [e for e in self._proposed.values() if e.error is None]
         return sorted(good, key=lambda e: (-e.reward, e.loss))[:count]

@@ -102,7 +102,7 @@ class _Tracker:
             for resource, cost in (record.get("costs") or {}).items():
                 yield f"{kind}/{resource}", cost
         if kind == "evaluation":
-            if record.get("error") is None and record.get("share", 1) == 1:
+            if record.get("error") is None and not record.get("lost", record.get("share", 1) < 1):
                 self._best = max(self._best, record["metric"])
             yield "evaluation/best metric", self._best
         elif kind == "training":

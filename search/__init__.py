@@ -32,7 +32,7 @@ class Searcher:
     study: bool = False
     """Whether it keeps an Optuna study, which several processes can share."""
     races: bool = True
-    """Whether a policy that is worse than the best so far need not be read whole: not so on a front."""
+    """Whether policies need not be read whole where it is clear how they compare with the best so far."""
 
     def load(self) -> Search:
         module, _, function = self.where.partition(":")

@@ -42,7 +42,7 @@ MOST_LABELS = 200_000
 _MOST_VARIABLES = 20_000
 """Where the integer programme needs more, it is not tried: VGG-16 needs 17,000 and two seconds."""
 _NODES = 2_000
-_HALVINGS = 40
+_HALVINGS, _CLOSE = 40, 1e-6  # of a price: at most, and when it is known closely enough
 _PROBES, _TOLERANCE = 64, 1e-4
 
 
@@ -206,6 +206,8 @@ def _lagrange(stages: Sequence[_Stage], least: float, errors: Sequence[Floats], 
         else:
             low = price
         price = price * 8 if grow else (low + high) / 2
+        if not grow and high - low <= _CLOSE * high:
+            break
     if grow:
         return None
     _, _, to_come = _priced(stages, least, errors, high)

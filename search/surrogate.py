@@ -29,7 +29,7 @@ _LENGTH = 0.7  # of a curve, in the logarithm of the width
 class Surrogate:
     """Fitted on ``features [n, S]`` (logarithms of shares), ``trends [n]`` and ``rewards [n]``, which may be -inf.
 
-    ``doubt [n]`` multiplies the noise: above 1 for rewards that are estimates.
+    ``doubt [n]`` multiplies the noise: above 1 for rewards that are rough estimates.
     """
 
     def __init__(self, features: Floats, trends: Floats, rewards: Sequence[float], doubt: Floats) -> None:

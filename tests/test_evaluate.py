@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import amc.evaluate
 from amc.evaluate import Evaluator, Race, Score
 from amc.task import evaluate
 from amc.task.data import sample
@@ -116,12 +117,13 @@ class TestRace:
         assert lost.score(good).loss == pytest.approx(poor.loss, rel=0.2)
         assert won.score(poor).loss == pytest.approx(good.loss, abs=0.2 * poor.loss)
 
-    def test_of_what_is_not_clear_half_is_read(self, digits):
+    def test_of_what_is_not_clear_half_is_read(self, digits, monkeypatch):
+        monkeypatch.setattr(amc.evaluate, "BLOCK", 25)
         task, graph, orders, moments = digits
-        evaluator = Evaluator(replace(task, batch=25), graph, orders, moments)
+        evaluator = Evaluator(task, graph, orders, moments)
         race, count = evaluator.race(NEAR, HALF), len(task.splits.search)
         assert race.share * count == pytest.approx(-(-count // 2))
-        assert race.lost == (race.loss > 0)
+        assert race.lost == (race.loss > race.rival_loss)
 
     def test_a_split_of_few_images_is_read_whole(self, digits):
         task, graph, orders, moments = digits
@@ -132,10 +134,10 @@ class TestRace:
         assert (found.share, found.lost) == (1, False)
         assert (found.loss, found.metric) == pytest.approx((near.loss, near.metric))
 
-    def test_what_the_evaluator_remembers_does_not_matter(self, digits):
+    def test_what_the_evaluator_remembers_does_not_matter(self, digits, monkeypatch):
         """A winner that was read in part goes on as the rival of the next."""
+        monkeypatch.setattr(amc.evaluate, "BLOCK", 25)
         task, graph, orders, moments = digits
-        task = replace(task, batch=25)
         first, second, third = (Evaluator(task, graph, orders, moments) for _ in range(3))
         assert first.race(HALF, POOR).share < first.race(NEAR, HALF).share
         second(HALF)
@@ -143,10 +145,30 @@ class TestRace:
             races = [evaluator.race(policy, HALF) for evaluator in (first, second, third)]
             assert races[0] == races[1] == races[2]
 
+    @pytest.mark.parametrize(
+        "setting", [{"recalibrate": True}, {"judge": "distance"}, {"precision": "bfloat16"}], ids=str
+    )
+    def test_a_rival_is_read_as_the_policy_is(self, digits, setting):
+        task, graph, orders, moments = digits
+        first, second = (Evaluator(task, graph, orders, moments) for _ in range(2))
+        first(HALF)
+        vars(first).update(setting)
+        vars(second).update(setting)
+        assert first.race(NEAR, HALF) == second.race(NEAR, HALF)
+
+    def test_as_many_images_are_read_whatever_fits_into_memory(self, digits):
+        task, graph, orders, moments = digits
+        shares = [Evaluator(replace(task, batch=b), graph, orders, moments).race(POOR, HALF).share for b in (1, 250)]
+        assert shares == [250 / len(task.splits.search)] * 2
+
+    def test_a_score_is_in_proportion_to_the_rivals(self):
+        assert Race(0.25, 0.75, 0.5, 0.5, 0.5, lost=False).score(Score(0.25, 0.5)) == Score(0.125, 0.75, 0.5)
+        assert Race(0.0, 1.0, 0.5, 0.25, 0.5, lost=False).score(Score(0.25, 0.5)) == Score(0.0, 1.0, 0.5)
+        assert Race(-0.5, 0.5, 0.5, 0.5, 0.5, lost=False).score(Score(0.25, 0.5)) == Score(-0.75, 0.5, 0.5)
+
     def test_who_has_lost_is_no_better_than_who_has_won(self):
-        lost = Race(-0.01, 0.02, 0.5, lost=True).score(Score(0.5, 0.9))
+        lost = Race(0.25, 0.75, 0.5, 0.5, 0.5, lost=True).score(Score(0.5, 0.9))
         assert lost == Score(0.5, 0.9, 0.5, lost=True)
-        assert Race(-0.1, 0.2, 0.5, lost=False).score(Score(0.5, 0.9)) == Score(0.4, 1.0, 0.5)
 
 
 def test_bfloat16_scores_nearly_the_same(digits):

@@ -128,9 +128,9 @@ def test_races_are_run_against_the_best_and_count_from_it(tmp_path):
     toy, _ = toy_problem(sites=2, channels=4, share=0.9)
     rivals: list[Choice] = []
     outcomes = {
-        (3, 2): Race(-0.25, 0.25, 0.5, lost=False),
-        (1, 1): Race(-0.125, 0.5, 0.25, lost=True),  # what is read of it looks better: too little to go by
-        (2, 3): Race(-0.125, 0.125, 1.0, lost=False),
+        (3, 2): Race(1.5, 0.5, 2.0, 0.25, 0.5, lost=False),
+        (1, 1): Race(1.0, 0.5, 2.0, 0.0, 0.25, lost=True),  # no better than its rival, whatever is estimated
+        (2, 3): Race(2.5, 0.625, 3.0, 0.5, 1.0, lost=False),
     }
 
     def race(choice: Choice, rival: Choice) -> Race:

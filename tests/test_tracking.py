@@ -13,7 +13,7 @@ from amc.tracking import check_log, tracked
 
 EVALUATION = {"choice": [1], "loss": 0.5, "metric": 0.75, "reward": -0.5, "share": 1.0, "error": None}
 FAILED = {"choice": [2], "loss": None, "metric": None, "reward": None, "share": 1.0, "error": "broken"}
-LOST = {**EVALUATION, "metric": 0.99, "share": 0.5}
+LOST = {**EVALUATION, "metric": 0.99, "share": 0.5, "lost": True}
 RESULT = {"original": {"macs": 100.0}, "final": {"macs": 50.0, "test": 0.9, "latency_ms": None},
           "latency": {"ratio": {"value": 0.6}}, "proof": [{"met": True}]}  # fmt: skip
 
@@ -35,7 +35,8 @@ def two_attempts(log: str, folder: Path) -> None:
              for i, e in enumerate([EVALUATION, FAILED, LOST])]  # fmt: skip
     assert attempt(log, folder, *first) == []
     (folder / "result.json").write_text(json.dumps(RESULT))
-    rest = [{"kind": "evaluation", **EVALUATION, "metric": 0.875, "costs": {"macs": 43}, "time": 1003.0},
+    won = {**EVALUATION, "metric": 0.875, "share": 0.5, "lost": False}
+    rest = [{"kind": "evaluation", **won, "costs": {"macs": 43}, "time": 1003.0},
             {"kind": "training", "done": 0.25, "loss": 2.0}, {"kind": "stage", "name": "search", "seconds": 3.5},
             {"kind": "done"}]  # fmt: skip
     assert attempt(log, folder, *rest) == []
