@@ -258,8 +258,8 @@ class Evaluator:
         lost = bool(difference[0] > 0) and count < total
         if not lost:
             self._remember(choice, own)
-        means, _ = sampling.mean(torch.cat([mine, theirs]))
-        return Race(*means.tolist(), share=count / total, lost=lost)
+        loss, metric, rival_loss, rival_metric = sampling.mean(torch.cat([mine, theirs]))[0].tolist()
+        return Race(loss, metric, rival_loss, rival_metric, count / total, lost)
 
     @property
     def _how(self) -> tuple[bool, str, str]:
