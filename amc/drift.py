@@ -71,7 +71,7 @@ class Effort:
 
 
 CAREFUL = Effort(4096, 24576, 4)
-QUICK = Effort(256, 6144, 2)
+QUICK = Effort(384, 6144, 2)
 """In a search: it ranks policies nearly the same (`benchmarks/evaluation.py`)."""
 
 
