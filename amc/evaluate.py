@@ -82,7 +82,7 @@ class _Reading:
     """Loss and metric of every image ``[2, N]``, where it was read."""
     count: int
     network: nn.Module | None = None
-    """It reads on; None where all were read."""
+    """It reads on, its norms folded; None where all were read."""
 
 
 class Evaluator:
@@ -238,27 +238,29 @@ class Evaluator:
         return "bfloat16" if min(seconds["bfloat16"]) < 0.9 * min(seconds["float32"]) else "float32"
 
     def race(self, choice: Choice, rival: Choice) -> Race:
-        """The difference from ``rival``, read only as far as it takes to see which of the two is better.
+        """Compare a policy with its ``rival``, read only as far as it takes to see which of the two is better.
 
         Both are compared on the same images, and of the rival no more are read either. The race is over when the mean
         difference of their losses is `CLEAR` standard errors from 0, or when the share `MOST` of the images was read.
         """
         sampling, other, total = self._sampling, self._reading(rival), len(self._search)
-        own = _Reading(torch.empty(2, total, dtype=torch.float64), 0, self.network(choice))
         least = min(LEAST * BLOCK, total)
         most = max(least, math.ceil(MOST * total))
-        for count in [*range(least, most, BLOCK), most]:
-            self._read_on(own, count)
-            self._read_on(other, count)
-            read = sampling.order[:count]
-            mine, theirs = own.samples[:, read], other.samples[:, read]
-            difference, error = sampling.mean(mine - theirs)
-            if abs(float(difference[0])) > CLEAR * float(error[0]):
-                break
-        lost = bool(difference[0] > 0) and count < total
-        if not lost:
-            self._remember(choice, own)
-        loss, metric, rival_loss, rival_metric = sampling.mean(torch.cat([mine, theirs]))[0].tolist()
+        network = self.network(choice)
+        with self._folder.folded(network):
+            own = _Reading(torch.empty(2, total, dtype=torch.float64), 0, network)
+            for count in [*range(least, most, BLOCK), most]:
+                self._read_on(own, count)
+                self._read_on(other, count)
+                read = sampling.order[:count]
+                mine, theirs = own.samples[:, read], other.samples[:, read]
+                means, errors = sampling.mean(torch.cat([mine - theirs, mine, theirs]))
+                if abs(float(means[0])) > CLEAR * float(errors[0]):
+                    break
+            lost = bool(means[0] > 0) and count < total
+            if not lost:
+                self._remember(choice, own)
+        loss, metric, rival_loss, rival_metric = means[2:].tolist()
         return Race(loss, metric, rival_loss, rival_metric, count / total, lost)
 
     @property
@@ -286,8 +288,9 @@ class Evaluator:
         """What is known of a policy that others race against."""
         key = (choice, self._how)
         if key not in self._readings:
-            empty = torch.empty(2, len(self._search), dtype=torch.float64)
-            self._remember(choice, _Reading(empty, 0, self.network(choice)))
+            network = self.network(choice)
+            with self._folder.folded(network):
+                self._remember(choice, _Reading(torch.empty(2, len(self._search), dtype=torch.float64), 0, network))
         self._readings.move_to_end(key)
         return self._readings[key]
 
@@ -304,15 +307,15 @@ class Evaluator:
         if reading.count < count:
             assert reading.network is not None
             images = self._sampling.order[reading.count : count]
-            reading.samples[:, images] = self._read(reading.network, self.precision, images)
+            reading.samples[:, images] = torch.cat(list(self._blocks(reading.network, self.precision, images)), 1)
             reading.count = count
         if count == len(self._search):
             reading.network = None
 
-    def _read(self, network: nn.Module, precision: str, images: Tensor | None = None) -> Tensor:
-        """Loss and metric of every image, or of ``images [n]``: ``[2, n]`` float64."""
+    def _read(self, network: nn.Module, precision: str) -> Tensor:
+        """Loss and metric of every image, ``[2, N]`` float64."""
         with self._folder.folded(network):
-            return torch.cat(list(self._blocks(network, precision, images)), 1)
+            return torch.cat(list(self._blocks(network, precision)), 1)
 
     def _blocks(self, network: nn.Module, precision: str, images: Tensor | None = None) -> Iterator[Tensor]:
         """Loss and metric per image, ``[2, B]`` float64, block by block, in the split's order or of ``images [n]``."""

@@ -180,9 +180,7 @@ class Problem:
             reason = first_line(failure)
             return Evaluation(policy, math.inf, 0.0, costs, time.perf_counter() - start, reason)
         seconds = time.perf_counter() - start
-        evaluation = Evaluation(
-            policy, score.loss, score.metric, costs, seconds, None, share=score.share, lost=score.lost
-        )
+        evaluation = Evaluation(policy, score.loss, score.metric, costs, seconds, share=score.share, lost=score.lost)
         return replace(evaluation, reward=self._rewarded(evaluation))
 
     def _scored(self, policy: Choice) -> Score:

@@ -121,9 +121,12 @@ class TestRace:
         monkeypatch.setattr(amc.evaluate, "BLOCK", 25)
         task, graph, orders, moments = digits
         evaluator = Evaluator(task, graph, orders, moments)
-        race, count = evaluator.race(NEAR, HALF), len(task.splits.search)
-        assert race.share * count == pytest.approx(-(-count // 2))
-        assert race.lost == (race.loss > race.rival_loss)
+        near, half = evaluator.race(NEAR, HALF), evaluator.race(HALF, NEAR)
+        count = len(task.splits.search)
+        assert near.share * count == half.share * count == pytest.approx(-(-count // 2))
+        assert (near.lost, half.lost) == (False, True)
+        assert (near.loss, near.rival_loss) == (half.rival_loss, half.loss)
+        assert near.loss < half.loss
 
     def test_a_split_of_few_images_is_read_whole(self, digits):
         task, graph, orders, moments = digits
