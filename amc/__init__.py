@@ -15,28 +15,28 @@ if not (Path(__file__).parent / "envs").is_dir():
 
 if TYPE_CHECKING:
     from amc.api import compress
-    from amc.budget import Budget
-    from amc.bundle import apply, load
     from amc.config import Config
+    from amc.deploy.bundle import apply, load
     from amc.errors import AmcError
-    from amc.policy import Policy
-    from amc.result import Result
-    from amc.run import run
+    from amc.pipeline.pipeline import run
+    from amc.pipeline.result import Result
+    from amc.space.budget import Budget
+    from amc.space.policy import Policy
     from amc.task import Objective
 
 __version__ = "0.1.0"
 
 _HOME = {
     "AmcError": "amc.errors",
-    "Budget": "amc.budget",
+    "Budget": "amc.space.budget",
     "Config": "amc.config",
     "Objective": "amc.task",
-    "Policy": "amc.policy",
-    "Result": "amc.result",
-    "apply": "amc.bundle",
+    "Policy": "amc.space.policy",
+    "Result": "amc.pipeline.result",
+    "apply": "amc.deploy.bundle",
     "compress": "amc.api",
-    "load": "amc.bundle",
-    "run": "amc.run",
+    "load": "amc.deploy.bundle",
+    "run": "amc.pipeline.pipeline",
 }
 
 __all__ = [

@@ -17,11 +17,11 @@ from typing import Any
 
 from torch import nn
 
-from amc.budget import Budget
 from amc.config import BudgetConfig, Config, ModelConfig
-from amc.monitor import Monitor
-from amc.result import Result
-from amc.run import compress_task, pick_device
+from amc.pipeline.pipeline import compress_task, pick_device
+from amc.pipeline.result import Result
+from amc.runtime.monitor import Monitor
+from amc.space.budget import Budget
 from amc.task import Objective, make_task
 from amc.task.checks import unwrapped
 from amc.task.data import splits_of

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amc.export import export_onnx, file_layout
-from amc.graph import build_graph
+from amc.deploy.export import export_onnx, file_layout
+from amc.graph.build import build_graph
 from amc.latency import LatencyModel, LatencyProbe, LatencyProblem, Predictor, layer_shapes
-from amc.policy import legal_widths
+from amc.space.policy import legal_widths
 from amc.task.models import build_model
 
 

@@ -32,12 +32,12 @@ from amc.batch.plan import plan
 from amc.batch.pool import Processes
 from amc.batch.status import statuses
 from amc.config import Config, from_dict, to_dict
-from amc.journal import Journal
-from amc.monitor import Silent
-from amc.record import Record
-from amc.run import open_task
-from amc.stages import Stages
-from amc.turns import Machine
+from amc.pipeline.pipeline import open_task
+from amc.pipeline.record import Record
+from amc.pipeline.stages import Stages
+from amc.runtime.journal import Journal
+from amc.runtime.locks import Machine
+from amc.runtime.monitor import Silent
 
 SEARCH_ONLY = {"finetune": {"epochs": 0}, "search": {"recalibrate": "off"}, "budget": {"flops": "0.5"}, "threads": 1}
 

@@ -14,18 +14,18 @@ from typing import Any
 
 import torch
 
-from amc.budget import Space
 from amc.config import from_dict
-from amc.evaluate import Evaluator
-from amc.graph import Graph
-from amc.journal import Journal, read_records
-from amc.monitor import Silent
-from amc.provenance import cpu_name
-from amc.record import Record
-from amc.run import open_task
-from amc.stages import Stages
+from amc.evaluation.evaluator import Evaluator
+from amc.graph.build import Graph
+from amc.pipeline.pipeline import open_task
+from amc.pipeline.record import Record
+from amc.pipeline.stages import Stages
+from amc.runtime.journal import Journal, read_records
+from amc.runtime.locks import Machine
+from amc.runtime.monitor import Silent
+from amc.runtime.provenance import cpu_name
+from amc.space.budget import Space
 from amc.task import Task
-from amc.turns import Machine
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES = 1000

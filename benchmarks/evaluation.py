@@ -24,15 +24,15 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from amc.drift import Drift, Effort
-from amc.evaluate import BLOCK, Score
+from amc.evaluation.evaluator import BLOCK, Score
+from amc.evaluation.problem import Problem, site_features
+from amc.evaluation.reward import loss as loss_reward
 from amc.latency.session import Runner
-from amc.policy import Choice
-from amc.problem import Problem, site_features
-from amc.reward import loss as loss_reward
+from amc.reconstruction.sequential import Drift, Effort
 from amc.search import load_searcher
 from amc.search.allocate import error_tables, quick_decoder
 from amc.search.spdy import perturbation
+from amc.space.policy import Choice
 from amc.task import batches, evaluate
 from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench
 from benchmarks.proxy import policies

@@ -29,21 +29,21 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from amc.budget import Space
+from amc.deploy.export import export_onnx, file_layout
 from amc.errors import BudgetError
-from amc.export import export_onnx, file_layout
-from amc.files import write_json, write_text
-from amc.graph import build_graph
-from amc.journal import Journal
+from amc.graph.build import build_graph
 from amc.latency.learned import errors, undisturbed
-from amc.latency.measure import is_usual
+from amc.latency.measurement import is_usual
 from amc.latency.profile import LearnedModel, Profile
+from amc.latency.profiling import Bench, learn_latency, profile_key
 from amc.latency.quiet import QUIET
-from amc.policy import legal_widths
-from amc.provenance import cpu_name, runtime_version
-from amc.resources import ResourceModel
+from amc.runtime.files import write_json, write_text
+from amc.runtime.journal import Journal
+from amc.runtime.provenance import cpu_name, runtime_version
+from amc.space.budget import Space
+from amc.space.policy import legal_widths
+from amc.space.resources import ResourceModel
 from amc.task.models import load_model
-from amc.timing import Bench, learn_latency, profile_key
 from benchmarks import pays
 
 RESULTS, TABLE = Path("benchmarks/results/latency.json"), Path("docs/benchmarks/latency.md")

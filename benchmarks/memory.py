@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from amc.drift import Drift
-from amc.evaluate import Evaluator
-from amc.graph import build_graph
+from amc.evaluation.evaluator import Evaluator
+from amc.graph.build import build_graph
+from amc.graph.sites import Graph
 from amc.importance import load_criterion, view
-from amc.memory import Memory
-from amc.reconstruct import Moments, collect, new_shelf, readers
-from amc.sites import Graph
+from amc.reconstruction.least_squares import Moments, collect, new_shelf, readers
+from amc.reconstruction.sequential import Drift
+from amc.runtime.memory import Memory
 from amc.task import Splits, make_task
 from amc.task.data import HeldSplit
 from amc.task.models import build_model

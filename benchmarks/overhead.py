@@ -17,12 +17,12 @@ import time
 import numpy as np
 import torch
 
-from amc.budget import Space
 from amc.envs.toy import ToyCosts
-from amc.evaluate import Score
-from amc.policy import Choice
-from amc.problem import Problem, SiteFeatures
+from amc.evaluation.evaluator import Score
+from amc.evaluation.problem import Problem, SiteFeatures
 from amc.search import searchers
+from amc.space.budget import Space
+from amc.space.policy import Choice
 from benchmarks.bench import RESULTS, Records, machine
 
 SITES, CHANNELS = 27, 64

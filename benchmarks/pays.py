@@ -24,18 +24,17 @@ from typing import Any
 
 import numpy as np
 
-from amc import nested
-from amc.budget import Space
-from amc.finetune import make_plan, train
-from amc.journal import Journal, read_records
+from amc.evaluation.problem import Problem, site_features
+from amc.evaluation.reward import loss as loss_reward
 from amc.latency import measure
+from amc.latency.constraint import Paced, steps
 from amc.latency.profile import LearnedModel, Profile
-from amc.pace import Paced, steps
-from amc.problem import Problem, site_features
-from amc.reward import loss as loss_reward
+from amc.pipeline.stages import Stages, with_zero_widths
+from amc.runtime.journal import Journal, read_records
 from amc.search import load_searcher
-from amc.stages import Stages, with_zero_widths
-from amc.task import evaluate
+from amc.space.budget import Space
+from amc.task import evaluate, nested
+from amc.train.trainer import make_plan, train
 from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench, open_stages, rounded
 
 SHARES = (0.4, 0.5, 0.6, 0.7, 0.8)

@@ -23,10 +23,10 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from amc.finetune import make_plan, train
-from amc.policy import Choice
+from amc.space.policy import Choice
 from amc.task import batches, evaluate
 from amc.task.data import sample
+from amc.train.trainer import make_plan, train
 from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench, rounded
 
 BRIEF = (20, 50)

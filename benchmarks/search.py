@@ -25,14 +25,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from amc.finetune import make_plan, train
-from amc.problem import Problem, site_features
-from amc.reward import Evaluation
-from amc.reward import loss as loss_reward
+from amc.evaluation.problem import Problem, site_features
+from amc.evaluation.reward import Evaluation
+from amc.evaluation.reward import loss as loss_reward
+from amc.graph.trace import trace
 from amc.search import load_searcher
 from amc.task import batches, evaluate
 from amc.task.data import sample
-from amc.trace import trace
+from amc.train.trainer import make_plan, train
 from benchmarks.bench import IMAGES, RESULTS, Bench, Records, arguments, machine, open_bench, rounded
 
 ONCE = ("uniform", "allocate", "threshold")

@@ -42,11 +42,11 @@ Task = Callable[[str], Iterator[dict[str, Any]]]
 
 def ours(name: str, quick: bool = False) -> Iterator[dict[str, Any]]:
     """What amc does, step by step (no ONNX and no bundle when ``quick``); what is known so far after each."""
-    from amc.budget import Space
     from amc.errors import BudgetError, ModelError
-    from amc.graph import build_graph
-    from amc.policy import legal_widths
-    from amc.resources import ResourceModel
+    from amc.graph.build import build_graph
+    from amc.space.budget import Space
+    from amc.space.policy import legal_widths
+    from amc.space.resources import ResourceModel
 
     model, example = build(name)
     found: dict[str, Any] = {"size": example.shape[-1], "step": "inspect"}
@@ -90,8 +90,8 @@ def ours(name: str, quick: bool = False) -> Iterator[dict[str, Any]]:
 
 def _runs_differently(model: nn.Module, example: Tensor) -> str | None:
     """What a run says of a network that ONNX Runtime computes otherwise than torch."""
+    from amc.deploy.export import check_parity, export_onnx
     from amc.errors import ExportError
-    from amc.export import check_parity, export_onnx
     from amc.latency import Runner
 
     with tempfile.TemporaryDirectory() as folder:
@@ -107,13 +107,13 @@ def _runs_differently(model: nn.Module, example: Tensor) -> str | None:
 def _tried(
     model: nn.Module, example: Tensor, graph: Any, kept: Any, macs: float, found: dict[str, Any], last: bool
 ) -> Iterator[str]:
-    from amc.bundle import load, save_weights, seal
-    from amc.export import check_parity, export_onnx
+    from amc.deploy.bundle import load, save_weights, seal
+    from amc.deploy.export import check_parity, export_onnx
+    from amc.graph.surgery import Dresser, twin
+    from amc.graph.trace import trace
+    from amc.graph.verify import masked_outputs
     from amc.latency import Runner
-    from amc.policy import fingerprint, make_policy
-    from amc.surgery import Dresser, twin
-    from amc.trace import trace
-    from amc.trial import masked_outputs
+    from amc.space.policy import fingerprint, make_policy
 
     yield "prune"
     smaller = twin(model)
@@ -282,9 +282,9 @@ def _warm_up() -> None:
     import timm  # noqa: F401
     import torch_pruning  # noqa: F401
 
-    import amc.bundle
+    import amc.deploy.bundle
     import amc.latency  # noqa: F401
-    from amc.export import export_onnx
+    from amc.deploy.export import export_onnx
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:  # the exporter imports the most when it first exports
@@ -310,7 +310,7 @@ def _tried_anew(name: str, known: dict[str, Any], options: argparse.Namespace) -
 def code() -> str:
     """A fingerprint of what inspects and cuts, so that a row says which code it is of."""
     names = ("graph", "labels", "trial", "attention", "numbers", "surgery", "channels", "sites", "trace", "nested")
-    files = [*(ROOT.parent / "amc" / f"{name}.py" for name in names), *sorted(ROOT.parent.glob("amc/flow/*.py"))]
+    files = [*(ROOT.parent / "amc" / f"{name}.py" for name in names), *sorted(ROOT.parent.glob("amc/graph/flow/*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 

@@ -21,7 +21,7 @@ value over the sites, so all lie in [0, 1]:
 
 Action, ``Box(0, 1, (1,))``: the share of the site's channels to keep. It becomes the nearest legal width, and
 that at most the widest that leaves every limit of the budget within reach (Algorithm 1, exact; see
-`amc.budget.Space.allowed`). Where latency is limited and a wider one takes no more time, it becomes that.
+`amc.space.budget.Space.allowed`). Where latency is limited and a wider one takes no more time, it becomes that.
 ``info["width"]`` and ``info["share"]`` tell what was done.
 
 Reward: 0 until the last site, then the problem's reward of the policy. AMC gives this last reward to every
@@ -41,7 +41,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from amc.problem import Problem
+from amc.evaluation.problem import Problem
 
 Observation = NDArray[np.float32]
 

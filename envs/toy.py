@@ -12,11 +12,11 @@ from itertools import product
 import numpy as np
 from numpy.typing import ArrayLike
 
-from amc.budget import Space
-from amc.evaluate import Score
-from amc.policy import Choice
-from amc.problem import Problem, SiteFeatures
-from amc.resources import Floats
+from amc.evaluation.evaluator import Score
+from amc.evaluation.problem import Problem, SiteFeatures
+from amc.space.budget import Space
+from amc.space.policy import Choice
+from amc.space.resources import Floats
 
 
 class ToyCosts:

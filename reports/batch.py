@@ -9,11 +9,11 @@ from typing import Any
 from urllib.parse import quote
 
 from amc.errors import BundleError
-from amc.files import write_text
 from amc.reports import human
 from amc.reports.charts import front_chart
 from amc.reports.read import read_batch_journal, read_result
 from amc.reports.table import judged_on, outcome
+from amc.runtime.files import write_text
 
 CHOICES = ("searcher", "seed")
 """The axes that a user chooses over: of all else the best network is asked for each."""

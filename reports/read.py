@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from amc.errors import BundleError
-from amc.journal import read_records
+from amc.runtime.journal import read_records
 
 _MEASURED = {
     "search": float,

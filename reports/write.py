@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from amc.files import write_text
 from amc.reports.html import html_report
 from amc.reports.markdown import markdown_report
 from amc.reports.read import read_journal, read_result
+from amc.runtime.files import write_text
 
 
 def write_reports(folder: Path) -> None:

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Protocol
 
 from amc.errors import ConfigError, did_you_mean
-from amc.problem import Problem
+from amc.evaluation.problem import Problem
 
 
 class Search(Protocol):

@@ -7,7 +7,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from amc.envs.pruning import PruningEnv
-from amc.problem import Problem
+from amc.evaluation.problem import Problem
 
 
 def td3(problem: Problem, evaluations: int, seed: int) -> None:

@@ -16,10 +16,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.budget import Space
-from amc.policy import Choice
-from amc.problem import Problem
+from amc.evaluation.problem import Problem
 from amc.search.exact import PairCosts, pair_costs, solve, solve_front, solve_programme
+from amc.space.budget import Space
+from amc.space.policy import Choice
 
 Floats = NDArray[np.float64]
 

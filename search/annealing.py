@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from amc.problem import Problem
+from amc.evaluation.problem import Problem
 from amc.search.neighbours import neighbour
 
 

@@ -23,7 +23,7 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
 from amc.envs.pruning import PruningEnv
-from amc.problem import Problem
+from amc.evaluation.problem import Problem
 
 HIDDEN = 300
 ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3

@@ -7,8 +7,8 @@ from collections import deque
 
 import numpy as np
 
-from amc.problem import Problem
-from amc.reward import Evaluation
+from amc.evaluation.problem import Problem
+from amc.evaluation.reward import Evaluation
 from amc.search.neighbours import neighbour, repair
 
 POPULATION, TOURNAMENT = 16, 4

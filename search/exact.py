@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from amc.budget import Space
-from amc.policy import Choice
+from amc.space.budget import Space
+from amc.space.policy import Choice
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -15,14 +15,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.budget import Space
-from amc.policy import Choice
-from amc.problem import Problem
-from amc.reward import Evaluation
+from amc.evaluation.problem import Problem
+from amc.evaluation.reward import Evaluation
 from amc.search.allocate import decode, error_tables, quick_decoder
 from amc.search.neighbours import neighbour, repair
 from amc.search.spdy import TRIES, perturbation
 from amc.search.surrogate import Surrogate, improvement
+from amc.space.budget import Space
+from amc.space.policy import Choice
 
 Floats = NDArray[np.float64]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from amc.budget import Space
-from amc.policy import Choice
+from amc.space.budget import Space
+from amc.space.policy import Choice
 
 
 def shares_of(space: Space, choice: Choice) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

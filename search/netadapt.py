@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from amc.problem import Problem
+from amc.evaluation.problem import Problem
 from amc.search.neighbours import narrowed
 
 

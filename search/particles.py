@@ -11,8 +11,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.problem import Problem
-from amc.reward import Evaluation
+from amc.evaluation.problem import Problem
+from amc.evaluation.reward import Evaluation
 from amc.search.neighbours import shares_of
 
 _PARTICLES, _ROUNDS = 20, 5  # at most; at least, where there are evaluations for it

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from amc.problem import Problem
+from amc.evaluation.problem import Problem
 
 _AHEAD = 32  # policies that are announced at a time
 

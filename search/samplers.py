@@ -14,10 +14,10 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler
 
-from amc.budget import Space
-from amc.policy import Choice
-from amc.problem import Problem
+from amc.evaluation.problem import Problem
 from amc.search.study import Design, fill
+from amc.space.budget import Space
+from amc.space.policy import Choice
 
 _LOW, _HIGH = 0.1, 1.0
 

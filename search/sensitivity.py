@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from amc.problem import Problem
-from amc.reward import Evaluation
+from amc.evaluation.problem import Problem
+from amc.evaluation.reward import Evaluation
 from amc.search.allocate import Floats, decode, error_tables
 from amc.search.neighbours import narrowed
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from amc.problem import Problem
+from amc.evaluation.problem import Problem
 from amc.search.allocate import Floats, error_tables, quick_decoder
 
 SPREAD = 1.0  # deviation of a perturbation, in the logarithm of a coefficient

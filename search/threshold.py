@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from amc.budget import Space
-from amc.policy import Choice
-from amc.problem import Problem
+from amc.evaluation.problem import Problem
 from amc.search.allocate import Floats, error_tables
+from amc.space.budget import Space
+from amc.space.policy import Choice
 
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:

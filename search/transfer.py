@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from amc.budget import Space
-from amc.problem import Problem
+from amc.evaluation.problem import Problem
 from amc.search.allocate import error_tables, quick_decoder
 from amc.search.spdy import climb
+from amc.space.budget import Space
 
 _OWN, _LEAST = 30, 2  # one evaluation in so many is at the budget itself, but never less
 

@@ -13,8 +13,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from amc.policy import Choice
-from amc.problem import Problem
+from amc.evaluation.problem import Problem
+from amc.space.policy import Choice
 
 Floats = NDArray[np.float64]
 

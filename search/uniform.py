@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from amc.problem import Problem
+from amc.evaluation.problem import Problem
 
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:

@@ -31,7 +31,7 @@ def _brief(monkeypatch):
     """Runs measure what they deliver for a fraction of a second; how to measure well is tested by itself."""
     from amc.latency import measure
 
-    for module in ("amc.delivery", "amc.latency.int8"):
+    for module in ("amc.pipeline.delivery", "amc.latency.int8"):
         monkeypatch.setattr(
             import_module(module), "measure", lambda *a, **options: measure(*a, **{**options, "seconds": 0.2})
         )
@@ -40,7 +40,7 @@ def _brief(monkeypatch):
 @pytest.fixture(scope="session")
 def resnet8():
     """The embedded architecture, untrained, with its graph."""
-    from amc.graph import build_graph
+    from amc.graph.build import build_graph
     from amc.task.models import build_model
 
     torch.manual_seed(0)
@@ -52,9 +52,9 @@ def resnet8():
 def digits():
     """The embedded network on its data, ready for evaluators: task, graph, orders, moments."""
     from amc.config import DataConfig
-    from amc.graph import build_graph
+    from amc.graph.build import build_graph
     from amc.importance import rank
-    from amc.reconstruct import collect, readers
+    from amc.reconstruction.least_squares import collect, readers
     from amc.task import load_data, load_model, make_task
 
     task = make_task(

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amc.graph import Graph, build_graph
+from amc.graph.build import Graph, build_graph
+from amc.graph.surgery import Dresser
+from amc.graph.trace import trace
+from amc.graph.verify import masked_outputs
 from amc.latency import LatencyProblem, layer_shapes
-from amc.policy import legal_widths
-from amc.resources import ResourceModel
-from amc.surgery import Dresser
+from amc.space.policy import legal_widths
+from amc.space.resources import ResourceModel
 from amc.task.models import BUILT_IN
-from amc.trace import trace
-from amc.trial import masked_outputs
 
 # name → example shape; every built-in network, and the one on grey 8×8 images
 CASES: dict[str, tuple[int, ...]] = {**dict.fromkeys(BUILT_IN, (1, 3, 32, 32)), "resnet8-digits": (1, 1, 8, 8)}

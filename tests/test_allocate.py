@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amc.budget import Space
 from amc.envs.toy import toy_problem
 from amc.errors import BudgetError
 from amc.search import load_searcher
 from amc.search.allocate import _greedy, decode, error_tables, front, quick_decoder
 from amc.search.exact import pair_costs, solve_front, solve_programme
+from amc.space.budget import Space
 
 
 class LayerCosts:
@@ -117,8 +117,8 @@ def test_a_budget_that_cannot_be_reached_is_told():
 def test_costs_of_a_real_network_are_taken_apart_exactly():
     import torch
 
-    from amc.graph import build_graph
-    from amc.resources import ResourceModel
+    from amc.graph.build import build_graph
+    from amc.space.resources import ResourceModel
     from amc.task import load_model
 
     model = load_model("resnet8", "random", 1, 10, "digits").eval()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
-from amc.attention import adapt, adapted
+from amc.graph.attention import adapt, adapted
 
 
 def lively(module: nn.Module) -> nn.Module:

@@ -22,9 +22,9 @@ from amc.batch.worker import keeping_to
 from amc.cli import main
 from amc.config import from_dict, to_dict
 from amc.errors import BundleError, ConfigError
-from amc.journal import Journal
-from amc.memory import GIB
 from amc.reports.batch import Times, batch_rows, front, read_batch, times
+from amc.runtime.journal import Journal
+from amc.runtime.memory import GIB
 
 FULL = {
     "models": ["resnet8", "torchvision:resnet18"],

@@ -11,28 +11,28 @@ from networks import built, lively, output
 from onnx import TensorProto, helper
 from torch import nn
 
-from amc.branches import find_branches, skip_identities
-from amc.budget import Space
-from amc.bundle import apply
 from amc.cli import main
 from amc.config import BudgetConfig, Config, SearchConfig
-from amc.drift import Drift, Effort
+from amc.deploy.bundle import apply
+from amc.deploy.export import check_parity, count_onnx_macs, export_onnx, export_pruned, file_layout, read_onnx
 from amc.errors import BudgetError, PolicyError
-from amc.evaluate import Evaluator, Score
-from amc.export import check_parity, count_onnx_macs, export_onnx, export_pruned, file_layout, read_onnx
-from amc.finetune import Plan, train
-from amc.graph import build_graph
+from amc.evaluation.evaluator import Evaluator, Score
+from amc.evaluation.problem import Problem, site_features
+from amc.evaluation.reward import loss
+from amc.graph.build import build_graph
+from amc.graph.surgery import Dresser
 from amc.latency import LatencyProbe, Runner
 from amc.latency.learned import Tables, _Table
 from amc.latency.operators import operators
-from amc.policy import Policy, fingerprint, legal_widths, make_policy
-from amc.problem import Problem, site_features
-from amc.resources import ResourceModel
-from amc.reward import loss
+from amc.pipeline.stages import branches_go, make_space
+from amc.reconstruction.sequential import Drift, Effort
 from amc.search import load_searcher, searchers
 from amc.search.allocate import decode, quick_decoder
-from amc.stages import branches_go, make_space
-from amc.surgery import Dresser
+from amc.space.branches import find_branches, skip_identities
+from amc.space.budget import Space
+from amc.space.policy import Policy, fingerprint, legal_widths, make_policy
+from amc.space.resources import ResourceModel
+from amc.train.trainer import Plan, train
 
 
 @pytest.fixture(scope="module")

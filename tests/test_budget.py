@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from networks import built
 from numpy.typing import ArrayLike, NDArray
 
-from amc.budget import Budget, Space, parse_limit
 from amc.config import BudgetConfig
 from amc.errors import BudgetError
-from amc.policy import legal_widths
+from amc.space.budget import Budget, Space, parse_limit
+from amc.space.policy import legal_widths
 
 
 @dataclass(frozen=True)

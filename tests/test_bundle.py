@@ -12,7 +12,7 @@ from networks import assert_same, bundled, output
 from torch import nn
 
 import amc
-from amc.bundle import seal, verified
+from amc.deploy.bundle import seal, verified
 from amc.errors import AmcError, BundleError, PolicyError
 from amc.latency import Runner
 

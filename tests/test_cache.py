@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from amc.cache import Cache
 from amc.cli import main
 from amc.config import DataConfig, from_dict
-from amc.evaluate import Evaluator
-from amc.graph import build_graph
-from amc.shared import Shared
+from amc.evaluation.evaluator import Evaluator
+from amc.evaluation.memo import Shared
+from amc.graph.build import build_graph
+from amc.latency.profiling import profile_key
+from amc.runtime.cache import Cache
+from amc.runtime.locks import Machine
 from amc.task import load_data, load_model, make_task
-from amc.timing import profile_key
-from amc.turns import Machine
 
 ME = {"weights": "a", "seed": 0}
 
@@ -275,7 +275,7 @@ def use(folder: Path, task, config=CONFIG) -> tuple[float, float]:
 def test_a_second_run_computes_nothing_and_finds_the_same(tmp_path: Path, task, monkeypatch):
     first = use(tmp_path, task)
     assert kinds(tmp_path) == {"moments": 1, "orders": 1, "scores": 1, "errors": 1, "baselines": 1}
-    for name in ("amc.shared.collect", "amc.shared.rank", "amc.shared.evaluate"):
+    for name in ("amc.evaluation.memo.collect", "amc.evaluation.memo.rank", "amc.evaluation.memo.evaluate"):
         monkeypatch.setattr(name, never)
     monkeypatch.setattr(Evaluator, "__call__", never)
     monkeypatch.setattr(Evaluator, "error", never)
@@ -316,9 +316,9 @@ def changed(task, monkeypatch, what: str):
     elif what == "objective's file":
         config = replace(CONFIG, objective="mine.py:make")
     elif what == "code":
-        monkeypatch.setattr("amc.shared.code_version", lambda: "another")
+        monkeypatch.setattr("amc.evaluation.memo.code_version", lambda: "another")
     elif what == "library":
-        monkeypatch.setattr("amc.shared.library_versions", lambda: {"torch": "9.9"})
+        monkeypatch.setattr("amc.evaluation.memo.library_versions", lambda: {"torch": "9.9"})
     return task, config
 
 
@@ -390,7 +390,12 @@ def test_a_latency_profile_is_of_one_machine_runtime_and_number_of_threads(tmp_p
 
     assert [profile(), profile()] == [b"1", b"1"]
     assert profile(2) == b"2"
-    for what in ("amc.timing.runtime_version", "amc.timing.cpu_name", "amc.shared.code_version", "socket.gethostname"):
+    for what in (
+        "amc.latency.profiling.runtime_version",
+        "amc.latency.profiling.cpu_name",
+        "amc.evaluation.memo.code_version",
+        "socket.gethostname",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(what, lambda: "another")
             before = len(made)

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from amc.config import DataConfig
 from amc.errors import ModelError
-from amc.graph import build_graph
+from amc.graph.build import build_graph
 from amc.task import Task, make_task
 from amc.task.data import splits_of
 from amc.task.models import load_weights

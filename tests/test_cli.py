@@ -131,7 +131,7 @@ def test_searchers_are_listed(capsys):
 
 
 def test_a_network_that_the_runtime_computes_otherwise_is_refused_before_the_search(capsys, monkeypatch):
-    monkeypatch.setattr("amc.export.PARITY_LIMIT", -1.0)
+    monkeypatch.setattr("amc.deploy.export.PARITY_LIMIT", -1.0)
     said = complaint(capsys, "search", "--flops", "0.5", "--out", "run")
     assert "on ONNX Runtime the network gives other outputs" in said
     assert not Path("run/original.onnx").exists()

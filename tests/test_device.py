@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from amc.cli import main
-from amc.journal import Journal
+from amc.runtime.journal import Journal
 
 SCRIPT = """#!{python} -S
 import os, sys

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from amc import drift
-from amc.drift import Drift
-from amc.evaluate import Evaluator
-from amc.graph import build_graph
-from amc.joins import find_joins
-from amc.reconstruct import collect, readers, solvable
+from amc.evaluation.evaluator import Evaluator
+from amc.graph.build import build_graph
+from amc.reconstruction import sequential as drift
+from amc.reconstruction.least_squares import collect, readers, solvable
+from amc.reconstruction.residuals import find_joins
+from amc.reconstruction.sequential import Drift
 from amc.task import make_task
 from amc.task.data import HeldSplit, Splits
 
@@ -56,7 +56,7 @@ def test_every_layer_is_the_regression_on_what_reaches_it(monkeypatch):
     order = {site.name: np.arange(site.channels) for site in graph.sites}
     kept = [order[s.name][: 3 if s.name.startswith("wide") else None] for s in graph.sites]
     correct = Drift(task, graph, 0)
-    from amc.surgery import Dresser
+    from amc.graph.surgery import Dresser
 
     network = copy.deepcopy(task.model)
     Dresser(network, graph.layers).dress(kept)

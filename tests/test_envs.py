@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 import amc.envs
-from amc.budget import Space
 from amc.envs.toy import ToyCosts, toy_problem
-from amc.evaluate import Score
-from amc.problem import Problem, SiteFeatures
+from amc.evaluation.evaluator import Score
+from amc.evaluation.problem import Problem, SiteFeatures
+from amc.space.budget import Space
 
 
 def small_problem() -> Problem:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-import amc.evaluate
-from amc.evaluate import Evaluator, Race, Score
+import amc.evaluation.evaluator
+from amc.evaluation.evaluator import Evaluator, Race, Score
 from amc.task import evaluate
 from amc.task.data import sample
 
@@ -118,7 +118,7 @@ class TestRace:
         assert won.score(poor).loss == pytest.approx(good.loss, abs=0.2 * poor.loss)
 
     def test_of_what_is_not_clear_half_is_read(self, digits, monkeypatch):
-        monkeypatch.setattr(amc.evaluate, "BLOCK", 25)
+        monkeypatch.setattr(amc.evaluation.evaluator, "BLOCK", 25)
         task, graph, orders, moments = digits
         evaluator = Evaluator(task, graph, orders, moments)
         near, half = evaluator.race(NEAR, HALF), evaluator.race(HALF, NEAR)
@@ -139,7 +139,7 @@ class TestRace:
 
     def test_what_the_evaluator_remembers_does_not_matter(self, digits, monkeypatch):
         """A winner that was read in part goes on as the rival of the next."""
-        monkeypatch.setattr(amc.evaluate, "BLOCK", 25)
+        monkeypatch.setattr(amc.evaluation.evaluator, "BLOCK", 25)
         task, graph, orders, moments = digits
         first, second, third = (Evaluator(task, graph, orders, moments) for _ in range(3))
         assert first.race(HALF, POOR).share < first.race(NEAR, HALF).share

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from amc.deploy.export import check_parity, count_onnx_macs, export_onnx, file_layout, read_onnx
 from amc.errors import ExportError
-from amc.export import check_parity, count_onnx_macs, export_onnx, file_layout, read_onnx
+from amc.graph.surgery import Dresser
 from amc.latency import Runner, measure
-from amc.policy import legal_widths
-from amc.resources import ResourceModel
-from amc.surgery import Dresser
+from amc.space.policy import legal_widths
+from amc.space.resources import ResourceModel
 
 
 def pruned(model: nn.Module, graph, seed: int):
@@ -45,7 +45,7 @@ def test_depthwise_convolutions_are_counted_too(tmp_path):
         nn.Conv2d(3, 200, 1), nn.BatchNorm2d(200), nn.ReLU(), nn.Conv2d(200, 200, 3, groups=200), nn.Conv2d(200, 4, 1),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     ).eval()  # fmt: skip
-    from amc.graph import build_graph
+    from amc.graph.build import build_graph
 
     example = torch.randn(1, 3, 8, 8)
     graph = build_graph(model, example)
@@ -60,7 +60,7 @@ def test_depthwise_convolutions_are_counted_too(tmp_path):
 
 def test_transposed_weights_are_found_by_what_they_hold(tmp_path):
     """A linear layer over [N, T, C] is exported as MatMul with its weight transposed and renamed."""
-    from amc.graph import build_graph
+    from amc.graph.build import build_graph
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 6)).eval()

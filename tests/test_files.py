@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from amc.files import replacing, sweep, write_json, write_text
+from amc.runtime.files import replacing, sweep, write_json, write_text
 
 
 def content(folder: Path) -> dict[str, str]:

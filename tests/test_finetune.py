@@ -9,8 +9,8 @@ from torch import nn
 
 from amc.config import DataConfig
 from amc.errors import BundleError, ModelError
-from amc.finetune import Plan, one_cycle, soft_targets, train
 from amc.task import evaluate, load_data, make_task
+from amc.train.trainer import Plan, one_cycle, soft_targets, train
 
 PLAN = Plan(12, 0.05, 16, 5e-4, 0.5, 4.0, seed=3)
 
@@ -28,7 +28,7 @@ def weights(model: nn.Module) -> list[torch.Tensor]:
 
 def test_going_on_from_a_checkpoint_is_not_stopping(task, tmp_path, monkeypatch):
     whole = train(copy.deepcopy(task.model), task, PLAN, task.model)
-    monkeypatch.setattr("amc.finetune.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("amc.train.trainer.CHECKPOINT_SECONDS", 0.0)
     path, stopped = tmp_path / "checkpoint.pt", copy.deepcopy(task.model)
 
     def stop(share: float, loss: float) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from amc.fold import Folder
-from amc.graph import build_graph
+from amc.graph.build import build_graph
+from amc.reconstruction.fold import Folder
 
 
 def shaken(model: nn.Module) -> nn.Module:

@@ -46,8 +46,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from torchvision.models import VisionTransformer
 
 from amc.errors import ModelError
-from amc.graph import Graph, build_graph, consumers
-from amc.resources import ResourceModel
+from amc.graph.build import Graph, build_graph, consumers
+from amc.space.resources import ResourceModel
 
 LOGITS = "it is the network's output"
 

@@ -5,7 +5,7 @@ import torch
 
 from amc.errors import ConfigError
 from amc.importance import Reader, SiteView, criteria, load_criterion, rank
-from amc.reconstruct import Moments
+from amc.reconstruction.least_squares import Moments
 
 NAMES = sorted(criteria())
 

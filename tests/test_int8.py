@@ -9,11 +9,11 @@ import torch
 from networks import built
 
 from amc.cli import main
+from amc.deploy.export import export_onnx
 from amc.errors import ExportError
-from amc.export import export_onnx
 from amc.latency import Runner, onnx_metric
 from amc.latency.int8 import Setting, Trial, choose, fastest, in_float, quantise, settings
-from amc.summary import _int8_notes
+from amc.pipeline.summary import _int8_notes
 from amc.task import load_data
 from amc.task.metrics import CLASSIFICATION
 
@@ -156,7 +156,7 @@ def test_a_network_that_cannot_be_quantised_has_its_bundle_all_the_same(tmp_path
         raise ExportError("model.onnx cannot be quantised: some reason")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("amc.delivery.fastest", fails)
+    monkeypatch.setattr("amc.pipeline.delivery.fastest", fails)
     arguments = ["--flops", "0.6", "--searcher", "uniform", "--evaluations", "1", "--finetune-epochs", "0", "--int8"]
     assert main(["search", *arguments, "--out", "run"]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from amc.cli import main
-from amc.export import count_onnx_macs, export_onnx, export_pruned, file_layout
-from amc.journal import Journal
+from amc.deploy.export import count_onnx_macs, export_onnx, export_pruned, file_layout
 from amc.latency import LatencyProbe, measure, peak_memory
-from amc.latency.measure import time_call
-from amc.resources import ResourceModel
+from amc.latency.measurement import time_call
+from amc.runtime.journal import Journal
+from amc.space.resources import ResourceModel
 
 
 def test_the_cut_file_is_the_policys(resnet8, tmp_path):
@@ -111,7 +111,7 @@ def test_slow_models_have_fewer_rounds(monkeypatch, tmp_path):
 
     for clock in ("perf_counter", "process_time"):
         monkeypatch.setattr(time, clock, lambda: 0.01 * len(calls))
-    monkeypatch.setattr(sys.modules["amc.latency.measure"], "Runner", Slow)
+    monkeypatch.setattr(sys.modules["amc.latency.measurement"], "Runner", Slow)
     found = measure({"a": tmp_path}, np.zeros(1), seconds=0.01)
     assert found.rounds == 3 * 6
     assert len(calls) == 4 * 6
@@ -202,7 +202,7 @@ def test_a_file_that_holds_widths_elsewhere_is_cut_or_exported_anew(tmp_path, mo
         f"        return self.fc({view})\n"
     )
     made = []
-    monkeypatch.setattr("amc.timing.export_pruned", lambda *args: made.append(args) or export_pruned(*args))
+    monkeypatch.setattr("amc.latency.profiling.export_pruned", lambda *args: made.append(args) or export_pruned(*args))
     arguments = ["--flops", "0.6", "--reward", "error-latency", "--evaluations", "1", "--model", "net.py:Net"]
     assert main(["search", *arguments, "--finetune-epochs", "0", "--out", "run"]) == 0
     with Journal(tmp_path / "run" / "journal.jsonl") as journal:

@@ -9,11 +9,11 @@ from networks import Own, built, transformer
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from amc import memory
 from amc.config import DataConfig
-from amc.graph import build_graph
-from amc.memory import GIB, Memory, Shelf
-from amc.reconstruct import Moments, _groups, collect, new_shelf, readers
+from amc.graph.build import build_graph
+from amc.reconstruction.least_squares import Moments, _groups, collect, new_shelf, readers
+from amc.runtime import memory
+from amc.runtime.memory import GIB, Memory, Shelf
 from amc.task import load_data, make_task
 from amc.task.data import splits_of
 

@@ -9,15 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amc.budget import Space
 from amc.errors import BudgetError, LatencyError
-from amc.journal import Journal
+from amc.latency.constraint import CORRECTIONS, MARGIN, Learned, Paced, steps
 from amc.latency.learned import Sample, errors, features, fit, learn, levels
 from amc.latency.operators import Operator, names, operators, read_events
 from amc.latency.profile import LEAST, LearnedModel, Profile, collect, policies
 from amc.latency.quiet import Reference, Timing, Usual
-from amc.pace import CORRECTIONS, MARGIN, Learned, Paced, steps
-from amc.policy import legal_widths
+from amc.runtime.journal import Journal
+from amc.space.budget import Space
+from amc.space.policy import legal_widths
 
 SETTINGS = tuple(legal_widths(c, 0.1) for c in (32, 64, 64, 128))
 FULL = tuple(s[-1] for s in SETTINGS)
@@ -428,7 +428,7 @@ def test_operators_of_a_network(resnet8, tmp_path):
     """Every convolution and the classifier, with the lengths that the sites give them."""
     import onnx
 
-    from amc.export import export_onnx, file_layout
+    from amc.deploy.export import export_onnx, file_layout
 
     graph, model = resnet8
     example = torch.randn(1, 1, 8, 8)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from amc.errors import ConfigError
-from amc.plugins import is_plugin, load_plugin
+from amc.runtime.plugins import is_plugin, load_plugin
 
 
 def write(folder: Path, text: str) -> str:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from networks import built, random_kept
 from torch import nn
 
-from amc import nested
 from amc.errors import PolicyError
-from amc.policy import Policy, Setting, fingerprint, legal_widths, make_policy
+from amc.space.policy import Policy, Setting, fingerprint, legal_widths, make_policy
+from amc.task import nested
 
 
 @st.composite

@@ -13,9 +13,9 @@ from networks import EXAMPLE, Net, assert_same, block, built, dense, lively, out
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amc import nested
+from amc.deploy.program import read_program, write_program
 from amc.errors import BundleError, ExportError
-from amc.program import read_program, write_program
+from amc.task import nested
 
 
 def again(model: nn.Module, example: nested.Nested) -> nn.Module:

@@ -8,9 +8,9 @@ import onnx
 import pytest
 
 from amc.cli import main
-from amc.journal import Journal
 from amc.latency import Latency, LatencyProbe, Measurement
 from amc.latency.quiet import Timing
+from amc.runtime.journal import Journal
 
 QUICK = ["--evaluations", "3", "--candidates", "2", "--finetune-epochs", "0.5", "--precision", "float32"]
 
@@ -64,8 +64,8 @@ def measured(hidden: float, busy: float = 1.0):
 @pytest.fixture
 def device(monkeypatch):
     Device.calls = 0
-    monkeypatch.setattr("amc.timing.LatencyProbe", Device)
-    monkeypatch.setattr("amc.delivery.measure", measured(1.0))
+    monkeypatch.setattr("amc.latency.profiling.LatencyProbe", Device)
+    monkeypatch.setattr("amc.pipeline.delivery.measure", measured(1.0))
     return Device
 
 
@@ -95,7 +95,7 @@ def test_the_limit_is_kept_and_told(device, tmp_path, capsys):
 def test_a_missed_promise_sends_the_run_back(device, tmp_path, monkeypatch):
     tries = iter([measured(1.0, busy=2.0), measured(1.15), measured(1.15, busy=2.0)])
     last = measured(1.15, busy=2.0)
-    monkeypatch.setattr("amc.delivery.measure", lambda *a, **k: next(tries, last)(*a, **k))
+    monkeypatch.setattr("amc.pipeline.delivery.measure", lambda *a, **k: next(tries, last)(*a, **k))
     assert main(["search", "--latency", "0.53", "--flops", "0.9", *QUICK, "--out", str(tmp_path / "run")]) == 0
     found = result(tmp_path / "run")
     assert {p["resource"]: p["met"] for p in found["proof"]} == {"latency": True, "macs": True}
@@ -111,7 +111,7 @@ def test_a_promise_that_cannot_be_kept_ends_in_one_line(device, tmp_path, monkey
         return measured(slower.times)(models, *args, **kwargs)
 
     slower.times = 2.0
-    monkeypatch.setattr("amc.delivery.measure", slower)
+    monkeypatch.setattr("amc.pipeline.delivery.measure", slower)
     arguments = ["--latency", "0.6", *QUICK, "--finetune-epochs", "0", "--out", str(tmp_path / "run")]
     assert main(["search", *arguments]) == 2
     told = capsys.readouterr().err
@@ -127,7 +127,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_it_would_have(device, tmp_path, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("amc.delivery.measure", stopped)
+        patch.setattr("amc.pipeline.delivery.measure", stopped)
         assert main([*arguments, "--out", str(tmp_path / "run")]) == 130
     assert device.calls - calls < 24 <= calls  # the profile was there: it is of 24 networks at least
     calls = device.calls

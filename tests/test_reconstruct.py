@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from amc import reconstruct
-from amc.reconstruct import Moments, elements, least_squares, lost_variances, rows_of
+from amc.reconstruction import least_squares as reconstruct
+from amc.reconstruction.least_squares import Moments, elements, least_squares, lost_variances, rows_of
 
 
 @pytest.fixture(autouse=True)

@@ -23,9 +23,9 @@ from networks import (
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from amc.channels import Axis
-from amc.graph import build_graph
-from amc.resources import FileLayout, ResourceModel, StoredTensor, varint
+from amc.graph.build import build_graph
+from amc.graph.channels import Axis
+from amc.space.resources import FileLayout, ResourceModel, StoredTensor, varint
 
 MULTIPLYING = {"conv", "linear", "matmul", "bmm", "addmm", "einsum", "baddbmm"}
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from amc import journal as journal_room
-from amc.bundle import seal
 from amc.cli import main
+from amc.deploy.bundle import seal
 from amc.errors import BundleError
-from amc.journal import Journal
+from amc.runtime import journal as journal_room
+from amc.runtime.journal import Journal
 
 SEARCH = ["--flops", "0.5", "--evaluations", "8", "--candidates", "2", "--threads", "1"]
 QUICK = [*SEARCH, "--finetune-epochs", "3", "--precision", "float32"]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amc.sampling import Sampling
+from amc.evaluation.sampling import Sampling
 
 SIZES = st.lists(st.floats(0.01, 100), min_size=2, max_size=40)
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from amc.budget import Space
 from amc.envs.toy import ToyCosts, toy_problem
 from amc.errors import ConfigError
-from amc.evaluate import Race, Score
-from amc.journal import Journal
-from amc.policy import Choice
-from amc.problem import Problem
-from amc.reward import loss as loss_reward
+from amc.evaluation.evaluator import Race, Score
+from amc.evaluation.problem import Problem
+from amc.evaluation.reward import loss as loss_reward
+from amc.runtime.journal import Journal
 from amc.search import load_searcher, searchers
 from amc.search.threshold import above_threshold
+from amc.space.budget import Space
+from amc.space.policy import Choice
 
 NAMES = sorted(searchers())
 

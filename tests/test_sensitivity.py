@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from amc.evaluate import Evaluator
-from amc.graph import build_graph
-from amc.memory import Memory
-from amc.reconstruct import collect, elements, least_squares, readers
-from amc.sensitivity import sensitivities
+from amc.evaluation.evaluator import Evaluator
+from amc.graph.build import build_graph
+from amc.reconstruction.least_squares import collect, elements, least_squares, readers
+from amc.reconstruction.sensitivity import sensitivities
+from amc.runtime.memory import Memory
 from amc.task import make_task
 from amc.task.data import HeldSplit, Splits
 
@@ -79,7 +79,7 @@ def test_without_one_vector_of_logits_a_sample_the_loss_counts():
 
 
 def test_data_in_the_order_of_their_classes_are_not_judged_by_the_first_classes(monkeypatch):
-    monkeypatch.setattr("amc.sensitivity.IMAGES", SAMPLES // 2)
+    monkeypatch.setattr("amc.reconstruction.sensitivity.IMAGES", SAMPLES // 2)
     model = network()
     task = task_of(model, 3, 8, 8)
     x, labels = task.splits.calibration.fetch(torch.arange(SAMPLES))

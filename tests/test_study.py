@@ -10,9 +10,9 @@ from optuna.trial import TrialState
 from amc.cli import main
 from amc.envs.toy import toy_problem
 from amc.errors import ConfigError
-from amc.evaluate import Score
-from amc.journal import Journal
-from amc.problem import Problem, StudyPlace
+from amc.evaluation.evaluator import Score
+from amc.evaluation.problem import Problem, StudyPlace
+from amc.runtime.journal import Journal
 from amc.search import load_searcher, searchers
 from amc.search.study import open_storage
 
@@ -198,10 +198,10 @@ def test_a_failed_evaluation_is_in_the_shared_study_too(tmp_path):
 
 def test_another_version_of_a_plug_in_has_another_study(tmp_path, digits, monkeypatch):
     from amc.config import from_dict
-    from amc.monitor import Silent
-    from amc.record import Record
-    from amc.stages import Stages
-    from amc.turns import Machine
+    from amc.pipeline.record import Record
+    from amc.pipeline.stages import Stages
+    from amc.runtime.locks import Machine
+    from amc.runtime.monitor import Silent
 
     def identity(objective: str) -> str:
         config = from_dict({"search": {"storage": "study.db"}, "objective": objective})

@@ -7,8 +7,8 @@ import torch
 from networks import EXAMPLE, built, chain, lively, output
 from torch import nn
 
-from amc.graph import build_graph
-from amc.surgery import Dresser
+from amc.graph.build import build_graph
+from amc.graph.surgery import Dresser
 
 
 def test_full_widths_give_back_every_byte() -> None:

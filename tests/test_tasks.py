@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 import amc
-from amc import nested
 from amc.cli import main
 from amc.config import from_dict
+from amc.deploy.export import check_parity
 from amc.errors import AmcError, ConfigError, DataError, ModelError
-from amc.export import check_parity
 from amc.latency import Runner
+from amc.task import nested
 from amc.task.metrics import CLASSIFICATION, load_objective
 
 QUICK = from_dict(

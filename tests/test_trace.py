@@ -7,7 +7,7 @@ from networks import EXAMPLE, Net, block, built
 from torch import nn
 from torch.nn import functional as F
 
-from amc.trace import Trace, trace
+from amc.graph.trace import Trace, trace
 
 
 def peak(seen: Trace) -> int:

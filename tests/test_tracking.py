@@ -8,8 +8,8 @@ import pytest
 from amc.cli import main
 from amc.config import from_dict
 from amc.errors import ConfigError
-from amc.journal import Journal
-from amc.tracking import check_log, tracked
+from amc.runtime.journal import Journal
+from amc.runtime.tracking import check_log, tracked
 
 EVALUATION = {"choice": [1], "loss": 0.5, "metric": 0.75, "reward": -0.5, "share": 1.0, "error": None}
 FAILED = {"choice": [2], "loss": None, "metric": None, "reward": None, "share": 1.0, "error": "broken"}
@@ -138,7 +138,7 @@ def test_a_place_that_goes_away_ends_the_logging_and_not_the_run(tmp_path: Path,
     def full(self, values, step, when):
         raise OSError("no space left")
 
-    monkeypatch.setattr("amc.tracking._TensorBoard.put", full)
+    monkeypatch.setattr("amc.runtime.tracking._TensorBoard.put", full)
     said = attempt(f"tensorboard:{tmp_path / 'logs'}", tmp_path / "run", {"kind": "evaluation", **EVALUATION},
                    {"kind": "evaluation", **EVALUATION})  # fmt: skip
     assert said == ["nothing more goes to tensorboard: no space left"]

@@ -7,7 +7,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from amc.turns import Machine
+from amc.runtime.locks import Machine
 
 
 def _work(folder: Path, log: Path, seconds: float) -> None:

@@ -19,16 +19,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from amc import delivery, finetune, reports, stages
+from amc import reports
 from amc.config import Config, DataConfig, from_dict
-from amc.files import replacing, write_text
-from amc.policy import fingerprint
-from amc.problem import Problem
-from amc.reward import Evaluation
-from amc.run import compress_task
+from amc.evaluation.problem import Problem
+from amc.evaluation.reward import Evaluation
+from amc.pipeline import delivery, stages
+from amc.pipeline.pipeline import compress_task
+from amc.runtime.files import replacing, write_text
+from amc.space.policy import fingerprint
 from amc.task import Task, load_data, make_task
+from amc.train import trainer as finetune
 
-measuring = importlib.import_module("amc.latency.measure")  # the room has a function of that name
+measuring = importlib.import_module("amc.latency.measurement")  # the room has a function of that name
 TINY = {
     "budget": {"flops": "0.5"},
     "search": {"searcher": "annealing", "evaluations": 8},

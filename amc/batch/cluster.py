@@ -22,11 +22,11 @@ from amc.batch.drive import Failure, Limits, described
 from amc.batch.matrix import Job
 from amc.config import Config, from_dict, to_dict
 from amc.errors import ConfigError, ExportError, first_line
-from amc.files import replacing
+from amc.runtime.files import replacing
 
 if TYPE_CHECKING:
-    from amc.evaluate import Evaluator, Score
-    from amc.policy import Choice
+    from amc.evaluation.evaluator import Evaluator, Score
+    from amc.space.policy import Choice
 
 Files = dict[str, bytes]
 _EVERY = 0.5  # seconds between two words of a task
@@ -209,7 +209,7 @@ class RemoteScores:
     def __call__(self, choice: Choice) -> Score:
         import ray
 
-        from amc.evaluate import Score
+        from amc.evaluation.evaluator import Score
 
         self.announce([choice])
         index, ref = self._asked.pop(choice)

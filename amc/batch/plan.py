@@ -10,7 +10,7 @@ from typing import Any
 from amc.batch.matrix import Job
 from amc.config import binding, from_yaml
 from amc.errors import AmcError, BundleError
-from amc.journal import read_records
+from amc.runtime.journal import read_records
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,8 @@ def _stop(processes: Sequence[Any]) -> None:
 def _run(values: dict[str, Any], limits: Limits, pipe: Connection, log: Path) -> None:
     """In the new process: the run, with what it says in a file."""
     from amc.batch.worker import keeping_to, work
-    from amc.display import Display
-    from amc.memory import installed
+    from amc.runtime.display import Display
+    from amc.runtime.memory import installed
 
     with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)

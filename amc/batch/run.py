@@ -15,7 +15,7 @@ from amc.batch.plan import Planned, plan
 from amc.batch.pool import Processes, ask
 from amc.config import from_dict, to_dict
 from amc.errors import ConfigError
-from amc.journal import Journal
+from amc.runtime.journal import Journal
 
 MANY = 200
 """A matrix of more runs is not begun without being asked for twice."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amc.errors import BundleError
-from amc.journal import read_records
-from amc.progress import read_progress
 from amc.reports.read import read_batch_journal
+from amc.runtime.journal import read_records
+from amc.runtime.progress import read_progress
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from amc.config import Config, to_dict
+from amc.deploy.export import export_onnx, file_layout
 from amc.errors import AmcError
-from amc.evaluate import Evaluator
-from amc.export import export_onnx, file_layout
-from amc.graph import build_graph
-from amc.journal import Journal
-from amc.memory import GIB
-from amc.monitor import Monitor, Silent
-from amc.record import Record
-from amc.resources import ResourceModel
-from amc.run import check, compress_task, open_task
-from amc.stages import Stages, branches_go, make_space
-from amc.turns import Machine
+from amc.evaluation.evaluator import Evaluator
+from amc.graph.build import build_graph
+from amc.pipeline.pipeline import check, compress_task, open_task
+from amc.pipeline.record import Record
+from amc.pipeline.stages import Stages, branches_go, make_space
+from amc.runtime.journal import Journal
+from amc.runtime.locks import Machine
+from amc.runtime.memory import GIB
+from amc.runtime.monitor import Monitor, Silent
+from amc.space.resources import ResourceModel
 
 
 def work(config: Config, monitor: Monitor) -> None:

@@ -15,8 +15,8 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
 
 
 def _cache(parsed: argparse.Namespace) -> int:
-    from amc.cache import Cache, cache_folder
     from amc.reports.human import size
+    from amc.runtime.cache import Cache, cache_folder
 
     cache = Cache(Path(parsed.folder) if parsed.folder else cache_folder())
     if parsed.clear:

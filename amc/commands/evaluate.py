@@ -14,7 +14,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(parsed: argparse.Namespace) -> int:
-    from amc.training import evaluate_bundle
+    from amc.pipeline.training import evaluate_bundle
 
     scores = evaluate_bundle(Path(parsed.bundle), parsed.trust)
     now, recorded = 100 * scores.test, 100 * scores.recorded

@@ -15,11 +15,11 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
-    from amc.graph import build_graph
-    from amc.policy import legal_widths
-    from amc.problem import site_features
-    from amc.resources import ResourceModel
-    from amc.run import open_task
+    from amc.evaluation.problem import site_features
+    from amc.graph.build import build_graph
+    from amc.pipeline.pipeline import open_task
+    from amc.space.policy import legal_widths
+    from amc.space.resources import ResourceModel
 
     given = given_values(parsed)
     name = given.get("model", {}).get("name")

@@ -26,9 +26,9 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
 
 
 def _measure(parsed: argparse.Namespace) -> int:
-    from amc.files import write_json
     from amc.latency import Runner, measure, peak_memory
-    from amc.monitor import shown
+    from amc.runtime.files import write_json
+    from amc.runtime.monitor import shown
 
     shape = convert(parsed.input_size, tuple[int, ...] | None, "--input-size")
     paths = [Path(model) for model in parsed.models]
@@ -61,7 +61,7 @@ def _measure(parsed: argparse.Namespace) -> int:
 
 def _where(threads: int, shape: Sequence[int]) -> dict[str, Any]:
     """Where and with what latency is measured."""
-    from amc.provenance import cpu_name, load, runtime_version
+    from amc.runtime.provenance import cpu_name, load, runtime_version
 
     return {"threads": threads, "inputs": list(shape), "runtime": runtime_version(), "cpu": cpu_name(),
             "load_before": load()}  # fmt: skip

@@ -75,6 +75,6 @@ def whole(value: str, flag: str, least: int) -> int:
 
 def amount(value: str, flag: str) -> int:
     """Bytes, or a share of what the machine has."""
-    from amc.budget import parse_limit
+    from amc.space.budget import parse_limit
 
     return int(parse_limit(flag.removeprefix("--"), value, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))

@@ -27,8 +27,8 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 
 def _search(parsed: argparse.Namespace) -> int:
-    from amc.monitor import shown
-    from amc.run import run
+    from amc.pipeline.pipeline import run
+    from amc.runtime.monitor import shown
 
     given = given_values(parsed)
     if parsed.resume and (given or parsed.config):
@@ -54,8 +54,8 @@ def _elsewhere(parsed: argparse.Namespace) -> Iterator[Any]:
 
 
 def _print_result(summary: Any, folder: Path) -> None:
-    from amc.budget import told
     from amc.reports import final_table
+    from amc.space.budget import told
 
     console = terminal()
     console.print()

@@ -14,8 +14,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(parsed: argparse.Namespace) -> int:
-    from amc.monitor import shown
-    from amc.training import train_network
+    from amc.pipeline.training import train_network
+    from amc.runtime.monitor import shown
 
     given = given_values(parsed)
     given.setdefault("model", {}).setdefault("weights", "random")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import ConfigError, did_you_mean
-from amc.graph import Graph, consumers
-from amc.plugins import is_plugin, load_plugin
-from amc.reconstruct import Moments
-from amc.surgery import weight_of
+from amc.graph.build import Graph, consumers
+from amc.graph.surgery import weight_of
+from amc.reconstruction.least_squares import Moments
+from amc.runtime.plugins import is_plugin, load_plugin
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from amc.importance import Reader, SiteView, criterion
 from amc.importance.magnitude import l2
-from amc.reconstruct import elements
+from amc.reconstruction.least_squares import elements
 
 RIDGE = 1e-2
 _ROUNDS = 128  # wide sites lose several channels a round

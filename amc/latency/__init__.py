@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amc.latency.measure import Latency, Measurement, measure
+from amc.latency.measurement import Latency, Measurement, measure
 from amc.latency.model import (
     LatencyModel,
     LatencyProblem,

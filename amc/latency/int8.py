@@ -20,12 +20,12 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from amc.branches import skip_identities
 from amc.errors import ExportError, first_line
-from amc.latency.measure import measure
+from amc.latency.measurement import measure
 from amc.latency.session import Inputs
-from amc.nested import Feeds
-from amc.provenance import cpu_flags
+from amc.runtime.provenance import cpu_flags
+from amc.space.branches import skip_identities
+from amc.task.nested import Feeds
 
 TOLERANCE = 0.01
 """A setting holds when its metric is at most this below the float model's."""

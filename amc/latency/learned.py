@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
-from amc.latency.measure import is_usual
+from amc.latency.measurement import is_usual
 from amc.latency.operators import Operator
 from amc.latency.quiet import QUIET
 

@@ -29,10 +29,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from amc.channels import Axis
 from amc.errors import AmcError, ConfigError, LatencyError, did_you_mean, first_line
-from amc.graph import Graph
-from amc.plugins import is_plugin, load_plugin
+from amc.graph.build import Graph
+from amc.graph.channels import Axis
+from amc.runtime.plugins import is_plugin, load_plugin
 
 GROUP = "amc.latency_models"
 COMMAND = "command:"

@@ -18,11 +18,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from amc.channels import Axis
-from amc.latency.measure import WARMUP
+from amc.graph.channels import Axis
+from amc.latency.measurement import WARMUP
 from amc.latency.quiet import Reference
 from amc.latency.session import Inputs, Runner, denormals_as_zero
-from amc.resources import FileLayout, StoredTensor
+from amc.space.resources import FileLayout, StoredTensor
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

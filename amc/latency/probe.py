@@ -15,13 +15,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from amc.branches import remove
-from amc.channels import Kept
-from amc.latency.measure import LEAST_MS, WARMUP, time_call
+from amc.graph.channels import Kept
+from amc.latency.measurement import LEAST_MS, WARMUP, time_call
 from amc.latency.operators import activations, profile
 from amc.latency.quiet import Reference, Timing, timed
 from amc.latency.session import Inputs, Runner, denormals_as_zero
-from amc.resources import FileLayout
+from amc.space.branches import remove
+from amc.space.resources import FileLayout
 
 ROUNDS = 20
 

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from amc.errors import LatencyError
-from amc.files import write_json
 from amc.latency.learned import Errors, Sample, Tables, learn, undisturbed
 from amc.latency.operators import Operator
+from amc.runtime.files import write_json
 
 Floats = NDArray[np.float64]
 VERSION = 2

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from amc.latency.measure import USUAL, WARMUP, is_usual, time_call
+from amc.latency.measurement import USUAL, WARMUP, is_usual, time_call
 from amc.latency.session import Inputs, Runner, denormals_as_zero
 
 PATIENCE = 5.0

@@ -13,10 +13,9 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from amc import nested
 from amc.errors import ExportError, first_line
-from amc.nested import Feeds, Nested
-from amc.task import Objective, Split, batches
+from amc.task import Objective, Split, batches, nested
+from amc.task.nested import Feeds, Nested
 
 Inputs = NDArray[Any] | Feeds
 """An array for the model's one input, or arrays by name."""

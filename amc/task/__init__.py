@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from amc import nested
 from amc.errors import AmcError, DataError, ModelError, first_line
-from amc.nested import Nested
+from amc.task import nested
 from amc.task.checks import prepared, tried
 from amc.task.data import Split, Splits, load_data
 from amc.task.metrics import CLASSIFICATION, Objective, load_objective
 from amc.task.models import load_model
+from amc.task.nested import Nested
 
 __all__ = [
     "Objective",

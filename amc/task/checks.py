@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from amc import nested
 from amc.errors import ModelError
-from amc.nested import Nested
+from amc.task import nested
+from amc.task.nested import Nested
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

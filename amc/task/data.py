@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from amc import nested
 from amc.config import DataConfig
 from amc.errors import AmcError, ConfigError, DataError, did_you_mean, first_line
-from amc.nested import Nested
-from amc.plugins import is_plugin, made_by_plugin
+from amc.runtime.plugins import is_plugin, made_by_plugin
+from amc.task import nested
+from amc.task.nested import Nested
 
 
 class Split(Protocol):

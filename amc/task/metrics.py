@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from amc import nested
 from amc.errors import ConfigError, DataError, ModelError, did_you_mean, first_line
-from amc.nested import Nested
-from amc.plugins import is_plugin, made_by_plugin
+from amc.runtime.plugins import is_plugin, made_by_plugin
+from amc.task import nested
+from amc.task.nested import Nested
 
 PerSample = Callable[[Any, Any], Tensor]
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amc.errors import ConfigError, ModelError, did_you_mean, first_line
-from amc.plugins import is_plugin, made_by_plugin
+from amc.runtime.plugins import is_plugin, made_by_plugin
 
 EMBEDDED = Path(__file__).parent / "resnet8-digits.safetensors"
 

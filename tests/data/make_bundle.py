@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from networks import bundled
 
 import amc
-from amc.bundle import seal
 from amc.config import from_dict
+from amc.deploy.bundle import seal
 
 images = torch.randn(200, 1, 8, 8, generator=torch.Generator().manual_seed(2))
 data = TensorDataset(images, bundled()(images).argmax(1))

@@ -1,0 +1,1 @@
+"""Files for use: ONNX, program.json and the bundle."""

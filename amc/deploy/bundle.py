@@ -1,0 +1,161 @@
+"""The folder that a run leaves for use, and getting a network out of it again.
+
+==================  ==================================================================
+model.onnx          the pruned, fine-tuned network
+model.int8.onnx     the same in 8 bits, where that was asked for (--int8)
+original.onnx       the network it came from, to be measured beside it
+model.safetensors   the pruned network's tensors
+program.json        its operators: with the tensors, the network without its source class
+policy.json         site → channels kept
+result.json         everything in the final table, and how it came about
+journal.jsonl       every evaluation
+study.log           the same as an Optuna study, where the searcher is one of Optuna's
+config.yaml         the configuration
+report.md, .html    for people
+manifest.json       checksums of the files above that are for machines
+==================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import nn
+
+from amc.deploy.export import export_onnx, read_onnx
+from amc.deploy.program import read_program
+from amc.errors import BundleError, first_line
+from amc.graph.build import build_graph
+from amc.graph.surgery import Dresser, twin
+from amc.runtime.files import replacing, write_json
+from amc.space.branches import removed
+from amc.space.policy import Policy
+from amc.task.checks import prepared, unwrapped
+from amc.task.models import load_weights, read_state_dict
+from amc.task.nested import Nested
+
+FILES = (
+    "model.onnx", "original.onnx", "model.safetensors", "program.json", "policy.json", "result.json", "journal.jsonl",
+    "config.yaml", "report.md", "report.html", "manifest.json",
+)  # fmt: skip
+OPTIONAL = ("program.json", "model.int8.onnx")
+"""Files that a bundle lacks where the network has no such form (result.json's notes say why), or nobody asked."""
+_UNSEALED = frozenset(["journal.jsonl", "report.md", "report.html", "manifest.json"])
+MANIFEST, VERSION = "amc-bundle", 1
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the tensors as safetensors; tensors that share memory are written each."""
+    state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(state))
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The result.json of a bundle. Raises BundleError."""
+    path = folder / "result.json"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{folder} has no result.json: it is not a bundle, or its run has not ended.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"cannot read {path}: {error}") from None
+    if not isinstance(result, dict) or result.get("format") != "amc-result":
+        raise BundleError(f"{path} is not the result of a run.")
+    return result
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest: the checksum of every file that is read again."""
+    names = [name for name in sorted({*FILES, *OPTIONAL}) if name not in _UNSEALED and (folder / name).is_file()]
+    files = {name: {"sha256": _checksum(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
+    write_json(folder / "manifest.json", {"format": MANIFEST, "version": VERSION, "files": files})
+
+
+def verified(folder: str | Path, *names: str) -> Path:
+    """The bundle's folder, when these files of it are what its manifest says. Raises BundleError."""
+    where = Path(folder)
+    if not where.is_dir():
+        raise BundleError(f"there is no bundle {where}.")
+    files = _manifest(where)
+    for name in names:
+        if name not in files:
+            raise BundleError(f"{where} has no {name}.")
+        try:
+            checksum = _checksum(where / name)
+        except OSError as error:
+            raise BundleError(f"cannot read {where / name}: {error.strerror}.") from None
+        if checksum != files[name]:
+            raise BundleError(f"{where / name} is damaged: its checksum is not the one in manifest.json.")
+    return where
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    """Checksums by file."""
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST:
+            raise BundleError(f"{path} is not the manifest of a bundle.")
+        if manifest.get("version") != VERSION:
+            raise BundleError(
+                f"{folder} has version {manifest.get('version')!r}, and this amc reads version {VERSION}."
+            )
+        return {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
+    except FileNotFoundError:
+        raise BundleError(f"{folder} has no manifest.json: it is not a bundle, or its run has not ended.") from None
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"cannot read {path}: {type(error).__name__}: {first_line(error)}") from None
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def apply(model: nn.Module, policy: Policy | str | Path, example: Nested | None = None) -> nn.Module:
+    """A pruned copy of ``model`` as the policy (or its file) says, with the original's weights. Raises PolicyError.
+
+    ``example`` is one sample ``[1, ...]``: a network is run to see which channels hang together. Left out, it is noise
+    of the shapes that the policy records.
+    """
+    policy = policy if isinstance(policy, Policy) else Policy.load(policy)
+    was_training = model.training
+    own = prepared(twin(unwrapped(model))).eval()
+    policy.check(own)
+    example = policy.example() if example is None else example
+    graph = build_graph(own, example)
+    kept = policy.kept(graph)
+    if not all(len(channels) for channels in kept):
+        with tempfile.TemporaryDirectory() as folder:
+            export_onnx(own, example, Path(folder, "original.onnx"))
+            removed(read_onnx(Path(folder, "original.onnx")), graph, kept)
+    Dresser(own, graph.layers).dress(kept)
+    return copy.deepcopy(own).train(was_training)
+
+
+def load(folder: str | Path, model: nn.Module | None = None, example: Nested | None = None) -> nn.Module:
+    """The bundle's network, in evaluation mode. Raises BundleError, or PolicyError for another ``model``.
+
+    With ``model``, the original: a copy of it, pruned as the policy says, with the bundle's weights. Without: the
+    network as a program (`amc.deploy.program`), for which its source class is not needed.
+    """
+    if model is not None:
+        where = verified(folder, "policy.json", "model.safetensors")
+        pruned = apply(model, where / "policy.json", example)
+        load_weights(pruned, str(where / "model.safetensors"))
+        return pruned.eval()
+    if Path(folder, "manifest.json").is_file() and "program.json" not in _manifest(Path(folder)):
+        raise BundleError(f"{folder} holds no program: load it with the original network, amc.load(folder, model).")
+    where = verified(folder, "program.json", "model.safetensors")
+    try:
+        program = json.loads((where / "program.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"cannot read {where / 'program.json'}: {first_line(error)}") from None
+    return read_program(program, read_state_dict(str(where / "model.safetensors"))).eval()

@@ -1,0 +1,257 @@
+"""ONNX: the network as the runtime gets it, what its file is made of, and the proof that it does the same.
+
+The exporter's notes on where each node came from (source lines, paths) are stripped: they are nobody's business
+and cost bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from amc.deploy.program import arguments, quiet, why
+from amc.errors import ExportError, first_line
+from amc.graph.build import Graph
+from amc.graph.channels import Axis, Kept, Layer
+from amc.graph.surgery import axes_of, own_tensors, wake
+from amc.runtime.files import replacing
+from amc.space.branches import find_branches, owner, remove, removed, varint_bytes
+from amc.space.resources import FileLayout, StoredTensor
+from amc.task import nested
+from amc.task.nested import Nested
+
+_TRANSIENT = ("metadata_props", "doc_string")
+_LARGEST = 2**31  # bytes; what protobuf serialises
+
+
+def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
+    """Write ``model`` (evaluation mode) as ONNX with a dynamic batch. Raises ExportError."""
+    size = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    if size >= _LARGEST:
+        raise ExportError(f"the network's tensors take {size / 2**30:.1f} GiB, and an ONNX file holds 2 GiB at most.")
+    own = copy.deepcopy(model).cpu().eval()
+    args, kwargs, shapes = arguments(example)
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                own,
+                args,
+                kwargs=kwargs,
+                dynamo=True,
+                input_names=nested.names(example, "input"),
+                output_names=nested.names(nested.call(own, nested.to(example, "cpu")), "output"),
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter's own errors are many
+        cause = error.__cause__ or error
+        raise ExportError(f"the network cannot be exported to ONNX: {why(cause)}") from error
+    assert program is not None
+    proto = program.model_proto
+    _strip(proto)
+    with replacing(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def export_pruned(model: nn.Module, example: Nested, path: Path, graph: Graph, kept: Kept) -> frozenset[str]:
+    """Write a network that wears ``kept``, without the branches of sites that keep nothing.
+
+    Gives the layers of which nothing is in the file. Raises ExportError, and PolicyError where such a site is no
+    branch.
+    """
+    if all(len(channels) for channels in kept):
+        export_onnx(model, example, path)
+        return frozenset()
+    whole = copy.deepcopy(model)
+    wake(whole, graph.layers, kept)  # tensors of zeros are alike, and exporters keep one of those that are
+    with replacing(path) as temporary:
+        export_onnx(whole, example, temporary)
+        proto = onnx.load(str(temporary))
+        gone = removed(proto, graph, kept)
+        remove(proto, gone)
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+    return frozenset[str]().union(*(branch.layers for branch in gone))
+
+
+def _strip(proto: Any) -> None:
+    graph = proto.graph
+    del graph.value_info[:]
+    messages = [proto, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *proto.functions]
+    for message in messages:
+        for field in _TRANSIENT:
+            with contextlib.suppress(ValueError):
+                message.ClearField(field)
+    graph.name = "amc"
+
+
+def read_onnx(path: Path) -> Any:
+    """The model in an ONNX file, checked. Raises ExportError."""
+    try:
+        proto = onnx.load(str(path))
+        onnx.checker.check_model(proto)
+    except Exception as error:  # noqa: BLE001  (protobuf, the checker and the file system each have their own)
+        reason = first_line(error)
+        raise ExportError(f"{path} is not a valid ONNX model: {reason}") from None
+    return proto
+
+
+def file_layout(path: Path, graph: Graph, model: nn.Module) -> FileLayout:
+    """What the file of the unpruned network is made of, for the exact size of any policy (`amc.space.resources`)."""
+    proto = read_onnx(path)
+    layers = {x.name: x for x in graph.layers if x.is_weighty and (x.output is not None or x.input is not None)}
+    known, contents = _known(model, layers)
+    groups = {n.input[1]: _attribute(n, "group", 1) for n in proto.graph.node if n.op_type == "Conv"}
+    tensors = []
+    for tensor in proto.graph.initializer:
+        layer, dims = owner(tensor.name, layers), tuple(tensor.dims)
+        axes = known.get((tensor.name, dims)) or contents.get((_content(numpy_helper.to_array(tensor)), dims))
+        per_group = dims[0] // groups.get(tensor.name, 1) if layer is not None and layer.by_group and dims else 0
+        tensors.append(_stored(tensor, axes or _folded(dims, layer), per_group))
+    return FileLayout(path.stat().st_size, proto.graph.ByteSize(), tuple(tensors), find_branches(proto, graph))
+
+
+def _attribute(node: Any, name: str, default: int) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == name), default)
+
+
+def _content(array: NDArray[Any]) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+
+
+Axes = list[Axis | None]
+_Known = dict[tuple[Any, tuple[int, ...]], Axes]
+
+
+def _known(model: nn.Module, layers: Mapping[str, Layer]) -> tuple[_Known, _Known]:
+    """Axes by name and shape, and by content and shape: as tensors are, and transposed, which renames them."""
+    names: _Known = {}
+    contents: _Known = {}
+    for layer in layers.values():
+        for key, tensor in own_tensors(model, layer).items():
+            shape = tuple(tensor.shape)
+            axes = axes_of(model, layer, key, shape)
+            name = layer.name if layer.kind.startswith("parameter") else f"{layer.name}.{key}"
+            names[name, shape] = axes
+            if layer.kind.startswith(("linear", "parameter")):
+                array = tensor.cpu().numpy()
+                contents[_content(array), shape] = axes
+                if array.ndim == 2:
+                    names.setdefault((name, shape[::-1]), axes[::-1])
+                    contents.setdefault((_content(array.T), shape[::-1]), axes[::-1])
+    return names, contents
+
+
+def _folded(dims: tuple[int, ...], layer: Layer | None) -> Axes:
+    """Axes of a tensor that the exporter made of a layer's, such as a bias from a folded BatchNorm."""
+    axes: Axes = [None] * len(dims)
+    if layer is not None and layer.output is not None and len(layer.output) in dims and len(dims) == 1:
+        axes[dims.index(len(layer.output))] = layer.output
+    return axes
+
+
+def _stored(tensor: Any, axes: Axes, per_group: int) -> StoredTensor:
+    dims = tuple(tensor.dims)
+    itemsize = max(1, len(tensor.raw_data) // max(1, int(np.prod(dims))))
+    prefixes = sum(varint_bytes(d) for d in dims) + varint_bytes(len(tensor.raw_data))
+    fixed = tensor.ByteSize() - len(tensor.raw_data) - prefixes
+    return StoredTensor(dims, tuple(axes), itemsize, fixed, per_group, tensor.name)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far ONNX Runtime is from torch, relative to the largest output."""
+
+    samples: int
+    largest_difference: float
+
+
+PARITY_LIMIT = 1e-3
+
+
+def check_parity(model: nn.Module, inputs: Nested, runner: Any) -> Parity:
+    """Compare ``runner.outputs(feeds) -> arrays`` with torch, all at once and one by one. Raises ExportError."""
+    model, worst = model.cpu(), 0.0
+    first = nested.mapped(lambda leaf: leaf[:1], inputs)
+    with torch.inference_mode():
+        expected = tensors_of(nested.call(model, inputs))
+        alone = tensors_of(nested.call(model, first))
+    for given, all_wanted in ((inputs, expected), (first, alone)):
+        for found, wanted, whole in zip(runner.outputs(nested.feeds(given)), all_wanted, expected, strict=True):
+            if found.shape != wanted.shape:
+                shapes = f"{list(found.shape)}, torch {list(wanted.shape)}"
+                raise ExportError(f"on ONNX Runtime the network gives outputs of shape {shapes}.")
+            worst = max(worst, _difference(found, wanted.numpy(), whole.numpy()))
+    if not worst <= PARITY_LIMIT:
+        raise ExportError(
+            f"on ONNX Runtime the network gives other outputs, by {worst:.2g} of the largest (at most {PARITY_LIMIT})."
+        )
+    return Parity(nested.length(inputs), worst)
+
+
+def check_program(program: nn.Module, model: nn.Module, inputs: Nested) -> None:
+    """Compare a program with the network it was made of, all at once and one by one. Raises ExportError."""
+    for given in (inputs, nested.mapped(lambda leaf: leaf[:1], inputs)):
+        with torch.inference_mode():
+            pairs = zip(*(tensors_of(nested.call(m, given)) for m in (program, model)), strict=True)
+            worst = max((_difference(a.numpy(), b.numpy(), b.numpy()) for a, b in pairs), default=0.0)
+        if not worst <= PARITY_LIMIT:
+            raise ExportError(f"the program differs from the network by {worst:.2g} of the largest output.")
+
+
+def tensors_of(outputs: Any) -> list[Tensor]:
+    """The tensors that a network gives, in order."""
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _difference(found: NDArray[Any], wanted: NDArray[Any], whole: NDArray[Any]) -> float:
+    """The largest difference, relative to the largest value of ``whole``."""
+    if not wanted.size:
+        return 0.0
+    scale = float(np.abs(whole.astype(np.float64)).max()) or 1.0
+    return float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max()) / scale
+
+
+def count_onnx_macs(path: Path, example: Nested) -> int:
+    """MACs of one inference, counted in the ONNX file itself: convolutions and matrix products."""
+    proto, sizes = read_onnx(path), {name: array.shape for name, array in nested.feeds(example).items()}
+    for value in proto.graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, sizes[value.name], strict=True):
+            dim.ClearField("dim_param")
+            dim.dim_value = size
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in [*inferred.value_info, *inferred.input, *inferred.output]
+    }
+    shapes |= {t.name: list(t.dims) for t in inferred.initializer}
+    try:
+        return sum(_node_macs(node, shapes) for node in inferred.node)
+    except KeyError as error:
+        raise ExportError(f"the shape of {error} in {path.name} is not known, so its MACs cannot be counted.") from None
+
+
+def _node_macs(node: Any, shapes: Mapping[str, list[int]]) -> int:
+    if node.op_type == "Conv":
+        return int(np.prod(shapes[node.output[0]])) * int(np.prod(shapes[node.input[1]][1:]))
+    if node.op_type == "ConvTranspose":
+        return int(np.prod(shapes[node.input[0]])) * int(np.prod(shapes[node.input[1]][1:]))
+    if node.op_type in ("MatMul", "Gemm"):
+        first = shapes[node.input[0]]
+        inner = first[0] if node.op_type == "Gemm" and _attribute(node, "transA", 0) else first[-1]
+        return int(np.prod(shapes[node.output[0]])) * inner
+    return 0

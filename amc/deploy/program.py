@@ -1,0 +1,362 @@
+"""A network as a program: the ATen operators that torch.export sees, in JSON, with the tensors beside it.
+
+It needs no source class. torch.export's own archive is not used: loading one unpickles what the archive asks it to,
+evaluates strings in it and loads libraries. Here a file names operators of ATen and arithmetic on sizes, and nothing it
+says is run: operators are looked up, names must be plain words.
+
+=========  ==========================================================================================
+inputs     names of the arguments, and whether the network takes one, a tuple or a dict of them
+tensors    variable → name in the state dict; ``buffers`` lists those that are no parameters
+constants  variable → tensor: dtype, shape and bytes in base 64
+steps      variable = operator(arguments): {"node": variable}, {"dtype": "float32"} …, or plain values
+output     a variable, or lists and dicts of them
+=========  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import copy
+import io
+import keyword
+import logging
+import math
+import operator
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._pytree import tree_unflatten
+
+from amc.errors import BundleError, ExportError, first_line
+from amc.task import nested
+from amc.task.nested import Nested
+
+FORMAT, VERSION = "amc-program", 1
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{
+        name: getattr(operator, name)
+        for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow",
+                     "eq", "ne", "ge", "gt", "le", "lt")
+    },
+    **{name: getattr(torch, name) for name in ("sym_max", "sym_min", "sym_float", "sym_int", "sym_not")},
+    **{name: getattr(math, name) for name in ("floor", "ceil", "trunc")},
+}  # fmt: skip
+_NAMES = {function: name for name, function in _FUNCTIONS.items()}
+
+_ASSERTIONS = ("aten._assert_", "aten.sym_constrain_range")
+_PRIVATE = frozenset(
+    ("_unsafe_view", "_to_copy", "_softmax", "_log_softmax", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
+     "_native_batch_norm_legit_no_training", "_weight_norm_interface", "_weight_norm", "_convolution")
+)  # fmt: skip
+_WORDS = frozenset(("mode", "approximate", "rounding_mode", "indexing", "padding", "reduction", "reduce", "equation"))
+"""Arguments of operators that may be strings: none of them names a file."""
+
+_TYPED: dict[str, tuple[type, str]] = {
+    "dtype": (torch.dtype, "torch."),
+    "layout": (torch.layout, "torch."),
+    "memory_format": (torch.memory_format, "torch."),
+}
+_TRAINED = {"aten.batch_norm.default": 5, "aten.dropout.default": 2}
+"""Operators that do something else in training, and which argument says so."""
+
+
+def arguments(example: Nested) -> tuple[tuple[Tensor, ...], dict[str, Tensor], Any]:
+    """Positional and keyword arguments for torch's exporters, of two samples, and which axes are dynamic: the first."""
+    twice = nested.mapped(lambda leaf: leaf.cpu().repeat(2, *[1] * (leaf.ndim - 1)), example)
+    batch = {0: torch.export.Dim("batch")}
+    if isinstance(twice, dict):
+        return (), twice, dict.fromkeys(twice, batch)
+    args = (twice,) if isinstance(twice, Tensor) else twice
+    return args, {}, (batch,) * len(args)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Torch's exporters talk on every channel there is."""
+    noisy = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch._dynamo")]
+    levels = [log.level for log in noisy]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for log in noisy:
+            log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for log, level in zip(noisy, levels, strict=True):
+                log.setLevel(level)
+
+
+def why(error: BaseException) -> str:
+    """What one of torch's exporters says, in one line."""
+    told = str(error)
+    if "Constraints violated" in told or "specialized" in told:
+        return "it fixes its batch size: x.shape[0] keeps it open, len(x) and int(...) do not"
+    return first_line(error)
+
+
+# Writing
+
+
+def write_program(model: nn.Module, example: Nested) -> dict[str, Any]:
+    """The program of ``model`` (evaluation mode) with a dynamic batch, as plain values. Raises ExportError."""
+    own = copy.deepcopy(model).cpu().eval()
+    args, kwargs, shapes = arguments(example)
+    try:
+        with quiet(), torch.no_grad():
+            exported = torch.export.export(own, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        raise ExportError(f"the network cannot be exported as a program: {why(error)}") from error
+    try:
+        return _written(exported, example)
+    except _Unwritable as error:
+        raise ExportError(f"the network cannot be written as a program: {error}.") from None
+
+
+class _Unwritable(Exception):
+    """What a program has no word for."""
+
+
+def _written(exported: torch.export.ExportedProgram, example: Nested) -> dict[str, Any]:
+    inputs: list[str] = []
+    tensors: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    buffers: list[str] = []
+    for spec in exported.graph_signature.input_specs:
+        variable = spec.arg.name
+        if spec.kind == InputKind.USER_INPUT:
+            inputs.append(variable)
+        elif spec.kind == InputKind.PARAMETER or (spec.kind == InputKind.BUFFER and spec.persistent):
+            tensors[variable] = str(spec.target)
+            buffers += [variable] if spec.kind == InputKind.BUFFER else []
+        elif spec.kind in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            constants[variable] = _constant(exported.constants[str(spec.target)])
+        else:
+            raise _Unwritable(f"it has an input of the kind {spec.kind.name}")
+    for output in exported.graph_signature.output_specs:
+        if output.kind != OutputKind.USER_OUTPUT:
+            raise _Unwritable(f"it changes its own tensor {output.target} when it is run")
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "inputs": {"kind": _kind(example), "names": dict(zip(inputs, nested.names(example, "input"), strict=True))},
+        "tensors": tensors,
+        "buffers": buffers,
+        "constants": constants,
+        "steps": [_step(n) for n in exported.graph.nodes if n.op not in ("placeholder", "output") and not _asserts(n)],
+        "output": _output(exported),
+    }
+
+
+def _kind(example: Nested) -> str:
+    return type(example).__name__ if isinstance(example, tuple | dict) else "tensor"
+
+
+def _asserts(node: fx.Node) -> bool:
+    return str(node.target).startswith(_ASSERTIONS)
+
+
+def _step(node: fx.Node) -> list[Any]:
+    if node.op != "call_function":
+        raise _Unwritable(f"it has a step of the kind {node.op}")
+    target: Any = node.target
+    word = str(target) if isinstance(target, torch._ops.OpOverload) else _NAMES.get(target)
+    if word is None:
+        raise _Unwritable(f"{getattr(target, '__name__', target)} is no operator of ATen")
+    try:
+        _operator(word)
+    except BundleError as error:
+        raise _Unwritable(f"{word} is not among the operators that are loaded again") from error
+    return [node.name, word, [_plain(a) for a in node.args], {k: _plain(a) for k, a in node.kwargs.items()}]
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": str(value)}
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, torch.device):
+        return {"device": value.type}
+    for word, (kind, prefix) in _TYPED.items():
+        if isinstance(value, kind):
+            return {word: str(value).removeprefix(prefix)}
+    raise _Unwritable(f"it has an argument of the type {type(value).__name__}")
+
+
+def _output(exported: torch.export.ExportedProgram) -> Any:
+    """The output's structure with variables for its tensors."""
+    nodes = next(n for n in exported.graph.nodes if n.op == "output").args[0]
+    assert isinstance(nodes, tuple | list)
+    spec = exported.call_spec.out_spec
+    assert spec is not None
+    return _structure(tree_unflatten([_plain(node) for node in nodes], spec))
+
+
+def _structure(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if set(value) == {"node"}:
+            return dict(value)
+        if not all(isinstance(key, str) for key in value):
+            raise _Unwritable("it returns a dict whose keys are no words")
+        return {"dict": {key: _structure(v) for key, v in value.items()}}
+    if isinstance(value, list | tuple):
+        return {"list" if isinstance(value, list) else "tuple": [_structure(v) for v in value]}
+    if value is None or isinstance(value, bool | int | float):
+        return {"value": value}
+    raise _Unwritable(f"it returns a {type(value).__name__}")
+
+
+def _constant(tensor: Tensor) -> dict[str, Any]:
+    array = tensor.detach().cpu().contiguous()
+    content = array.flatten().view(torch.uint8).numpy().tobytes()
+    return {
+        "dtype": str(array.dtype).removeprefix("torch."),
+        "shape": list(array.shape),
+        "data": base64.b64encode(content).decode("ascii"),
+    }
+
+
+# Reading
+
+
+class Program(fx.GraphModule):
+    """A network that was loaded as a program. In training mode its BatchNorms and dropouts train, as they did."""
+
+    def train(self, mode: bool = True) -> Program:
+        for node in self.graph.nodes:
+            place = _TRAINED.get(str(node.target))
+            if place is not None and not (place == 5 and node.args[3] is None):  # without statistics it always does
+                node.update_arg(place, mode)
+        self.recompile()
+        super().train(mode)
+        return self
+
+
+def read_program(program: Any, state: Mapping[str, Tensor]) -> Program:
+    """The network of a program, with its tensors. Raises BundleError for anything that is not one."""
+    if not isinstance(program, dict) or program.get("format") != FORMAT:
+        raise BundleError('the program is not one: there is no "format": "amc-program" in it.')
+    if program.get("version") != VERSION:
+        raise BundleError(f"the program has version {program.get('version')!r}, and this amc reads version {VERSION}.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _read(program, state)
+    except BundleError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of it
+        raise BundleError(f"the program is damaged ({type(error).__name__}: {first_line(error)}).") from error
+
+
+def _read(program: Mapping[str, Any], state: Mapping[str, Tensor]) -> Program:
+    graph, root = fx.Graph(), nn.Module()
+    variables: dict[str, fx.Node] = {}
+    for variable, name in program["inputs"]["names"].items():
+        asked = variable if program["inputs"]["kind"] != "dict" else name
+        variables[variable] = graph.placeholder(_word(asked))
+    for variable, name in program["tensors"].items():
+        _attach(root, name, state[name], variable in program["buffers"])
+        variables[variable] = graph.get_attr(name)
+    for number, (variable, constant) in enumerate(program["constants"].items()):
+        name = f"constant_{number}"
+        root.register_buffer(name, _tensor(constant), persistent=False)
+        variables[variable] = graph.get_attr(name)
+    for variable, word, args, kwargs in program["steps"]:
+        given = [_value(a, variables) for a in args], {_word(k): _value(v, variables) for k, v in kwargs.items()}
+        variables[variable] = graph.call_function(_operator(word), tuple(given[0]), given[1])
+    graph.output(_given(program["output"], variables))
+    graph.lint()
+    return Program(root, graph)
+
+
+def _word(name: Any) -> str:
+    """A name as code may hold it: fx makes Python out of a graph."""
+    if isinstance(name, str) and name.isascii() and name.isidentifier() and not keyword.iskeyword(name):
+        return name
+    raise BundleError(f"the program has the name {name!r}, which is not a plain word.")
+
+
+def _attach(root: nn.Module, name: str, tensor: Tensor, buffer: bool) -> None:
+    """Set a parameter or a buffer under its dotted name."""
+    if not re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII):
+        raise BundleError(f"the program has the name {name!r}, which is not a plain word.")
+    *path, key = name.split(".")
+    for part in path:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    if buffer:
+        root.register_buffer(key, tensor.clone())
+    else:
+        root.register_parameter(key, nn.Parameter(tensor.clone(), requires_grad=tensor.is_floating_point()))
+
+
+def _operator(word: Any) -> Callable[..., Any]:
+    """An operator by name: one of ATen's that reads no files, or arithmetic on sizes."""
+    if word in _FUNCTIONS:
+        return _FUNCTIONS[word]
+    found = None
+    parts = str(word).split(".")
+    if len(parts) == 3 and parts[0] == "aten" and (not parts[1].startswith("_") or parts[1] in _PRIVATE):
+        found = getattr(getattr(torch.ops.aten, parts[1], None), parts[2], None)
+    if not isinstance(found, torch._ops.OpOverload):
+        raise BundleError(f"the program has the operator {word!r}, which this torch does not have.")
+    if any("str" in str(a.type) and a.name not in _WORDS for a in found._schema.arguments):
+        raise BundleError(f"the program has the operator {word!r}, which is not allowed.")
+    return found
+
+
+def _value(value: Any, variables: Mapping[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_value(v, variables) for v in value]
+    if not isinstance(value, dict):
+        return value
+    ((word, content),) = value.items()
+    if word == "node":
+        return variables[content]
+    if word == "float":
+        return float(content)
+    if word == "device":
+        return torch.device(content)
+    kind, _ = _TYPED[word]
+    found = getattr(torch, content)
+    if not isinstance(found, kind):
+        raise BundleError(f"the program has the {word} {content!r}, which this torch does not have.")
+    return found
+
+
+def _given(value: Any, variables: Mapping[str, fx.Node]) -> Any:
+    ((word, content),) = value.items()
+    if word == "dict":
+        return {_key(key): _given(v, variables) for key, v in content.items()}
+    if word in ("list", "tuple"):
+        return (list if word == "list" else tuple)(_given(v, variables) for v in content)
+    if word == "value" and (content is None or isinstance(content, bool | int | float)):
+        return content
+    return variables[content]
+
+
+def _key(key: str) -> str:
+    if not re.fullmatch(r"[\w .:/-]+", key, re.ASCII):
+        raise BundleError(f"the program has the name {key!r}, which is not a plain word.")
+    return key
+
+
+def _tensor(constant: Mapping[str, Any]) -> Tensor:
+    dtype = _value({"dtype": constant["dtype"]}, {})
+    content = bytearray(base64.b64decode(constant["data"], validate=True))
+    shape = [int(size) for size in constant["shape"]]
+    if len(content) != int(np.prod(shape)) * dtype.itemsize:
+        raise BundleError("the program is damaged: a constant is not of its shape.")
+    return torch.frombuffer(content, dtype=dtype).reshape(shape) if content else torch.empty(shape, dtype=dtype)

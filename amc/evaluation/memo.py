@@ -1,0 +1,286 @@
+"""What runs on one network and one set of data have in common: computed by the first, found by the others.
+
+Every identity holds what its content depends on: the network's weights, structure and outputs, the images themselves,
+the settings, the code of this package, and the libraries. Orders and scores of a criterion that is a plug-in are its
+file's too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import astuple
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from amc.config import Config
+from amc.evaluation.evaluator import Evaluator, Race, Score
+from amc.graph.build import Graph
+from amc.importance import rank
+from amc.latency.model import COMMAND
+from amc.reconstruction.least_squares import Moments, collect, new_shelf, readers, sums_size
+from amc.runtime.cache import Cache, Recall, Resting, Table, cache_folder
+from amc.runtime.memory import Memory
+from amc.runtime.plugins import file_digests
+from amc.runtime.provenance import code_version, cpu_name, library_versions
+from amc.space.budget import Space
+from amc.space.policy import Choice, fingerprint
+from amc.task import Split, Task, batches, evaluate, nested
+from amc.task.nested import Nested
+
+SAME_DEVICE = 0.05
+"""By so much may a device's time for one network differ from what an earlier run has measured."""
+
+
+def open_cache(config: Config, resting: Resting) -> Cache:
+    """The cache that a configuration names: none, the user's own (``auto``), or a folder."""
+    if config.cache is None:
+        return Cache(None)
+    return Cache(cache_folder() if config.cache == "auto" else Path(config.cache), resting=resting)
+
+
+class Shared:
+    """One run's view of the cache."""
+
+    def __init__(self, cache: Cache, task: Task, config: Config) -> None:
+        self.cache, self._task, self._config = cache, task, config
+
+    @cached_property
+    def _basis(self) -> dict[str, Any]:
+        """The network, and whatever computes."""
+        task = self._task
+        outputs, _ = self._outputs
+        return {
+            "weights": fingerprint(task.model),
+            "structure": hashlib.sha256(repr(task.model).encode()).hexdigest(),
+            "outputs": digest(outputs),
+            "device": task.device.type,
+            "code": code_version(),
+            "plugins": file_digests([self._config.model.name, self._config.data.name]),
+            "libraries": library_versions(),
+        }
+
+    @cached_property
+    def _outputs(self) -> tuple[Any, Nested]:
+        """What the network gives for the first few samples, and the targets."""
+        task = self._task
+        inputs, targets = task.splits.search.fetch(torch.arange(min(8, len(task.splits.search))))
+        with torch.inference_mode():
+            return nested.call(task.model, nested.to(inputs, task.device)), nested.to(targets, task.device)
+
+    @cached_property
+    def _judged(self) -> list[Any]:
+        """The objective, by its file, and by what it does: the losses and metrics of the first few samples."""
+        objective, named = self._task.objective, self._config.objective
+        found = [digest(objective.loss(*self._outputs)), digest(objective.metric(*self._outputs))]
+        return [objective.name, named, file_digests([named]), *found]
+
+    @cached_property
+    def _calibration(self) -> str:
+        return split_digest(self._task.splits.calibration)
+
+    @cached_property
+    def _search(self) -> str:
+        return split_digest(self._task.splits.search)
+
+    def moments(
+        self,
+        graph: Graph,
+        memory: Memory | None = None,
+        folder: Path | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> Mapping[str, Moments]:
+        """See `amc.reconstruction.least_squares.collect`. What does not fit into ``memory`` goes to
+        ``folder`` and is not shared."""
+        layers = readers(graph, self._task.model)
+
+        def compute() -> Mapping[str, Moments]:
+            batch, limit = min(64, self._task.batch), memory.share if memory else None
+            return collect(self._task, layers, self._config.seed, batch, new_shelf(memory, folder), limit, progress)
+
+        if self.cache.folder is None or (memory and sums_size(self._task.model, layers) > memory.share):
+            return compute()
+        return _moments(self.cache.tensors("moments", self._calibrated, lambda: _flat(compute())))
+
+    def orders(self, graph: Graph, moments: Mapping[str, Moments]) -> list[Tensor]:
+        """See `amc.importance.rank`."""
+        name = self._config.search.criterion
+
+        def compute() -> dict[str, Tensor]:
+            found = rank(name, graph, self._task.model, moments)
+            return {f"{index:04d}": order for index, order in enumerate(found)}
+
+        found = self.cache.tensors("orders", self._ordered, compute)
+        return [found[name] for name in sorted(found)]
+
+    def score(
+        self, evaluator: Evaluator, elsewhere: Callable[[Choice], Score] | None = None
+    ) -> Callable[[Choice], Score]:
+        """The evaluator, or who does it ``elsewhere``, but what any run has scored already is not scored again."""
+        table = self.cache.table("scores", self._scored)
+
+        def score(choice: Choice) -> Score:
+            found = table.once(_how(evaluator, choice), lambda: astuple((elsewhere or evaluator)(choice)))
+            return Score(*found)
+
+        return score
+
+    def race(self, evaluator: Evaluator) -> Callable[[Choice, Choice], Race]:
+        """See `amc.evaluation.evaluator.Evaluator.race`. What was estimated is of use in the same race only."""
+        table = self.cache.table("scores", self._scored)
+
+        def race(choice: Choice, rival: Choice) -> Race:
+            key = [*_how(evaluator, choice), "against", list(rival)]
+            return Race(*table.once(key, lambda: astuple(evaluator.race(choice, rival))))
+
+        return race
+
+    def refined(self, evaluator: Evaluator) -> Callable[[Choice], Score]:
+        """See `amc.evaluation.evaluator.Evaluator.refined_score`."""
+        table = self.cache.table("scores", self._scored)
+
+        def refined(choice: Choice) -> Score:
+            key = [*_how(evaluator, choice), "refined"]
+            return Score(*table.once(key, lambda: astuple(evaluator.refined_score(choice))))
+
+        return refined
+
+    def precision(self, evaluator: Evaluator) -> str:
+        """See `Evaluator.faster_precision`: runs whose scores are shared must not differ in it."""
+        here = [cpu_name(), torch.get_num_threads()]
+        return str(self.cache.table("precisions", lambda: self._basis).once(here, evaluator.faster_precision))
+
+    def site_error(self, evaluator: Evaluator) -> Callable[[int, int], float]:
+        """See `amc.evaluation.evaluator.Evaluator.error`."""
+        judge = self._config.search.judge
+        table = self.cache.table("errors", lambda: {**self._ordered(), "judged": self._judged, "judge": judge})
+
+        def error(site: int, setting: int) -> float:
+            return float(table.once([site, setting], lambda: evaluator.error(site, setting)))
+
+        return error
+
+    def recall(self, evaluator: Evaluator, space: Space) -> Recall:
+        """See `amc.evaluation.problem.Problem.recalled`."""
+        search = self._config.search
+        table = self.cache.table("findings", self._scored)
+        settings = [list(widths) for widths in space.settings]
+        how = [*_how(evaluator, ()), settings, search.reward, file_digests([search.reward]), search.race]
+        return lambda key, find: table.once([key, *how], find)
+
+    def original_score(self, part: str, split: Split) -> tuple[float, float]:
+        """Mean loss and metric of the original on a split."""
+        table = self.cache.table("baselines", lambda: self._judged_on(part, split))
+        known = table.once(part, lambda: list(evaluate(self._task.model, self._task, split)))
+        return known[0], known[1]
+
+    def profile(self, key: Mapping[str, Any], learn: Callable[[], bytes]) -> bytes:
+        """A latency profile (`amc.latency.profiling.profile_key`): of this machine, and of no one network's weights.
+
+        It tells what this machine took when it was made. A run corrects what it predicts by measurements of its own.
+        """
+
+        def identity() -> dict[str, Any]:
+            return {**key, "host": socket.gethostname(), "seconds": self._config.profile_seconds,
+                    "code": code_version()}  # fmt: skip
+
+        return _bytes(self.cache.tensors("profiles", identity, lambda: _tensor(learn())))
+
+    def device_times(self, key: str, ms: float) -> Table:
+        """What runs of this network have measured by the same command or class, on a device that cannot be looked into.
+
+        ``ms`` is what this run has measured for ``key`` itself: where others have found something else, the device has
+        changed, and another table begins.
+        """
+        named, network = str(self._config.search.latency_model), fingerprint(self._task.model)
+        files = {**file_digests([named]), **_mentioned(named)}
+        generation = 0
+        while True:
+            identity = {"model": named, "files": files, "network": network, "generation": generation}
+            table = self.cache.table("device-times", lambda identity=identity: identity)  # type: ignore[misc]
+            known = table.get(key)
+            if known is None:
+                table.put(key, ms)
+            if known is None or abs(known / ms - 1) <= SAME_DEVICE:
+                return table
+            generation += 1
+
+    def original_onnx(self, export: Callable[[], bytes]) -> bytes:
+        """The original's ONNX file."""
+        return _bytes(self.cache.tensors("onnx", self._exported, lambda: _tensor(export())))
+
+    def _exported(self) -> dict[str, Any]:
+        return {**self._basis, "example": digest(self._task.example), "onnx": library_versions(("onnx", "onnxscript"))}
+
+    def _calibrated(self) -> dict[str, Any]:
+        return {**self._basis, "calibration": self._calibration, "seed": self._config.seed}
+
+    def _ordered(self) -> dict[str, Any]:
+        name = self._config.search.criterion
+        return {**self._calibrated(), "criterion": [name, file_digests([name])]}
+
+    def _scored(self) -> dict[str, Any]:
+        search = self._config.search
+        how = [search.reconstruct, search.drift, search.judge]
+        return {**self._ordered(), "search": self._search, "judged": self._judged, "reconstruct": how}
+
+    def _judged_on(self, part: str, split: Split) -> dict[str, Any]:
+        return {**self._basis, "judged": self._judged, part: self._search if part == "search" else split_digest(split)}
+
+
+def _mentioned(command: str) -> dict[str, str]:
+    """SHA-256 of the files that a command names."""
+    words = [Path(word) for word in command.partition(":")[2].split()] if command.startswith(COMMAND) else []
+    return {str(word): hashlib.sha256(word.read_bytes()).hexdigest() for word in words if word.is_file()}
+
+
+def _how(evaluator: Evaluator, choice: Choice) -> list[Any]:
+    """A policy, and what else its score depends on that a run decides on its way."""
+    return [list(choice), evaluator.recalibrate, evaluator.precision]
+
+
+def split_digest(split: Split) -> str:
+    """SHA-256 over what a split gives: every input and target."""
+    sha = hashlib.sha256()
+    for batch in batches(split, 250):
+        sha.update(digest(batch).encode())
+    return sha.hexdigest()
+
+
+def digest(tensors: Any) -> str:
+    """SHA-256 over the tensors in any structure: their types, shapes and values, in order."""
+    sha = hashlib.sha256()
+    for tensor in tree_leaves(tensors):
+        if isinstance(tensor, Tensor):
+            plain = tensor.detach().cpu().contiguous()
+            sha.update(f"{plain.dtype}:{list(plain.shape)}:".encode())
+            sha.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _tensor(content: bytes) -> dict[str, Tensor]:
+    return {"content": torch.frombuffer(bytearray(content), dtype=torch.uint8)}
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    return tensors["content"].numpy().tobytes()
+
+
+def _flat(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
+    flat: dict[str, Tensor] = {}
+    for name, found in moments.items():
+        flat |= {f"mean:{name}": found.mean, f"covariance:{name}": found.covariance,
+                 f"count:{name}": torch.tensor(found.count)}  # fmt: skip
+    return flat
+
+
+def _moments(flat: Mapping[str, Tensor]) -> dict[str, Moments]:
+    names = [key.removeprefix("mean:") for key in flat if key.startswith("mean:")]
+    return {name: Moments(flat[f"mean:{name}"], flat[f"covariance:{name}"], int(flat[f"count:{name}"]))
+            for name in names}  # fmt: skip

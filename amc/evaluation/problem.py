@@ -1,0 +1,278 @@
+"""The problem as searchers see it: legal policies, their exact costs, and what one scores.
+
+Every evaluation is journalled as it comes and never done twice. A search that was interrupted is simply run
+again: with the same seed it proposes the same policies, and the journal answers for those it holds.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from amc.errors import AmcError, BundleError, ConfigError, first_line, is_out_of_memory
+from amc.evaluation.evaluator import Race, Score
+from amc.evaluation.reward import Evaluation, Reward
+from amc.evaluation.reward import error as error_reward
+from amc.graph.build import Graph
+from amc.runtime.cache import Recall
+from amc.runtime.journal import Journal
+from amc.space.budget import Space
+from amc.space.policy import Choice
+
+Observer = Callable[[Evaluation, int], None]
+"""Told of every proposal: its evaluation, and how many there have been."""
+
+
+@dataclass(frozen=True)
+class SiteFeatures:
+    """What the environment tells of a site's first layer (see `amc.envs.pruning`)."""
+
+    n: float
+    c: float
+    h: float
+    w: float
+    stride: float
+    k: float
+    macs: float
+
+
+@dataclass(frozen=True)
+class StudyPlace:
+    """Where a searcher that keeps a study of its own keeps it."""
+
+    url: str
+    """A file, or the URL of a database."""
+    name: str
+    identity: str = ""
+    """Of the network, the data and the search: what is found is of use only where it is the same."""
+    shared: bool = False
+    """Whether other processes work on the same study."""
+
+
+def site_features(graph: Graph) -> list[SiteFeatures]:
+    """What the environment tells of each site. A site's MACs are those of the layers its channels come out of."""
+    macs = {layer.name: layer.macs for layer in graph.layers if layer.output is not None and layer.is_weighty}
+    totals = [float(sum(macs.get(name, 0) for name in site.layers)) for site in graph.sites]
+    return [SiteFeatures(*site.features, macs=total) for site, total in zip(graph.sites, totals, strict=True)]
+
+
+class Problem:
+    """Legal policies under a budget, and their evaluation."""
+
+    def __init__(
+        self,
+        space: Space,
+        features: Sequence[SiteFeatures],
+        score: Callable[[Choice], Score],
+        reward: Reward = error_reward,
+        journal: Journal | None = None,
+        observer: Observer | None = None,
+        measure: Callable[[Choice], dict[str, float]] | None = None,
+        error: Callable[[int, int], float] | None = None,
+        race: Callable[[Choice, Choice], Race] | None = None,
+        study: StudyPlace | None = None,
+        ahead: Callable[[Sequence[Choice]], None] | None = None,
+        kind: str = "evaluation",
+        fits: Callable[[Space, Choice], bool] | None = None,
+        recall: Recall | None = None,
+    ) -> None:
+        """``measure`` adds costs that are measured, such as ``latency`` in ms; ``error`` is `site_error`.
+
+        ``race`` compares a policy with another one, the best so far, as far as it takes to see which is better.
+        ``ahead`` is told what ``score`` will be asked for next. ``kind`` names the evaluations in the journal. ``fits``
+        tells which policies are within a space's budget or were when they were made, where costs are corrected during
+        the search.
+        ``recall`` is `recalled`.
+        """
+        self.space = space
+        self.study = study
+        self.features = tuple(features)
+        self.proposals = 0
+        self._score, self._reward, self._measure = score, reward, measure
+        self._journal = journal or Journal(None)
+        self._observer = observer
+        self._error, self._race = error, race
+        self._ahead, self._kind, self._fits = ahead, kind, fits
+        self._recall = recall
+        self._known = {e.choice: e for e in recorded(self._journal, kind)}
+        # what a resumed search may see is what it has proposed anew, or it would not repeat itself
+        self._proposed: dict[Choice, Evaluation] = {}
+
+    def evaluate(self, choice: Sequence[int]) -> Evaluation:
+        """Score a policy. Raises ValueError when it is not legal or over budget: that is the searcher's mistake."""
+        policy = tuple(int(setting) for setting in choice)
+        self._check(policy)
+        if policy not in self._known:
+            evaluation = self._evaluate(policy)
+            self._remember(evaluation)
+        return self._propose(policy)
+
+    def learn(self, evaluation: Evaluation) -> None:
+        """Take over what another process has found. Raises ValueError when it is not of this problem."""
+        policy = evaluation.choice
+        self._check(policy)
+        if policy not in self._known:
+            self._remember(evaluation)
+        self._propose(policy)
+
+    def _check(self, policy: Choice) -> None:
+        fits = self._fits(self.space, policy) if self._fits else bool(self.space.fits([policy])[0])
+        if not self.space.is_legal(policy) or not fits:
+            raise ValueError(f"the policy {policy} is not legal or over the budget {dict(self.space.limits)}")
+
+    def _remember(self, evaluation: Evaluation) -> None:
+        self._journal.append(self._kind, **to_record(evaluation), time=time.time())
+        self._known[evaluation.choice] = evaluation
+
+    def _propose(self, policy: Choice) -> Evaluation:
+        self.proposals += 1
+        found = self._proposed[policy] = self._known[policy]
+        if self._observer:
+            self._observer(found, self.proposals)
+        return found
+
+    def under(self, limits: Mapping[str, float]) -> Problem:
+        """The same problem under other limits, to learn from: what is evaluated there is no candidate here.
+
+        It is journalled apart, and counts among this problem's proposals.
+        """
+
+        def observe(evaluation: Evaluation, proposals: int) -> None:
+            self.proposals += 1
+            if self._observer:
+                self._observer(evaluation, self.proposals)
+
+        space = replace(self.space, limits=dict(limits))
+        return Problem(
+            space, self.features, self._score, self._reward, self._journal, observe, self._measure, self._error,
+            self._race, None, self._ahead, "other-evaluation", self._fits, self._recall,
+        )  # fmt: skip
+
+    def recalled(self, key: Any, find: Callable[[], Any]) -> Any:
+        """What searches of this network find alike at every budget: found by the first of them that share a cache.
+
+        ``key`` and what is found are plain values.
+        """
+        return self._recall(key, find) if self._recall else find()
+
+    def announce(self, choices: Sequence[Sequence[int]]) -> None:
+        """Say which policies come next: where there are many workers, they begin with all of them at once."""
+        if self._ahead is not None:
+            policies = dict.fromkeys(tuple(int(setting) for setting in choice) for choice in choices)
+            self._ahead([policy for policy in policies if policy not in self._known])
+
+    def _evaluate(self, policy: Choice) -> Evaluation:
+        costs = self.space.costs(policy)
+        start = time.perf_counter()
+        try:
+            score = self._scored(policy)
+            if not math.isfinite(score.loss):
+                raise ArithmeticError(f"the loss is {score.loss}")
+            costs |= self._measure(policy) if self._measure else {}
+        except (AmcError, OSError, MemoryError):
+            raise
+        except Exception as failure:  # one broken policy must not end a search of hours; it is shown
+            if is_out_of_memory(failure):  # that says nothing of the policy
+                raise MemoryError(first_line(failure)) from failure
+            reason = first_line(failure)
+            return Evaluation(policy, math.inf, 0.0, costs, time.perf_counter() - start, reason)
+        seconds = time.perf_counter() - start
+        evaluation = Evaluation(policy, score.loss, score.metric, costs, seconds, share=score.share, lost=score.lost)
+        return replace(evaluation, reward=self._rewarded(evaluation))
+
+    def _scored(self, policy: Choice) -> Score:
+        """By a race with the policy of least loss so far, if there is one."""
+        good = [e for e in self._proposed.values() if e.error is None and not e.lost]
+        if self._race is None or not good:
+            return self._score(policy)
+        rival = min(good, key=lambda e: e.loss)
+        return self._race(policy, rival.choice).score(Score(rival.loss, rival.metric))
+
+    def _rewarded(self, evaluation: Evaluation) -> float:
+        try:
+            reward = float(self._reward(evaluation))
+        except MemoryError:
+            raise
+        except Exception as failure:
+            raise ConfigError(f"the reward fails: {type(failure).__name__}: {failure}") from failure
+        if not math.isfinite(reward):
+            raise ConfigError(f"the reward of a policy is {reward}, but must be a finite number.")
+        return reward
+
+    def site_error(self, site: int, setting: int) -> float:
+        """An estimate, without an evaluation, of what one site's setting costs in accuracy; 0 at its full setting.
+
+        Where there is none, what is cut counts: the share of the site that goes.
+        """
+        if self._error is not None:
+            return self._error(site, setting)
+        return 1 - setting / self.space.full[site]
+
+    def cost(self, evaluation: Evaluation) -> float:
+        """The share of the budget that a policy uses, of the limit that it comes closest to."""
+        return max(evaluation.costs[name] / limit for name, limit in self.space.limits.items())
+
+    def front(self) -> list[Evaluation]:
+        """The policies that no other beats in both reward and cost, the cheapest first."""
+        ranked = sorted(
+            (e for e in self._proposed.values() if e.error is None and not e.lost),
+            key=lambda e: (self.cost(e), -e.reward),
+        )
+        found: list[Evaluation] = []
+        for evaluation in ranked:
+            if not found or evaluation.reward > found[-1].reward:
+                found.append(evaluation)
+        return found
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """All distinct evaluations, in the order in which they were first proposed."""
+        return list(self._proposed.values())
+
+    def best(self, count: int | None = None) -> list[Evaluation]:
+        """The best distinct policies, the best first, or all; equal rewards are told apart by the loss.
+
+        Scores of races are estimates; who lost is no better than the best was then.
+        """
+        good = [e for e in self._proposed.values() if e.error is None]
+        return sorted(good, key=lambda e: (-e.reward, e.loss))[:count]
+
+
+def recorded(journal: Journal, kind: str = "evaluation") -> Iterator[Evaluation]:
+    """The evaluations in a journal. Raises BundleError."""
+    return map(from_record, journal.records(kind))
+
+
+def to_record(evaluation: Evaluation) -> dict[str, object]:
+    """An evaluation as plain values."""
+    failed = evaluation.error is not None
+    return {
+        "choice": list(evaluation.choice),
+        "loss": None if failed else evaluation.loss,
+        "metric": None if failed else evaluation.metric,
+        "costs": dict(evaluation.costs),
+        "reward": None if failed else evaluation.reward,
+        "seconds": round(evaluation.seconds, 6),
+        "share": evaluation.share,
+        "lost": evaluation.lost,
+        "error": evaluation.error,
+    }
+
+
+def from_record(record: Mapping[str, Any]) -> Evaluation:
+    """The evaluation in plain values. Raises BundleError."""
+    try:
+        choice = tuple(int(setting) for setting in record["choice"])
+        costs = {str(name): float(value) for name, value in record["costs"].items()}
+        seconds, failed = float(record["seconds"]), record.get("error")
+        if failed is not None:
+            return Evaluation(choice, math.inf, 0.0, costs, seconds, str(failed))
+        loss, metric, reward = (float(record[key]) for key in ("loss", "metric", "reward"))
+        share = float(record.get("share", 1.0))
+        lost = bool(record.get("lost", share < 1))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise BundleError("the journal holds an evaluation that is damaged: begin the search anew.") from None
+    return Evaluation(choice, loss, metric, costs, seconds, None, reward, share, lost)

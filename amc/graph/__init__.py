@@ -1,0 +1,1 @@
+"""Which channels of a network can change together, and cutting them."""

@@ -1,0 +1,122 @@
+"""Labels: which elements of tensors stand for one and the same channel.
+
+An *atom* is an integer that names a channel of one layer, or an element of a parameter. A *plane* is an integer
+tensor of a tensor's shape that holds every element's atom; along dimensions where nothing changes it has stride 0,
+so a plane costs as much memory as it has channels. Atoms that must live or die together are tied; an atom that
+cannot be removed is frozen, with the reason.
+"""
+
+# mypy: disable-error-code=no-untyped-call
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from amc.graph.channels import Ints
+
+FIXED = 1
+"""The atom of elements that are always there, such as padding."""
+_TIDIED_UP_TO = 1 << 22  # elements; larger planes are not searched for dimensions that do not change
+
+
+class Atoms:
+    """All atoms of one network, and what is known of them."""
+
+    def __init__(self) -> None:
+        self.count = FIXED + 1
+        self.rounds = 0
+        self._first: list[Ints] = []
+        self._second: list[Ints] = []
+        self._frozen: list[tuple[Ints, str]] = []
+        self._tied: list[tuple[Ints, str]] = []
+
+    def fresh(self, count: int) -> Tensor:
+        """``count`` new atoms ``[count]``."""
+        self.count += count
+        return torch.arange(self.count - count, self.count)
+
+    def tie(self, first: Tensor, second: Tensor, reason: str = "") -> None:
+        """Element by element (they broadcast), the atoms of the two live or die together."""
+        a, b = (t.reshape(-1).numpy() for t in torch.broadcast_tensors(first, second))
+        different = a != b
+        if not different.any():
+            return
+        a, b = a[different], b[different]
+        self.freeze(torch.from_numpy(np.concatenate([a[b == FIXED], b[a == FIXED]])), "it is padded to a fixed number")
+        loose = (a != FIXED) & (b != FIXED)
+        self._first.append(a[loose])
+        self._second.append(b[loose])
+        if reason:
+            self._tied.append((np.unique(a[loose]), reason))
+
+    def freeze(self, atoms: Tensor, reason: str) -> None:
+        """None of these can be removed."""
+        found = np.unique(atoms.reshape(-1).numpy())
+        if len(found):
+            self._frozen.append((found, reason))
+
+    def roots(self) -> Ints:
+        """For every atom the smallest atom that it is tied to ``[count]``."""
+        roots = np.arange(self.count)
+        if not self._first:
+            return roots
+        a, b = np.concatenate(self._first), np.concatenate(self._second)
+        while True:
+            low = np.minimum(roots[a], roots[b])
+            before = roots.copy()
+            np.minimum.at(roots, roots[a], low)
+            np.minimum.at(roots, roots[b], low)
+            while True:  # every atom looks at its root's root
+                further = roots[roots]
+                if np.array_equal(further, roots):
+                    break
+                roots = further
+            if np.array_equal(before, roots):
+                return roots
+
+    def frozen(self, roots: Ints) -> dict[int, str]:
+        """The roots of what cannot be removed, with the first reason given."""
+        found = {FIXED: "it is padded to a fixed number"}
+        for atoms, reason in self._frozen:
+            for root in np.unique(roots[atoms]).tolist():
+                found.setdefault(root, reason)
+        return found
+
+    def why_tied(self, roots: Ints, root: int) -> str:
+        """Why several channels became one, if a reason was given."""
+        return next((reason for atoms, reason in self._tied if root in roots[atoms]), "")
+
+
+def core(plane: Tensor) -> Tensor:
+    """The plane with length 1 along every dimension where nothing changes."""
+    for dim in range(plane.ndim):
+        if plane.stride(dim) == 0 and plane.shape[dim] > 1:
+            plane = plane.narrow(dim, 0, 1)
+    return plane
+
+
+def tidy(plane: Tensor) -> Tensor:
+    """The same plane with stride 0 wherever nothing changes."""
+    small = core(plane)
+    for dim in range(small.ndim):
+        if small.shape[dim] > 1 and small.numel() <= _TIDIED_UP_TO:
+            first = small.narrow(dim, 0, 1)
+            if torch.equal(first.expand_as(small), small):
+                small = first
+    return small.expand(plane.shape)
+
+
+def varying(plane: Tensor) -> list[int]:
+    """The dimensions along which atoms change."""
+    return [d for d in range(plane.ndim) if plane.shape[d] > 1 and plane.stride(d) != 0]
+
+
+def along(roots: Ints) -> list[int]:
+    """The dimensions along which the roots change."""
+    return [d for d in range(roots.ndim) if (roots != np.take(roots, [0], d)).any()]
+
+
+def line_of(roots: Ints, dim: int) -> Ints:
+    """The first roots along a dimension."""
+    return roots[tuple(slice(None) if d == dim else 0 for d in range(roots.ndim))]

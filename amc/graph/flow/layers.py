@@ -1,0 +1,78 @@
+"""Layers with weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from amc.graph.elements import varying
+from amc.graph.flow.follow import Flow, Vector, Weights, channels_along
+from amc.graph.flow.products import two_matrices
+from amc.graph.flow.rules import rule
+from amc.graph.trace import operator_macs
+
+
+@rule("convolution", "_convolution")
+def _convolution(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
+    x, weight = args[:2]
+    transposed, groups = bool(args[6]), int(args[8])
+    atoms = channels_along(flow, flow.plane(x), 1, x.shape[1], "a convolution runs over its channels")
+    layer = flow.layer(weight, out.shape[1])
+    if layer is None or (transposed and groups > 1):
+        if atoms is not None:
+            flow.atoms.freeze(atoms, "the weights of a convolution that reads it belong to no layer")
+        return None
+    layer.transposed = transposed
+    flow.ran(layer, weight, operator_macs(func, args, kwargs, out))
+    if groups == 1:
+        if atoms is not None:
+            flow.read(layer, atoms)
+    else:
+        _grouped(flow, layer, atoms, groups)
+    flow.produced(layer, out)
+    return layer.output.reshape(1, -1, *[1] * (out.ndim - 2)).expand(out.shape)
+
+
+def _grouped(flow: Flow, layer: Weights, atoms: Vector | None, groups: int) -> None:
+    """Whole groups go where there are more groups than channels in one; else the same channels of every group."""
+    reason = f"{layer.name} has {groups} groups"
+    outputs = layer.output.reshape(groups, -1)
+    if atoms is None:
+        flow.atoms.freeze(outputs, "it is a grouped convolution of the network's input")
+        return
+    inputs = atoms.reshape(groups, -1)
+    layer.by_group = groups >= max(inputs.shape[1], outputs.shape[1])
+    if layer.by_group:
+        flow.atoms.tie(inputs[:, :1], inputs, reason)
+        flow.atoms.tie(inputs[:, :1], outputs, reason)
+        return
+    flow.atoms.tie(inputs[:1], inputs, reason)
+    flow.atoms.tie(outputs[:1], outputs, reason)
+    flow.read(layer, inputs[0])
+
+
+@rule("addmm", "mm")
+def _matrix(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
+    bias, x, weight = args if name == "addmm" else (None, *args)
+    layer = flow.layer(weight, weight.shape[1])
+    if layer is None:
+        return two_matrices(flow, func, args, kwargs, out, x, weight)
+    own = flow.tensors.get(weight.untyped_storage()._cdata)
+    if layer.bare and own is not None and own[1].shape == weight.shape and own[1].stride() == weight.stride():
+        layer.transposed = True  # [in, out]
+    plane = flow.input_plane(x)
+    changing = [] if plane is None else varying(plane)
+    if plane is not None and 0 in changing:  # it runs anew for every channel
+        plane = flow.only_along(plane, [0], f"{layer.name} runs over its channels")
+        layer.refused = "it runs for every channel of another site"
+        flow.count(func, args, kwargs, out, plane[:, 0])
+        return plane[:, :1].expand(out.shape)
+    flow.ran(layer, weight, operator_macs(func, args, kwargs, out))
+    if plane is not None:
+        flow.read(layer, plane[0])
+    found: Tensor | None = layer.output[None].expand(out.shape)
+    if bias is not None and flow.plane(bias) is not None:
+        found = flow.join(found, flow.plane(bias).reshape(1, -1))  # type: ignore[union-attr]
+    flow.produced(layer, out)
+    return found

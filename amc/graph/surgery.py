@@ -1,0 +1,201 @@
+"""Cutting a network's tensors along the axes that sites own.
+
+A ``Dresser`` puts any policy's tensors onto one and the same module, so that evaluating thousands of policies
+copies no module; pruning for real is dressing a deep copy once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from amc.graph.attention import adapt
+from amc.graph.channels import CONVS, TRANSPOSED, Axis, Kept, Layer
+
+_ONE = np.zeros(1, np.int64)
+
+
+class Dresser:
+    """Sets the tensors of ``model`` to those of a policy. ``model`` is changed and must be nobody else's."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
+        self._model = model
+        adapt(model)
+        # BatchNorms are set even where no site cuts them: reconstruction and recalibration change their statistics
+        self._cut = [x for x in layers if x.output is not None or x.input is not None or x.kind == "norm"]
+        self._source = {layer.name: own_tensors(model, layer) for layer in self._cut if layer.is_weighty}
+        self._held = {
+            (x.name, x.kind): getattr(model.get_submodule(x.name), _key(x)[0])
+            for x in self._cut
+            if x.kind.startswith("attribute")
+        }
+
+    def dress(self, kept: Kept, solved: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:
+        """Cut every tensor to ``kept``.
+
+        ``solved`` gives tensors by layer that replace the original ones: already cut along the input,
+        still whole along the output. Of a site that keeps nothing, a residual branch, one silenced channel stays.
+        """
+        solved, worn = solved or {}, [channels if len(channels) else _ONE for channels in kept]
+        for layer in self._cut:
+            if layer.kind.startswith("attribute"):
+                self._set_number(layer, worn)
+            elif layer.is_weighty:
+                self._set_tensors(layer, worn, solved.get(layer.name, {}))
+        silence(self._model, self._cut, kept)
+
+    def _set_number(self, layer: Layer, kept: Kept) -> None:
+        assert layer.output is not None
+        whole, (key, place) = self._held[layer.name, layer.kind], _key(layer)
+        left, count = len(layer.output.kept(kept)), len(layer.output)
+        new = whole * left // count if place is None else (*whole[:place], left, *whole[place + 1 :])
+        setattr(self._model.get_submodule(layer.name), key, new)
+
+    def _set_tensors(self, layer: Layer, kept: Kept, ready: Mapping[str, Tensor]) -> None:
+        device = next(iter(self._source[layer.name].values())).device if self._source[layer.name] else None
+        remaining: dict[int, Tensor] = {}
+        for axis in (layer.output, layer.input):
+            if axis is not None:
+                remaining[id(axis)] = torch.from_numpy(axis.kept(kept)).to(device)
+        for key, tensor in self._source[layer.name].items():
+            new = ready.get(key, tensor)
+            for dim, axis in enumerate(axes_of(self._model, layer, key, tuple(tensor.shape))):
+                if axis is not None and not (key in ready and axis is layer.input):
+                    new = new.index_select(dim, remaining[id(axis)])
+            _set(holder_of(self._model, layer, key), key.rpartition(".")[2], new)
+        if not layer.kind.startswith("parameter"):
+            width = len(remaining[id(layer.output)]) if layer.output is not None else None
+            _set_widths(self._model.get_submodule(layer.name), layer, width)
+
+
+def silenced(layers: Sequence[Layer], kept: Kept) -> list[str]:
+    """The layers that read nothing but sites that keep nothing, and the BatchNorms behind them."""
+    if all(len(channels) for channels in kept):
+        return []
+    deaf = [x for x in layers if x.is_weighty and x.input is not None and len(x.input.kept(kept)) == 0]
+    return [name for x in deaf for name in (x.name, x.norm) if name]
+
+
+def silence(model: nn.Module, layers: Sequence[Layer], kept: Kept) -> None:
+    """Let the layers that read nothing give zeros, for good: training does not change them."""
+    for name in silenced(layers, kept):
+        module = model.get_submodule(name)
+        for key, parameter in module.named_parameters(recurse=False):
+            _set(module, key, torch.zeros_like(parameter))
+            module._parameters[key].requires_grad_(False)  # type: ignore[union-attr]
+        mean = module._buffers.get("running_mean")
+        if mean is not None:
+            _set(module, "running_mean", torch.zeros_like(mean))
+
+
+def wake(model: nn.Module, layers: Sequence[Layer], kept: Kept) -> None:
+    """Put noise where `silence` has put zeros."""
+    generator = torch.Generator().manual_seed(0)
+    for name in silenced(layers, kept):
+        module = model.get_submodule(name)
+        for key, parameter in module.named_parameters(recurse=False):
+            _set(module, key, torch.randn(parameter.shape, generator=generator).to(parameter))
+
+
+def _key(layer: Layer) -> tuple[str, int | None]:
+    """The attribute that a layer names, and the place in it where it is a tuple."""
+    key, _, place = layer.kind.removeprefix("attribute:").partition(".")
+    return key, int(place) if place else None
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy whose tensors are the original's own memory, for what only reads them or puts others in their place."""
+    shared: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()
+    }
+    shared |= {id(b): b.detach() for b in model.buffers()}
+    return copy.deepcopy(model, shared)
+
+
+def own_tensors(model: nn.Module, layer: Layer) -> dict[str, Tensor]:
+    """A layer's own parameters and buffers, those behind a parametrization of its weights too."""
+    if layer.kind.startswith("parameter"):
+        key = layer.name.rpartition(".")[2]
+        return {key: getattr(holder_of(model, layer, key), key).detach()}
+    found: dict[str, Tensor] = {}
+    for prefix, module in model.get_submodule(layer.name).named_modules():
+        if prefix == "" or isinstance(module, ParametrizationList):
+            own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+            found |= {f"{prefix}.{key}" if prefix else key: tensor.detach() for key, tensor in own.items()}
+    return found
+
+
+def weight_of(model: nn.Module, layer: Layer) -> Tensor:
+    """The weights that a layer multiplies with, ``[out, in, …]``."""
+    if layer.kind.startswith("parameter"):
+        weight: Any = own_tensors(model, layer)[layer.name.rpartition(".")[2]]
+    else:
+        weight = model.get_submodule(layer.name).weight
+    swapped = layer.kind == "parameter:1" or isinstance(_module(model, layer), TRANSPOSED)
+    found: Tensor = weight.detach()
+    return found.transpose(0, 1) if swapped else found
+
+
+def _module(model: nn.Module, layer: Layer) -> nn.Module | None:
+    return None if layer.kind.startswith("parameter") else model.get_submodule(layer.name)
+
+
+def holder_of(model: nn.Module, layer: Layer, key: str) -> nn.Module:
+    """The module that holds a layer's tensor."""
+    if layer.kind.startswith("parameter"):
+        return model.get_submodule(layer.name.rpartition(".")[0])
+    return model.get_submodule(layer.name).get_submodule(key.rpartition(".")[0])
+
+
+def axes_of(model: nn.Module, layer: Layer, key: str, shape: tuple[int, ...]) -> list[Axis | None]:
+    """For every dimension of a layer's tensor the axis that it follows, if any."""
+    axes: list[Axis | None] = [None] * len(shape)
+    if layer.kind.startswith("parameter"):
+        dim = int(layer.kind.split(":")[1])
+        axes[dim] = layer.output
+        if layer.input is not None:
+            axes[1 - dim] = layer.input
+    elif shape:
+        swapped = len(shape) > 1 and isinstance(model.get_submodule(layer.name), TRANSPOSED)
+        sides = [layer.input, layer.output] if swapped else [layer.output, layer.input]
+        axes[: min(2, len(shape))] = sides[: len(shape)]
+    # a tensor of length 1 is shared by all channels
+    return [a if a is not None and len(a) == n else None for a, n in zip(axes, shape, strict=True)]
+
+
+def _set(module: nn.Module, key: str, tensor: Tensor) -> None:
+    if key in module._parameters:
+        old = module._parameters[key]
+        module._parameters[key] = nn.Parameter(tensor, requires_grad=old is not None and old.requires_grad)
+    else:
+        module._buffers[key] = tensor
+
+
+def _set_widths(module: Any, layer: Layer, width: int | None) -> None:
+    """Make the module's attributes say what its tensors are."""
+    if isinstance(module, CONVS):
+        before = module.out_channels // module.groups
+        module.out_channels = module.weight.shape[0]
+        if layer.by_group:
+            module.groups = module.out_channels // before
+        module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, TRANSPOSED):
+        module.in_channels, module.out_channels = module.weight.shape[:2]
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase) and width is not None:
+        module.num_features = width
+    elif isinstance(module, nn.GroupNorm) and width is not None:
+        if layer.by_group:
+            module.num_groups = width // (module.num_channels // module.num_groups)
+        module.num_channels = width
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and width is not None:
+        module.normalized_shape = (width, *module.normalized_shape[1:])
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.shape[0]

@@ -1,0 +1,199 @@
+"""Measuring policies on ONNX Runtime, and what is learned from that: `amc profile`, and a run's own profile."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnx
+
+from amc.config import Config
+from amc.deploy.export import export_onnx, export_pruned, file_layout
+from amc.errors import ExportError, LatencyError
+from amc.graph.build import Graph, build_graph
+from amc.graph.surgery import Dresser
+from amc.latency import LatencyProbe, LatencyProblem, Runner, layer_shapes
+from amc.latency.learned import Sample, undisturbed
+from amc.latency.operators import names, operators
+from amc.latency.profile import LEAST, LearnedModel, Profile, collect
+from amc.latency.quiet import QUIET, Timing
+from amc.runtime.provenance import cpu_name, runtime_version
+from amc.space.policy import legal_widths
+from amc.task import Task, nested
+
+
+class Bench:
+    """Measures policies on ONNX Runtime: the original's file, cut, or exported anew where the cut file does not run."""
+
+    def __init__(
+        self,
+        task: Task,
+        graph: Graph,
+        original: Path,
+        threads: int,
+        original_ms: float | None = None,
+        alone: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """``original_ms``: what the original takes, where that is known; ``alone`` keeps other runs off the machine."""
+        self._task, self._graph, self.full = task, graph, tuple(site.channels for site in graph.sites)
+        self._layout = file_layout(original, graph, task.model)
+        self._inputs = nested.feeds(task.example)
+        self._alone = alone
+        with alone():
+            self._probe = LatencyProbe(original, self._layout, self._inputs, threads, original_ms)
+        proto = onnx.load(str(original))
+        self.operators = operators(proto, self._layout, len(graph.sites), self._inputs)
+        self._names = names(proto, self.operators)
+        self._scratch: Dresser | None = None
+        narrow = tuple(max(1, width - 1) for width in self.full)
+        gone = {branch.site for branch in self._layout.branches}
+        try:
+            for widths in {narrow, tuple(0 if s in gone else w for s, w in enumerate(narrow))}:
+                Runner(self.model(widths), threads)(self._inputs)
+        except ExportError:  # the file holds a width elsewhere, as a Reshape does
+            self._network = copy.deepcopy(task.model).cpu()
+            self._scratch = Dresser(self._network, graph.layers)
+
+    @property
+    def original_ms(self) -> float:
+        """What a ratio of 1 stands for."""
+        return self._probe.original_ms
+
+    def knows(self, original_ms: float) -> None:
+        """``original_ms`` is what the original takes on a quiet machine."""
+        self._probe.original_ms = original_ms
+
+    def model(self, widths: Sequence[int]) -> bytes:
+        """The ONNX model of a policy. Its weights are some of the original's: they do not matter to time."""
+        kept = [np.arange(width) for width in widths]
+        if self._scratch is None:
+            return self._probe.cut(kept)
+        self._scratch.dress(kept)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "policy.onnx")
+            export_pruned(self._network, self._task.example, path, self._graph, kept)
+            return path.read_bytes()
+
+    def timing(self, widths: Sequence[int], sessions: int = 1) -> Timing:
+        """A policy beside the original, in new sessions of both: sessions differ by some per cent.
+
+        The ratio is the geometric mean of the undisturbed sessions; of all, where there are none.
+        """
+        model = self.model(widths)
+        with self._alone():
+            found = [self._probe.afresh(model) for _ in range(sessions)]
+        good = [t for t in found if t.quiet >= QUIET] or found
+        ratio, original_ms = np.exp(np.mean([np.log([t.ratio, t.original_ms]) for t in good], 0)).tolist()
+        return Timing(ratio, float(np.mean([t.quiet for t in good])), original_ms)
+
+    def sample(self, widths: Sequence[int]) -> Sample:
+        """Time of a policy, and of all its operators."""
+        model = self.model(widths)
+        with self._alone():
+            timing = self._probe.afresh(model)  # one session of the original for all would put its luck into all
+            times = self._probe.profile(model, self._names)
+        return Sample(tuple(widths), timing.ratio, timing.quiet, timing.original_ms, tuple(times.tolist()))
+
+
+def profile_key(bench: Bench, threads: int, task: Task) -> dict[str, Any]:
+    """What a profile is good for. The network's shapes count, not its weights."""
+    lines = [[op.kind, *([x[0].tolist(), x[1]] for x in (op.inputs, op.outputs))] for op in bench.operators]
+    network = hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:32]
+    shapes = [list(array.shape) for array in nested.feeds(task.example).values()]
+    return {"network": network, "runtime": runtime_version(), "cpu": cpu_name(), "threads": threads,
+            "inputs": shapes}  # fmt: skip
+
+
+def learn_latency(
+    bench: Bench,
+    graph: Graph,
+    key: dict[str, Any],
+    path: Path,
+    seconds: float,
+    progress: Callable[[float, str], None],
+) -> LearnedModel:
+    """The model that the profile in ``path`` teaches. With ``seconds``, what it lacks is measured first.
+
+    Raises LatencyError where the profile is of another network, runtime, machine or number of threads.
+    """
+    full = tuple(site.channels for site in graph.sites)
+    profile = Profile(key, tuple(s.name for s in graph.sites), full, tuple(bench.operators), bench.original_ms)
+    if path.exists():
+        known = Profile.load(path)
+        other = [name for name in key if known.key.get(name) != key[name]]
+        if other:
+            raise LatencyError(
+                f"the profile {path} is of another {other[0]} ({known.key.get(other[0])}; here it is {key[other[0]]}): "
+                "make one with amc profile, in another file."
+            )
+        profile = replace(known, operators=tuple(bench.operators))  # an older profile's do not know what can be removed
+        bench.knows(profile.original_ms)
+    settings = [legal_widths(channels, 0.1) for channels in full]
+    if seconds:
+        profile = collect(profile, settings, bench.sample, seconds, lambda p: p.save(path), progress)
+        quiet = [sample.original_ms for sample in undisturbed(profile.samples)]
+        profile = replace(profile, original_ms=median(quiet or [profile.original_ms]))
+        profile.save(path)
+    if len(profile.samples) < LEAST:
+        raise LatencyError(
+            f"the profile {path} holds {len(profile.samples)} networks, too few to learn from (at least {LEAST}): "
+            f"go on with amc profile --out {path}."
+        )
+    bench.knows(profile.original_ms)
+    model = LearnedModel(profile)
+    progress(1.0, f"{len(profile.samples)} networks measured, error {100 * model.errors.mean:.1f} %")
+    return model
+
+
+def profile_network(task: Task, config: Config, path: Path, progress: Callable[[float, str], None]) -> LearnedModel:
+    """Measure policies of the task's network into ``path``, going on with what it holds already."""
+    graph = build_graph(task.model, task.example)
+    with tempfile.TemporaryDirectory() as folder:
+        original = Path(folder, "original.onnx")
+        export_onnx(task.model, task.example, original)
+        bench = Bench(task, graph, original, config.latency_threads)
+        key = profile_key(bench, config.latency_threads, task)
+        return learn_latency(bench, graph, key, path, config.profile_seconds, progress)
+
+
+def is_profile(name: str) -> bool:
+    """Whether a latency model's name is that of a file of amc profile."""
+    try:
+        return name.endswith(".json") and json.loads(Path(name).read_text(encoding="utf-8"))["format"] == "amc-profile"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def latency_problem(
+    bench: Bench,
+    graph: Graph,
+    original: Path,
+    config: Config,
+    remember: Callable[[str, Callable[[], float]], float],
+    task: Task,
+    progress: Callable[[float, str], None],
+) -> LatencyProblem:
+    """What a latency model of the user's is told."""
+    sites, search = [site.name for site in graph.sites], config.search
+    return LatencyProblem(
+        full={site.name: site.channels for site in graph.sites},
+        settings={s.name: legal_widths(s.channels, search.least_share, search.channel_step) for s in graph.sites},
+        layers=layer_shapes(graph),
+        original=original,
+        input_shapes={name: tuple(array.shape) for name, array in nested.feeds(task.example).items()},
+        threads=config.latency_threads,
+        cut=lambda widths: bench.model([widths[site] for site in sites]),
+        remember=remember,
+        original_ms=bench.original_ms,
+        timeout=search.latency_timeout,
+        progress=lambda note: progress(0.0, note),
+    )

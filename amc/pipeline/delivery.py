@@ -1,0 +1,237 @@
+"""The stages of a run from the chosen policy on: train, export, prove, measure, test, and fill the folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amc.deploy import bundle
+from amc.deploy.export import Parity, check_parity, check_program, count_onnx_macs, export_pruned, read_onnx
+from amc.deploy.program import read_program, write_program
+from amc.errors import BundleError, ExportError
+from amc.evaluation.problem import Problem, recorded
+from amc.graph.build import Graph
+from amc.graph.channels import Kept
+from amc.graph.trace import trace
+from amc.latency import Measurement, Runner, measure, onnx_metric
+from amc.latency.constraint import Pace
+from amc.latency.int8 import fastest
+from amc.pipeline.record import Record
+from amc.pipeline.result import Result
+from amc.runtime.files import replacing, sweep, write_json, write_text
+from amc.space.branches import find_branches
+from amc.space.budget import UNITS, Space, told
+from amc.space.policy import Choice, Policy
+from amc.task import batches, evaluate, nested
+from amc.task.data import sample
+from amc.train.trainer import train
+
+LOSSES = 20
+"""How often a training's loss is recorded."""
+PARITY_SAMPLES = 64
+INT8, INT8_SAMPLES = "model.int8.onnx", 256
+PROMISE_SECONDS = 20.0
+"""Longest that a limit on latency is measured for; less where the ratio is known well enough."""
+PROMISE_TRIES = 3
+"""So often it is measured on a machine that is busy with something else."""
+
+
+class Delivery:
+    """From the chosen policy to the bundle."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+    def finished(self) -> Result:
+        """The result of a run that has ended already."""
+        record = self.record
+        model = bundle.load(record.folder, record.task.model, record.task.example)
+        policy = Policy.load(record.folder / "policy.json")
+        evaluations = tuple(recorded(record.journal))
+        return Result(model, policy, evaluations, bundle.read_result(record.folder), record.folder)
+
+    def finetune(self, model: nn.Module) -> nn.Module:
+        """Train the chosen network for good, with checkpoints."""
+        record = self.record
+        if record.epochs > 0:
+            plan, checkpoint = record.plan(record.epochs, model), record.folder / "checkpoint.pt"
+            told = 0
+
+            def observe(done: float, loss: float) -> None:
+                nonlocal told
+                record.monitor.progress(done, f"loss {loss:.3f}")
+                if int(LOSSES * done) > told:
+                    told = int(LOSSES * done)
+                    record.journal.append("training", done=round(done, 4), loss=loss)
+
+            train(model, record.task, plan, record.task.model, checkpoint, observe)
+        return model
+
+    def export(self, model: nn.Module, graph: Graph, kept: Kept) -> tuple[Parity, frozenset[str]]:
+        """Write model.onnx and see that ONNX Runtime computes what torch does; the layers that are not in it, too."""
+        record = self.record
+        path, search = record.folder / "model.onnx", record.task.splits.search
+        gone = export_pruned(model, record.task.example, path, graph, kept)
+        inputs, _ = search.fetch(torch.arange(min(PARITY_SAMPLES, len(search))))
+        return check_parity(model.cpu(), inputs, Runner(path)), gone
+
+    def program(self, model: nn.Module) -> str | None:
+        """Write program.json and see that it computes what the network does. The reason where there can be none."""
+        record = self.record
+        search, path = record.task.splits.search, record.folder / "program.json"
+        inputs, _ = search.fetch(torch.arange(min(PARITY_SAMPLES, len(search))))
+        try:
+            program = write_program(model, record.task.example)
+            check_program(read_program(program, model.cpu().state_dict()), model.cpu(), inputs)
+        except (ExportError, BundleError) as error:
+            path.unlink(missing_ok=True)
+            return str(error)
+        write_text(path, json.dumps(program, separators=(",", ":")))
+        return None
+
+    def prove(self, space: Space, model: nn.Module, graph: Graph, gone: frozenset[str]) -> list[dict[str, Any]]:
+        """Hold every limit against what was exported. Of the layers ``gone`` torch holds one silenced channel."""
+        record = self.record
+        path, traced = record.folder / "model.onnx", trace(model.cpu(), nested.to(record.task.example, "cpu"))
+        counted = count_onnx_macs(path, record.task.example)
+        from_file = gone or counted >= traced.macs
+        held = [p for name, p in model.named_parameters() if gone.isdisjoint((name, name.rpartition(".")[0]))]
+        found = {
+            "macs": (counted, "counted in model.onnx") if from_file else (traced.macs, "traced in the pruned network"),
+            "size": (path.stat().st_size, "bytes of model.onnx"),
+            "params": (sum(p.numel() for p in held), "counted in the pruned network"),
+            "memory": (traced.peak, "traced in the pruned network"),
+        }
+        if "branches" in space.limits:
+            found["branches"] = (len(find_branches(read_onnx(path), graph)), "counted in model.onnx")
+        proof = []
+        for resource, limit in space.limits.items():
+            if resource == "latency":  # measured after this, see `promised`
+                continue
+            value, how = found[resource]
+            proof.append({"resource": resource, "unit": UNITS[resource], "limit": limit, "exported": value,
+                          "met": value <= limit, "how": how})  # fmt: skip
+        broken = [p for p in proof if not p["met"]]
+        if broken:
+            p = broken[0]
+            raise ExportError(
+                f"the exported model has {p['exported']:,.0f} {p['unit']}, over the limit of {p['limit']:,.0f}."
+            )
+        return proof
+
+    def quantise(self) -> dict[str, Any] | None:
+        """Write model.int8.onnx and time it. Where it cannot be made, the result says why, and the run goes on."""
+        record = self.record
+        source, target = record.folder / "model.onnx", record.folder / INT8
+        if not record.config.int8:
+            return None
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()[:32]
+        known = record.journal.last("int8")
+        if known is None or known["of"] != digest or not (target.exists() or known["found"].get("error")):
+            try:
+                with replacing(target) as temporary:
+                    found = self._quantised(source, temporary)
+            except ExportError as error:
+                target.unlink(missing_ok=True)
+                found = {"error": str(error)}
+                record.monitor.say(f"no {INT8}: {error}")
+            record.journal.append("int8", of=digest, found=found)
+            return found
+        return dict(known["found"])
+
+    def _quantised(self, source: Path, target: Path) -> dict[str, Any]:
+        """What is known of the 8-bit model written to ``target``."""
+        record = self.record
+        search, inputs = record.task.splits.search, nested.feeds(record.task.example)
+        calibration = sample(record.task.splits.calibration, INT8_SAMPLES, record.config.seed)
+        best, tried = fastest(
+            source,
+            target,
+            [nested.feeds(images) for images, _ in batches(calibration, 16)],
+            lambda path: onnx_metric(path, record.task.objective, search),
+            inputs,
+            record.config.latency_threads,
+            record.monitor.progress,
+            record.machine.measuring,
+        )
+        models = {"original": record.folder / "original.onnx", "final": source, "int8": target}
+        with record.machine.measuring():
+            times = measure(models, inputs, record.config.latency_threads, seed=record.config.seed,
+                            progress=lambda share, note: record.monitor.progress(0.5 + share / 2, note))  # fmt: skip
+        ratios = {
+            key: dict(zip(("value", "low", "high"), times.ratio("int8", other), strict=True))
+            for key, other in (("ratio", "original"), ("ratio_to_final", "final"))
+        }
+        return {
+            "setting": best.name, "search": best.metric, "size": target.stat().st_size,
+            "in_float": list(best.in_float), "layers": best.layers, "latency_ms": times.latencies["int8"].p10_ms,
+            **ratios,
+            "tried": [{"setting": t.name, "search": t.metric, "ratio": t.ratio, "in_float": len(t.in_float)}
+                      for t in tried],
+        }  # fmt: skip
+
+    def promised(self, pace: Pace | None, chosen: Choice, latency: Measurement) -> dict[str, Any] | None:
+        """Hold the limit on latency against what was measured; where it is missed, prepare for another search."""
+        record = self.record
+        if pace is None:
+            return None
+        promise = pace.promise(record.folder / "model.onnx", chosen, latency)
+        if not promise["met"]:
+            measured, limit = (told("latency", promise[key]) for key in ("exported", "limit"))
+            record.monitor.say(f"measured {measured}, over {limit}: searching again")
+            (record.folder / "checkpoint.pt").unlink(missing_ok=True)
+        return promise
+
+    def measure(self, pace: Pace | None = None) -> Measurement:
+        """Time both networks side by side on one sample; a few times, where a promise depends on it and it is loud."""
+        record = self.record
+        models = {"original": record.folder / "original.onnx", "final": record.folder / "model.onnx"}
+        inputs = nested.feeds(record.task.example)
+        threads, progress = record.config.latency_threads, record.monitor.progress
+        seconds = 5.0 if record.config.budget.latency is None else PROMISE_SECONDS
+        for _ in range(PROMISE_TRIES):
+            with record.machine.measuring():
+                found = measure(models, inputs, threads, seconds=seconds, seed=record.config.seed, progress=progress)
+            if pace is None or not pace.was_loud(found):
+                break
+        return found
+
+    def test(self, model: nn.Module) -> dict[str, float]:
+        """The networks on the search split and, once, on the test split."""
+        record = self.record
+        model = model.to(record.task.device)
+
+        def score() -> dict[str, float]:
+            scores = {}
+            for part, split in (("search", record.task.splits.search), ("test", record.task.splits.test)):
+                scores[f"original_{part}"] = record.shared.original_score(part, split)[1]
+                scores[f"final_{part}"] = evaluate(model, record.task, split)[1]
+            if record.config.int8 and (record.folder / INT8).exists():
+                scores["int8_test"] = onnx_metric(record.folder / INT8, record.task.objective, record.task.splits.test)
+            return scores
+
+        scores = record.once("test", score)
+        record.monitor.progress(
+            1.0, f"{record.task.objective.name} {100 * scores['final_test']:.2f} % on the test split"
+        )
+        return dict(scores)
+
+    def deliver(self, model: nn.Module, policy: Policy, problem: Problem, summary: dict[str, Any]) -> Result:
+        """Write the rest of the bundle; result.json comes last but for the reports made of it."""
+        record = self.record
+        from amc.reports import write_reports
+
+        bundle.save_weights(model, record.folder / "model.safetensors")
+        policy.save(record.folder / "policy.json")
+        write_json(record.folder / "result.json", summary)
+        write_reports(record.folder)
+        bundle.seal(record.folder)
+        sweep(record.folder)
+        record.journal.append("done")
+        (record.folder / "checkpoint.pt").unlink(missing_ok=True)
+        return Result(model, policy, tuple(problem.evaluations), summary, record.folder)

@@ -1,0 +1,251 @@
+"""The whole flow: search → prune → choose → fine-tune → export → prove → measure → bundle. Open this first."""
+
+from __future__ import annotations
+
+import contextlib
+from itertools import count
+from pathlib import Path
+
+import torch
+
+from amc.config import Config, from_yaml
+from amc.errors import AmcError, BundleError, ConfigError, first_line
+from amc.evaluation.reward import load_reward
+from amc.importance import load_criterion
+from amc.latency import load_latency_model, runs_code
+from amc.latency.profiling import is_profile
+from amc.pipeline.delivery import Delivery
+from amc.pipeline.record import Record
+from amc.pipeline.result import Result
+from amc.pipeline.stages import Elsewhere, Stages
+from amc.pipeline.summary import Findings, summarise
+from amc.runtime.files import sweep
+from amc.runtime.journal import Journal
+from amc.runtime.locks import Machine
+from amc.runtime.monitor import Monitor, Silent
+from amc.runtime.plugins import is_plugin
+from amc.runtime.progress import Recorder
+from amc.runtime.tracking import check_log, tracked
+from amc.search import load_searcher, searchers
+from amc.space.budget import UNITS, Budget, Space
+from amc.space.policy import Choice, fingerprint, make_policy
+from amc.task import Task, load_data, load_model, load_objective, make_task, nested
+
+
+def run(
+    config: Config,
+    resume: str | Path | None = None,
+    monitor: Monitor | None = None,
+    trust: bool = False,
+    elsewhere: Elsewhere | None = None,
+) -> Result:
+    """Do what the configuration says; ``resume`` goes on with the run in a folder, by that run's configuration.
+
+    A resumed run that names Python files of its own, or other places to write to, is refused unless you ``trust`` it.
+    ``elsewhere`` scores policies on other machines.
+    """
+    if resume is not None:
+        folder = Path(resume)
+        if not (folder / "config.yaml").is_file():
+            raise BundleError(f"{folder} holds no run to resume (there is no config.yaml).")
+        config = from_yaml(folder / "config.yaml")
+        if not trust:
+            refuse_foreign(config, folder)
+        return compress_task(open_task(config), config, folder, monitor, elsewhere)
+    check(config)
+    task = open_task(config)
+    return compress_task(task, config, new_folder(config), monitor, elsewhere)
+
+
+def refuse_plugins(config: Config, folder: Path) -> None:
+    """Raise when a folder, which may be anybody's, would have Python files run."""
+    named = [config.model.name, config.data.name, config.objective, config.search.criterion, config.search.reward]
+    found = [name for name in named if is_plugin(name)]
+    if config.search.latency_model and runs_code(config.search.latency_model):
+        found.append(config.search.latency_model)
+    if found:
+        raise BundleError(f"{folder} would run {', '.join(found)}: if you trust that, add --trust.")
+
+
+def refuse_foreign(config: Config, folder: Path) -> None:
+    """Raise when going on with a folder would have Python files run, or write into a place that it names."""
+    refuse_plugins(config, folder)
+    if config.search.storage:
+        raise BundleError(
+            f"{folder} would use the study in another place that it names: if you trust that, add --trust."
+        )
+    if config.cache not in (None, "auto"):
+        raise BundleError(f"{folder} would write into the cache {config.cache}: if you trust that, add --trust.")
+    if config.log:
+        raise BundleError(f"{folder} would log to another place that it names: if you trust that, add --trust.")
+
+
+def check(config: Config) -> None:
+    """Raise AmcError for what can be seen to be wrong before anything is loaded."""
+    Budget.from_config(config.budget).limits(dict.fromkeys(UNITS, 1e12))
+    load_searcher(config.search.searcher)
+    if config.search.storage and not searchers()[config.search.searcher].study:
+        able = ", ".join(s.name for s in searchers().values() if s.study)
+        raise ConfigError(f"--storage is for the searchers that keep a study: {able}.")
+    if config.search.storage and config.budget.latency:
+        raise ConfigError(
+            "--storage cannot be had together with --latency: every process predicts times by what it measured itself, "
+            "so what is within the limit for one is not for another. Leave --storage out."
+        )
+    if config.search.storage:
+        from amc.search.study import check_storage
+
+        check_storage(config.search.storage)
+    named = config.search.latency_model
+    if config.budget.latency and named and not is_profile(named):
+        if config.budget.branches is not None:
+            raise ConfigError(
+                f"--branches cannot be had together with --latency-model {named}: only profiles know what a network "
+                "takes without some of its branches. Leave one of the two out."
+            )
+        load_latency_model(named)
+    load_criterion(config.search.criterion)
+    load_reward(config.search.reward)
+    load_objective(config.objective)
+    check_log(config.log)
+
+
+def open_task(config: Config) -> Task:
+    """The task that the configuration names: data, network and device."""
+    splits = load_data(config.data)
+    first = nested.leaves(splits.search.fetch(torch.tensor([0]))[0])[0]
+    channels = first.shape[1] if first.ndim > 1 else 1
+    model = load_model(config.model.name, config.model.weights, channels, splits.classes, config.data.name)
+    name, objective = f"{Path(config.model.name).name} on {splits.source}", load_objective(config.objective)
+    return make_task(name, model, splits, pick_device(config.device), objective)
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto' is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("it is neither cpu nor cuda")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = first_line(error)
+        raise ConfigError(f"--device {name} is not to be had here: {reason}") from None
+    return device
+
+
+def new_folder(config: Config) -> Path:
+    """A folder for a new run; one that holds a run already is refused."""
+    if config.out is None:
+        words = [config.model.name, config.data.name.partition(":")[0]]
+        stem = "-".join("".join(c if c.isalnum() else "-" for c in Path(w).name) for w in words)
+        for number in count(1):
+            with contextlib.suppress(FileExistsError):
+                folder = Path("amc-runs", f"{stem}-{number}")
+                folder.mkdir(parents=True)
+                return folder
+    folder = Path(config.out or "")
+    if (folder / "journal.jsonl").exists():
+        raise BundleError(f"{folder} holds a run already: go on with --resume {folder}, or name another --out.")
+    if folder.exists() and not folder.is_dir():
+        raise BundleError(f"{folder} is a file: name a folder with --out.")
+    return folder
+
+
+def compress_task(
+    task: Task, config: Config, folder: Path, monitor: Monitor | None = None, elsewhere: Elsewhere | None = None
+) -> Result:
+    """The flow on a task. Whatever the folder's journal holds of an earlier attempt is not done again."""
+    check(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        Journal(folder / "journal.jsonl") as journal,
+        Machine() as machine,
+        Recorder(folder, monitor or Silent(), machine.pause) as recorder,
+    ):
+        sweep(folder)
+        new = journal.last("run") is None
+        try:
+            record = Record(task, config, folder, journal, recorder, machine)
+            with tracked(config, folder, journal, recorder.say):
+                return _compress(record, elsewhere)
+        except AmcError:
+            began = any(journal.last(kind) for kind in ("evaluation", "device-latency"))
+            if new and not began:  # a mistake seen before any work: no dead folder is left
+                for name in ("journal.jsonl", "config.yaml", "original.onnx", "progress.json", "study.log"):
+                    (folder / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
+
+
+def _compress(record: Record, elsewhere: Elsewhere | None) -> Result:
+    """The stages, one after the other."""
+    task, config, folder = record.task, record.config, record.folder
+    flow, delivery = Stages(record, elsewhere), Delivery(record)
+    if record.journal.last("done") is not None:
+        return delivery.finished()
+    with record.stage("inspect"):
+        graph = flow.inspect()
+    with record.stage("profile") if config.budget.latency else contextlib.nullcontext():
+        pace = flow.pace(graph)
+        space = flow.space(graph, pace)
+        if pace and pace.measures:
+            pace.aim(space, config.seed, record.monitor.progress)
+    with record.stage("calibrate"):
+        evaluator = flow.calibrate(graph, space)
+    while True:  # once, but for a limit on latency that turns out to be missed
+        space = flow.space(graph, pace)
+        with record.stage("search"):
+            problem = flow.search(graph, space, evaluator, pace)
+        with record.stage("choose"):
+            best = flow.promising(problem, pace)
+            if not best:
+                continue
+            chosen, candidates = flow.choose(best, evaluator)
+        with record.stage("fine-tune"):
+            model = delivery.finetune(evaluator.pruned(chosen))
+        with record.stage("export"):
+            kept = evaluator.kept(chosen)
+            parity, gone = delivery.export(model, graph, kept)
+            unwritten = delivery.program(model)
+            proof = delivery.prove(space, model, graph, gone)
+        with record.stage("measure"):
+            latency = delivery.measure(pace)
+            promise = delivery.promised(pace, chosen, latency)
+        if promise is None or promise["met"]:
+            break
+    with record.stage("quantise") if config.int8 else contextlib.nullcontext():
+        int8 = delivery.quantise()
+    with record.stage("test"):
+        scores = delivery.test(model)
+    policy = make_policy(graph, fingerprint(task.model), kept, task.example)
+    found = Findings(
+        original=_told(space, space.full),
+        final={**_told(space, chosen), "size": float((folder / "model.onnx").stat().st_size)},
+        limits=space.limits,
+        evaluations=len(problem.evaluations),
+        recalibrate=evaluator.recalibrate,
+        pruned_metric=next(c["before"] for c in candidates if c["chosen"]),
+        candidates=candidates,
+        proof=[*proof, promise] if promise else proof,
+        parity=parity,
+        latency=latency,
+        prediction=pace.report(chosen) if pace else None,
+        scores=scores,
+        stages=record.seconds(),
+        precision=record.precision(),
+        int8=int8,
+        unwritten=unwritten,
+    )
+    return delivery.deliver(model, policy, problem, summarise(task, config, policy, found))
+
+
+def _told(space: Space, choice: Choice) -> dict[str, float]:
+    """Exact costs only: latency is told as it was measured, and branches where they may go."""
+    untold = {"latency"} if 0 in space.smallest else {"latency", "branches"}
+    return {name: value for name, value in space.costs(choice).items() if name not in untold}

@@ -1,0 +1,109 @@
+"""What the stages of a run share: the task, the folder and its journal. What the journal holds is not done again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from amc.config import Config, binding, to_dict
+from amc.errors import BundleError
+from amc.evaluation.memo import Shared, open_cache
+from amc.runtime.files import write_text
+from amc.runtime.journal import Journal
+from amc.runtime.locks import Machine
+from amc.runtime.monitor import Monitor
+from amc.space.policy import fingerprint
+from amc.task import Task
+from amc.train.trainer import Plan, asked_precision, fastest_precision, make_plan
+
+
+class Record:
+    """One run in its folder."""
+
+    def __init__(
+        self, task: Task, config: Config, folder: Path, journal: Journal, monitor: Monitor, machine: Machine
+    ) -> None:
+        self.task, self.config, self.folder = task, config, folder
+        self.journal, self.monitor, self.machine = journal, monitor, machine
+        self.shared = Shared(open_cache(config, machine.resting), task, config)
+        """What the run has in common with others."""
+        self._bind()
+        write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+        monitor.say(f"{task.name}; everything goes to {folder} (after an interruption: --resume {folder})")
+
+    def _bind(self) -> None:
+        """A folder belongs to one network, one configuration and one set of splits."""
+        identity = {
+            "fingerprint": fingerprint(self.task.model),
+            "config": hashlib.sha256(json.dumps(binding(self.config), sort_keys=True).encode()).hexdigest()[:32],
+            "splits": dict(self.task.splits.provenance),
+        }
+        before = self.journal.last("run")
+        if before is None:
+            self.journal.append("run", **identity)
+            return
+        for part, now in identity.items():
+            if before.get(part) != now:
+                word = {"fingerprint": "network", "config": "configuration", "splits": "data"}[part]
+                raise BundleError(f"{self.folder} was begun with another {word}: name another --out.")
+
+    def fit(self, batch: int) -> None:
+        """So many samples may be in the network at once."""
+        self.task = replace(self.task, batch=batch)
+        self.shared = Shared(self.shared.cache, self.task, self.config)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Shown, timed and journalled; time spent before an interruption counts."""
+        start = time.perf_counter()
+        self.monitor.begin(name)
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - start
+            with contextlib.suppress(OSError):  # the disk may be what stopped the stage
+                self.journal.append("stage", name=name, seconds=round(seconds, 3))
+        self.monitor.end(seconds)
+
+    def once(self, kind: str, find: Callable[[], Any]) -> Any:
+        """What the journal holds of a kind; found out and recorded where it holds nothing."""
+        known = self.journal.last(kind)
+        if known is None:
+            found = find()
+            self.journal.append(kind, found=found)
+            return found
+        return known["found"]
+
+    @property
+    def epochs(self) -> float:
+        """Epochs of fine-tuning: the user's, or what suits the data."""
+        asked = self.config.finetune.epochs
+        return asked if asked >= 0 else self.task.splits.epochs
+
+    def precision(self) -> str:
+        """The precision of training that was chosen or asked for."""
+        known = self.journal.last("precision")
+        return str(known["found"]) if known else self.config.finetune.precision
+
+    def plan(self, epochs: float, model: nn.Module) -> Plan:
+        plan = make_plan(self.config.finetune, self.task, epochs, self.config.seed)
+        precision = asked_precision(self.config.finetune)
+        if precision is None:
+            precision = self.once("precision", lambda: fastest_precision(model, self.task, plan, self.task.model))
+        return replace(plan, precision=precision)
+
+    def seconds(self) -> list[dict[str, Any]]:
+        """The stages so far, with the seconds of all attempts."""
+        seconds: dict[str, float] = {}
+        for record in self.journal.records("stage"):
+            seconds[record["name"]] = seconds.get(record["name"], 0.0) + record["seconds"]
+        return [{"name": name, "seconds": round(total, 2)} for name, total in seconds.items()]

@@ -1,0 +1,38 @@
+"""What a run gives to its caller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from amc.deploy import bundle
+from amc.evaluation.reward import Evaluation
+from amc.space.policy import Policy
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run gives."""
+
+    model: nn.Module
+    """The pruned, fine-tuned network: an ordinary module, in evaluation mode."""
+    policy: Policy
+    evaluations: tuple[Evaluation, ...]
+    summary: Mapping[str, Any]
+    """What result.json holds."""
+    folder: Path
+
+    def save(self, folder: str | Path) -> Path:
+        """Copy the bundle to another folder."""
+        import shutil
+
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in {*bundle.FILES, *bundle.OPTIONAL}:
+            if name not in bundle.OPTIONAL or (self.folder / name).exists():
+                shutil.copyfile(self.folder / name, target / name)
+        return target

@@ -1,0 +1,361 @@
+"""The stages of a run up to the choice of a policy. Each can be repeated: what was done is not done again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from amc.config import BudgetConfig, Config, to_dict
+from amc.deploy.export import check_parity, export_onnx, file_layout
+from amc.errors import ConfigError
+from amc.evaluation.evaluator import Evaluator, Score
+from amc.evaluation.problem import Problem, StudyPlace, site_features
+from amc.evaluation.reward import Evaluation, load_reward
+from amc.graph.build import Graph, build_graph
+from amc.graph.surgery import twin
+from amc.latency import Predictor, Runner, load_latency_model
+from amc.latency.constraint import Believed, Learned, Pace, Paced, steps
+from amc.latency.device import Device
+from amc.latency.profiling import Bench, is_profile, latency_problem, learn_latency, profile_key
+from amc.pipeline.record import Record
+from amc.reconstruction.sequential import QUICK, Drift
+from amc.runtime.cache import Table
+from amc.runtime.files import replacing
+from amc.runtime.memory import Memory
+from amc.runtime.plugins import file_digests
+from amc.search import load_searcher, searchers
+from amc.space.budget import Budget, Space
+from amc.space.policy import Choice, fingerprint, legal_widths
+from amc.space.resources import ResourceModel
+from amc.task import evaluate
+from amc.train.trainer import train
+
+FEW = 4
+"""Samples by which the original is compared on ONNX Runtime."""
+SPARE = 3
+"""Policies that are measured beyond the candidates: some may turn out too slow."""
+
+
+class Scorer(Protocol):
+    """Scores policies; it is told beforehand what it will be asked for."""
+
+    def announce(self, choices: Sequence[Choice]) -> None: ...
+
+    def __call__(self, choice: Choice) -> Score: ...
+
+
+Elsewhere = Callable[[Config, Evaluator], Scorer]
+"""Gives a scorer that does on other machines what the evaluator does on this one."""
+
+
+class Stages:
+    """From the network to the best policy."""
+
+    def __init__(self, record: Record, elsewhere: Elsewhere | None = None) -> None:
+        """``elsewhere`` scores policies on other machines."""
+        self.record, self._elsewhere = record, elsewhere
+        self.memory = Memory.of(record.config.memory_limit)
+
+    def inspect(self) -> Graph:
+        """The channel groups, and how many samples may be in the network at once."""
+        record = self.record
+        graph = build_graph(record.task.model, record.task.example)
+        record.fit(self.memory.batch(graph.trace.peak, record.task.batch))
+        return graph
+
+    def space(self, graph: Graph, pace: Pace | None = None) -> Space:
+        """Legal widths under the budget, with exact costs."""
+        record = self.record
+        resources = ResourceModel(graph, record.task.model, file_layout(self._original(), graph, record.task.model))
+        return make_space(record.config, graph, resources, pace)
+
+    def _exported(self) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "original.onnx")
+            export_onnx(self.record.task.model, self.record.task.example, path)
+            return path.read_bytes()
+
+    def calibrate(self, graph: Graph, space: Space) -> Evaluator:
+        """Moments, the channels' order, and whether recalibrating BatchNorm helps."""
+        record = self.record
+        search, task = record.config.search, record.task
+        moments = record.shared.moments(graph, self.memory, record.folder, record.monitor.progress)
+        orders = record.shared.orders(graph, moments)
+        drift = quick = None
+        if search.reconstruct and search.drift != "off":
+            drift = Drift(task, graph, record.config.seed, memory=self.memory)
+            if search.drift == "search":
+                quick = Drift(task, graph, record.config.seed, QUICK, self.memory)
+        evaluator = Evaluator(
+            task, graph, orders, moments, search.reconstruct, drift=drift, quick=quick, memory=self.memory
+        )
+        evaluator.judge = search.judge
+        evaluator.precision = str(record.once("evaluation-precision", lambda: record.shared.precision(evaluator)))
+        if search.recalibrate == "auto":
+            evaluator.recalibrate = self._recalibration_helps(evaluator, space.fit(np.ones(len(space.names))))
+        else:
+            evaluator.recalibrate = search.recalibrate == "on"
+        return evaluator
+
+    def _recalibration_helps(self, evaluator: Evaluator, choice: Choice) -> bool:
+        def compare() -> bool:
+            losses, score = {}, self.record.shared.score(evaluator)
+            for tried in (False, True):
+                evaluator.recalibrate = tried
+                losses[tried] = score(choice).loss
+            return losses[True] < losses[False]
+
+        return bool(self.record.once("recalibrate", compare))
+
+    def search(self, graph: Graph, space: Space, evaluator: Evaluator, pace: Pace | None = None) -> Problem:
+        """Let the searcher propose policies."""
+        record = self.record
+        search, best = record.config.search, -np.inf
+
+        def observe(evaluation: Evaluation, proposals: int) -> None:
+            nonlocal best
+            best = max(best, evaluation.metric if evaluation.error is None else -np.inf)
+            shown = f"best {record.task.objective.name} {100 * best:.2f} %" if best > -np.inf else "no policy works yet"
+            record.monitor.progress(min(1.0, proposals / search.evaluations), f"{shown} before fine-tuning")
+            if pace:
+                pace.follow(proposals, lambda: [e.choice for e in problem.best()])
+
+        reward = load_reward(search.reward)
+        timed = getattr(reward, "needs_latency", False)
+        bench = self.bench(graph) if timed and record.config.budget.latency is None else None
+        probe = (lambda choice: {"latency": bench.timing(choice).ratio * bench.original_ms}) if bench else None
+        scorer = self._elsewhere(record.config, evaluator) if self._elsewhere else None
+        score, site_error = record.shared.score(evaluator, scorer), record.shared.site_error(evaluator)
+
+        def error(site: int, setting: int) -> float:
+            if not problem.proposals:  # it takes a while where there are many
+                record.monitor.progress(0.0, f"what sites lose: {site + 1} of {len(space.names)}")
+            return site_error(site, setting)
+
+        racing = search.race and searchers()[search.searcher].races and scorer is None
+        problem = Problem(
+            space, site_features(graph), score, reward, record.journal, observe, probe, error,
+            record.shared.race(evaluator) if racing else None, self._study(), scorer.announce if scorer else None,
+            fits=pace.ever_fits if pace else None, recall=None if timed else record.shared.recall(evaluator, space),
+        )  # fmt: skip
+        with pace.searching(space, search.evaluations) if pace else contextlib.nullcontext():
+            load_searcher(search.searcher)(problem, search.evaluations, record.config.seed)
+        failed = [e for e in problem.evaluations if e.error is not None]
+        if len(failed) == len(problem.evaluations):
+            raise ConfigError(f"every evaluation failed; the first: {failed[0].error}")
+        if failed:
+            record.monitor.say(f"{len(failed)} of {len(problem.evaluations)} evaluations failed: {failed[0].error}")
+        return problem
+
+    def _study(self) -> StudyPlace:
+        """Where a searcher's study is kept: in the run's folder, unless the user names a storage."""
+        record = self.record
+        config, name = record.config, record.config.search.study_name
+        stem = f"{Path(config.model.name).name} on {Path(config.data.name).name}"
+        again = sum(correction.get("after") is None for correction in record.journal.records("correction")) - 1
+        if again > 0:  # under a corrected latency model the same proportions are other policies
+            stem += f", search {again + 1}"
+        if config.search.storage is None:
+            return StudyPlace(str(record.folder / "study.log"), name or stem)
+        said = to_dict(config)
+        search = {k: v for k, v in said["search"].items() if k not in ("evaluations", "storage", "study_name")}
+        task = record.task
+        files = file_digests([config.model.name, config.data.name, config.objective, config.search.criterion,
+                              config.search.reward])  # fmt: skip
+        same = [fingerprint(task.model), dict(task.splits.provenance), said["budget"], search, config.seed,
+                config.objective, files]  # fmt: skip
+        identity = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:32]
+        return StudyPlace(config.search.storage, name or f"{stem}, {identity[:8]}", identity, shared=True)
+
+    def _original(self) -> Path:
+        path = self.record.folder / "original.onnx"
+        if not path.exists():
+            with replacing(path) as temporary:
+                temporary.write_bytes(self.record.shared.original_onnx(self._exported))
+                self._runs_alike(temporary)
+        return path
+
+    def _runs_alike(self, path: Path) -> None:
+        """See that the runtime computes what torch does before anything is spent on a search. Raises ExportError."""
+        task = self.record.task
+        inputs, _ = task.splits.search.fetch(torch.arange(min(FEW, len(task.splits.search))))
+        check_parity(twin(task.model), inputs, Runner(path))
+
+    def bench(self, graph: Graph) -> Bench:
+        """What measures policies on ONNX Runtime; what the original takes is measured once in a run."""
+        record = self.record
+        known = record.journal.last("latency-scale")
+        ms = None if known is None else float(known["ms"])
+        threads, measuring = record.config.latency_threads, record.machine.measuring
+        bench = Bench(record.task, graph, self._original(), threads, ms, measuring)
+        if known is None:
+            record.journal.append("latency-scale", ms=bench.original_ms)
+        return bench
+
+    def pace(self, graph: Graph) -> Pace | None:
+        """What predicts, measures and promises latency, where it is limited."""
+        record = self.record
+        asked = record.config.budget.latency
+        if asked is None:
+            return None
+        bench, named = self.bench(graph), record.config.search.latency_model
+        progress = record.monitor.progress
+        if named is None or is_profile(named):
+            key = profile_key(bench, record.config.latency_threads, record.task)
+            path = self._profile(bench, graph, key) if named is None else Path(named)
+            return Learned(learn_latency(bench, graph, key, path, 0, progress), bench, asked, record.journal)
+        remember = self._remembered()
+        problem = latency_problem(bench, graph, self._original(), record.config, remember, record.task, progress)
+        predictor = Predictor(load_latency_model(named), problem)
+        if predictor.measures:
+            return Device(predictor, problem, asked, record.journal)
+        return Believed(predictor.name, predictor, bench, asked, record.journal)
+
+    def _profile(self, bench: Bench, graph: Graph, key: dict[str, Any]) -> Path:
+        """The run's profile: made by one of the runs that share it. What a run has corrected it keeps."""
+        record = self.record
+        path = record.folder / "profile.json"
+
+        def learn() -> bytes:
+            learn_latency(bench, graph, key, path, record.config.profile_seconds, record.monitor.progress)
+            return path.read_bytes()
+
+        if record.journal.last("profile") is None or not path.exists():
+            content = record.shared.profile(key, learn)
+            if not path.exists() or path.read_bytes() != content:
+                with replacing(path) as temporary:
+                    temporary.write_bytes(content)
+                record.monitor.say("latency is predicted by the profile that an earlier run has made here")
+            record.journal.append("profile")
+        return path
+
+    def _remembered(self) -> Callable[[str, Callable[[], float]], float]:
+        """Gives what a device took for a network: once in a run, and once for all runs while the device is the same."""
+        record = self.record
+        times: Table | None = None
+
+        def alone(measure: Callable[[], float]) -> float:
+            with record.machine.measuring():
+                return measure()
+
+        def remember(key: str, measure: Callable[[], float]) -> float:
+            nonlocal times
+            known = {r["key"]: float(r["ms"]) for r in record.journal.records("device-latency")}
+            if key in known:
+                return known[key]
+            ms = None
+            if not known:  # the first one a run measures itself, and sees whether the device is what it was
+                ms = known[key] = alone(measure)
+            if times is None:
+                times = record.shared.device_times(*next(iter(known.items())))
+            found = float(times.once(key, lambda: alone(measure))) if ms is None else ms
+            record.journal.append("device-latency", key=key, ms=found)
+            return found
+
+        return remember
+
+    def promising(self, problem: Problem, pace: Pace | None) -> list[Evaluation]:
+        """The best few; where latency is limited, of those that keep to it when measured. None: search again."""
+        record = self.record
+        count = max(record.config.search.refine, record.config.finetune.candidates)
+        if pace is None or not pace.measures:
+            return problem.best(count)
+        best = problem.best()
+        likely = pace.likely([e.choice for e in best], count + SPARE)
+        good = pace.fast_enough(likely, record.monitor.progress)
+        return [e for e in best if e.choice in good][:count]
+
+    def choose(self, found: list[Evaluation], evaluator: Evaluator) -> tuple[Choice, list[dict[str, Any]]]:
+        """Refine the best policies, fine-tune the best of those briefly, and take the winner.
+
+        Scores before training do not tell it; without training the best refined one is taken.
+        """
+        record = self.record
+        refined = self._refine(found, evaluator)
+        best = sorted(refined, key=lambda choice: (-refined[choice].metric, refined[choice].loss))
+        best = best[: record.config.finetune.candidates]
+        share = record.config.finetune.trial_share
+        if record.epochs == 0 or share == 0 or len(best) == 1:
+            return best[0], [_candidate(c, refined[c], None, i == 0) for i, c in enumerate(best)]
+        known = {tuple(r["choice"]): (r["loss"], r["metric"]) for r in record.journal.records("trial")}
+        scores = []
+        for index, choice in enumerate(best):
+            if choice not in known:
+                model = evaluator.pruned(choice)
+                train(model, record.task, record.plan(share * record.epochs, model), record.task.model,
+                      progress=lambda done, _, i=index: record.monitor.progress((i + done) / len(best)))  # type: ignore[misc]  # fmt: skip
+                loss, metric = evaluate(model, record.task, record.task.splits.search)
+                record.journal.append("trial", choice=list(choice), loss=loss, metric=metric)
+                known[choice] = (loss, metric)
+            scores.append(known[choice])
+            top = max(metric for _, metric in scores)
+            record.monitor.progress(
+                (index + 1) / len(best), f"best {100 * top:.2f} % after {100 * share:.0f} % of the training"
+            )
+        winner = min(range(len(best)), key=lambda i: (-scores[i][1], scores[i][0]))
+        return best[winner], [_candidate(c, refined[c], scores[i][1], i == winner) for i, c in enumerate(best)]
+
+    def _refine(self, best: list[Evaluation], evaluator: Evaluator) -> dict[Choice, Score]:
+        """The best policies with their scores as refined networks."""
+        record = self.record
+        known = {tuple(r["choice"]): Score(r["loss"], r["metric"]) for r in record.journal.records("refined")}
+        score_refined = record.shared.refined(evaluator)
+        for index, found in enumerate(best):
+            if found.choice not in known:
+                score = known[found.choice] = score_refined(found.choice)
+                record.journal.append("refined", choice=list(found.choice), loss=score.loss, metric=score.metric)
+            record.monitor.progress((index + 1) / len(best), "refining the best policies")
+        return {e.choice: known[e.choice] for e in best}
+
+
+def make_space(config: Config, graph: Graph, resources: ResourceModel, pace: Pace | None = None) -> Space:
+    """Legal widths under the configuration's budget. Raises BudgetError when it cannot be met.
+
+    Without ``pace`` a limit on latency is left out. Where latency is all that is limited, only widths at which it
+    changes are legal.
+    """
+    search, asked = config.search, replace(config.budget, latency=None)
+    settings = tuple(legal_widths(s.channels, search.least_share, search.channel_step) for s in graph.sites)
+    names = tuple(s.name for s in graph.sites)
+    original = resources.cost([s.channels for s in graph.sites])
+    exact = asked != BudgetConfig() or config.budget.latency is None
+    limits = Budget.from_config(asked).limits(original) if exact else {}
+    others = replace(asked, branches=None) != BudgetConfig()
+    if branches_go(config):
+        settings = with_zero_widths(settings, resources)
+    if pace is None:
+        return Space(names, settings, resources, limits)
+    if not others:
+        settings = steps(pace.predict, settings)
+    costs = Paced(resources, pace.within(settings), lambda: pace.factor)
+    return Space(names, settings, costs, {**limits, "latency": pace.limit_ms})
+
+
+def branches_go(config: Config) -> bool:
+    """Whether residual branches may be removed whole, which saves more time than narrow ones do.
+
+    Latency models of the user's know nothing of that.
+    """
+    budget, named, least = config.budget, config.search.latency_model, config.search.min_keep
+    if budget.branches is not None or budget.latency is None:
+        return budget.branches is not None or least == 0
+    return least in (-1, 0) and (named is None or is_profile(named))
+
+
+def with_zero_widths(settings: Sequence[tuple[int, ...]], resources: ResourceModel) -> tuple[tuple[int, ...], ...]:
+    """The settings, and 0 where a branch can be removed."""
+    removable = {branch.site for branch in resources.branches}
+    return tuple((0, *widths) if site in removable else widths for site, widths in enumerate(settings))
+
+
+def _candidate(choice: Choice, before: Score, after: float | None, chosen: bool) -> dict[str, Any]:
+    return {"choice": list(choice), "before": before.metric, "after": after, "chosen": chosen}

@@ -1,0 +1,172 @@
+"""What result.json holds, and what the user should be told of it. The fields are described in docs/result.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from amc.config import Config, to_dict
+from amc.deploy.export import Parity
+from amc.latency import Measurement
+from amc.latency.int8 import TOLERANCE
+from amc.runtime.provenance import environment
+from amc.space.policy import Policy
+from amc.task import Task
+
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What the stages of a run found out."""
+
+    original: Mapping[str, float]
+    """Costs by resource."""
+    final: Mapping[str, float]
+    limits: Mapping[str, float]
+    evaluations: int
+    recalibrate: bool
+    pruned_metric: float
+    candidates: Sequence[Mapping[str, Any]]
+    proof: Sequence[Mapping[str, Any]]
+    parity: Parity
+    latency: Measurement
+    prediction: Mapping[str, Any] | None
+    """What is known of the latency model, where latency was limited."""
+    scores: Mapping[str, float]
+    """Metric of the ``original`` and the ``final`` network on ``search`` and ``test``."""
+    stages: Sequence[Mapping[str, Any]]
+    precision: str
+    """Of training."""
+    int8: Mapping[str, Any] | None = None
+    """What is known of model.int8.onnx, or why there is none (``error``)."""
+    unwritten: str | None = None
+    """Why there is no program.json."""
+
+
+def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> dict[str, Any]:
+    """The content of result.json."""
+    plain = _nameless(to_dict(config))
+    summary: dict[str, Any] = {
+        "format": "amc-result",
+        "version": VERSION,
+        "task": task.name,
+        "model": {"name": plain["model"]["name"], "fingerprint": policy.fingerprint},
+        "data": {"source": task.splits.source, "splits": dict(task.splits.provenance)},
+        "metric": task.objective.name,
+        "budget": {"asked": {k: v for k, v in plain["budget"].items() if v is not None}, "limits": dict(found.limits)},
+        "original": _row("original", found.original, found),
+        "pruned": {"search": found.pruned_metric},
+        "final": _row("final", found.final, found),
+        "latency": {**_latency(found.latency), "prediction": found.prediction},
+        "int8": _int8(found),
+        "proof": list(found.proof),
+        "parity": asdict(found.parity),
+        "sites": [{"name": name, "width": s.width, "of": s.of} for name, s in policy.settings.items()],
+        "search": {
+            "searcher": config.search.searcher,
+            "evaluations": found.evaluations,
+            "criterion": plain["search"]["criterion"],
+            "recalibrate": found.recalibrate,
+            "reward": plain["search"]["reward"],
+        },
+        "candidates": list(found.candidates),
+        "finetune": {"precision": found.precision},
+        "stages": list(found.stages),
+        "environment": environment(),
+        "config": plain,
+    }
+    failed = None if found.int8 is None else found.int8.get("error")
+    missing = [f"There is no program.json: {found.unwritten}"] if found.unwritten else []
+    return {**summary, "notes": [*notes(summary), *_int8_notes(summary, failed), *missing]}
+
+
+_PATHS = (("model", "name"), ("model", "weights"), ("data", "name"), ("data", "root"), ("search", "criterion"),
+          ("search", "reward"), ("search", "latency_model"))  # fmt: skip
+
+
+def _nameless(plain: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the last part of every path only: where files lie is the user's business."""
+    shown = {**plain, "model": dict(plain["model"]), "data": dict(plain["data"]), "search": dict(plain["search"])}
+    for part, key in _PATHS:
+        value = shown[part][key]
+        if isinstance(value, str):
+            kind, colon, path = value.partition(":")
+            prefixed = colon and not value.partition(".py:")[1] and kind in ("imagefolder", "torchvision", "timm")
+            shown[part][key] = f"{kind}:{Path(path).name}" if prefixed else Path(value).name
+    return {**shown, "objective": Path(plain["objective"]).name, "out": None, "cache": None, "log": None}
+
+
+def _row(name: str, costs: Mapping[str, float], found: Findings) -> dict[str, float]:
+    scores = {part: found.scores[f"{name}_{part}"] for part in ("search", "test")}
+    return {**scores, **costs, "latency_ms": found.latency.latencies[name].p10_ms}
+
+
+def _latency(measured: Measurement) -> dict[str, Any]:
+    times = measured.latencies
+    by_key = {key: {name: getattr(times[name], key) for name in times} for key in ("min_ms", "p10_ms", "median_ms")}
+    final = times["final"]
+    ratio = {"value": final.ratio, "low": final.ratio_low, "high": final.ratio_high}
+    return {"threads": measured.threads, "rounds": measured.rounds, **by_key, "ratio": ratio}
+
+
+def _int8(found: Findings) -> dict[str, Any] | None:
+    """model.int8.onnx beside the original and model.onnx; None where it was not asked for or could not be made."""
+    if found.int8 is None or "error" in found.int8:
+        return None
+    return {**found.int8, "test": found.scores["int8_test"]}
+
+
+def _int8_notes(summary: Mapping[str, Any], failed: str | None) -> list[str]:
+    """What the user should know of the 8-bit model."""
+    if failed is not None:
+        return [f"There is no model.int8.onnx: {failed}"]
+    int8 = summary["int8"]
+    if int8 is None:
+        return []
+    told, ratio = [], int8["ratio_to_final"]
+    if ratio["high"] >= 1:
+        told.append(f"model.int8.onnx is not faster than model.onnx on this machine ({ratio['value']:.2f} of its time, "
+                    f"{ratio['low']:.2f} to {ratio['high']:.2f}): use model.onnx.")  # fmt: skip
+    lost = summary["final"]["search"] - int8["search"]
+    if lost > TOLERANCE:
+        told.append(f"Quantising to 8 bits costs {100 * lost:.1f} points of {summary['metric']} on the search split "
+                    "by every setting.")  # fmt: skip
+    if int8["in_float"]:
+        told.append(f"{len(int8['in_float'])} of {int8['layers']} convolutions and matrix products of model.int8.onnx "
+                    "are computed in float by ONNX Runtime.")  # fmt: skip
+    return told
+
+
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    """What the user should know of the result: above all, when fewer MACs are not less time, and why."""
+    told = []
+    macs = summary["final"]["macs"] / summary["original"]["macs"]
+    time = summary["latency"]["ratio"]
+    if time["low"] > 1.1 * macs:
+        reasons = "; ".join(_reasons(summary))
+        fell = f"only to {time['value']:.2f}" if time["value"] < 1 else f"rose to {time['value']:.2f}"
+        told.append(f"MACs fell to {macs:.2f} of the original, but the measured time {fell}: {reasons}.")
+    elif time["high"] < 0.9 * macs:
+        told.append(f"The measured time fell further ({time['value']:.2f}) than the MACs ({macs:.2f}).")
+    if time["high"] - time["low"] > 0.2 * time["value"]:
+        told.append(
+            f"The machine was noisy: the time's ratio lies between {time['low']:.2f} and {time['high']:.2f}. "
+            "Measure again when it is quiet."
+        )
+    return told
+
+
+def _reasons(summary: Mapping[str, Any]) -> list[str]:
+    reasons = []
+    off = [s for s in summary["sites"] if s["width"] % 16 and s["width"] != s["of"]]
+    if off:
+        reasons.append(
+            f"{len(off)} of {len(summary['sites'])} widths are no multiples of 16, the vector width that ONNX Runtime "
+            "rounds up to with AVX-512 (8 with AVX2)"
+        )
+    if summary["original"]["latency_ms"] < 0.5:
+        reasons.append("in so small a network much of the time is spent starting operators, whatever their width")
+    return [*reasons, "layers that move more data than they compute gain less"]

@@ -1,0 +1,75 @@
+"""Training a network from scratch, and running a bundle again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from amc.config import Config, from_yaml
+from amc.deploy.bundle import read_result, save_weights, verified
+from amc.errors import BundleError
+from amc.latency import onnx_metric
+from amc.pipeline.pipeline import open_task, refuse_plugins
+from amc.runtime.monitor import Monitor, Silent
+from amc.task import evaluate, load_data, load_objective
+from amc.train.trainer import asked_precision, checkpoint_precision, fastest_precision, make_plan, train
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where the weights are and what they score."""
+
+    path: Path
+    metric: str
+    search: float
+    test: float
+
+
+def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
+    """Train the configuration's network and write its weights to ``config.out``; resumes where it stopped."""
+    show = monitor or Silent()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    task = open_task(config)
+    path = Path(config.out or f"{Path(config.model.name).stem.replace(':', '-')}.safetensors")
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise BundleError(f"--out is {path}, but must be a .safetensors file.")
+    asked = config.finetune.epochs
+    epochs = asked if asked >= 0 else 5 * task.splits.epochs
+    plan = replace(make_plan(config.finetune, task, epochs, config.seed), distillation=0.0)
+    checkpoint = path.with_suffix(".checkpoint.pt")
+    show.begin("train")
+    precision = asked_precision(config.finetune) or checkpoint_precision(checkpoint)
+    plan = replace(plan, precision=precision or fastest_precision(task.model, task, plan, None))
+    model = train(task.model, task, plan, None, checkpoint, lambda done, loss: show.progress(done, f"loss {loss:.3f}"))
+    save_weights(model, path)
+    checkpoint.unlink(missing_ok=True)
+    search = evaluate(model, task, task.splits.search)[1]
+    return Trained(path, task.objective.name, search, evaluate(model, task, task.splits.test)[1])
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What a bundle's model.onnx scores now, and what its run recorded."""
+
+    metric: str
+    test: float
+    recorded: float
+
+
+def evaluate_bundle(folder: Path, trust: bool = False) -> Rerun:
+    """Run the bundle's model.onnx on the test split of its run's data."""
+    result = read_result(folder)
+    verified(folder, "model.onnx", "config.yaml", "result.json")
+    config = from_yaml(folder / "config.yaml")
+    if not trust:
+        refuse_plugins(config, folder)
+    split, objective = load_data(config.data).test, load_objective(config.objective)
+    found = onnx_metric(folder / "model.onnx", objective, split)
+    try:
+        return Rerun(str(result["metric"]), found, float(result["final"]["test"]))
+    except (KeyError, TypeError, ValueError):
+        raise BundleError(f"{folder / 'result.json'} is damaged: it has no final test score.") from None

@@ -1,0 +1,1 @@
+"""Recovering accuracy without training: least squares on what reaches every layer."""

@@ -1,0 +1,106 @@
+"""BatchNorms folded into the layers before them, while a network is only read.
+
+In evaluation mode a BatchNorm is a factor and a constant for every channel, which the weights and the constant of the
+layer before can take up: of a ResNet-56 on a CPU a third of the time goes (`benchmarks/evaluation.py`). The network is
+as it was afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._pytree import tree_leaves
+
+from amc.graph.channels import BATCH_NORMS, CONVS, Layer
+from amc.graph.surgery import twin
+from amc.task import nested
+from amc.task.nested import Nested
+
+_TOLERANCE = 1e-3  # of the largest output
+
+
+class Folder:
+    """Knows which BatchNorms of a network, and of what is cut from it, can be folded."""
+
+    def __init__(self, model: nn.Module, layers: Iterable[Layer], example: Nested) -> None:
+        """``layers`` name the norms behind them. When the outputs for ``example`` would change, nothing is folded."""
+        modules = [x for x in layers if x.kind in ("conv", "linear")]  # a bare parameter may have a norm behind it too
+        self._pairs = {x.name: x.norm for x in modules if x.norm and _foldable(model, x.name, x.norm)}
+        if self._pairs and not self._harmless(model, example):
+            self._pairs = {}
+
+    @contextmanager
+    def folded(self, network: nn.Module, later: Container[str] = ()) -> Iterator[Callable[[str], None]]:
+        """``network`` without the norms. Layers that are ``later`` are folded when what is given is called for them."""
+        norms = {name: network.get_submodule(norm) for name, norm in self._pairs.items()}
+        whole: dict[str, tuple[Any, Any]] = {}
+
+        def fold(name: str) -> None:
+            if name in norms and name not in whole:
+                layer: Any = network.get_submodule(name)
+                whole[name] = layer.weight, layer.bias
+                norm: Any = norms[name]
+                with torch.no_grad():
+                    layer.weight, layer.bias = fuse_conv_bn_weights(
+                        layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                    )
+
+        try:
+            for name, norm in self._pairs.items():
+                _replace(network, norm, nn.Identity())
+                if name not in later:
+                    fold(name)
+            yield fold
+        finally:
+            for name, norm in self._pairs.items():
+                _replace(network, norm, norms[name])
+            for name, (weight, bias) in whole.items():
+                layer = network.get_submodule(name)
+                layer.weight, layer.bias = weight, bias
+
+    def _harmless(self, model: nn.Module, example: Nested) -> bool:
+        """What reads a layer before its norm, or calls it twice, would be given something else."""
+        copied = twin(model).eval()
+        _shake([copied.get_submodule(norm) for norm in self._pairs.values()])
+        with torch.inference_mode():
+            before = tree_leaves(nested.call(copied, example))
+            try:
+                with self.folded(copied):
+                    after = tree_leaves(nested.call(copied, example))
+            except Exception:  # noqa: BLE001  (code that looks at its norms may throw anything)
+                return False
+        same = len(before) == len(after)
+        return same and all(_alike(b, a) for b, a in zip(before, after, strict=True) if isinstance(b, Tensor))
+
+
+def _foldable(model: nn.Module, name: str, norm: str) -> bool:
+    layer, behind = model.get_submodule(name), model.get_submodule(norm)
+    plain = isinstance(layer, (nn.Linear, *CONVS))
+    return plain and "weight" in layer._parameters and type(behind) in BATCH_NORMS and behind.running_mean is not None
+
+
+def _shake(norms: Iterable[Any]) -> None:
+    """Statistics that are not those of a new network: a norm that does nothing tells nothing when it is left out."""
+    generator = torch.Generator().manual_seed(0)
+    for norm in norms:
+        mean, variance = norm.running_mean, norm.running_var
+        deviation = variance.sqrt().cpu()
+        shift = deviation * (torch.rand(mean.shape, generator=generator) - 0.5)
+        norm.running_mean = mean + shift.to(mean)
+        norm.running_var = variance * (0.5 + torch.rand(mean.shape, generator=generator)).to(variance)
+
+
+def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, key = name.rpartition(".")
+    network.get_submodule(parent)._modules[key] = module
+
+
+def _alike(before: Tensor, after: Tensor) -> bool:
+    if before.shape != after.shape or not before.is_floating_point() or not before.numel():
+        return bool(torch.equal(before, after))
+    return torch.allclose(before, after, rtol=0, atol=_TOLERANCE * float(before.abs().max()))

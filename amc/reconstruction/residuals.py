@@ -1,0 +1,164 @@
+"""What a layer's outputs meet: a stream that they are added to, or an activation of their own.
+
+Both are found by watching the operators of one forward pass. Streams are found again in later passes by the numbers of
+their operators; only the network's operators count, not those of hooks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from amc.graph.channels import Layer
+from amc.task import nested
+from amc.task.nested import Nested
+
+Stream = tuple[int, str]
+"""The operator that leaves a stream: its number in the forward pass, and its name."""
+Activation = Callable[[Tensor], Tensor]
+_aten = torch.ops.aten
+_CASTS = (_aten._to_copy,)
+"""Operators that do not count: autocast puts them in."""
+_ACTIVATIONS = {
+    _aten.relu: _aten.relu_,
+    _aten.hardtanh: _aten.hardtanh_,
+    _aten.leaky_relu: _aten.leaky_relu_,
+    _aten.sigmoid: _aten.sigmoid_,
+    _aten.hardsigmoid: _aten.hardsigmoid_,
+    _aten.tanh: _aten.tanh_,
+}
+"""Work on every element alone; each with what does the same in place."""
+_OUT_OF_PLACE = {kind: plain for plain, inplace in _ACTIVATIONS.items() for kind in (plain, inplace)}
+
+
+@dataclass(frozen=True)
+class Joins:
+    """What the outputs of layers, behind their norms, meet; by layer."""
+
+    streams: Mapping[str, Stream]
+    """What they are added to, where it was there before the layer ran."""
+    activations: Mapping[str, Activation]
+    """The only thing that reads them, where that is an activation that never falls and has no slope above 1."""
+
+
+def find_joins(model: nn.Module, layers: Mapping[str, Layer], example: Nested) -> Joins:
+    """What the outputs of ``layers`` meet in a forward pass of ``model``."""
+    finder = _Finder()
+    handles = []
+    for name, layer in layers.items():
+        module, last = model.get_submodule(name), model.get_submodule(layer.norm or name)
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: finder.begin(name)))
+        handles.append(last.register_forward_hook(lambda m, i, out, name=name: finder.end(name, out)))
+    try:
+        with torch.no_grad(), finder:
+            outputs = nested.call(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return finder.found(outputs)
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operators of a pass and holds the streams that some of them leave, until they have been used."""
+
+    def __init__(self, streams: Mapping[str, Stream]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._count = 0
+        self.found: dict[str, Tensor] = {}
+        self._wanted: dict[Stream, list[str]] = {}
+        for layer, stream in streams.items():
+            self._wanted.setdefault(stream, []).append(layer)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket not in _CASTS:
+            for layer in self._wanted.get((self._count, str(func)), ()):
+                self.found[layer] = next(t for t in tree_leaves(out) if isinstance(t, Tensor))
+            self._count += 1
+        return out
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Operators in here are not seen, and run faster."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            self.__enter__()  # type: ignore[no-untyped-call]
+
+    def forget(self, layer: str) -> None:
+        """The layer's stream has been used."""
+        self.found.pop(layer, None)
+
+
+class _Finder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._streams: dict[str, Stream] = {}
+        self._activations: dict[str, Activation] = {}
+        self._readers: Counter[str] = Counter()
+        self._names: list[str] = []
+        self._count = 0
+        self._writer: dict[int, int] = {}
+        self._alive: list[Any] = []  # an identity must not be used twice while we record
+        self._begun: dict[str, int] = {}
+        self._made: dict[int, str] = {}
+
+    def begin(self, layer: str) -> None:
+        self._begun[layer] = self._count
+
+    def end(self, layer: str, output: Tensor) -> None:
+        self._made[self._writer.get(id(output), -1)] = layer
+
+    def found(self, outputs: Any) -> Joins:
+        """What was seen, when ``outputs`` are the network's."""
+        self._read(outputs)
+        fit = {x: own for x, own in self._activations.items() if self._readers[x] == 1 and _rises_gently(own)}
+        return Joins(self._streams, fit)
+
+    def _maker(self, tensor: Any) -> str | None:
+        """The layer whose output this is."""
+        return self._made.get(self._writer.get(id(tensor), -2))
+
+    def _read(self, tensors: Any) -> None:
+        self._readers.update(filter(None, map(self._maker, tree_leaves(tensors))))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self._read((args, kwargs))
+        if func.overloadpacket in (_aten.add, _aten.add_):
+            for mine, other in (args[:2], args[1::-1]):
+                layer, writer = self._maker(mine), self._writer.get(id(other), -1)
+                if layer is not None and 0 <= writer < self._begun[layer] and args[0].shape == args[1].shape:
+                    self._streams[layer] = (writer, self._names[writer])
+        elif (plain := _OUT_OF_PLACE.get(func.overloadpacket)) and (layer := self._maker(args[0])) is not None:
+            self._activations[layer] = _bound(plain, args[1:], kwargs)
+        out = func(*args, **kwargs)
+        if func.overloadpacket in _CASTS:
+            return out
+        self._names.append(str(func))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._alive.append(tensor)
+                self._writer[id(tensor)] = self._count
+        self._count += 1
+        return out
+
+
+def _bound(plain: Any, settings: tuple[Any, ...], named: Mapping[str, Any]) -> Activation:
+    return lambda x: plain(x, *settings, **named)
+
+
+def _rises_gently(activation: Activation) -> bool:
+    """Whether it never falls and has no slope above 1: settings of an operator decide, as of leaky ReLUs."""
+    x = torch.linspace(-10, 10, 2001, dtype=torch.float64)
+    steps = activation(x).diff() / x.diff()
+    return bool(((steps >= 0) & (steps <= 1 + 1e-3)).all())

@@ -1,0 +1,135 @@
+"""How much what policies are judged by minds an error in a layer's output, from one backward pass of the original.
+
+For an error e of a layer's outputs that is small and has nothing to do with the gradient g there, the loss changes by
+½ E[(Σ g e)²] ≈ ½ Σ_c E[Σ_positions g_c²] · E[e_c²] to second order, with Fisher's approximation of the Hessian (Theis
+et al. 2018, arXiv:1801.05787, for channels; here for the errors that reconstruction leaves).
+
+The distance of K logits, ‖J e‖² / K to second order, has the same form with the gradient of √(2 / K) sᵀ logits for
+random signs s, of which E s sᵀ = 1 (Hutchinson 1990). A sure network's loss, and so its gradient, is mostly of the
+images that it gets wrong; its logits count on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amc.graph.channels import Layer
+from amc.graph.surgery import twin
+from amc.runtime.memory import Memory
+from amc.task import Objective, Task, batches, nested
+from amc.task.data import sample
+
+IMAGES, BATCH = 512, 64
+_Judged = Callable[[Any, Any], Tensor]
+_HELD = 4  # times the layers' outputs are what a backward pass holds, about
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """Of one layer."""
+
+    channels: Tensor
+    """``[C]``: what is judged rises by this times an error's mean square in channel c."""
+    whole: float
+    """What it would rise by if all of the output's variance were an error."""
+
+
+def sensitivities(
+    task: Task, layers: Iterable[Layer], memory: Memory | None = None, distance: bool = False
+) -> Mapping[str, Sensitivity]:
+    """Of every convolution and linear layer that is called as a module, over some calibration samples.
+
+    ``distance``: of the logits' distance from the original's where there is one vector of them a sample, else of the
+    loss. Nothing where that cannot be differentiated, or tells nothing.
+    """
+    names = [layer.name for layer in layers if layer.kind in ("conv", "linear")]
+    sums: dict[str, Tensor] = {}
+    try:
+        model = twin(task.model).eval().requires_grad_(True)
+        size = _batch(model, names, task, memory)
+        chosen, judged = sample(task.splits.calibration, IMAGES), _judged(task.objective, distance)
+        for inputs, targets in batches(chosen, size):
+            _add(model, names, task, judged, inputs, targets, sums)
+    except RuntimeError:  # an operator without a derivative, or weights that can have none
+        return {}
+    found = {}
+    for name, (count, squares, first, second) in ((n, s.unbind()) for n, s in sums.items()):
+        variance = (second / count - (first / count) ** 2).clamp_min(0)
+        gradient = 0.5 * squares / len(chosen)
+        found[name] = Sensitivity(gradient, float((gradient * variance).sum()))
+    total = sum(s.whole for s in found.values())
+    return found if 0 < total < float("inf") else {}
+
+
+def _batch(model: nn.Module, names: list[str], task: Task, memory: Memory | None) -> int:
+    """Samples in a backward pass."""
+    if memory is None:
+        return BATCH
+    held = 0
+
+    def count(name: str, output: Tensor) -> Tensor:
+        nonlocal held
+        held += output.numel() * output.element_size()
+        return output
+
+    with torch.no_grad():
+        _call(model, names, nested.to(task.example, task.device), count)
+    return memory.batch(_HELD * held // nested.length(task.example), BATCH)
+
+
+def _judged(objective: Objective, distance: bool) -> _Judged:
+    """What is differentiated, of a network's outputs and the targets (see above)."""
+    generator = torch.Generator().manual_seed(0)
+
+    def judged(outputs: Any, targets: Any) -> Tensor:
+        logits = objective.vectors(outputs) if distance else None
+        if logits is None:
+            return objective.loss(outputs, targets).sum()
+        signs = 1 - 2 * torch.randint(2, logits.shape, generator=generator).to(logits)
+        value: Tensor = (2 / logits.shape[1]) ** 0.5 * (signs * logits).sum()
+        return value
+
+    return judged
+
+
+def _add(
+    model: nn.Module, names: list[str], task: Task, judged: _Judged, inputs: Any, targets: Any, sums: dict[str, Tensor]
+) -> None:
+    """Rows of ``sums[layer] [4, C]``: values, squares of the gradient, values' sum and sum of squares."""
+    outputs: list[tuple[str, Tensor]] = []
+
+    def keep(name: str, output: Tensor) -> Tensor:
+        outputs.append((name, output))
+        return output.clone()  # what comes after may write into it
+
+    result = _call(model, names, nested.to(inputs, task.device), keep)
+    value = judged(result, nested.to(targets, task.device))
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(value, [o for _, o in outputs], allow_unused=True)
+    for (name, output), gradient in zip(outputs, gradients, strict=True):
+        if gradient is None:
+            continue
+        linear = isinstance(model.get_submodule(name), nn.Linear)
+        own, slope = (_by_channel(t.detach(), linear).double() for t in (output, gradient))
+        count = torch.full_like(own[0], len(own))
+        part = torch.stack([count, (slope**2).sum(0), own.sum(0), (own**2).sum(0)])
+        sums[name] = sums[name] + part if name in sums else part
+
+
+def _by_channel(tensor: Tensor, linear: bool) -> Tensor:
+    """All values ``[n, C]``."""
+    return tensor.reshape(-1, tensor.shape[-1]) if linear else tensor.transpose(0, 1).flatten(1).T
+
+
+def _call(model: nn.Module, names: list[str], inputs: Any, see: Callable[[str, Tensor], Tensor]) -> Any:
+    """The network's output; ``see`` is given every layer's, and gives what goes on."""
+    handles = [model.get_submodule(n).register_forward_hook(lambda module, args, out, n=n: see(n, out)) for n in names]
+    try:
+        return nested.call(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,299 @@
+"""What has been computed once, kept for other runs: content-addressed, shared by any number of processes.
+
+An entry's name is the SHA-256 of its identity: everything that its content depends on, the code and the libraries
+included (`amc.runtime.provenance`). So there is nothing to invalidate: what has changed has another name.
+
+===========  ===================================================================================
+tensors      one safetensors file: moments, channel orders, ONNX bytes
+table        one file of lines, appended to: scores of policies, layer errors, baselines, times
+===========  ===================================================================================
+
+Every entry carries its identity and a checksum; one that is damaged counts as not there. Writers write beside and
+rename, or append whole lines under a lock, so a reader never sees half of anything, and a writer that is killed leaves
+nothing that matters. A full disk or a read-only folder is no error: nothing is kept, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from amc.runtime.files import replacing
+
+LIMIT = 2 << 30
+"""Bytes that the cache may have, unless ``$AMC_CACHE_BYTES`` says otherwise; what was not used for longest goes."""
+
+_SLOTS = 16  # keys of a table that can be computed at a time
+_ENTRY = re.compile(r"[0-9a-f]{64}\.(safetensors|jsonl)")
+_REST = re.compile(r"[0-9a-f]{64}(\.\d+)?\.lock|\.[0-9a-f]{64}\.safetensors\.\d+\.tmp")
+
+
+def cache_folder() -> Path:
+    """The user's cache: ``$AMC_CACHE``, or ``amc`` in the system's folder for caches."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("AMC_CACHE") or Path(base, "amc"))
+
+
+def identity_key(kind: str, identity: Mapping[str, Any]) -> str:
+    """The name of an entry: SHA-256 of what it depends on."""
+    return hashlib.sha256(_dump([kind, identity]).encode()).hexdigest()
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
+Identify = Callable[[], Mapping[str, Any]]
+"""Gives an entry's identity; not asked where nothing is kept."""
+
+Resting = Callable[[], AbstractContextManager[None]]
+"""What a process is in while it waits for another one that computes what it wants
+(`amc.runtime.locks.Machine.resting`)."""
+
+Recall = Callable[[Any, Callable[[], Any]], Any]
+"""Gives what is known by a key, or else finds it and keeps it."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of the cache, for people to look at."""
+
+    kind: str
+    path: Path
+    size: int
+    used: float
+    """When, in seconds since the epoch."""
+
+
+class Cache:
+    """A folder of entries. ``None`` keeps nothing and finds nothing."""
+
+    def __init__(self, folder: Path | None, limit: int | None = None, resting: Resting = nullcontext) -> None:
+        """While it waits for another process, it is ``resting()``."""
+        given = os.environ.get("AMC_CACHE_BYTES", "")
+        self.folder, self._resting = folder, resting
+        self.limit = limit if limit is not None else int(given) if given.isdecimal() else LIMIT
+
+    def tensors(self, kind: str, identify: Identify, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The entry's tensors; computed where it is not there, by one process while the others wait for it."""
+        if self.folder is None:
+            return compute()
+        identity = identify()
+        path = self._path(kind, identity, "safetensors")
+        found = _load(path, identity)
+        if found is None:
+            with _locked(path.with_suffix(".lock"), self._resting):
+                found = _load(path, identity)
+                if found is None:
+                    found = compute()
+                    with contextlib.suppress(OSError):
+                        _save(path, identity, found)
+                        self._evict()
+        return found
+
+    def table(self, kind: str, identify: Identify) -> Table:
+        """The table of that identity: new, or with what others have put into it."""
+        if self.folder is None:
+            return Table(None, {})
+        self._evict()
+        identity = identify()
+        return Table(self._path(kind, identity, "jsonl"), identity, self._resting)
+
+    def entries(self) -> list[Entry]:
+        """Everything that is kept, the longest unused first."""
+        found = []
+        for path in self._files(_ENTRY):
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                found.append(Entry(path.parent.name, path, stat.st_size, stat.st_mtime))
+        return sorted(found, key=lambda e: e.used)
+
+    def clear(self) -> int:
+        """Remove every entry; gives the bytes that were freed."""
+        freed = sum(_remove(entry) for entry in self.entries())
+        for rest in self._files(_REST):
+            rest.unlink(missing_ok=True)
+        return freed
+
+    def _files(self, name: re.Pattern[str]) -> Iterator[Path]:
+        """The cache's own files of such a name: whatever else lies in the folder is not its business."""
+        for path in self.folder.glob("*/*") if self.folder else ():
+            if name.fullmatch(path.name):
+                yield path
+
+    def _evict(self) -> None:
+        """Remove what was not used for longest until the limit holds."""
+        entries = self.entries()
+        total = sum(entry.size for entry in entries)
+        for entry in entries:
+            if total <= self.limit:
+                return
+            total -= _remove(entry)
+
+    def _path(self, kind: str, identity: Mapping[str, Any], suffix: str) -> Path:
+        assert self.folder is not None
+        return self.folder / kind / f"{identity_key(kind, identity)}.{suffix}"
+
+
+class Table:
+    """Values by key, both JSON, that grow. What other processes append is seen when it is asked for."""
+
+    def __init__(self, path: Path | None, identity: Mapping[str, Any], resting: Resting = nullcontext) -> None:
+        self._path, self._identity, self._resting = path, dict(identity), resting
+        self._values: dict[str, Any] = {}
+        self._read = 0  # bytes of the file that have been read
+
+    def get(self, key: Any) -> Any | None:
+        """The value of a key, None where there is none."""
+        name = _dump(key)
+        if name not in self._values:
+            self._refresh()
+        return self._values.get(name)
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """The value of a key; computed where there is none, by one process while others that want it wait."""
+        known = self.get(key)
+        if known is not None or self._path is None:
+            return compute() if known is None else known
+        slot = int(identity_key("", {"key": key})[:8], 16) % _SLOTS
+        with _locked(self._path.with_suffix(f".{slot}.lock"), self._resting):
+            known = self.get(key)
+            if known is None:
+                self.put(key, known := compute())
+        return known
+
+    def put(self, key: Any, value: Any) -> None:
+        """Keep a value."""
+        self._values[_dump(key)] = value
+        if self._path is not None:
+            lock = self._path.with_suffix(".lock")
+            with contextlib.suppress(OSError, ValueError), _locked(lock, self._resting):  # NaN is no JSON
+                self._append([key, value])
+
+    def _append(self, line: Any) -> None:
+        """Add a line at the end of the file. A torn one, which a killed writer has left, is closed first."""
+        assert self._path is not None
+        with self._path.open("ab+", buffering=0) as file:
+            file.seek(0)
+            if _checked(file.readline()) != self._identity:  # new, or its head is damaged: nothing in it is believed
+                file.truncate(0)
+            size = file.seek(0, os.SEEK_END)
+            torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+            text = (b"\n" if torn else b"" if size else _lined(self._identity)) + _lined(line)
+            try:
+                if file.write(text) != len(text):
+                    raise OSError
+            except OSError:
+                file.truncate(size)
+                raise
+
+    def _refresh(self) -> None:
+        """Read what is new in the file. A line whose checksum is wrong is passed over."""
+        if self._path is None:
+            return
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                new = file.read()
+        except OSError:
+            return
+        whole = new[: new.rfind(b"\n") + 1]
+        lines = [_checked(line) for line in whole.splitlines()]
+        if self._read == 0:
+            if not lines or lines.pop(0) != self._identity:
+                return
+            with contextlib.suppress(OSError):
+                os.utime(self._path)
+        self._read += len(whole)
+        for line in lines:
+            if isinstance(line, list) and len(line) == 2:
+                self._values[_dump(line[0])] = line[1]
+
+
+def _lined(value: Any) -> bytes:
+    text = _dump(value)
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:16]} {text}\n".encode()
+
+
+def _checked(line: bytes) -> Any:
+    """The value in a line, None where it is damaged."""
+    digest, _, text = line.rstrip(b"\n").partition(b" ")
+    if hashlib.sha256(text).hexdigest()[:16].encode() != digest:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _save(path: Path, identity: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    content = save(plain, {"identity": _dump(identity), "checksum": _digest(plain)})
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def _load(path: Path, identity: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """An entry's tensors; None where it is not there, damaged, or another's."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            told = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+    except (OSError, SafetensorError, ValueError):
+        return None
+    if told.get("identity") != _dump(identity) or told.get("checksum") != _digest(tensors):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}:".encode())
+        sha.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _remove(entry: Entry) -> int:
+    entry.path.unlink(missing_ok=True)
+    for lock in entry.path.parent.glob(f"{entry.path.stem}*.lock"):
+        lock.unlink(missing_ok=True)
+    return entry.size
+
+
+@contextlib.contextmanager
+def _locked(path: Path, resting: Resting) -> Iterator[None]:
+    """One process at a time. Where there can be no lock there is none: it only saves work."""
+    file = None
+    with contextlib.suppress(OSError, ImportError):
+        import fcntl
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with resting():
+                fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.close()

@@ -1,0 +1,44 @@
+"""How a run tells what it is doing. The flow calls these; what is shown is up to the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Monitor(Protocol):
+    """Told of stages as they begin and end, and of progress within them."""
+
+    def begin(self, stage: str) -> None:
+        """A stage begins."""
+
+    def progress(self, share: float, note: str = "") -> None:
+        """The current stage is done to ``share`` in [0, 1]; ``note`` is the best so far, or what is worked on."""
+
+    def end(self, seconds: float) -> None:
+        """The current stage is done."""
+
+    def say(self, text: str) -> None:
+        """Something the user should know."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin(self, stage: str) -> None: ...
+
+    def progress(self, share: float, note: str = "") -> None: ...
+
+    def end(self, seconds: float) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+@contextmanager
+def shown() -> Iterator[Monitor]:
+    """A live display on a terminal, plain lines elsewhere."""
+    from amc.runtime.display import Display
+
+    with Display() as display:
+        yield display

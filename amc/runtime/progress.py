@@ -1,0 +1,100 @@
+"""How far a run is, told to other processes: ``progress.json`` in its folder, while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from amc.runtime.monitor import Monitor
+
+NAME = "progress.json"
+_EVERY = 0.5  # seconds between two writes
+_STALE = 60.0  # seconds after which a run on another machine counts as gone
+
+
+class Recorder:
+    """Passes everything on to a monitor, and keeps progress.json up to date. A full disk is not its business.
+
+    Every step is also a moment at which the run can wait for others: ``pause`` is called.
+    """
+
+    def __init__(self, folder: Path, monitor: Monitor, pause: Callable[[], None]) -> None:
+        self._path, self._monitor, self._pause = folder / NAME, monitor, pause
+        self._stage, self._note, self._began, self._written = "", "", time.time(), 0.0
+
+    def begin(self, stage: str) -> None:
+        self._stage, self._note, self._began = stage, "", time.time()
+        self._monitor.begin(stage)
+        self._write(0.0)
+
+    def progress(self, share: float, note: str = "") -> None:
+        self._pause()
+        self._note = note or self._note
+        self._monitor.progress(share, note)
+        if time.time() - self._written > _EVERY:
+            self._write(share)
+
+    def end(self, seconds: float) -> None:
+        self._monitor.end(seconds)
+
+    def say(self, text: str) -> None:
+        self._monitor.say(text)
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+    def _write(self, share: float) -> None:
+        self._written = time.time()
+        now = {"stage": self._stage, "share": round(min(1.0, share), 4), "note": self._note, "began": self._began,
+               "time": self._written, "pid": os.getpid(), "host": socket.gethostname()}  # fmt: skip
+        beside = self._path.with_name(f".{NAME}.{os.getpid()}.tmp")
+        with contextlib.suppress(OSError):  # not flushed to disk: after a power cut nobody asks
+            beside.write_text(json.dumps(now), encoding="utf-8")
+            beside.replace(self._path)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: its stage, the share of it that is done, since when (seconds since the epoch)."""
+
+    stage: str
+    share: float
+    note: str
+    began: float
+    alive: bool
+    """Whether the process that wrote this is still there."""
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """What a run's process has told last; None where it has told nothing, or something else."""
+    try:
+        told = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        return Progress(str(told["stage"]), float(told["share"]), str(told["note"]), float(told["began"]), _alive(told))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _alive(told: dict[str, Any]) -> bool:
+    if told["host"] != socket.gethostname():
+        return time.time() - float(told["time"]) < _STALE
+    try:
+        os.kill(int(told["pid"]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

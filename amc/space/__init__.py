@@ -1,0 +1,1 @@
+"""The policies that may be chosen: their settings, exact costs and limits."""

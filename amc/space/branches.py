@@ -1,0 +1,253 @@
+"""Residual branches that can be removed whole, and their removal from an ONNX file.
+
+A branch reads a stream and is added to it: ``x + f(x)``. Without any channel of the site in it, f is gone. Channels
+alone cannot do that: a layer keeps one at least, and a runtime spends time on every operator, however narrow, in 8 bits
+above all. In torch, which runs the network's own code, one silenced channel stays (`amc.graph.surgery`); in
+the file the
+addition becomes an Identity, which runtimes skip, and nothing of the branch is left.
+
+What a branch is is read off the file: everything that reads the site's channels ends in an addition, and without that
+nothing needs the layers that make them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from amc.errors import PolicyError
+from amc.graph.build import Graph
+from amc.graph.channels import Kept, Layer
+from amc.graph.sites import Site, consumers
+
+_WEIGHTY = frozenset(["Conv", "Gemm", "MatMul"])
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch of one file."""
+
+    site: int
+    """Its channels; a width of 0 removes the branch."""
+    layers: frozenset[str]
+    """All layers of which nothing is left."""
+    bypassed: Mapping[str, str]
+    """By the output of a node that does nothing without the branch, what it is identical to."""
+    dead: frozenset[str]
+    """The first outputs of the nodes that go."""
+    tensors: frozenset[str]
+    """The initializers that go."""
+    bytes: int
+    """By which the records of nodes shrink."""
+
+
+def find_branches(proto: Any, graph: Graph) -> tuple[Branch, ...]:
+    """The branches of a network in its ONNX file, one site each, in the sites' order; no two have a node in common."""
+    if _has_subgraphs(proto):  # what they read is named in them only
+        return ()
+    file, found = _File(proto, graph), list[Branch]()
+    for number, site in enumerate(graph.sites):
+        branch = file.branch(number, site, list(consumers(graph, number)))
+        if branch is not None and not any(branch.dead & other.dead for other in found):
+            found.append(branch)
+    return tuple(found)
+
+
+def removed(proto: Any, graph: Graph, kept: Kept) -> tuple[Branch, ...]:
+    """The branches of the sites that keep nothing. Raises PolicyError where such a site is no branch."""
+    empty = {number for number, channels in enumerate(kept) if not len(channels)}
+    found = tuple(branch for branch in find_branches(proto, graph) if branch.site in empty) if empty else ()
+    for number in sorted(empty - {branch.site for branch in found}):
+        raise PolicyError(f"nothing is left of '{graph.sites[number].name}', which is no residual branch.")
+    return found
+
+
+def remove(proto: Any, branches: Iterable[Branch]) -> None:
+    """Take branches out of the file that they were found in."""
+    graph, branches = proto.graph, list(branches)
+    if not branches:
+        return
+    dead = frozenset[str]().union(*(b.dead for b in branches))
+    tensors = frozenset[str]().union(*(b.tensors for b in branches))
+    bypassed = {output: source for b in branches for output, source in b.bypassed.items()}
+    for node in graph.node:
+        if node.output[0] in bypassed:
+            node.CopyFrom(_identity(node, bypassed[node.output[0]]))
+    _keep(graph.node, [n for n in graph.node if n.output[0] not in dead])
+    _keep(graph.initializer, [t for t in graph.initializer if t.name not in tensors])
+
+
+def skip_identities(proto: Any) -> None:
+    """Let every operator read what stands before an Identity: tools that quantise take it for an operator."""
+    graph, outputs = proto.graph, {value.name for value in proto.graph.output}
+    known: dict[str, str] = {}
+    if _has_subgraphs(proto):
+        return
+    for node in graph.node:
+        node.input[:] = [known.get(name, name) for name in node.input]
+        if node.op_type == "Identity" and node.output[0] not in outputs:
+            known[node.output[0]] = node.input[0]
+    _keep(graph.node, [n for n in graph.node if n.output[0] not in known])
+
+
+def owner(name: str, layers: Mapping[str, Layer]) -> Layer | None:
+    """The layer whose tensor this is: 'layer1.0.conv1.weight' and the folded 'layer1.0.conv1.weight_bias'."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        layer = layers.get(".".join(parts[:length]))
+        if layer is not None:
+            return layer
+    return None
+
+
+def _has_subgraphs(proto: Any) -> bool:
+    kinds = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    return any(attribute.type in kinds for node in proto.graph.node for attribute in node.attribute)
+
+
+def _keep(field: Any, messages: list[Any]) -> None:
+    kept = [type(m).FromString(m.SerializeToString()) for m in messages]
+    del field[:]
+    field.extend(kept)
+
+
+def _identity(node: Any, source: str) -> Any:
+    return onnx.helper.make_node("Identity", [source], [node.output[0]], name=node.name)
+
+
+def _record(message: Any) -> int:
+    """Bytes of a message in a list of messages: its tag, its length, itself."""
+    size = int(message.ByteSize())
+    return 1 + varint_bytes(size) + size
+
+
+def varint_bytes(value: int) -> int:
+    """Bytes that protobuf needs for a non-negative integer."""
+    return max(1, -(-value.bit_length() // 7))
+
+
+class _File:
+    """An ONNX file's nodes, and who reads what."""
+
+    def __init__(self, proto: Any, graph: Graph) -> None:
+        self._nodes = list(proto.graph.node)
+        self._made = {output: node for node in self._nodes for output in node.output}
+        self._readers: dict[str, list[Any]] = {}
+        for node in self._nodes:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node)
+        self._outputs = [value.name for value in proto.graph.output]
+        self._inputs = {value.name for value in proto.graph.input}
+        self._layers = [x for x in graph.layers if x.is_weighty]
+        weighty = {x.name: x for x in self._layers}
+        self._owners = {t.name: owner(t.name, weighty) for t in proto.graph.initializer}
+        self._dims = {t.name: len(t.dims) for t in proto.graph.initializer}
+
+    def branch(self, number: int, site: Site, readers: Collection[Layer]) -> Branch | None:
+        """The branch that a site is, or None."""
+        if not all(x.input is not None and bool((x.input.site == number).all()) for x in readers) or not readers:
+            return None
+        bypassed: dict[str, str] = {}
+        for layer in readers:
+            joined = self._joined(layer)
+            if joined is None:
+                return None
+            addition, stream = joined
+            bypassed[addition] = stream
+            after = self._readers.get(addition, [])
+            if len(after) == 1 and after[0].op_type == "Relu" and self._is_rectified(stream):
+                bypassed[after[0].output[0]] = addition
+        live = self._live(bypassed)
+        gone = [n for n in self._nodes if n.output[0] not in live]
+        dead, own = {n.output[0] for n in gone}, {*site.layers, *(x.name for x in readers)}
+        if any(n.output[0] not in dead for n in self._nodes if self._is_of(n, own)) or not live & self._inputs:
+            return None
+        tensors = {name for name in self._owners if self._is_read_by(name, dead)}
+        shrunk = [_record(self._made[o]) - _record(_identity(self._made[o], s)) for o, s in bypassed.items()]
+        layers = self._layers_of(tensors) - self._layers_of(self._owners.keys() - tensors)
+        return Branch(
+            number,
+            frozenset([*layers, *(x.norm for x in self._layers if x.norm and x.name in layers)]),
+            bypassed,
+            frozenset(dead),
+            frozenset(tensors),
+            sum(_record(n) for n in gone) + sum(shrunk),
+        )
+
+    def _layers_of(self, tensors: Iterable[str]) -> set[str]:
+        return {layer.name for name in tensors if (layer := self._owners[name]) is not None}
+
+    def _is_read_by(self, name: str, nodes: Collection[str]) -> bool:
+        """Whether a value is read, and by these nodes only."""
+        readers = self._readers.get(name, [])
+        return bool(readers) and all(node.output[0] in nodes for node in readers)
+
+    def _is_of(self, node: Any, layers: Collection[str]) -> bool:
+        owners = (self._owners.get(name) for name in node.input)
+        return any(layer is not None and layer.name in layers for layer in owners)
+
+    def _joined(self, layer: Layer) -> tuple[str, str] | None:
+        """The addition that a layer's output goes into and nothing else, and what it is added to."""
+        own = [n for n in self._nodes if n.op_type in _WEIGHTY and self._is_weight(n, layer)]
+        if len(own) != 1:
+            return None
+        value = own[0].output[0]
+        while value not in self._outputs and len(self._readers.get(value, [])) == 1:
+            node = self._readers[value][0]
+            others = [name for name in node.input if name != value]
+            if node.op_type == "Add" and len(others) == 1 and others[0] not in self._owners:
+                return (node.output[0], others[0]) if not self._needs(others[0], value) else None
+            if not self._is_part(node, others, layer):
+                return None
+            value = node.output[0]
+        return None
+
+    def _is_weight(self, node: Any, layer: Layer) -> bool:
+        return any(
+            self._dims.get(name, 0) > 1 and (own := self._owners[name]) is not None and own.name == layer.name
+            for name in node.input
+        )
+
+    def _is_part(self, node: Any, others: Collection[str], layer: Layer) -> bool:
+        """Whether a node behind a silent layer gives zeros: its bias and its norm are silent, factors are harmless."""
+        owners = [self._owners.get(name) for name in others]
+        if node.op_type in ("BatchNormalization", "Add"):
+            return all(own is not None and own.name in (layer.name, layer.norm) for own in owners) and bool(others)
+        return node.op_type in ("Transpose", "Identity") or (
+            node.op_type == "Mul" and all(name in self._owners for name in others)
+        )
+
+    def _needs(self, value: str, other: str) -> bool:
+        """Whether ``value`` is made of ``other``."""
+        seen, waiting = set[str](), [value]
+        while waiting:
+            name = waiting.pop()
+            if name == other:
+                return True
+            if name in self._made and name not in seen:
+                waiting += self._made[name].input
+            seen.add(name)
+        return False
+
+    def _live(self, bypassed: Mapping[str, str]) -> set[str]:
+        """All values that the outputs need."""
+        live, waiting = set[str](), list(self._outputs)
+        while waiting:
+            name = waiting.pop()
+            if name not in live:
+                live.add(name)
+                node = self._made.get(name)
+                if node is not None:
+                    live.update(node.output)
+                    waiting += [bypassed[name]] if name in bypassed else node.input
+        return live
+
+    def _is_rectified(self, value: str) -> bool:
+        """Whether a value comes out of a ReLU, so that another one does nothing to it."""
+        node = self._made.get(value)
+        while node is not None and node.op_type in ("MaxPool", "Identity"):
+            node = self._made.get(node.input[0])
+        return node is not None and node.op_type == "Relu"

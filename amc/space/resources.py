@@ -1,0 +1,277 @@
+"""What a policy costs, exactly, from its widths alone: no network is built and none is run.
+
+Notation: S sites, B policies, T tensors, O operators; ``w [B, S]`` the widths.
+
+==========  ===========  ==========================================================================
+resource    unit         definition
+==========  ===========  ==========================================================================
+macs        MACs         multiply-accumulates of convolutions, linear layers and matrix products of
+                         one inference at batch 1 (what fvcore counts as conv, linear, matmul)
+params      parameters   elements of the network's parameters (buffers not counted)
+size        bytes        size of model.onnx as amc exports it
+memory      bytes        peak activation memory: the most that is alive while any operator runs, in
+                         float32 at batch 1, element-wise operators in place, weights not counted (where
+                         branches are removed it is less than this)
+branches    branches     residual branches that are left, of those that can be removed whole
+==========  ===========  ==========================================================================
+
+The length of an axis is linear in w, a tensor's elements are a product of two axes, and an operator's MACs are
+its weights' elements times the positions it is applied at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from amc.graph.build import Graph
+from amc.graph.channels import Axis, Layer
+from amc.graph.surgery import axes_of, holder_of, own_tensors
+from amc.space.branches import Branch
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class Costs(Mapping[str, Floats]):
+    """Costs ``[B]`` by resource, each computed when it is first asked for: a search limits one or two of them."""
+
+    def __init__(self, ways: Mapping[str, Callable[[], Floats]]) -> None:
+        self._ways, self._known = ways, dict[str, Floats]()
+
+    def __getitem__(self, resource: str) -> Floats:
+        if resource not in self._known:
+            self._known[resource] = self._ways[resource]()
+        return self._known[resource]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ways)
+
+    def __len__(self) -> int:
+        return len(self._ways)
+
+
+class CostModel(Protocol):
+    """What policies cost: arrays ``[B]`` by resource for settings ``[B, S]``, non-decreasing in every setting."""
+
+    def costs(self, choices: ArrayLike) -> Mapping[str, Floats]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor in the ONNX file: its dimensions, and which of them follow a layer's axes."""
+
+    dims: tuple[int, ...]
+    axes: tuple[Axis | None, ...]
+    itemsize: int
+    fixed: int
+    """Bytes of the tensor's record that never change."""
+    per_group: int = 0
+    """If not 0, the first dimension divided by this is also written as the ``group`` attribute of a convolution."""
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class FileLayout:
+    """What the ONNX file of the unpruned network is made of."""
+
+    total: int
+    """Bytes of the file."""
+    graph: int
+    """Bytes of the graph within it."""
+    tensors: tuple[StoredTensor, ...]
+    branches: tuple[Branch, ...] = ()
+    """What of it can be removed whole."""
+
+
+class ResourceModel:
+    """Exact costs of the policies of one network. ``layout`` is needed for ``size`` and ``branches`` only."""
+
+    def __init__(self, graph: Graph, model: nn.Module, layout: FileLayout | None = None) -> None:
+        self._full = np.array([site.channels for site in graph.sites], np.int64)
+        sites = len(self._full)
+        self.branches = layout.branches if layout else ()
+        """What can be removed whole, by a width of 0."""
+        silent = {name: branch.site for branch in self.branches for name in branch.layers}
+        layers = [layer for layer in graph.layers if layer.output or layer.input]
+        named = [(layer.name, row) for layer in layers for row in _rows(model, layer, sites)]
+        rows = [row for _, row in named]
+        self._silent = np.array([silent.get(name, -1) for name, _ in named], np.int64)
+        # float64 holds these integers exactly up to 2**53, and its products are BLAS's
+        self._a = np.array([r.first[0] for r in rows], np.float64).reshape(-1, sites).T
+        self._a0 = np.array([r.first[1] for r in rows], np.float64)
+        self._b = np.array([r.second[0] for r in rows], np.float64).reshape(-1, sites).T
+        self._b0 = np.array([r.second[1] for r in rows], np.float64)
+        self._rest = np.array([r.rest for r in rows])
+        self._stored = np.array([r.stored for r in rows], np.float64)
+        self._positions = np.array([r.positions for r in rows], np.float64)
+        total = sum(p.numel() for p in model.parameters())
+        fixed_params = total - int((self._elements(self._full[None]) @ self._stored)[0])
+        self._fixed_params = fixed_params
+        self._fixed_macs = graph.trace.macs - int((self._elements(self._full[None]) @ self._positions)[0])
+        live = np.unique(graph.trace.live, axis=0)
+        self._live = live[~_dominated(live)].astype(np.float64)
+        self._sizes, self._growth = graph.trace.sizes, graph.growth
+        self._file = _FileSize(layout, sites, self._full) if layout else None
+
+    def costs(self, choices: ArrayLike) -> Mapping[str, Floats]:
+        """Costs ``[B]`` by resource of the widths ``choices [B, S]``."""
+        w = np.atleast_2d(np.asarray(choices, np.int64))
+        ways = {
+            "macs": lambda: self._elements(w) @ self._positions + self._fixed_macs,
+            "params": lambda: self._elements(w) @ self._stored + self._fixed_params,
+            "memory": lambda: self._peak(w),
+        }
+        if self.branches:
+            sites = [branch.site for branch in self.branches]
+            ways["branches"] = lambda: (w[:, sites] > 0).sum(1).astype(np.float64)
+        if self._file:
+            size = self._file
+            ways["size"] = lambda: size(w).astype(np.float64)
+        return Costs(ways)
+
+    def cost(self, choice: Sequence[int]) -> dict[str, float]:
+        """Costs of one policy, by resource."""
+        return {name: float(values[0]) for name, values in self.costs([choice]).items()}
+
+    def _peak(self, w: Ints) -> Floats:
+        left = np.maximum(w, 1)  # of a removed branch torch holds one channel
+        peak: Floats = 4 * ((self._sizes - (self._full - left) @ self._growth.T) @ self._live.T).max(1).round()
+        return peak
+
+    def _elements(self, w: Ints) -> Floats:
+        widths = w.astype(np.float64)
+        product: Floats = (widths @ self._a + self._a0) * (widths @ self._b + self._b0) * self._rest
+        return product if w.all() else product * _heard(w, self._silent)
+
+
+def _heard(w: Ints, silent: Ints) -> NDArray[np.bool_]:
+    """What is left ``[B, R]`` of rows that go with a site's last channel; ``silent [R]`` is that site, or -1."""
+    left: NDArray[np.bool_] = (silent < 0) | (w[:, silent] > 0)
+    return left
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """One tensor: its elements are ``first × second × rest``, each MACs ``positions`` times."""
+
+    first: tuple[Ints, int]
+    second: tuple[Ints, int]
+    rest: int
+    stored: bool
+    """Whether its elements are parameters."""
+    positions: int
+
+
+def _rows(model: nn.Module, layer: Layer, sites: int) -> Iterator[_Row]:
+    one = (np.zeros(sites, np.int64), 1)
+    if layer.kind == "product":
+        assert layer.output is not None
+        yield _Row(layer.output.counts(sites), one, 1, False, layer.positions)
+    if not layer.is_weighty:
+        return
+    tensors = own_tensors(model, layer)
+    heaviest = max(tensors, key=lambda key: tensors[key].numel() * (tensors[key].ndim > 1), default="")
+    for key, tensor in tensors.items():
+        lines, rest = [], 1
+        for axis, length in zip(axes_of(model, layer, key, tuple(tensor.shape)), tensor.shape, strict=True):
+            if axis is None:
+                rest *= length
+            else:
+                lines.append(axis.counts(sites))
+        stored = key.rpartition(".")[2] in holder_of(model, layer, key)._parameters
+        first, second = [*lines, one, one][:2]
+        yield _Row(first, second, rest, stored, layer.positions if key == heaviest else 0)
+
+
+def _line(axis: Axis | None, length: int, sites: int) -> tuple[Ints, int]:
+    """The length of an axis as ``slopes @ w + constant``. A parameter of length 1 is shared by all channels."""
+    if axis is None or len(axis.site) != length:
+        return np.zeros(sites, np.int64), length
+    return axis.counts(sites)
+
+
+def _dominated(live: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Rows that are part of another row: they never hold the most memory."""
+    wide = live.astype(np.int32)
+    common = wide @ wide.T
+    inside = np.equal(common, wide.sum(1)[:, None])
+    np.fill_diagonal(inside, False)
+    dominated: NDArray[np.bool_] = inside.any(1)
+    return dominated
+
+
+def varint(values: ArrayLike) -> Ints:
+    """Bytes that protobuf needs for each non-negative integer."""
+    v = np.asarray(values, np.int64)
+    count = np.ones(v.shape, np.int64)
+    largest = int(v.max(initial=0))
+    for bits in range(7, 63, 7):
+        if largest < 1 << bits:
+            break
+        count += v >= (1 << bits)
+    return count
+
+
+class _FileSize:
+    """Bytes of the ONNX file: every tensor's record, its length prefixes, and the rest that does not change.
+
+    T tensors of up to D dimensions; missing dimensions are of length 1 and written nowhere.
+    """
+
+    def __init__(self, layout: FileLayout, sites: int, full: Ints) -> None:
+        tensors = [t for t in layout.tensors if any(axis is not None for axis in t.axes)]
+        longest = max((len(t.dims) for t in tensors), default=1)
+        self._slopes = np.zeros((sites, len(tensors), longest), np.int64)
+        self._constant = np.ones((len(tensors), longest), np.int64)
+        self._written = np.zeros((len(tensors), longest), np.int64)
+        for row, tensor in enumerate(tensors):
+            for column, (axis, dim) in enumerate(zip(tensor.axes, tensor.dims, strict=True)):
+                self._slopes[:, row, column], self._constant[row, column] = _line(axis, dim, sites)
+                self._written[row, column] = 1
+        self._itemsize = np.array([t.itemsize for t in tensors], np.int64)
+        self._fixed = np.array([t.fixed for t in tensors], np.int64)
+        self._per_group = np.array([t.per_group for t in tensors], np.int64)
+        gone = {name: branch.site for branch in layout.branches for name in branch.tensors}
+        self._silent = np.array([gone.get(t.name, -1) for t in tensors], np.int64)
+        self._branches = [branch.site for branch in layout.branches]
+        self._saved = np.array([_fixed_bytes(branch, layout, tensors) for branch in layout.branches], np.int64)
+        inside = int(self._changing(full[None])[0])
+        self._graph_rest = layout.graph - inside
+        self._rest = layout.total - layout.graph - int(varint(layout.graph))
+
+    def _changing(self, w: Ints) -> Ints:
+        """Bytes of the tensors that follow the sites ``[B]``."""
+        dims = np.tensordot(w, self._slopes, 1) + self._constant  # [B, T, D]
+        raw = dims.prod(2) * self._itemsize
+        prefixes = varint(dims)
+        record = self._fixed + raw + varint(raw) + (prefixes * self._written).sum(2)
+        groups = varint(dims[:, :, 0] // np.maximum(1, self._per_group)) * (self._per_group > 0)
+        bytes_ = record + varint(record) + groups
+        if w.all():
+            total: Ints = bytes_.sum(1)
+            return total
+        saved: Ints = (bytes_ * _heard(w, self._silent)).sum(1) - (w[:, self._branches] == 0) @ self._saved
+        return saved
+
+    def __call__(self, w: Ints) -> Ints:
+        graph = self._graph_rest + self._changing(w)
+        return self._rest + graph + varint(graph)
+
+
+def _fixed_bytes(branch: Branch, layout: FileLayout, changing: Sequence[StoredTensor]) -> int:
+    """Bytes that go with a branch, besides those of its tensors that follow the sites."""
+    following = {t.name: t for t in changing if t.name in branch.tensors}
+    total = branch.bytes + len(branch.tensors)  # a tag each
+    for tensor in layout.tensors:
+        if tensor.name in branch.tensors and tensor.name not in following:
+            raw = int(np.prod(tensor.dims)) * tensor.itemsize
+            record = tensor.fixed + raw + int(varint(raw)) + int(varint(tensor.dims).sum())
+            total += record + int(varint(record))
+    groups = [t.dims[0] // t.per_group for t in following.values() if t.per_group]
+    return total - int(varint(groups).sum())  # what a group's number takes is told of the tensors
