@@ -246,12 +246,12 @@ def ray(count: int = 300) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         evaluator = evaluator_of(config, Path(name))
-        full = [site.channels for site in evaluator._graph.sites]
+        full = evaluator.networks.full
         dice = random.Random(0)
         choices = list({tuple(dice.randint(1, width) for width in full) for _ in range(2 * count)})[:count]
         for choice in choices[:20]:
-            evaluator(choice)
-        seconds, scores = timed(lambda: [evaluator(choice) for choice in choices])
+            evaluator.score(choice)
+        seconds, scores = timed(lambda: [evaluator.score(choice) for choice in choices])
         rows.append(("in this process", seconds))
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
         with connected(cluster.address):

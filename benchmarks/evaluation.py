@@ -18,17 +18,20 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from amc.evaluation.evaluator import BLOCK, Score
 from amc.evaluation.problem import Problem, site_features
 from amc.evaluation.reward import loss as loss_reward
+from amc.evaluation.score import Score
+from amc.evaluation.scorer import BLOCK
+from amc.evaluation.settings import Reconstruction
 from amc.latency.session import Runner
-from amc.reconstruction.sequential import Drift, Effort
+from amc.reconstruction.sequential import Effort
 from amc.search import load_searcher
 from amc.search.allocate import error_tables, quick_decoder
 from amc.search.spdy import perturbation
@@ -62,25 +65,24 @@ def one(bench: Bench) -> dict[str, float]:
     own = evaluator.pruned(choice)
 
     def bare() -> None:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=evaluator.precision == "bfloat16"):
-            for images, _ in batches(evaluator._search, BLOCK):
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=evaluator.settings.half):
+            for images, _ in batches(evaluator.samples.split, BLOCK):
                 own(images)
 
     def folded() -> None:
-        with evaluator._folder.folded(own):
+        with evaluator.samples.folder.folded(own):
             bare()
 
     def anew(work: Callable[[Choice], Any]) -> None:
         """A policy like no other before it: nothing that was solved for one is of use."""
-        if evaluator._quick is not None:
-            evaluator._quick.forget()
+        evaluator.networks.forget()
         work(choice)
 
     first = seconds({"assembly the first time": lambda: evaluator.network(choice)}, 1)
     works = {
         "bare forward passes": bare,
         "bare, norms folded": folded,
-        "whole evaluation": lambda: anew(evaluator),
+        "whole evaluation": lambda: anew(evaluator.score),
         "assembly": lambda: anew(evaluator.network),
     }
     return first | seconds(works)
@@ -90,15 +92,16 @@ def search(bench: Bench, evaluations: int) -> dict[str, float]:
     """A search in parts."""
     spent = {"score": 0.0, "re-solve": 0.0, "evaluating": 0.0}
     began = [0.0]
-    scratch, evaluator = bench.evaluator._scratch, bench.evaluator
-    quick = evaluator._quick
+    evaluator = bench.evaluator
+    scratch, effort = evaluator.networks.plain(evaluator.networks.full), evaluator.settings.reconstruction.search
+    resolved = 0 if effort is None else min(effort.samples, len(bench.task.splits.calibration))
 
     def begin(*_: Any) -> None:
         began[0] = time.process_time()
 
     def end(module: torch.nn.Module, inputs: Any, output: Any) -> None:
         size = len(inputs[0]) if inputs else 0
-        kind = "re-solve" if quick is not None and size == len(quick._inputs) and size != BLOCK else "score"
+        kind = "re-solve" if size == resolved and size != BLOCK else "score"
         spent[kind] += time.process_time() - began[0]
 
     def timed(score: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,7 +115,7 @@ def search(bench: Bench, evaluations: int) -> dict[str, float]:
 
     handles = [scratch.register_forward_pre_hook(begin), scratch.register_forward_hook(end)]
     problem = Problem(
-        bench.space, site_features(bench.graph), timed(evaluator), loss_reward, error=evaluator.error,
+        bench.space, site_features(bench.graph), timed(evaluator.score), loss_reward, error=evaluator.site_error,
         race=timed(evaluator.race),
     )  # fmt: skip
     memory = []
@@ -164,12 +167,12 @@ def runtimes(bench: Bench, ways: Sequence[str]) -> dict[str, float]:
     def passes(network: Callable[[Any], Any], precision: str) -> Callable[[], None]:
         def run() -> None:
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-                for images, _ in batches(evaluator._search, BLOCK):
+                for images, _ in batches(evaluator.samples.split, BLOCK):
                     network(images)
 
         return run
 
-    with evaluator._folder.folded(own):
+    with evaluator.samples.folder.folded(own):
         works = {f"torch {precision}": passes(own, precision) for precision in ("float32", "bfloat16")}
         if "onnx" in ways:
             meter = bench.stages.bench(bench.graph)
@@ -187,7 +190,8 @@ def runtimes(bench: Bench, ways: Sequence[str]) -> dict[str, float]:
 def met(bench: Bench, count: int, seed: int = 0) -> list[Choice]:
     """Policies that a search meets: a third near the budget at random, the others the allocator's, disturbed."""
     rng, space = np.random.default_rng(seed), bench.space
-    problem = Problem(space, site_features(bench.graph), bench.evaluator, loss_reward, error=bench.evaluator.error)
+    score, error = bench.evaluator.score, bench.evaluator.site_error
+    problem = Problem(space, site_features(bench.graph), score, loss_reward, error=error)
     decode, found = quick_decoder(space, error_tables(problem)), policies(bench, -(-count // 3), seed)
     while len(found) < count:
         choice = decode(np.exp(perturbation(rng, len(space.names), 0.3)))
@@ -204,22 +208,21 @@ def ranking(bench: Bench, count: int) -> dict[str, Any]:
         start = time.process_time()
         return np.array([score(choice).loss for choice in choices]), (time.process_time() - start) / count
 
-    careful, dear = losses(evaluator.refined_score)
-    better = careful.argsort()[: count // 2]
-    ways: dict[str, Drift | None] = {
-        f"re-solved on {x.samples} images, {x.rows:,} rows, {x.rounds} rounds": Drift(bench.task, bench.graph, 0, x)
-        for x in EFFORTS
+    full, dear = losses(evaluator.refined_score)
+    better = full.argsort()[: count // 2]
+    ways: dict[str, Effort | None] = {
+        f"re-solved on {x.samples} images, {x.rows:,} rows, {x.rounds} rounds": x for x in EFFORTS
     }
-    found = {}
-    evaluator.precision = evaluator.faster_precision()
-    for name, evaluator._quick in {**ways, "cached solutions": None}.items():
-        evaluator.network(choices[0])  # the original is run and remembered
-        if evaluator._quick is not None:
-            evaluator._quick.forget()
-        quick, cost = losses(evaluator)
-        found[name] = [float(spearmanr(quick[x], careful[x])[0]) for x in (slice(None), better)] + [cost]
+    found, dtype = {}, evaluator.faster_dtype()
+    for name, effort in {**ways, "cached solutions": None}.items():
+        settings = replace(evaluator.settings, dtype=dtype, reconstruction=Reconstruction(search=effort))
+        fast = evaluator.with_settings(settings)
+        fast.network(choices[0])  # the original is run and remembered
+        fast.networks.forget()
+        scores, cost = losses(fast.score)
+        found[name] = [float(spearmanr(scores[x], full[x])[0]) for x in (slice(None), better)] + [cost]
     original = evaluate(bench.task.model, bench.task, bench.task.splits.search)[1]
-    about = {"policies": count, "original": original, "judge": evaluator.judge, "precision": evaluator.precision}
+    about = {"policies": count, "original": original, "judge": evaluator.settings.objective, "precision": dtype}
     return {**about, "careful seconds": dear, "ways": found}
 
 
@@ -303,7 +306,7 @@ def main() -> None:
                 bench = open_bench(asked, 0.5, drift=drift, judge=asked.judge)
                 records.add(
                     piece, one=one(bench), search=search(bench, asked.evaluations), images=asked.search_images,
-                    precision=bench.evaluator.precision,
+                    precision=bench.evaluator.settings.dtype,
                 )  # fmt: skip
         print(report(records))
 

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from amc.evaluation.evaluator import Evaluator
+from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.graph.build import build_graph
 from amc.graph.sites import Graph
 from amc.importance import load_criterion, view
 from amc.reconstruction.least_squares import Moments, collect, new_shelf, readers
-from amc.reconstruction.sequential import Drift
+from amc.reconstruction.sequential import FULL
 from amc.runtime.memory import Memory
 from amc.task import Splits, make_task
 from amc.task.data import HeldSplit
@@ -58,7 +59,8 @@ def main() -> None:
         told("collected")
         orders, slow = ranked(graph, task.model, moments, asked.seconds)
         told("ranked")
-        evaluator = Evaluator(task, graph, orders, moments, drift=Drift(task, graph, 0, memory=memory))
+        settings = EvaluationSettings("loss", reconstruction=Reconstruction(final=FULL))
+        evaluator = Evaluator(task, graph, orders, moments, settings, memory)
         half = tuple(max(1, site.channels // 2) for site in graph.sites)
         evaluator.network(half)
         told("re-solved")

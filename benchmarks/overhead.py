@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from amc.envs.toy import ToyCosts
-from amc.evaluation.evaluator import Score
 from amc.evaluation.problem import Problem, SiteFeatures
+from amc.evaluation.score import Score
 from amc.search import searchers
 from amc.space.budget import Space
 from amc.space.policy import Choice

@@ -55,8 +55,8 @@ def searched(bench: Bench, space: Space, evaluations: int, record: Path) -> dict
     """One search, and its best policy, refined. What was evaluated is in the file ``record``."""
     with Journal(record) as journal:
         problem = Problem(
-            space, site_features(bench.graph), bench.evaluator, loss_reward, journal,
-            error=bench.evaluator.error, race=bench.evaluator.race,
+            space, site_features(bench.graph), bench.evaluator.score, loss_reward, journal,
+            error=bench.evaluator.site_error, race=bench.evaluator.race,
         )  # fmt: skip
         load_searcher("hybrid")(problem, evaluations, 0)
     best = [(bench.evaluator.refined_score(e.choice), e.choice) for e in problem.best(5)]

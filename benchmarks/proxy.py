@@ -67,7 +67,7 @@ def measured(bench: Bench, choice: Choice, steps: int, fisher: list[Vector]) -> 
     values["synaptic flow"] = _synaptic_flow(evaluator.pruned(choice), task.example)
     timed("synaptic flow")
     values["second order"] = _second_order(fisher, evaluator.kept(choice))
-    values["table of site errors"] = sum(evaluator.error(s, w) for s, w in enumerate(choice))
+    values["table of site errors"] = sum(evaluator.site_error(s, w) for s, w in enumerate(choice))
     values["parameters"] = bench.space.costs(choice)["params"]
     values["least share kept"] = min(w / f for w, f in zip(choice, bench.space.full, strict=True))
     for brief in BRIEF:
@@ -89,12 +89,10 @@ def _trained(bench: Bench, choice: Choice, steps: int) -> tuple[float, float]:
 
 
 def seen(bench: Bench, choice: Choice) -> dict[str, float]:
-    """What searches see of a policy, by either judge."""
-    score = bench.evaluator(choice)
-    bench.evaluator.judge = "distance"
-    apart = bench.evaluator(choice).loss
-    bench.evaluator.judge = "loss"
-    return {"loss": score.loss, "accuracy": score.metric, "distance of logits": apart}
+    """What searches see of a policy, by either objective."""
+    score = bench.evaluator.score(choice)
+    by_logits = bench.evaluator.with_settings(replace(bench.evaluator.settings, objective="logit_mse"))
+    return {"loss": score.loss, "accuracy": score.metric, "distance of logits": by_logits.score(choice).loss}
 
 
 def refined(bench: Bench, choice: Choice) -> dict[str, float]:
@@ -273,7 +271,7 @@ def main() -> None:
                 if not records(piece):
                     values = {**seen(bench, choice), **refined(bench, choice)}
                     values["second order"] = _second_order(fisher, bench.evaluator.kept(choice))
-                    values["table of site errors"] = sum(bench.evaluator.error(s, w) for s, w in enumerate(choice))
+                    values["table of site errors"] = sum(bench.evaluator.site_error(s, w) for s, w in enumerate(choice))
                     print(records.add(piece, values=values), flush=True)
             return
         for number, choice in enumerate(policies(bench, asked.policies)):

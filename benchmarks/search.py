@@ -48,16 +48,16 @@ def searched(bench: Bench, searcher: str, evaluations: int, seed: int) -> dict[s
 
     def observe(evaluation: Evaluation, proposals: int) -> None:
         nonlocal best
-        if not evaluation.lost:
+        if not evaluation.rejected:
             best = min(best, evaluation.loss)
         trail.append([round(time.process_time() - start, 3), round(best, 5), evaluation.share])
 
     problem = Problem(
-        bench.space, site_features(bench.graph), bench.evaluator, loss_reward, observer=observe,
-        error=bench.evaluator.error, race=bench.evaluator.race,
+        bench.space, site_features(bench.graph), bench.evaluator.score, loss_reward, observer=observe,
+        error=bench.evaluator.site_error, race=bench.evaluator.race,
     )  # fmt: skip
     load_searcher(searcher)(problem, evaluations, seed)
-    best = bench.evaluator(problem.best(1)[0].choice).loss
+    best = bench.evaluator.score(problem.best(1)[0].choice).loss
     found = [(bench.evaluator.refined_score(e.choice), e.choice) for e in problem.best(5)]
     score, choice = min(found, key=lambda pair: pair[0].loss)
     evaluating = sum(e.seconds for e in problem.evaluations)

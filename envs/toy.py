@@ -12,8 +12,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import ArrayLike
 
-from amc.evaluation.evaluator import Score
 from amc.evaluation.problem import Problem, SiteFeatures
+from amc.evaluation.score import Score
 from amc.space.budget import Space
 from amc.space.policy import Choice
 from amc.space.resources import Floats

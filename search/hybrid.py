@@ -124,7 +124,7 @@ class _Hybrid:
 
     def _surrogate(self, good: list[Evaluation]) -> Surrogate:
         choices = [e.choice for e in good]
-        doubt = np.array([3.0 if e.lost else 1.0 for e in good])
+        doubt = np.array([3.0 if e.rejected else 1.0 for e in good])
         return Surrogate(self._features(choices), self._trends(choices), [e.reward for e in good], doubt)
 
     def _features(self, choices: list[Choice]) -> Floats:

@@ -16,16 +16,18 @@ from amc.config import BudgetConfig, Config, SearchConfig
 from amc.deploy.bundle import apply
 from amc.deploy.export import check_parity, count_onnx_macs, export_onnx, export_pruned, file_layout, read_onnx
 from amc.errors import BudgetError, PolicyError
-from amc.evaluation.evaluator import Evaluator, Score
+from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.problem import Problem, site_features
 from amc.evaluation.reward import loss
+from amc.evaluation.score import Score
+from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.graph.build import build_graph
 from amc.graph.surgery import Dresser
 from amc.latency import LatencyProbe, Runner
 from amc.latency.learned import Tables, _Table
 from amc.latency.operators import operators
 from amc.pipeline.stages import branches_go, make_space
-from amc.reconstruction.sequential import Drift, Effort
+from amc.reconstruction.sequential import Effort
 from amc.search import load_searcher, searchers
 from amc.search.allocate import decode, quick_decoder
 from amc.space.branches import find_branches, skip_identities
@@ -239,8 +241,9 @@ def test_a_policy_that_removes_is_written_and_read(original, tmp_path):
 @pytest.fixture(scope="module")
 def evaluator(digits):
     task, graph, orders, moments = digits
-    drift = Drift(task, graph, 0, Effort(128, 2048, 4))
-    return Evaluator(task, graph, orders, moments, drift=drift, quick=drift)
+    effort = Effort(128, 2048, 4)
+    settings = EvaluationSettings("loss", reconstruction=Reconstruction(search=effort, final=effort))
+    return Evaluator(task, graph, orders, moments, settings)
 
 
 def without(graph, name):
@@ -251,8 +254,8 @@ def test_an_evaluation_without_a_branch(evaluator, digits):
     """What follows is re-solved for what is gone: better than leaving it as it was."""
     task, graph, orders, moments = digits
     choice = without(graph, "layer3.0.conv1")
-    bare = Evaluator(task, graph, orders, moments, reconstruct=False)
-    assert evaluator(choice).loss < bare(choice).loss
+    bare = Evaluator(task, graph, orders, moments, EvaluationSettings("loss", reconstruction=Reconstruction(False)))
+    assert evaluator.score(choice).loss < bare.score(choice).loss
     network = evaluator.network(choice)
     with torch.no_grad():
         assert not network.layer3[0].bn2(network.layer3[0].conv2(torch.rand(1, 1, 2, 2))).any()
@@ -261,7 +264,7 @@ def test_an_evaluation_without_a_branch(evaluator, digits):
 def test_a_branch_costs_more_than_any_of_its_channels(evaluator, digits):
     graph = digits[1]
     for site, own in enumerate(graph.sites):
-        errors = [evaluator.error(site, width) for width in range(own.channels + 1)]
+        errors = [evaluator.site_error(site, width) for width in range(own.channels + 1)]
         assert errors[0] > errors[1] >= errors[-1]
 
 

@@ -18,8 +18,10 @@ from amc.cli import main
 from amc.config import DataConfig, from_dict
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.memo import Shared
+from amc.evaluation.settings import EvaluationSettings
 from amc.graph.build import build_graph
 from amc.latency.profiling import profile_key
+from amc.pipeline.stages import settings_of
 from amc.runtime.cache import Cache
 from amc.runtime.locks import Machine
 from amc.task import load_data, load_model, make_task
@@ -266,7 +268,7 @@ def use(folder: Path, task, config=CONFIG) -> tuple[float, float]:
     shared = Shared(Cache(folder), task, config)
     graph = build_graph(task.model, task.example)
     moments = shared.moments(graph)
-    evaluator = Evaluator(task, graph, shared.orders(graph, moments), moments)
+    evaluator = Evaluator(task, graph, shared.orders(graph, moments), moments, settings_of(config))
     choice = tuple(site.channels // 2 for site in graph.sites)
     shared.original_score("test", task.splits.search)
     return shared.score(evaluator)(choice).loss, shared.site_error(evaluator)(0, 4)
@@ -277,8 +279,8 @@ def test_a_second_run_computes_nothing_and_finds_the_same(tmp_path: Path, task, 
     assert kinds(tmp_path) == {"moments": 1, "orders": 1, "scores": 1, "errors": 1, "baselines": 1}
     for name in ("amc.evaluation.memo.collect", "amc.evaluation.memo.rank", "amc.evaluation.memo.evaluate"):
         monkeypatch.setattr(name, never)
-    monkeypatch.setattr(Evaluator, "__call__", never)
-    monkeypatch.setattr(Evaluator, "error", never)
+    monkeypatch.setattr(Evaluator, "score", never)
+    monkeypatch.setattr(Evaluator, "site_error", never)
     assert use(tmp_path, task) == first
 
 
@@ -359,7 +361,7 @@ def test_what_has_changed_is_never_found(tmp_path: Path, task, monkeypatch, what
 
 
 def test_what_a_search_has_found_is_of_one_network_its_settings_and_the_reward(tmp_path: Path, task):
-    evaluator = SimpleNamespace(recalibrate=False, precision="float32")
+    evaluator = SimpleNamespace(settings=EvaluationSettings("loss"))
 
     def found(value: int, settings=((2, 4),), task=task, **search) -> int:
         config = replace(CONFIG, search=replace(CONFIG.search, **search))
@@ -372,9 +374,9 @@ def test_what_a_search_has_found_is_of_one_network_its_settings_and_the_reward(t
     assert found(4, race=not CONFIG.search.race) == 4
     other = make_task("other", load_model("resnet8", "random", 1, 10, "digits"), task.splits, task.device)
     assert found(5, task=other) == 5
-    evaluator.recalibrate = True
+    evaluator.settings = EvaluationSettings("loss", recalibrate=True)
     assert found(6) == 6
-    evaluator.recalibrate = False
+    evaluator.settings = EvaluationSettings("loss")
     assert found(7) == 1
 
 

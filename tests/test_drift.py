@@ -1,6 +1,7 @@
 """Re-solving on the pruned network's own features: against direct regressions, and for what it is worth."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,15 +9,18 @@ import torch
 from torch import nn
 
 from amc.evaluation.evaluator import Evaluator
+from amc.evaluation.settings import EvaluationSettings, Reconstruction
+from amc.evaluation.site_errors import SiteErrors
 from amc.graph.build import build_graph
-from amc.reconstruction import sequential as drift
+from amc.reconstruction import sequential
 from amc.reconstruction.least_squares import collect, readers, solvable
 from amc.reconstruction.residuals import find_joins
-from amc.reconstruction.sequential import Drift
+from amc.reconstruction.sequential import FULL, SequentialReconstruction
 from amc.task import make_task
 from amc.task.data import HeldSplit, Splits
 
 SAMPLES = 64
+REFINING = EvaluationSettings("loss", reconstruction=Reconstruction(final=FULL))
 
 
 class Residual(nn.Module):
@@ -50,12 +54,12 @@ def regression(x: torch.Tensor, y: torch.Tensor) -> tuple[np.ndarray, np.ndarray
 
 
 def test_every_layer_is_the_regression_on_what_reaches_it(monkeypatch):
-    monkeypatch.setattr(drift, "RIDGE", 1e-9)
+    monkeypatch.setattr(sequential, "RIDGE", 1e-9)
     task = linear_task()
     graph = build_graph(task.model, task.example)
     order = {site.name: np.arange(site.channels) for site in graph.sites}
     kept = [order[s.name][: 3 if s.name.startswith("wide") else None] for s in graph.sites]
-    correct = Drift(task, graph, 0)
+    correct = SequentialReconstruction(task, graph, 0)
     from amc.graph.surgery import Dresser
 
     network = copy.deepcopy(task.model)
@@ -132,7 +136,7 @@ def test_activations_that_fall_or_rise_steeply_are_not_minded(activation, taken)
 def test_rounds_lead_to_the_least_matching_loss(monkeypatch, activation, normed, constant):
     """At the least of a convex loss its gradient is none: what is left behind the activation goes with no input."""
     torch.manual_seed(0)
-    monkeypatch.setattr(drift, "RIDGE", 1e-9)
+    monkeypatch.setattr(sequential, "RIDGE", 1e-9)
     x = torch.randn(3000, 12).double() + 0.5
     y = 0.3 * (x @ torch.randn(12, 6).double() + torch.randn(3000, 6) + 0.3 * x[:, :6] ** 2)
     norm, behind = None, lambda outputs: activation(outputs)
@@ -144,24 +148,24 @@ def test_rounds_lead_to_the_least_matching_loss(monkeypatch, activation, normed,
         norm, behind = (module, module.running_mean.clone()), lambda outputs: activation(module(outputs))
 
     def left(rounds: int) -> torch.Tensor:
-        matching = drift._matching(activation, y, norm, rounds)
-        weight, shift = drift._regression(x, y, torch.zeros(6, 12).double(), constant, matching)
+        matching = sequential._matching(activation, y, norm, rounds)
+        weight, shift = sequential.regression(x, y, torch.zeros(6, 12).double(), constant, matching)
         missed = behind(x @ weight.T + (shift if constant else 0)) - behind(y)
         return torch.cat([missed.mean(0)[None]] * constant + [x.T @ missed / len(x)])
 
-    gradients = [float(left(rounds).abs().max()) for rounds in (0, drift.QUICK.rounds, 3000)]
+    gradients = [float(left(rounds).abs().max()) for rounds in (0, sequential.FAST.rounds, 3000)]
     assert gradients[2] < 1e-3 * gradients[0] < gradients[1] < gradients[0]
 
 
 @pytest.fixture(scope="module")
 def refining(digits):
     task, graph, orders, moments = digits
-    return task, Evaluator(task, graph, orders, moments, drift=Drift(task, graph, 0))
+    return task, Evaluator(task, graph, orders, moments, REFINING)
 
 
 def test_the_whole_network_is_left_alone(refining):
     task, evaluator = refining
-    whole = evaluator.refined(tuple(s.channels for s in evaluator._graph.sites))
+    whole = evaluator.refined(evaluator.networks.full)
     for name, tensor in task.model.state_dict().items():
         assert torch.equal(whole.state_dict()[name], tensor), name
 
@@ -169,28 +173,29 @@ def test_the_whole_network_is_left_alone(refining):
 def test_it_is_better_and_repeats_itself(refining):
     _, evaluator = refining
     quarter = (4, 4, 8, 8, 16, 16)
-    plain, refined = evaluator(quarter), evaluator.refined_score(quarter)
+    plain, refined = evaluator.score(quarter), evaluator.refined_score(quarter)
     assert refined.loss < 0.9 * plain.loss
-    assert evaluator(quarter) == plain
+    assert evaluator.score(quarter) == plain
     assert evaluator.refined_score(quarter) == refined
 
 
-def test_half_precision_features_and_policies_that_begin_alike(digits):
+def test_half_precision_features_and_policies_that_begin_alike(digits, monkeypatch):
     """bfloat16 changes little; what was solved for a policy with the same first widths is taken as it is."""
     task, graph, orders, moments = digits
-    quick = Drift(task, graph, 0)
-    evaluator = Evaluator(task, graph, orders, moments, quick=quick)
+    settings = EvaluationSettings("loss", reconstruction=Reconstruction(search=FULL))
+    evaluator = Evaluator(task, graph, orders, moments, settings)
     quarter, later = (4, 4, 8, 8, 16, 16), (4, 4, 8, 8, 16, 32)
-    full = evaluator(quarter)
-    evaluator.precision = "bfloat16"
-    assert evaluator(quarter).loss == pytest.approx(full.loss, rel=0.05)
-    evaluator.precision = "float32"
-    known = set(quick._solved._found)
-    shared = evaluator(later)
-    new = {key[0] for key in set(quick._solved._found) - known}
-    assert new < set(quick._layers), "the first layers were solved again"
-    quick.forget()
-    assert evaluator(later) == shared
+    full = evaluator.score(quarter)
+    half = evaluator.with_settings(replace(settings, dtype="bfloat16"))
+    assert half.score(quarter).loss == pytest.approx(full.loss, rel=0.05)
+    solved: list[int] = []
+    solve = sequential.regression
+    monkeypatch.setattr(sequential, "regression", lambda *given: (solved.append(1), solve(*given))[1])
+    shared = evaluator.score(later)
+    alike = len(solved)
+    evaluator.networks.forget()
+    assert evaluator.score(later) == shared
+    assert 0 < alike < len(solved) - alike, "the first layers were solved again"
 
 
 def test_the_original_is_not_changed_and_keeps_no_hooks(refining):
@@ -198,7 +203,7 @@ def test_the_original_is_not_changed_and_keeps_no_hooks(refining):
     before = copy.deepcopy(task.model.state_dict())
     evaluator.refined((4, 4, 8, 8, 16, 16))
     assert all(torch.equal(t, before[n]) for n, t in task.model.state_dict().items())
-    for network in (task.model, evaluator._scratch):
+    for network in (task.model, evaluator.networks.plain(evaluator.networks.full)):
         assert not any(m._forward_pre_hooks or m._forward_hooks for m in network.modules())
 
 
@@ -214,13 +219,14 @@ def test_a_network_that_runs_other_operators_when_cut_is_refined_all_the_same():
     task = make_task("vit", model, Splits(*parts, classes=5, source="noise"), torch.device("cpu"))
     graph = build_graph(task.model, task.example)
     orders = [torch.arange(site.channels) for site in graph.sites]
-    evaluator = Evaluator(task, graph, orders, collect(task, readers(graph, model), 0), drift=Drift(task, graph, 0))
+    moments = collect(task, readers(graph, model), 0)
+    evaluator = Evaluator(task, graph, orders, moments, REFINING)
     assert evaluator.refined_score(tuple(site.channels // 2 for site in graph.sites)).loss < 10
     for number, site in enumerate(graph.sites):
-        half, quarter = (evaluator.error(number, site.channels // part) for part in (2, 4))
+        half, quarter = (evaluator.site_error(number, site.channels // part) for part in (2, 4))
         assert 0 < half < quarter < np.inf, site.name
         if site.name.endswith("in_proj_weight"):  # who reads heads is called as a function: nothing was measured
-            usual = np.mean([s.whole for s in evaluator._sensitivities.values()])
+            usual = np.mean([s.whole for s in SiteErrors(task, graph, orders, moments, "loss").sensitivities.values()])
             assert (half, quarter) == pytest.approx((0.5 * usual, 0.75 * usual))
 
 
@@ -247,15 +253,15 @@ def small_task(model: nn.Module, shape: tuple[int, ...], classes: int = 5):
 def evaluator_of(task) -> Evaluator:
     graph = build_graph(task.model, task.example)
     orders = [torch.arange(site.channels) for site in graph.sites]
-    both = [Drift(task, graph, 0) for _ in range(2)]
-    return Evaluator(task, graph, orders, collect(task, readers(graph, task.model), 0), drift=both[0], quick=both[1])
+    settings = EvaluationSettings("loss", reconstruction=Reconstruction(search=FULL, final=FULL))
+    return Evaluator(task, graph, orders, collect(task, readers(graph, task.model), 0), settings)
 
 
 def test_a_network_that_takes_its_batch_in_parts():
     torch.manual_seed(0)
     task = small_task(InParts().eval(), (3, 9, 9))
     evaluator = evaluator_of(task)
-    full = tuple(site.channels for site in evaluator._graph.sites)
+    full = evaluator.networks.full
     for choice in (full, tuple(width // 2 for width in full), full):
         refined = evaluator.refined(choice)
         assert refined.body[0].bias is None
@@ -271,7 +277,7 @@ def test_norms_without_statistics_of_their_own():
         nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 25, 5),
     )  # fmt: skip
     evaluator = evaluator_of(small_task(body.eval(), (3, 9, 9)))
-    assert evaluator.refined_score(tuple(site.channels // 2 for site in evaluator._graph.sites)).loss < 3
+    assert evaluator.refined_score(tuple(width // 2 for width in evaluator.networks.full)).loss < 3
 
 
 @pytest.mark.parametrize("activated", [False, True])
@@ -282,8 +288,8 @@ def test_features_in_half_precision_far_from_zero_are_fitted_as_well(mean, activ
     x = (mean + torch.randn(2000, 30)).bfloat16().float()
     y = x @ torch.randn(30, 4) + torch.randn(4)
     before = torch.zeros(4, 30)
-    matching = drift._matching(torch.relu, y, None, 4) if activated else None
-    exact, halved = (drift._regression(rows, y, before, True, matching) for rows in (x, x.bfloat16()))
+    matching = sequential._matching(torch.relu, y, None, 4) if activated else None
+    exact, halved = (sequential.regression(rows, y, before, True, matching) for rows in (x, x.bfloat16()))
     for one, other in zip(exact, halved, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * max(1.0, mean))
     assert (x @ halved[0].T + halved[1] - y).std() < 0.1 * y.std()
@@ -291,6 +297,6 @@ def test_features_in_half_precision_far_from_zero_are_fitted_as_well(mean, activ
 
 def test_settings_of_the_user_for_products_stay():
     before = torch.backends.mkldnn.matmul.fp32_precision
-    with drift._products_of_halves():
+    with sequential._products_of_halves():
         assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
     assert torch.backends.mkldnn.matmul.fp32_precision == before

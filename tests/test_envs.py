@@ -12,8 +12,8 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 
 import amc.envs
 from amc.envs.toy import ToyCosts, toy_problem
-from amc.evaluation.evaluator import Score
 from amc.evaluation.problem import Problem, SiteFeatures
+from amc.evaluation.score import Score
 from amc.space.budget import Space
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from amc.envs.toy import toy_problem
-from amc.evaluation.evaluator import Score
 from amc.evaluation.problem import Problem, StudyPlace
+from amc.evaluation.score import Score
 from amc.search import load_searcher, study
 
 pytest.importorskip("psycopg2", reason="there is no PostgreSQL driver: pip install psycopg2-binary")

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from amc.batch.run import run_batch
 from amc.batch.worker import evaluator_of
 from amc.cli import main
 from amc.config import from_dict
+from amc.pipeline.stages import settings_of
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'amc-compress[ray]'")
 pytestmark = [
@@ -108,7 +110,7 @@ def test_evaluations_on_the_cluster_find_what_they_find_here(cluster, tmp_path: 
     with connected(cluster.address):
         remote = RemoteScores(config, evaluator, 1)
         remote.announce(choices)
-        assert [remote(choice) for choice in choices] == [evaluator(choice) for choice in choices]
+        assert [remote(choice) for choice in choices] == [evaluator.score(choice) for choice in choices]
         with pytest.raises(RuntimeError):
             remote((5, 6))
 
@@ -137,11 +139,10 @@ def test_what_is_new_in_a_run_s_folder_is_sent_and_found_at_home(tmp_path: Path)
 
 def test_an_evaluator_on_a_node_computes_as_the_one_that_asks_and_keeps_what_it_filed():
     values = {**TINY["common"], "threads": 1, "memory_limit": 1e-6}  # nothing fits: moments are filed
-    evaluator = RemoteEvaluator(values, "bfloat16", ".")
+    settings = settings_of(from_dict(values))
+    single, half = (RemoteEvaluator(values, replace(settings, dtype=dtype), ".") for dtype in ("float32", "bfloat16"))
     choice = (8, 8, 16, 16, 32, 32)
-    found = evaluator.score(choice)
-    evaluator._evaluator.precision = "float32"
-    assert found != evaluator.score(choice)
+    assert single.score(choice) != half.score(choice)
 
 
 def test_runs_that_no_node_can_take_are_refused(cluster, tmp_path: Path, capsys):

@@ -9,9 +9,9 @@ import torch
 
 from amc.envs.toy import ToyCosts, toy_problem
 from amc.errors import ConfigError
-from amc.evaluation.evaluator import Race, Score
 from amc.evaluation.problem import Problem
 from amc.evaluation.reward import loss as loss_reward
+from amc.evaluation.score import Race, Score
 from amc.runtime.journal import Journal
 from amc.search import load_searcher, searchers
 from amc.search.threshold import above_threshold

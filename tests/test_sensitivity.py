@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from amc.evaluation.evaluator import Evaluator
+from amc.evaluation.settings import EvaluationSettings
 from amc.graph.build import build_graph
 from amc.reconstruction.least_squares import collect, elements, least_squares, readers
 from amc.reconstruction.sensitivity import sensitivities
@@ -15,6 +16,8 @@ from amc.task import make_task
 from amc.task.data import HeldSplit, Splits
 
 SAMPLES = 40
+
+LOSS = EvaluationSettings("loss")
 
 
 def task_of(model: nn.Module, *shape: int, classes: int = 4):
@@ -116,11 +119,11 @@ def test_errors_that_the_loss_does_not_mind_count_less():
     task = task_of(model, 3, 8, 8)
     graph = build_graph(model, task.example)
     moments = collect(task, readers(graph, model), 0)
-    evaluator = Evaluator(task, graph, [torch.arange(s.channels) for s in graph.sites], moments)
+    evaluator = Evaluator(task, graph, [torch.arange(s.channels) for s in graph.sites], moments, LOSS)
     at = {site.name: number for number, site in enumerate(graph.sites)}
-    loud, quiet = (evaluator.error(at[f"{name}.0"], 4) for name in ("loud", "quiet"))
+    loud, quiet = (evaluator.site_error(at[f"{name}.0"], 4) for name in ("loud", "quiet"))
     assert 0 < quiet < 1e-3 * loud
-    assert evaluator.error(at["loud.0"], 2) > loud
+    assert evaluator.site_error(at["loud.0"], 2) > loud
 
 
 class Rounded(nn.Module):
@@ -143,8 +146,8 @@ def test_without_a_gradient_shares_of_variance_are_left():
     graph = build_graph(model, task.example)
     assert "first" not in sensitivities(task, graph.layers)
     moments = collect(task, readers(graph, model), 0)
-    evaluator = Evaluator(task, graph, [torch.arange(s.channels) for s in graph.sites], moments)
-    assert all(evaluator.error(number, 3) > 0 for number in range(len(graph.sites)))
+    evaluator = Evaluator(task, graph, [torch.arange(s.channels) for s in graph.sites], moments, LOSS)
+    assert all(evaluator.site_error(number, 3) > 0 for number in range(len(graph.sites)))
 
 
 def test_a_network_that_was_made_without_gradients():
@@ -175,7 +178,7 @@ def test_errors_of_a_site_that_shares_its_reader_are_those_of_regressions():
     graph = build_graph(model, task.example)
     moments = collect(task, readers(graph, model), 0)
     orders = [torch.arange(s.channels).flip(0) for s in graph.sites]
-    evaluator = Evaluator(task, graph, orders, moments)
+    evaluator = Evaluator(task, graph, orders, moments, LOSS)
     own = sensitivities(task, graph.layers)["reader"].channels
     whole = torch.arange(16)
     for index, site in enumerate(graph.sites[:2]):
@@ -188,4 +191,6 @@ def test_errors_of_a_site_that_shares_its_reader_are_those_of_regressions():
             lost = weight.clone()
             lost[:, keep] -= solved
             expected = ((lost @ moments["reader"].covariance) * lost).sum(1)
-            assert evaluator.error(index, width) == pytest.approx(float((own * expected).sum()), rel=0.02, abs=1e-9)
+            assert evaluator.site_error(index, width) == pytest.approx(
+                float((own * expected).sum()), rel=0.02, abs=1e-9
+            )

@@ -10,8 +10,8 @@ from optuna.trial import TrialState
 from amc.cli import main
 from amc.envs.toy import toy_problem
 from amc.errors import ConfigError
-from amc.evaluation.evaluator import Score
 from amc.evaluation.problem import Problem, StudyPlace
+from amc.evaluation.score import Score
 from amc.runtime.journal import Journal
 from amc.search import load_searcher, searchers
 from amc.search.study import open_storage

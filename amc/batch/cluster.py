@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,9 @@ from amc.errors import ConfigError, ExportError, first_line
 from amc.runtime.files import replacing
 
 if TYPE_CHECKING:
-    from amc.evaluation.evaluator import Evaluator, Score
+    from amc.evaluation.evaluator import Evaluator
+    from amc.evaluation.score import Score
+    from amc.evaluation.settings import EvaluationSettings
     from amc.space.policy import Choice
 
 Files = dict[str, bytes]
@@ -191,10 +192,9 @@ class RemoteScores:
     def __init__(self, config: Config, evaluator: Evaluator, count: int) -> None:
         import ray
 
-        search = replace(config.search, recalibrate="on" if evaluator.recalibrate else "off")
-        values = {**to_dict(replace(config, search=search)), "threads": config.threads or 1}
+        values = {**to_dict(config), "threads": config.threads or 1}
         kind = ray.remote(RemoteEvaluator).options(num_cpus=values["threads"], max_restarts=-1, max_task_retries=3)
-        self._actors = [kind.remote(values, evaluator.precision, str(Path.cwd())) for _ in range(count)]
+        self._actors = [kind.remote(values, evaluator.settings, str(Path.cwd())) for _ in range(count)]
         self._busy = [0] * count
         self._asked: dict[Choice, tuple[int, Any]] = {}
 
@@ -209,7 +209,7 @@ class RemoteScores:
     def __call__(self, choice: Choice) -> Score:
         import ray
 
-        from amc.evaluation.evaluator import Score
+        from amc.evaluation.score import Score
 
         self.announce([choice])
         index, ref = self._asked.pop(choice)
@@ -223,20 +223,19 @@ class RemoteScores:
 
 
 class RemoteEvaluator:
-    """On a node: an evaluator of its own, which computes as the one that asks does: their scores are mixed."""
+    """On a node: an evaluator by the settings of the one that asks."""
 
-    def __init__(self, values: dict[str, Any], precision: str, place: str) -> None:
+    def __init__(self, values: dict[str, Any], settings: EvaluationSettings, place: str) -> None:
         from amc.batch.worker import evaluator_of
 
         if Path(place).is_dir():
             os.chdir(place)
-        self._folder = tempfile.TemporaryDirectory(prefix="amc-")  # moments may be filed in it
-        self._evaluator = evaluator_of(from_dict(values), Path(self._folder.name))
-        self._evaluator.precision = precision
+        self._folder = tempfile.TemporaryDirectory(prefix="amc-")  # for moments that do not fit into memory
+        self._evaluator = evaluator_of(from_dict(values), Path(self._folder.name), settings)
 
     def score(self, choice: Choice) -> tuple[float, float]:
         """Loss and metric."""
-        found = self._evaluator(choice)
+        found = self._evaluator.score(choice)
         return found.loss, found.metric
 
 

@@ -13,6 +13,7 @@ from amc.config import Config, to_dict
 from amc.deploy.export import export_onnx, file_layout
 from amc.errors import AmcError
 from amc.evaluation.evaluator import Evaluator
+from amc.evaluation.settings import EvaluationSettings
 from amc.graph.build import build_graph
 from amc.pipeline.pipeline import check, compress_task, open_task
 from amc.pipeline.record import Record
@@ -36,13 +37,16 @@ def keeping_to(memory: int, config: Config) -> Config:
     return replace(config, memory_limit=min(config.memory_limit or share, share))
 
 
-def evaluator_of(config: Config, folder: Path) -> Evaluator:
-    """The evaluator of the run that a configuration describes; it reads what it files in ``folder`` later on."""
+def evaluator_of(config: Config, folder: Path, settings: EvaluationSettings | None = None) -> Evaluator:
+    """The evaluator of the run that a configuration describes, by ``settings`` where they have been decided already.
+
+    What does not fit into memory it keeps in files of ``folder``.
+    """
     task = open_task(config)
     with Machine() as machine:
         flow = Stages(Record(task, config, folder, Journal(None), Silent(), machine))
         graph = flow.inspect()
-        return flow.calibrate(graph, flow.space(graph))
+        return flow.calibrate(graph, flow.space(graph), settings)
 
 
 def examine(configs: Iterable[Config]) -> Iterator[str | None]:

@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from amc.config import Config
-from amc.evaluation.evaluator import Evaluator, Race, Score
+from amc.evaluation.evaluator import Evaluator
+from amc.evaluation.score import Race, Score
+from amc.evaluation.settings import Dtype
 from amc.graph.build import Graph
 from amc.importance import rank
 from amc.latency.model import COMMAND
@@ -119,59 +121,58 @@ class Shared:
         found = self.cache.tensors("orders", self._ordered, compute)
         return [found[name] for name in sorted(found)]
 
-    def score(
-        self, evaluator: Evaluator, elsewhere: Callable[[Choice], Score] | None = None
-    ) -> Callable[[Choice], Score]:
-        """The evaluator, or who does it ``elsewhere``, but what any run has scored already is not scored again."""
-        table = self.cache.table("scores", self._scored)
+    def score(self, evaluator: Evaluator, remote: Callable[[Choice], Score] | None = None) -> Callable[[Choice], Score]:
+        """See `Evaluator.score`, or how ``remote`` machines score; what any run has scored is not scored again."""
+        table = self.cache.table("scores", self._scored(evaluator))
 
         def score(choice: Choice) -> Score:
-            found = table.once(_how(evaluator, choice), lambda: astuple((elsewhere or evaluator)(choice)))
+            found = table.once(list(choice), lambda: astuple((remote or evaluator.score)(choice)))
             return Score(*found)
 
         return score
 
     def race(self, evaluator: Evaluator) -> Callable[[Choice, Choice], Race]:
         """See `amc.evaluation.evaluator.Evaluator.race`. What was estimated is of use in the same race only."""
-        table = self.cache.table("scores", self._scored)
+        table = self.cache.table("scores", self._scored(evaluator))
 
-        def race(choice: Choice, rival: Choice) -> Race:
-            key = [*_how(evaluator, choice), "against", list(rival)]
-            return Race(*table.once(key, lambda: astuple(evaluator.race(choice, rival))))
+        def race(choice: Choice, incumbent: Choice) -> Race:
+            key = [list(choice), "against", list(incumbent)]
+            return Race(*table.once(key, lambda: astuple(evaluator.race(choice, incumbent))))
 
         return race
 
     def refined(self, evaluator: Evaluator) -> Callable[[Choice], Score]:
         """See `amc.evaluation.evaluator.Evaluator.refined_score`."""
-        table = self.cache.table("scores", self._scored)
+        table = self.cache.table("scores", self._scored(evaluator))
 
         def refined(choice: Choice) -> Score:
-            key = [*_how(evaluator, choice), "refined"]
+            key = [list(choice), "refined"]
             return Score(*table.once(key, lambda: astuple(evaluator.refined_score(choice))))
 
         return refined
 
-    def precision(self, evaluator: Evaluator) -> str:
-        """See `Evaluator.faster_precision`: runs whose scores are shared must not differ in it."""
+    def faster_dtype(self, evaluator: Evaluator) -> Dtype:
+        """See `Evaluator.faster_dtype`: runs whose scores are shared must not differ in it."""
         here = [cpu_name(), torch.get_num_threads()]
-        return str(self.cache.table("precisions", lambda: self._basis).once(here, evaluator.faster_precision))
+        found = self.cache.table("precisions", lambda: self._basis).once(here, evaluator.faster_dtype)
+        return "bfloat16" if found == "bfloat16" else "float32"
 
     def site_error(self, evaluator: Evaluator) -> Callable[[int, int], float]:
-        """See `amc.evaluation.evaluator.Evaluator.error`."""
-        judge = self._config.search.judge
-        table = self.cache.table("errors", lambda: {**self._ordered(), "judged": self._judged, "judge": judge})
+        """See `amc.evaluation.evaluator.Evaluator.site_error`."""
+        objective = evaluator.settings.objective
+        table = self.cache.table("errors", lambda: {**self._ordered(), "task": self._judged, "objective": objective})
 
         def error(site: int, setting: int) -> float:
-            return float(table.once([site, setting], lambda: evaluator.error(site, setting)))
+            return float(table.once([site, setting], lambda: evaluator.site_error(site, setting)))
 
         return error
 
     def recall(self, evaluator: Evaluator, space: Space) -> Recall:
         """See `amc.evaluation.problem.Problem.recalled`."""
         search = self._config.search
-        table = self.cache.table("findings", self._scored)
+        table = self.cache.table("findings", self._scored(evaluator))
         settings = [list(widths) for widths in space.settings]
-        how = [*_how(evaluator, ()), settings, search.reward, file_digests([search.reward]), search.race]
+        how = [settings, search.reward, file_digests([search.reward]), search.race]
         return lambda key, find: table.once([key, *how], find)
 
     def original_score(self, part: str, split: Split) -> tuple[float, float]:
@@ -225,24 +226,18 @@ class Shared:
         name = self._config.search.criterion
         return {**self._calibrated(), "criterion": [name, file_digests([name])]}
 
-    def _scored(self) -> dict[str, Any]:
-        search = self._config.search
-        how = [search.reconstruct, search.drift, search.judge]
-        return {**self._ordered(), "search": self._search, "judged": self._judged, "reconstruct": how}
+    def _scored(self, evaluator: Evaluator) -> Callable[[], dict[str, Any]]:
+        settings = evaluator.settings.to_dict()
+        return lambda: {**self._ordered(), "search": self._search, "task": self._judged, "settings": settings}
 
     def _judged_on(self, part: str, split: Split) -> dict[str, Any]:
-        return {**self._basis, "judged": self._judged, part: self._search if part == "search" else split_digest(split)}
+        return {**self._basis, "task": self._judged, part: self._search if part == "search" else split_digest(split)}
 
 
 def _mentioned(command: str) -> dict[str, str]:
     """SHA-256 of the files that a command names."""
     words = [Path(word) for word in command.partition(":")[2].split()] if command.startswith(COMMAND) else []
     return {str(word): hashlib.sha256(word.read_bytes()).hexdigest() for word in words if word.is_file()}
-
-
-def _how(evaluator: Evaluator, choice: Choice) -> list[Any]:
-    """A policy, and what else its score depends on that a run decides on its way."""
-    return [list(choice), evaluator.recalibrate, evaluator.precision]
 
 
 def split_digest(split: Split) -> str:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from amc.errors import AmcError, BundleError, ConfigError, first_line, is_out_of_memory
-from amc.evaluation.evaluator import Race, Score
 from amc.evaluation.reward import Evaluation, Reward
 from amc.evaluation.reward import error as error_reward
+from amc.evaluation.score import Race, Score
 from amc.graph.build import Graph
 from amc.runtime.cache import Recall
 from amc.runtime.journal import Journal
@@ -180,16 +180,18 @@ class Problem:
             reason = first_line(failure)
             return Evaluation(policy, math.inf, 0.0, costs, time.perf_counter() - start, reason)
         seconds = time.perf_counter() - start
-        evaluation = Evaluation(policy, score.loss, score.metric, costs, seconds, share=score.share, lost=score.lost)
+        evaluation = Evaluation(
+            policy, score.loss, score.metric, costs, seconds, share=score.share, rejected=score.rejected
+        )
         return replace(evaluation, reward=self._rewarded(evaluation))
 
     def _scored(self, policy: Choice) -> Score:
         """By a race with the policy of least loss so far, if there is one."""
-        good = [e for e in self._proposed.values() if e.error is None and not e.lost]
+        good = [e for e in self._proposed.values() if e.error is None and not e.rejected]
         if self._race is None or not good:
             return self._score(policy)
-        rival = min(good, key=lambda e: e.loss)
-        return self._race(policy, rival.choice).score(Score(rival.loss, rival.metric))
+        incumbent = min(good, key=lambda e: e.loss)
+        return self._race(policy, incumbent.choice).score(Score(incumbent.loss, incumbent.metric))
 
     def _rewarded(self, evaluation: Evaluation) -> float:
         try:
@@ -218,7 +220,7 @@ class Problem:
     def front(self) -> list[Evaluation]:
         """The policies that no other beats in both reward and cost, the cheapest first."""
         ranked = sorted(
-            (e for e in self._proposed.values() if e.error is None and not e.lost),
+            (e for e in self._proposed.values() if e.error is None and not e.rejected),
             key=lambda e: (self.cost(e), -e.reward),
         )
         found: list[Evaluation] = []
@@ -257,7 +259,7 @@ def to_record(evaluation: Evaluation) -> dict[str, object]:
         "reward": None if failed else evaluation.reward,
         "seconds": round(evaluation.seconds, 6),
         "share": evaluation.share,
-        "lost": evaluation.lost,
+        "lost": evaluation.rejected,
         "error": evaluation.error,
     }
 
@@ -272,7 +274,7 @@ def from_record(record: Mapping[str, Any]) -> Evaluation:
             return Evaluation(choice, math.inf, 0.0, costs, seconds, str(failed))
         loss, metric, reward = (float(record[key]) for key in ("loss", "metric", "reward"))
         share = float(record.get("share", 1.0))
-        lost = bool(record.get("lost", share < 1))
+        rejected = bool(record.get("lost", share < 1))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise BundleError("the journal holds an evaluation that is damaged: begin the search anew.") from None
-    return Evaluation(choice, loss, metric, costs, seconds, None, reward, share, lost)
+    return Evaluation(choice, loss, metric, costs, seconds, None, reward, share, rejected)

@@ -26,7 +26,7 @@ from amc.space.policy import Choice
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A policy's score on the search split, and what it cost to get."""
+    """A policy's score on the search split, and its costs."""
 
     choice: Choice
     loss: float
@@ -38,8 +38,8 @@ class Evaluation:
     reward: float = field(default=-math.inf)
     share: float = 1.0
     """Of the search split that was read: less where a race was decided before its end. The rest is estimated."""
-    lost: bool = False
-    """Whether another policy seemed to be better by what was read."""
+    rejected: bool = False
+    """Whether a race was decided in favour of another policy before its end."""
 
 
 Reward = Callable[[Evaluation], float]

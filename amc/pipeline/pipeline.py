@@ -229,7 +229,7 @@ def _compress(record: Record, elsewhere: Elsewhere | None) -> Result:
         final={**_told(space, chosen), "size": float((folder / "model.onnx").stat().st_size)},
         limits=space.limits,
         evaluations=len(problem.evaluations),
-        recalibrate=evaluator.recalibrate,
+        recalibrate=evaluator.settings.recalibrate,
         pruned_metric=next(c["before"] for c in candidates if c["chosen"]),
         candidates=candidates,
         proof=[*proof, promise] if promise else proof,

@@ -17,9 +17,11 @@ import torch
 from amc.config import BudgetConfig, Config, to_dict
 from amc.deploy.export import check_parity, export_onnx, file_layout
 from amc.errors import ConfigError
-from amc.evaluation.evaluator import Evaluator, Score
+from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.problem import Problem, StudyPlace, site_features
 from amc.evaluation.reward import Evaluation, load_reward
+from amc.evaluation.score import Score
+from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.graph.build import Graph, build_graph
 from amc.graph.surgery import twin
 from amc.latency import Predictor, Runner, load_latency_model
@@ -27,7 +29,7 @@ from amc.latency.constraint import Believed, Learned, Pace, Paced, steps
 from amc.latency.device import Device
 from amc.latency.profiling import Bench, is_profile, latency_problem, learn_latency, profile_key
 from amc.pipeline.record import Record
-from amc.reconstruction.sequential import QUICK, Drift
+from amc.reconstruction.sequential import FAST, FULL
 from amc.runtime.cache import Table
 from amc.runtime.files import replacing
 from amc.runtime.memory import Memory
@@ -84,37 +86,29 @@ class Stages:
             export_onnx(self.record.task.model, self.record.task.example, path)
             return path.read_bytes()
 
-    def calibrate(self, graph: Graph, space: Space) -> Evaluator:
-        """Moments, the channels' order, and whether recalibrating BatchNorm helps."""
+    def calibrate(self, graph: Graph, space: Space, settings: EvaluationSettings | None = None) -> Evaluator:
+        """Moments and channel orders, and an evaluator by them; ``settings`` are this run's where not given."""
         record = self.record
-        search, task = record.config.search, record.task
         moments = record.shared.moments(graph, self.memory, record.folder, record.monitor.progress)
         orders = record.shared.orders(graph, moments)
-        drift = quick = None
-        if search.reconstruct and search.drift != "off":
-            drift = Drift(task, graph, record.config.seed, memory=self.memory)
-            if search.drift == "search":
-                quick = Drift(task, graph, record.config.seed, QUICK, self.memory)
-        evaluator = Evaluator(
-            task, graph, orders, moments, search.reconstruct, drift=drift, quick=quick, memory=self.memory
-        )
-        evaluator.judge = search.judge
-        evaluator.precision = str(record.once("evaluation-precision", lambda: record.shared.precision(evaluator)))
-        if search.recalibrate == "auto":
-            evaluator.recalibrate = self._recalibration_helps(evaluator, space.fit(np.ones(len(space.names))))
-        else:
-            evaluator.recalibrate = search.recalibrate == "on"
-        return evaluator
+        given = settings or settings_of(record.config)
+        evaluator = Evaluator(record.task, graph, orders, moments, given, self.memory)
+        return evaluator if settings else self._decided(evaluator, space.fit(np.ones(len(space.names))))
 
-    def _recalibration_helps(self, evaluator: Evaluator, choice: Choice) -> bool:
-        def compare() -> bool:
-            losses, score = {}, self.record.shared.score(evaluator)
-            for tried in (False, True):
-                evaluator.recalibrate = tried
-                losses[tried] = score(choice).loss
-            return losses[True] < losses[False]
+    def _decided(self, trial: Evaluator, uniform: Choice) -> Evaluator:
+        """An evaluator of the dtype that is faster here, and of the recalibration that ``uniform`` scores better by."""
+        record, asked = self.record, self.record.config.search.recalibrate
+        dtype = record.once("evaluation-precision", lambda: record.shared.faster_dtype(trial))
+        tried = [
+            trial.with_settings(replace(trial.settings, dtype=dtype, recalibrate=recalibrate))
+            for recalibrate in (False, True)
+        ]
 
-        return bool(self.record.once("recalibrate", compare))
+        def recalibration_helps() -> bool:
+            plain, recalibrated = (record.shared.score(evaluator)(uniform).loss for evaluator in tried)
+            return recalibrated < plain
+
+        return tried[record.once("recalibrate", recalibration_helps) if asked == "auto" else asked == "on"]
 
     def search(self, graph: Graph, space: Space, evaluator: Evaluator, pace: Pace | None = None) -> Problem:
         """Let the searcher propose policies."""
@@ -315,6 +309,19 @@ class Stages:
                 record.journal.append("refined", choice=list(found.choice), loss=score.loss, metric=score.metric)
             record.monitor.progress((index + 1) / len(best), "refining the best policies")
         return {e.choice: known[e.choice] for e in best}
+
+
+def settings_of(config: Config) -> EvaluationSettings:
+    """What a configuration says of evaluations; ``auto`` is decided later, by a trial evaluator."""
+    search = config.search
+    sequential = search.drift if search.reconstruct else "off"
+    reconstruction = Reconstruction(
+        search.reconstruct,
+        FAST if sequential == "search" else None,
+        None if sequential == "off" else FULL,
+        config.seed,
+    )
+    return EvaluationSettings("logit_mse" if search.judge == "distance" else "loss", reconstruction=reconstruction)
 
 
 def make_space(config: Config, graph: Graph, resources: ResourceModel, pace: Pace | None = None) -> Space:

@@ -79,12 +79,12 @@ class Effort:
     """Regressions after the first where an activation follows."""
 
 
-CAREFUL = Effort(4096, 24576, 4)
-QUICK = Effort(384, 6144, 2)
+FULL = Effort(4096, 24576, 4)
+FAST = Effort(384, 6144, 2)
 """In a search: it ranks policies nearly the same (`benchmarks/evaluation.py`)."""
 
 
-class Drift:
+class SequentialReconstruction:
     """Re-solves a pruned network's layers in place. The original is run once and remembered."""
 
     def __init__(
@@ -92,7 +92,7 @@ class Drift:
         task: Task,
         graph: Graph,
         seed: int,
-        effort: Effort = CAREFUL,
+        effort: Effort = FULL,
         memory: Memory | None = None,
     ) -> None:
         """Within ``memory`` there are fewer samples where activations are large, and fewer rows of many layers."""
@@ -168,7 +168,7 @@ class Drift:
         has_constant = module.bias is not None or norm is not None
         with torch.autocast(x.device.type, enabled=False):
             weight = module.weight.flatten(1)
-            return _regression(rows, target, weight, has_constant, matching)
+            return regression(rows, target, weight, has_constant, matching)
 
     def _remember(self) -> None:
         """One pass of the original: every layer's outputs, and what they are added to, at random positions."""
@@ -270,7 +270,7 @@ def _matching(activation: Activation, target: Tensor, norm: _Norm | None, rounds
     return _Matching(rounds, activation, activation(scale * target + shift), scale, inverse, shift)
 
 
-def _regression(
+def regression(
     x: Tensor, y: Tensor, before: Tensor, has_constant: bool, matching: _Matching | None = None
 ) -> _Solution | None:
     """Weights and constant that make ``y [n, C]`` of ``x [n, D]``, pulled towards the weights ``before [C, D]``.

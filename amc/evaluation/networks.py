@@ -1,0 +1,99 @@
+"""From a choice to the network of a policy: pruned, re-solved, recalibrated.
+
+One scratch copy of the original takes on the tensors of every policy in turn, so that thousands of evaluations copy no
+module. `PolicyNetworks.kept` is the one place that turns a choice into channels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor, nn
+
+from amc.evaluation.settings import EvaluationSettings, Reconstruction
+from amc.graph.build import Graph
+from amc.graph.channels import BATCH_NORMS, Kept
+from amc.graph.surgery import Dresser, silence
+from amc.reconstruction.least_squares import Moments, Reconstructor
+from amc.reconstruction.recalibration import recalibrate
+from amc.reconstruction.sequential import SequentialReconstruction
+from amc.runtime.memory import Memory
+from amc.space.policy import Choice
+from amc.task import Task
+
+
+class PolicyNetworks:
+    """The networks of policies, all on one scratch copy: a network that was given is changed by the next call."""
+
+    def __init__(
+        self,
+        task: Task,
+        graph: Graph,
+        orders: Sequence[Tensor],
+        moments: Mapping[str, Moments],
+        reconstruction: Reconstruction,
+        memory: Memory | None = None,
+    ) -> None:
+        """``orders``: of every site its channels ``[C]``, the most important first. ``moments``: of the layers' inputs.
+
+        ``memory`` bounds the samples and the rows of sequential reconstruction.
+        """
+        self._task, self._graph = task, graph
+        self._orders = [order.numpy() for order in orders]
+        self._scratch = copy.deepcopy(task.model).requires_grad_(False)
+        self._applier = Dresser(self._scratch, graph.layers)
+        self._solve = Reconstructor(graph, task.model, moments) if reconstruction.solve else None
+        self._sequential = {
+            effort: SequentialReconstruction(task, graph, reconstruction.seed, effort, memory)
+            for effort in dict.fromkeys((reconstruction.final, reconstruction.search))
+            if effort is not None
+        }
+        self._norms = [m for m in self._scratch.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
+
+    @property
+    def full(self) -> Choice:
+        """The choice that removes nothing."""
+        return tuple(site.channels for site in self._graph.sites)
+
+    def kept(self, choice: Choice) -> Kept:
+        """The channels that stay at every site, ascending."""
+        return [np.sort(order[:width]) for order, width in zip(self._orders, choice, strict=True)]
+
+    def plain(self, choice: Choice) -> nn.Module:
+        """The pruned network, its layers re-solved on the original's inputs only."""
+        kept = self.kept(choice)
+        self._applier.dress(kept, self._solve(kept) if self._solve else None)
+        return self._scratch
+
+    def network(self, choice: Choice, settings: EvaluationSettings) -> nn.Module:
+        """The network that a search scores, in evaluation mode."""
+        network, effort = self.plain(choice), settings.reconstruction.search
+        if effort is not None:
+            self._sequential[effort](network, self.kept(choice), settings.half)
+        if settings.recalibrate:
+            recalibrate(network, self._norms, self._task)
+        return network
+
+    def refined(self, choice: Choice, settings: EvaluationSettings) -> nn.Module:
+        """The network that is delivered before training: re-solved with the final effort. Better, and slower to get."""
+        effort = settings.reconstruction.final
+        if effort is None:
+            return self.network(choice, settings)
+        self._sequential[effort](self.plain(choice), self.kept(choice))
+        return self._scratch
+
+    def pruned(self, choice: Choice, settings: EvaluationSettings) -> nn.Module:
+        """The refined network as a module of its own, trainable where the original was."""
+        own = copy.deepcopy(self.refined(choice, settings))
+        wanted = {name: p.requires_grad for name, p in self._task.model.named_parameters()}
+        for name, parameter in own.named_parameters():
+            parameter.requires_grad_(wanted[name])
+        silence(own, self._graph.layers, self.kept(choice))
+        return own
+
+    def forget(self) -> None:
+        """Drop the solutions of sequential reconstruction, so that policies are solved anew (for benchmarks)."""
+        for sequential in self._sequential.values():
+            sequential.forget()
