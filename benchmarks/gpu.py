@@ -104,7 +104,7 @@ def work(asked: argparse.Namespace, kind: str, model: str, seed: int) -> dict[st
         "out": str(folder),
     }
     resume = folder if (folder / "config.yaml").exists() else None
-    result = amc.run(from_dict(config), resume).report
+    result = amc.run(from_dict(config), resume).summary
     return {
         "test": result["final"]["test"],
         "search": result["final"]["search"],
@@ -118,31 +118,31 @@ def work(asked: argparse.Namespace, kind: str, model: str, seed: int) -> dict[st
 
 def report(asked: argparse.Namespace) -> str:
     """A table of what is there, in per cent and points; n is the number of seeds."""
-    rows = [
-        "| network | n | given | trained on | pruned | against given | against trained on | MACs | s a run |",
-        "|---" * 9 + "|",
-    ]
+    heads = ["network", "n", "given", "trained on", "pruned", "against given", "against trained on", "MACs", "s a run"]
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for model in (w.partition("=")[0] for w in asked.weights):
-        pruned, original = (
-            [json.loads(path.read_text()) for seed in asked.seeds if (path := record_of(asked.out, kind, model, seed)).exists()]
-            for kind in KINDS
-        )  # fmt: skip
-        if not pruned:
-            rows.append(f"| {model} | 0 | no run has ended |" + " |" * 6)
-            continue
-        tests, given = [100 * r["test"] for r in pruned], 100 * pruned[0]["given_test"]
-        further = [100 * r["test"] for r in original]
-        rows.append(
-            f"| {model} | {len(pruned)} | {given:.2f} | {_spread(further)} | {_spread(tests)} | {mean(tests) - given:+.2f} | "
-            f"{f'{mean(tests) - mean(further):+.2f}' if further else ''} | {mean(r['macs'] for r in pruned):.3f} | "
-            f"{mean(r['seconds'] for r in pruned):.0f} |"
-        )
+        pruned, original = (_recorded(asked, kind, model) for kind in KINDS)
+        if pruned:
+            rows.append(f"| {' | '.join(_cells(model, pruned, original))} |")
     import torch
 
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return "\n".join(
-        [*rows, "", f"{card}; {machine()}; {asked.epochs:g} epochs, peak rate {asked.lr:g}, {asked.flops} of the MACs"]
-    )
+    recipe = f"{asked.epochs:g} epochs, peak rate {asked.lr:g}, {asked.flops} of the MACs"
+    return "\n".join([*rows, "", f"{card}; {machine()}; {recipe}"])
+
+
+def _recorded(asked: argparse.Namespace, kind: str, model: str) -> list[dict[str, Any]]:
+    paths = (record_of(asked.out, kind, model, seed) for seed in asked.seeds)
+    return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+
+def _cells(model: str, pruned: list[dict[str, Any]], original: list[dict[str, Any]]) -> list[str]:
+    tests, given = [100 * r["test"] for r in pruned], 100 * pruned[0]["given_test"]
+    further = [100 * r["test"] for r in original]
+    macs, seconds = (mean(r[key] for r in pruned) for key in ("macs", "seconds"))
+    against = f"{mean(tests) - mean(further):+.2f}" if further else ""
+    return [model, str(len(pruned)), f"{given:.2f}", _spread(further), _spread(tests), f"{mean(tests) - given:+.2f}",
+            against, f"{macs:.3f}", f"{seconds:.0f}"]  # fmt: skip
 
 
 def _spread(values: list[float]) -> str:
