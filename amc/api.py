@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +49,8 @@ def compress(
     """
     config = config or Config()
     limits = {field: None if v is None else str(v) for field, v in vars(budget).items()}
-    own_data = replace(config.data, name="own data")
-    config = replace(config, budget=BudgetConfig(**limits), model=ModelConfig(name), data=own_data)
+    own_data = config.data.replace(name="own data")
+    config = config.replace(budget=BudgetConfig(**limits), model=ModelConfig(name=name), data=own_data)
     splits = splits_of(train, test, search, config.data)
     task = make_task(name, copy.deepcopy(unwrapped(model)), splits, pick_device(config.device), objective)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="amc-"))

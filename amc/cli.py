@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
 from amc import __version__
 from amc.commands import COMMANDS
-from amc.errors import AmcError, ConfigError, did_you_mean
+from amc.errors import AmcError, ConfigError, RenamedWarning, did_you_mean, printable
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,7 +30,8 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit code."""
     try:
-        return _main(sys.argv[1:] if arguments is None else arguments)
+        with _warnings_as_lines():
+            return _main(sys.argv[1:] if arguments is None else arguments)
     except AmcError as error:
         _complain(str(error))
     except KeyboardInterrupt:
@@ -47,8 +50,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """While this lasts, what is called otherwise now is told in one line, once."""
+    told: set[str] = set()
+    with warnings.catch_warnings():
+        before = warnings.showwarning
+        warnings.simplefilter("always", RenamedWarning)
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if not issubclass(category, RenamedWarning):
+                before(message, category, *where, **more)
+            elif str(message) not in told:
+                told.add(str(message))
+                print(f"amc: warning: {printable(str(message))}", file=sys.stderr)
+
+        warnings.showwarning = show
+        yield
+
+
 def _complain(message: str) -> None:
-    print(f"amc: {' '.join(message.split())}", file=sys.stderr)
+    print(f"amc: {printable(message)}", file=sys.stderr)
 
 
 def _main(arguments: Sequence[str]) -> int:

@@ -55,6 +55,20 @@ class LatencyError(AmcError):
     """A latency model or a device that gives no milliseconds."""
 
 
+class RenamedWarning(FutureWarning):
+    """A name or a value of an earlier version, which is accepted for this one still."""
+
+
+def printable(text: str) -> str:
+    """A text of anybody's on one line, without characters that a terminal acts on.
+
+    >>> printable("red: \\x1b[31m\\nnew line")
+    'red: \\\\x1b[31m new line'
+    """
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

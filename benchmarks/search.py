@@ -238,8 +238,8 @@ def main() -> None:
     parser.add_argument(
         "--untrained", action="store_true", help="read the test split with the best policies as they are"
     )
-    parser.add_argument("--min-keep", type=float, default=-1.0, help="as for amc search; 0: branches may go whole")
-    parser.add_argument("--channel-step", type=int, default=0, help="as for amc search")
+    parser.add_argument("--min-keep", default="auto", help="as for amc search; 0: branches may go whole")
+    parser.add_argument("--channel-step", default="auto", help="as for amc search")
     parser.add_argument("--judge", choices=["loss", "distance"], default="loss", help="as for amc search")
     parser.add_argument("--report", action="store_true", help="print tables and draw plots of what has been measured")
     asked = parser.parse_args()
@@ -252,7 +252,7 @@ def main() -> None:
     images = "" if asked.search_images == IMAGES else f"-{asked.search_images}-images"
     widths = {"min_keep": asked.min_keep, "channel_step": asked.channel_step}
     usual = all(parser.get_default(name) == value for name, value in widths.items())
-    others = "" if usual else f"-keep-{asked.min_keep:g}-step-{asked.channel_step}"
+    others = "" if usual else f"-keep-{asked.min_keep}-step-{asked.channel_step}"
     others += "" if asked.judge == "loss" else f"-by-{asked.judge}"
     with Records(RESULTS / f"search-{asked.model}-{asked.flops}{images}{others}.jsonl") as records:
         if not records("about"):

@@ -170,12 +170,12 @@ def test_estimates_come_from_runs_that_are_alike_and_are_unknown_without(tmp_pat
 def test_a_folder_begun_with_another_configuration_is_refused(tmp_path: Path):
     job = jobs(tmp_path, TINY)[0]
     begin(job.folder, job)
-    changed = replace(job, config=replace(job.config, seed=7))
+    changed = replace(job, config=job.config.replace(seed=7))
     with pytest.raises(BundleError, match=r"begun with another configuration \(seed was 0, now 7\)"):
         plan([changed])
-    assert plan([replace(job, config=replace(job.config, threads=7))])[0].state == "begun"
+    assert plan([replace(job, config=job.config.replace(threads=7))])[0].state == "begun"
     with pytest.raises(BundleError, match=r"latency_threads was 1, now 2"):
-        plan([replace(job, config=replace(job.config, latency_threads=2))])
+        plan([replace(job, config=job.config.replace(latency_threads=2))])
 
 
 def test_status_tells_waiting_stopped_running_failed_and_done(tmp_path: Path):
@@ -228,8 +228,8 @@ def test_what_an_earlier_command_has_failed_at_is_open_again(tmp_path: Path):
 def test_a_run_keeps_to_its_share_of_the_memory():
     config = from_dict({})
     assert keeping_to(4 * GIB, config).memory_limit == 2
-    assert keeping_to(4 * GIB, replace(config, memory_limit=1.5)).memory_limit == 1.5
-    assert keeping_to(4 * GIB, replace(config, memory_limit=9)).memory_limit == 2
+    assert keeping_to(4 * GIB, config.replace(memory_limit=1.5)).memory_limit == 1.5
+    assert keeping_to(4 * GIB, config.replace(memory_limit=9)).memory_limit == 2
 
 
 # The end of a run

@@ -1,21 +1,28 @@
 """The configuration: one tree for Python, YAML and the command line."""
 
-import dataclasses
-import typing
+import datetime
+import hashlib
+import json
+import os
+import time
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from amc.config import (
+    Auto,
     Config,
     DataConfig,
     FinetuneConfig,
     Option,
     SearchConfig,
+    binding,
     convert,
     from_dict,
     from_yaml,
@@ -24,7 +31,8 @@ from amc.config import (
     read_yaml,
     to_dict,
 )
-from amc.errors import ConfigError
+from amc.config.base import Limit
+from amc.errors import ConfigError, RenamedWarning
 
 OPTIONS = {".".join(option.path): option for option in options()}
 
@@ -35,12 +43,7 @@ def other(option: Option) -> Any:
         return next(choice for choice in option.choices if choice != option.default)
     if isinstance(option.default, bool):
         return not option.default
-    if isinstance(option.default, int):
-        return option.default + 2
-    if isinstance(option.default, float):
-        return 0.25
-    inner = typing.get_args(option.type)
-    return 24 if int in inner else (0.5, 0.25) if tuple in map(typing.get_origin, inner) else "x"
+    return {int: 24, float: 0.25, tuple: (0.5, 0.25), str: "x"}[option.kind]
 
 
 def nested(values: dict[str, Any]) -> dict[str, Any]:
@@ -64,16 +67,15 @@ def look_up(config: Config, path: str) -> Any:
 # The tree
 
 
-def leaves(cls: type, path: tuple[str, ...] = ()) -> set[str]:
-    hints, found = typing.get_type_hints(cls), set()
-    for leaf in dataclasses.fields(cls):
-        inner, where = hints[leaf.name], (*path, leaf.name)
-        found |= leaves(inner, where) if dataclasses.is_dataclass(inner) else {".".join(where)}
+def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> set[str]:
+    found = set()
+    for name, value in values.items():
+        found |= leaves(value, (*path, name)) if isinstance(value, dict) else {".".join((*path, name))}
     return found
 
 
 def test_every_leaf_has_a_flag_and_a_help_text() -> None:
-    assert set(OPTIONS) == leaves(Config)
+    assert set(OPTIONS) == leaves(to_dict(Config()))
     assert all(len(option.help) > 10 for option in OPTIONS.values())
     flags = [option.flag for option in OPTIONS.values()]
     assert len(set(flags)) == len(flags)
@@ -139,29 +141,30 @@ def test_numbers_as_yaml_writes_them(tmp_path: Path) -> None:
         ({"sed": 3}, "unknown key 'sed'. Did you mean 'seed'?"),
         ({"search": {"evaluation": 3}}, "unknown key 'search.evaluation'. Did you mean 'evaluations'?"),
         ({"finetune": {"learning": 1}}, "unknown key 'finetune.learning'."),
-        ({1: 2}, "unknown key '1'."),
+        ({1: 2}, "unknown key '1'. Known: budget,"),
         ({"finetune": {"precision": "bfloat"}}, "finetune.precision is 'bfloat'. Did you mean 'bfloat16'?"),
         ({"search": {"recalibrate": "yes"}}, "search.recalibrate is 'yes'. Known: auto, off, on."),
-        ({"model": "resnet8"}, "model. is 'resnet8', but must hold keys and values."),
-        ({"model": []}, "model. is [], but must hold keys and values."),
-        ({"model": False}, "model. is False, but must hold keys and values."),
+        ({"model": "resnet8"}, "model is 'resnet8', but must hold keys and values."),
+        ({"model": []}, "model is [], but must hold keys and values."),
+        ({"model": False}, "model is False, but must hold keys and values."),
         ({"seed": None}, "seed is None, but must be a whole number."),
         ({"seed": 1.5}, "seed is 1.5, but must be a whole number."),
         ({"seed": "three"}, "seed is 'three', but must be a whole number."),
         ({"seed": True}, "seed is True, but must be a whole number."),
         ({"seed": [1]}, "seed is [1], but must be a whole number."),
         ({"seed": -1}, "seed is -1, but must be at least 0"),
-        ({"seed": 2**32}, "seed is 4294967296, but must be at least 0 and less than 2**32."),
-        ({"seed": 10**400}, "but must be a whole number."),
+        ({"seed": 2**32}, "seed is 4294967296, but must be at least 0 and at most 4294967295."),
+        ({"seed": 10**400}, "but must be at least 0"),
+        ({"seed": 10**5000}, "seed is a number of thousands of digits, but must be at least 0"),
         ({"finetune": {"lr": "fast"}}, "finetune.lr is 'fast', but must be a number."),
         ({"finetune": {"lr": None}}, "finetune.lr is None, but must be a number."),
         ({"search": {"reconstruct": 1}}, "search.reconstruct is 1, but must be true or false."),
         ({"search": {"reconstruct": "no"}}, "search.reconstruct is 'no', but must be true or false."),
-        ({"model": {"name": None}}, "model.name is None, but must be a word."),
-        ({"model": {"name": ["a"]}}, "model.name is ['a'], but must be a word."),
-        ({"budget": {"flops": True}}, "budget.flops is True, but must be a word."),
+        ({"model": {"name": None}}, "model.name is None, but must be a text."),
+        ({"model": {"name": ["a"]}}, "model.name is ['a'], but must be a text."),
+        ({"budget": {"flops": True}}, "budget.flops is True, but must be a share or an amount."),
         ({"data": {"mean": 0.5}}, "data.mean is 0.5, but must be numbers with commas between them."),
-        ({"data": {"mean": "a,b"}}, "data.mean is 'a', but must be a number."),
+        ({"data": {"mean": "a,b"}}, "data.mean is 'a,b', but must be a number."),
         ({"data": {"image_size": "big"}}, "data.image_size is 'big', but must be a whole number."),
     ],
 )
@@ -208,7 +211,7 @@ def test_ranges_hold_in_python_too() -> None:
         Config(finetune=FinetuneConfig(lr=-1))
     with pytest.raises(ConfigError, match=r"min_keep is -0\.1"):
         Config(search=SearchConfig(min_keep=-0.1))
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(ValidationError, match="frozen"):
         Config().seed = 3  # type: ignore[misc]
 
 
@@ -250,6 +253,107 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
     assert from_yaml(tmp_path / "c.yaml") == Config()
 
 
+def test_other_files_than_small_regular_ones_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="no regular file"):
+        read_yaml(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="no regular file"):
+        read_yaml("/dev/zero")
+    (tmp_path / "large.yaml").write_text("a: " + "b" * (1 << 20))
+    with pytest.raises(ConfigError, match="larger than 1 MiB"):
+        read_yaml(tmp_path / "large.yaml")
+    with pytest.raises(ConfigError, match="can be no path"):
+        read_yaml("a\0b")
+
+
+def bomb(levels: int) -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    return "\n".join(lines + [f"a{n}: &a{n} [{', '.join(9 * [f'*a{n - 1}'])}]" for n in range(1, levels)])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (bomb(9), "more than 50,000 values, aliases written out"),
+        ("a: &a [*a]", "stands for nothing, or for what it is itself within"),
+        ("a: &a {b: {c: *a}}", "stands for nothing, or for what it is itself within"),
+        ("[" * 500 + "]" * 500, "nested more than 40 levels deep"),
+        ("{a: " * 500 + "}" * 500, "nested more than 40 levels deep"),
+        ("seed: " + "9" * 5000, "4300 digits"),
+        ("seed: " + ":".join(9000 * ["1"]), "a value of more than 10,000 characters"),
+        ("[" + "a, " * 60_000 + "]", "more than 50,000 values"),
+        ("a: !!int ''", "is not YAML"),
+        ("a: !!timestamp x", "is not YAML"),
+        ("a: !!bool x", "is not YAML"),
+        ("? [a]\n: 1", "is not YAML"),
+        ("a: 1\na: 2", "the key 'a' is there twice"),
+        ('"a\\e[31m": 1\n"a\\e[31m": 1', r"the key 'a\x1b[31m' is there twice"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_hostile_yaml_is_refused_in_one_line_at_once(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    begun = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        from_yaml(tmp_path / "c.yaml")
+    assert time.monotonic() - begun < 5
+    assert told in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def test_aliases_that_are_small_work(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("finetune: &f {epochs: 1}\nsearch: {evaluations: &n 7, refine: *n}\n")
+    config = from_yaml(tmp_path / "c.yaml")
+    assert (config.search.evaluations, config.search.refine, config.finetune.epochs) == (7, 7, 1)
+
+
+@pytest.mark.parametrize("value", [5, 0.5, ["a"], datetime.date(2020, 1, 1), "a\0b", "a" * 5000, {"a": 1}])
+@pytest.mark.parametrize("path", ["out", "model.name", "data.root", "cache"])
+def test_what_is_no_path_is_refused(path: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{path} is .*, but must be a text"):
+        from_dict(nested({path: value}))
+
+
+# Earlier versions
+
+OLD = [
+    ("search.min_keep", -1),
+    ("search.channel_step", 0),
+    ("finetune.epochs", -1),
+    ("threads", 0),
+    ("memory_limit", 0.0),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), OLD)
+def test_old_values_are_accepted_with_a_warning(path: str, value: float) -> None:
+    with pytest.warns(RenamedWarning, match=f"{path}: {value} is now written auto"):
+        assert look_up(from_dict(nested({path: value})), path) == "auto"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert look_up(from_dict(nested({path: str(value)}), quiet=True), path) == "auto"
+    section, _, key = path.rpartition(".")
+    parts = {"": Config, "search": SearchConfig, "finetune": FinetuneConfig}
+    with pytest.warns(RenamedWarning):
+        assert getattr(parts[section](**{key: value}), key) == "auto"
+
+
+def identity(config: Config) -> str:
+    return hashlib.sha256(json.dumps(binding(config), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def test_the_identity_of_a_run_is_what_version_0_1_computed() -> None:
+    """The journals of runs that were begun with version 0.1 hold these digests."""
+    assert identity(Config()) == "5bb163f0688483fcd9d57bea22c16fe9"
+    values = {"budget": {"flops": 0.5}, "search": {"min_keep": 0.3, "channel_step": 1}}
+    assert (
+        identity(from_dict({**values, "finetune": {"epochs": 1}, "data": {"mean": [0.5]}}))
+        == "1abcb3c9c1452df3480c7cfa1fe8b3b3"
+    )
+    assert identity(Config(out="x", cache="auto", log="y", threads=3, memory_limit=2)) == identity(Config())
+
+
 # Helpers
 
 
@@ -269,7 +373,9 @@ def test_merge_goes_into_nested_mappings_and_changes_nothing() -> None:
         (4.0, int, 4),
         ("0.5", float, 0.5),
         (2, float, 2.0),
-        (0.5, str, "0.5"),
+        (0.5, Limit, "0.5"),
+        ("auto", float | Auto, "auto"),
+        (True, Literal["on", "off"], "on"),
         (None, int | None, None),
         ("5", int | None, 5),
         ("0.1,0.2", tuple[float, ...] | None, (0.1, 0.2)),

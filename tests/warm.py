@@ -5,7 +5,6 @@ never); and how many files may be flushed to disk before it is full (-1: never).
 status.
 """
 
-import dataclasses
 import errno
 import importlib
 import json
@@ -85,7 +84,7 @@ def run(task: Task, folder: Path, values: dict[str, object] = TINY) -> None:
         return evaluate(self, choice)
 
     Problem._evaluate = counted
-    config: Config = dataclasses.replace(from_dict(values), out=str(folder), cache=str(folder.with_suffix(".cache")))
+    config: Config = from_dict(values).replace(out=str(folder), cache=str(folder.with_suffix(".cache")))
     try:
         compress_task(task, config, folder)
     finally:

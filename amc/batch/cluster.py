@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from amc.batch.drive import Failure, Limits, described
 from amc.batch.matrix import Job
-from amc.config import Config, from_dict, to_dict
+from amc.config import AUTO, Config, from_dict, to_dict, unless_auto
 from amc.errors import ConfigError, ExportError, first_line
 from amc.runtime.files import replacing
 
@@ -110,7 +110,7 @@ def resources_of(job: Job, limits: Limits) -> dict[str, float]:
     """What a run needs of its node: ``CPU`` as many as its threads, ``memory`` where it is limited, and what its device
     asks for."""
     memory = {"memory": float(limits.memory)} if limits.memory else {}
-    return {"CPU": float(job.config.threads or limits.threads or 1), **memory, **job.resources}
+    return {"CPU": float(unless_auto(job.config.threads) or limits.threads or 1), **memory, **job.resources}
 
 
 def refuse_impossible(jobs: Sequence[Job], limits: Limits) -> None:
@@ -136,7 +136,7 @@ def _submit(job: Job, attempt: int, limits: Limits, mailbox: Any) -> Any:
     needs = resources_of(job, limits)
     options = {"num_cpus": needs.pop("CPU"), "num_gpus": needs.pop("GPU", 0), "memory": needs.pop("memory", 0),
                "resources": needs, "max_retries": 0}  # fmt: skip
-    values = {**to_dict(job.config), "threads": job.config.threads or limits.threads}
+    values = {**to_dict(job.config), "threads": unless_auto(job.config.threads) or limits.threads or AUTO}
     task = ray.remote(remote_run).options(**options)
     return task.remote(values, limits.memory, _contents(job.folder), _token(job, attempt), mailbox, str(Path.cwd()))
 
@@ -192,7 +192,7 @@ class RemoteScores:
     def __init__(self, config: Config, evaluator: Evaluator, count: int) -> None:
         import ray
 
-        values = {**to_dict(config), "threads": config.threads or 1}
+        values = {**to_dict(config), "threads": unless_auto(config.threads) or 1}
         kind = ray.remote(RemoteEvaluator).options(num_cpus=values["threads"], max_restarts=-1, max_task_retries=3)
         self._actors = [kind.remote(values, evaluator.settings, str(Path.cwd())) for _ in range(count)]
         self._busy = [0] * count

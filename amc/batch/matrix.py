@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +15,11 @@ from amc.errors import AmcError, ConfigError, did_you_mean
 AXES = {"models": "model", "data": "data", "budgets": "budget", "devices": "device", "searchers": "searcher",
         "seeds": "seed"}  # fmt: skip
 _KEYS = (*AXES, "common", "exclude", "overrides", "out", "retries")
-_LIMITS = {field.name for field in dataclasses.fields(BudgetConfig)}
+_LIMITS = set(BudgetConfig.model_fields)
 MANY_BUDGETS = 3
 """From so many on it may be worth to search them together (`amc.search.transfer`), where no searcher is named."""
 _LATENCY = ("latency_model", "latency_timeout")
-_TOP = {field.name for field in dataclasses.fields(Config)} - {"model", "data", "budget", "search", "seed", "out"}
+_TOP = set(Config.model_fields) - {"model", "data", "budget", "search", "seed", "out"}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amc.batch.matrix import Job
-from amc.config import binding, from_yaml
+from amc.config import binding, from_run
 from amc.errors import AmcError, BundleError
 from amc.runtime.journal import read_records
 
@@ -38,7 +38,7 @@ def _look(job: Job) -> tuple[str, float]:
     if not journal.exists() or not config.exists():
         return "new", 0.0
     try:
-        before = from_yaml(config)
+        before = from_run(job.folder)
     except AmcError as error:
         raise BundleError(f"run {job.name}: {error}") from None
     changed = _difference(binding(before), binding(job.config))

@@ -16,14 +16,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from amc.batch.drive import Failure, Limits, described
 from amc.batch.matrix import Job
-from amc.config import from_dict, to_dict
+from amc.config import AUTO, from_dict, to_dict, unless_auto
 from amc.errors import is_out_of_memory
 
 
@@ -38,7 +37,7 @@ class Processes:
         return self._limits.workers
 
     def begin(self, job: Job, attempt: int) -> int:
-        config = replace(job.config, threads=job.config.threads or self._limits.threads)
+        config = job.config.replace(threads=unless_auto(job.config.threads) or self._limits.threads or AUTO)
         process, pipe = start(_run, (to_dict(config), self._limits), self._logs / f"{job.name}.log")
         self._running[process.sentinel] = (job, process, pipe)
         return int(process.sentinel)

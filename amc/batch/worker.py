@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from amc.config import Config, to_dict
+from amc.config import Config, to_dict, unless_auto
 from amc.deploy.export import export_onnx, file_layout
 from amc.errors import AmcError
 from amc.evaluation.evaluator import Evaluator
@@ -34,7 +33,7 @@ def work(config: Config, monitor: Monitor) -> None:
 def keeping_to(memory: int, config: Config) -> Config:
     """The run with its own limit within ``memory`` bytes: half of them, the rest is for what is imported."""
     share = memory / 2 / GIB
-    return replace(config, memory_limit=min(config.memory_limit or share, share))
+    return config.replace(memory_limit=min(unless_auto(config.memory_limit) or share, share))
 
 
 def evaluator_of(config: Config, folder: Path, settings: EvaluationSettings | None = None) -> Evaluator:

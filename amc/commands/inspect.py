@@ -7,7 +7,7 @@ import argparse
 from amc.commands.command import Command
 from amc.commands.options import add_options, given_values
 from amc.commands.show import table, terminal
-from amc.config import from_dict, merge, read_yaml
+from amc.config import from_dict, merge, read_yaml, unless_auto
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def _inspect(parsed: argparse.Namespace) -> int:
                   f"{costs['memory'] / 1e3:,.0f} kB of activations at most", markup=False)  # fmt: skip
     rows = []
     for site, features in zip(graph.sites, site_features(graph), strict=True):
-        widths = legal_widths(site.channels, config.search.least_share, config.search.channel_step)
+        widths = legal_widths(site.channels, config.search.least_share, unless_auto(config.search.channel_step))
         told = f"{widths[0]}…{widths[-2]}, {widths[-1]}" if len(widths) > 3 else ", ".join(map(str, widths))
         rows.append(
             [

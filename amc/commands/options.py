@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from typing import Any
 
-from amc.config import Config, Option, convert, from_dict, merge, options, read_yaml
+from amc.config import (
+    Config,
+    Option,
+    checked,
+    convert,
+    current,
+    from_dict,
+    merge,
+    options,
+    read_yaml,
+    renamed_flags,
+)
 from amc.errors import ConfigError
 
 _GROUPS = {
@@ -33,36 +45,50 @@ def add_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()
         metavar="FILE.yaml",
         help="read the configuration from a file; options given here override it",
     )
+    for flag, path in renamed_flags():
+        if path.partition(".")[0] not in leave_out:
+            parser.add_argument(flag, dest=path, default=None, help=argparse.SUPPRESS)
 
 
 def _add_option(group: Any, option: Option) -> None:
-    shown = {True: "on", False: "off"}.get(option.default, option.default) if option.type is bool else option.default
+    shown = {True: "on", False: "off"}.get(option.default, option.default) if option.kind is bool else option.default
     default = "" if shown is None or "[" in option.help else f" [{shown}]"
     common = {"dest": ".".join(option.path), "default": None, "help": option.help + default}
-    if option.type is bool:
+    if option.kind is bool:
         group.add_argument(option.flag, action=argparse.BooleanOptionalAction, **common)
     else:
-        kind = {int: "N", float: "X"}.get(option.type, option.flag.rpartition("-")[2].upper())
+        kind = {int: "N", float: "X"}.get(option.kind, option.flag.rpartition("-")[2].upper())
         group.add_argument(option.flag, metavar="|".join(option.choices) or kind, **common)
 
 
 def configuration(parsed: argparse.Namespace) -> Config:
     """The file's configuration with the command line's over it."""
-    values = read_yaml(parsed.config) if parsed.config else {}
+    values = current(read_yaml(parsed.config)) if parsed.config else {}
     return from_dict(merge(values, given_values(parsed)))
 
 
 def given_values(parsed: argparse.Namespace) -> dict[str, Any]:
-    """What was given on the command line, as nested values."""
+    """What was given on the command line, with today's names, nested. Raises ConfigError, which names the option."""
+    words: dict[str, Any] = {}
+    for path in [*(".".join(option.path) for option in options()), *(path for _, path in renamed_flags())]:
+        value = getattr(parsed, path, None)
+        if value is not None:
+            _put(words, path.split("."), value)
+    words = current(words)
     given: dict[str, Any] = {}
     for option in options():
-        value = getattr(parsed, ".".join(option.path), None)
-        if value is not None:
-            here = given
-            for part in option.path[:-1]:
-                here = here.setdefault(part, {})
-            here[option.path[-1]] = convert(value, option.type, option.flag)
+        value = words
+        for part in option.path:
+            value = value.get(part, {})
+        if value != {}:
+            _put(given, option.path, checked(option, value))
     return given
+
+
+def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for part in path[:-1]:
+        values = values.setdefault(part, {})
+    values[path[-1]] = value
 
 
 def whole(value: str, flag: str, least: int) -> int:

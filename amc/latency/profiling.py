@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from amc.config import Config
+from amc.config import Config, unless_auto
 from amc.deploy.export import export_onnx, export_pruned, file_layout
 from amc.errors import ExportError, LatencyError
 from amc.graph.build import Graph, build_graph
@@ -186,7 +186,9 @@ def latency_problem(
     sites, search = [site.name for site in graph.sites], config.search
     return LatencyProblem(
         full={site.name: site.channels for site in graph.sites},
-        settings={s.name: legal_widths(s.channels, search.least_share, search.channel_step) for s in graph.sites},
+        settings={
+            s.name: legal_widths(s.channels, search.least_share, unless_auto(search.channel_step)) for s in graph.sites
+        },
         layers=layer_shapes(graph),
         original=original,
         input_shapes={name: tuple(array.shape) for name, array in nested.feeds(task.example).items()},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from amc.config import Config, from_yaml
+from amc.config import Config, from_run, unless_auto
 from amc.errors import AmcError, BundleError, ConfigError, first_line
 from amc.evaluation.reward import load_reward
 from amc.importance import load_criterion
@@ -48,7 +48,7 @@ def run(
         folder = Path(resume)
         if not (folder / "config.yaml").is_file():
             raise BundleError(f"{folder} holds no run to resume (there is no config.yaml).")
-        config = from_yaml(folder / "config.yaml")
+        config = from_run(folder)
         if not trust:
             refuse_foreign(config, folder)
         return compress_task(open_task(config), config, folder, monitor, elsewhere)
@@ -120,6 +120,13 @@ def open_task(config: Config) -> Task:
     return make_task(name, model, splits, pick_device(config.device), objective)
 
 
+def use_threads(config: Config) -> None:
+    """Let torch use as many threads as the configuration says; without a number as many as it does by itself."""
+    threads = unless_auto(config.threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def pick_device(name: str) -> torch.device:
     """'auto' is CUDA where there is one."""
     if name == "auto":
@@ -158,8 +165,7 @@ def compress_task(
 ) -> Result:
     """The flow on a task. Whatever the folder's journal holds of an earlier attempt is not done again."""
     check(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config)
     torch.manual_seed(config.seed)
     folder.mkdir(parents=True, exist_ok=True)
     with (

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from amc.config import Config, binding, to_dict
+from amc.config import Config, binding, to_dict, unless_auto
 from amc.errors import BundleError
 from amc.evaluation.memo import Shared, open_cache
 from amc.runtime.files import write_text
@@ -86,8 +86,8 @@ class Record:
     @property
     def epochs(self) -> float:
         """Epochs of fine-tuning: the user's, or what suits the data."""
-        asked = self.config.finetune.epochs
-        return asked if asked >= 0 else self.task.splits.epochs
+        asked = unless_auto(self.config.finetune.epochs)
+        return self.task.splits.epochs if asked is None else asked
 
     def precision(self) -> str:
         """The precision of training that was chosen or asked for."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from amc.config import BudgetConfig, Config, to_dict
+from amc.config import AUTO, BudgetConfig, Config, binding, unless_auto
 from amc.deploy.export import check_parity, export_onnx, file_layout
 from amc.errors import ConfigError
 from amc.evaluation.evaluator import Evaluator
@@ -65,7 +65,7 @@ class Stages:
     def __init__(self, record: Record, elsewhere: Elsewhere | None = None) -> None:
         """``elsewhere`` scores policies on other machines."""
         self.record, self._elsewhere = record, elsewhere
-        self.memory = Memory.of(record.config.memory_limit)
+        self.memory = Memory.of(unless_auto(record.config.memory_limit))
 
     def inspect(self) -> Graph:
         """The channel groups, and how many samples may be in the network at once."""
@@ -160,7 +160,7 @@ class Stages:
             stem += f", search {again + 1}"
         if config.search.storage is None:
             return StudyPlace(str(record.folder / "study.log"), name or stem)
-        said = to_dict(config)
+        said = binding(config)
         search = {k: v for k, v in said["search"].items() if k not in ("evaluations", "storage", "study_name")}
         task = record.task
         files = file_digests([config.model.name, config.data.name, config.objective, config.search.criterion,
@@ -330,13 +330,15 @@ def make_space(config: Config, graph: Graph, resources: ResourceModel, pace: Pac
     Without ``pace`` a limit on latency is left out. Where latency is all that is limited, only widths at which it
     changes are legal.
     """
-    search, asked = config.search, replace(config.budget, latency=None)
-    settings = tuple(legal_widths(s.channels, search.least_share, search.channel_step) for s in graph.sites)
+    search, asked = config.search, config.budget.replace(latency=None)
+    settings = tuple(
+        legal_widths(s.channels, search.least_share, unless_auto(search.channel_step)) for s in graph.sites
+    )
     names = tuple(s.name for s in graph.sites)
     original = resources.cost([s.channels for s in graph.sites])
     exact = asked != BudgetConfig() or config.budget.latency is None
     limits = Budget.from_config(asked).limits(original) if exact else {}
-    others = replace(asked, branches=None) != BudgetConfig()
+    others = asked.replace(branches=None) != BudgetConfig()
     if branches_go(config):
         settings = with_zero_widths(settings, resources)
     if pace is None:
@@ -355,7 +357,7 @@ def branches_go(config: Config) -> bool:
     budget, named, least = config.budget, config.search.latency_model, config.search.min_keep
     if budget.branches is not None or budget.latency is None:
         return budget.branches is not None or least == 0
-    return least in (-1, 0) and (named is None or is_profile(named))
+    return least in (AUTO, 0) and (named is None or is_profile(named))
 
 
 def with_zero_widths(settings: Sequence[tuple[int, ...]], resources: ResourceModel) -> tuple[tuple[int, ...], ...]:

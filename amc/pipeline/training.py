@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from amc.config import Config, from_yaml
+from amc.config import Config, from_run, unless_auto
 from amc.deploy.bundle import read_result, save_weights, verified
 from amc.errors import BundleError
 from amc.latency import onnx_metric
-from amc.pipeline.pipeline import open_task, refuse_plugins
+from amc.pipeline.pipeline import open_task, refuse_plugins, use_threads
 from amc.runtime.monitor import Monitor, Silent
 from amc.task import evaluate, load_data, load_objective
 from amc.train.trainer import asked_precision, checkpoint_precision, fastest_precision, make_plan, train
@@ -30,15 +30,14 @@ class Trained:
 def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
     """Train the configuration's network and write its weights to ``config.out``; resumes where it stopped."""
     show = monitor or Silent()
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config)
     torch.manual_seed(config.seed)
     task = open_task(config)
     path = Path(config.out or f"{Path(config.model.name).stem.replace(':', '-')}.safetensors")
     if path.suffix != ".safetensors" or path.is_dir():
         raise BundleError(f"--out is {path}, but must be a .safetensors file.")
-    asked = config.finetune.epochs
-    epochs = asked if asked >= 0 else 5 * task.splits.epochs
+    asked = unless_auto(config.finetune.epochs)
+    epochs = 5 * task.splits.epochs if asked is None else asked
     plan = replace(make_plan(config.finetune, task, epochs, config.seed), distillation=0.0)
     checkpoint = path.with_suffix(".checkpoint.pt")
     show.begin("train")
@@ -64,7 +63,7 @@ def evaluate_bundle(folder: Path, trust: bool = False) -> Rerun:
     """Run the bundle's model.onnx on the test split of its run's data."""
     result = read_result(folder)
     verified(folder, "model.onnx", "config.yaml", "result.json")
-    config = from_yaml(folder / "config.yaml")
+    config = from_run(folder)
     if not trust:
         refuse_plugins(config, folder)
     split, objective = load_data(config.data).test, load_objective(config.objective)

@@ -28,8 +28,8 @@ class Memory:
     limit: int
 
     @classmethod
-    def of(cls, gib: float) -> Memory:
-        """So many GiB; 0: half of what this machine, or the container, has."""
+    def of(cls, gib: float | None) -> Memory:
+        """So many GiB; None: half of what this machine, or the container, has."""
         return cls(int(gib * GIB) if gib else installed() // 2)
 
     @property

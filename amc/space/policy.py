@@ -141,10 +141,10 @@ def fingerprint(model: nn.Module) -> str:
     return sha.hexdigest()[:32]
 
 
-def legal_widths(channels: int, min_keep: float, step: int = 0) -> tuple[int, ...]:
+def legal_widths(channels: int, min_keep: float, step: int | None = None) -> tuple[int, ...]:
     """The widths a site may have, ascending: multiples of ``step`` from ``min_keep`` up, and the full width.
 
-    ``step`` 0 chooses 8 for 64 channels and more, 4 from 16 on, and 1 below: the vector widths that ONNX
+    Without ``step`` it is 8 for 64 channels and more, 4 from 16 on, and 1 below: the vector widths that ONNX
     Runtime and training on a CPU are fast with, where the site is not too narrow for them.
     """
     step = step or (8 if channels >= 64 else 4 if channels >= 16 else 1)

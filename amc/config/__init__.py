@@ -1,0 +1,35 @@
+"""The settings of a run: one tree of frozen pydantic models for Python, YAML and the command line."""
+
+from amc.config.base import AUTO, Auto, unless_auto
+from amc.config.files import from_run, from_yaml, merge, read_yaml
+from amc.config.options import Option, checked, options
+from amc.config.renamed import current, renamed_flags
+from amc.config.settings import BudgetConfig, Config, DataConfig, FinetuneConfig, ModelConfig, SearchConfig
+from amc.config.tree import binding, from_dict, to_dict
+from amc.config.values import convert, shown
+
+__all__ = [
+    "AUTO",
+    "Auto",
+    "BudgetConfig",
+    "Config",
+    "DataConfig",
+    "FinetuneConfig",
+    "ModelConfig",
+    "Option",
+    "SearchConfig",
+    "binding",
+    "checked",
+    "convert",
+    "current",
+    "from_dict",
+    "from_run",
+    "from_yaml",
+    "merge",
+    "options",
+    "read_yaml",
+    "renamed_flags",
+    "shown",
+    "to_dict",
+    "unless_auto",
+]

@@ -1,0 +1,255 @@
+"""The settings of a run: every one with its default, its help text, its option and its bounds.
+
+`--help` and the errors about YAML files are made of these fields.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from amc.config.base import AUTO, Auto, Limit, Settings, Share, Threads, setting
+
+
+class ModelConfig(Settings):
+    """Which network."""
+
+    section = "model"
+
+    name: str = setting(
+        "resnet8",
+        "the network: resnet8, resnet20, resnet56, mobilenetv1, mobilenetv2, vgg16bn (for small images), "
+        "torchvision:NAME, timm:NAME, or path/to/file.py:factory",
+        "--model",
+    )
+    weights: str | None = setting(
+        None,
+        "its trained weights: a .safetensors file, a torch state dict (.pt, .pth), 'pretrained' for the "
+        "library's own (needs a network connection) or 'random'; resnet8 on digits has its own",
+        "--weights",
+    )
+
+
+class DataConfig(Settings):
+    """Which data, and how they are split."""
+
+    section = "data"
+
+    name: str = setting(
+        "digits",
+        "digits, fashion-mnist, cifar10, cifar100, imagefolder:PATH (train/, val/ and test/, or one folder "
+        "per class) or path/to/file.py:factory",
+        "--data",
+    )
+    root: str | None = setting(None, "folder with the files of fashion-mnist, cifar10 or cifar100", "--data-root")
+    download: bool = setting(False, "let torchvision download the data set into --data-root", "--download")
+    image_size: int | None = setting(
+        None,
+        "side in pixels that images of an imagefolder are scaled to [their own size]",
+        "--image-size",
+        ge=1,
+        le=1 << 16,
+    )
+    mean: tuple[float, ...] | None = setting(None, "channel means, of inputs in [0, 1] [the data set's]", "--mean")
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = setting(
+        None, "channel deviations [the data set's]", "--std"
+    )
+    calibration: int = setting(
+        4096, "images set aside from training for calibration", "--calibration-images", ge=2, le=1 << 40
+    )
+    search: int = setting(5000, "most images of the search split", "--search-images", ge=1, le=1 << 40)
+    seed: int = setting(0, "seed of the splits", "--split-seed", ge=0, le=2**63 - 1)
+
+
+class BudgetConfig(Settings):
+    """The limits. A number up to 1 (or 50%) is a share of the original, anything else is absolute."""
+
+    section = "budget"
+
+    flops: Limit | None = setting(
+        None,
+        "most multiply-accumulates (MACs) of one inference: a share (0.5, 50%%) or a count (20M)",
+        "--flops",
+    )
+    params: Limit | None = setting(None, "most parameters: a share or a count (100k)", "--params")
+    size: Limit | None = setting(None, "largest model.onnx: a share or a size (500KB = 500,000 bytes, 1MiB)", "--size")
+    memory: Limit | None = setting(
+        None, "peak activation memory of one inference, float32, batch 1: a share or a size", "--memory"
+    )
+    latency: Limit | None = setting(
+        None,
+        "time of one inference on ONNX Runtime, measured: a share (0.5) or a time (3ms, 800us)",
+        "--latency",
+    )
+    branches: Limit | None = setting(
+        None,
+        "residual branches that are left, a share or a number: the others are removed whole (for --int8 above all, "
+        "where time goes with operators, not with widths)",
+        "--branches",
+    )
+
+
+class SearchConfig(Settings):
+    """How policies are proposed and scored before fine-tuning."""
+
+    section = "search"
+
+    searcher: str = setting(
+        "hybrid",
+        "who proposes policies: hybrid, spdy, tpe, amc (DDPG), uniform … (amc searchers lists all)",
+        "--searcher",
+    )
+    evaluations: int = setting(60, "policies to evaluate", "--evaluations", ge=1, le=10**9)
+    storage: str | None = setting(
+        None,
+        "where the study of an Optuna searcher is kept and shared with other processes: a database's URL "
+        "(sqlite:///FILE, postgresql://…; $NAME is taken from the environment) or a file (.db: SQLite, .log: Optuna's "
+        "journal) [study.log in the run's folder, not shared]",
+        "--storage",
+    )
+    study_name: str | None = setting(
+        None, "name of the study in --storage [one for each network, data, budget and search]", "--study-name"
+    )
+    criterion: str = setting("obs", "which channels go first: obs, l1, l2, or path/to/file.py:function", "--criterion")
+    reward: str = setting(
+        "loss",
+        "what the search maximises: loss (minus what --judge says), error (AMC's: -error), error-flops (-error log "
+        "MACs), error-params (-error log parameters), error-latency (-error log ms, measured), or "
+        "path/to/file.py:function",
+        "--reward",
+    )
+    latency_model: str | None = setting(
+        None,
+        "who predicts latency: a profile of amc profile, a table (.csv, .json), path/to/file.py:Class, "
+        "'command:./measure.sh {onnx}' or an installed model's name [a profile that the run makes]",
+        "--latency-model",
+    )
+    latency_timeout: float = setting(
+        120.0,
+        "longest time in seconds of one measurement by the command of --latency-model",
+        "--latency-timeout",
+        gt=0,
+        le=86400,
+    )
+    min_keep: Share | Auto = setting(
+        AUTO,
+        "least share of a site's channels to keep; 0: residual branches may go whole [auto: 0.2, and where latency is "
+        "limited residual branches may go whole]",
+        "--min-keep",
+    )
+    channel_step: Annotated[int, Field(ge=1, le=1 << 20)] | Auto = setting(
+        AUTO, "widths are multiples of this [auto: 4 or 8, by the site's width]", "--channel-step"
+    )
+    reconstruct: bool = setting(True, "re-solve the following layers by least squares", "--reconstruct")
+    drift: Literal["search", "final", "off"] = setting(
+        "search",
+        "re-solve layers on what really reaches them in the pruned network: in every evaluation (search), of the best "
+        "policies only (final: faster evaluations, which rank less well), or not (off)",
+        "--drift",
+    )
+    judge: Literal["distance", "loss"] = setting(
+        "distance",
+        "what a policy loses on an image: distance (mean squared difference of its logits from the original's; the "
+        "loss without one vector of logits a sample) or loss (with the labels)",
+        "--judge",
+    )
+    race: bool = setting(
+        True, "stop reading images for a policy once it is clear if it is better than the best so far", "--race"
+    )
+    refine: int = setting(
+        10,
+        "policies of the search that are scored again with --drift before the candidates are taken",
+        "--refine",
+        ge=1,
+        le=10**6,
+    )
+    recalibrate: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "recompute BatchNorm statistics in every evaluation (auto: try both on the uniform policy)",
+        "--recalibrate",
+    )
+
+    @property
+    def least_share(self) -> float:
+        """Of a site's channels, where its branch stays."""
+        return 0.2 if self.min_keep == AUTO else self.min_keep
+
+
+class FinetuneConfig(Settings):
+    """Training after pruning."""
+
+    section = "finetune"
+
+    epochs: Annotated[float, Field(ge=0, le=10**6)] | Auto = setting(
+        AUTO,
+        "epochs of fine-tuning, fractions allowed; 0: none [auto: 20 on digits, 2 elsewhere]",
+        "--finetune-epochs",
+    )
+    lr: float = setting(0.03, "peak learning rate (SGD with Nesterov momentum, one cycle)", "--lr", gt=0, le=1000)
+    batch_size: int = setting(128, "images per step", "--batch-size", ge=2, le=1 << 24)
+    weight_decay: float = setting(5e-4, "L2 weight decay", "--weight-decay", ge=0, le=1000)
+    distillation: float = setting(
+        0.5, "weight of the original's soft targets in the loss; 0: labels only", "--distillation", ge=0, le=1
+    )
+    temperature: float = setting(4.0, "temperature of the soft targets", "--temperature", gt=0, le=10**6)
+    candidates: int = setting(
+        3, "policies that are fine-tuned briefly before one is chosen", "--candidates", ge=1, le=10**6
+    )
+    trial_share: float = setting(
+        0.1, "length of the brief fine-tuning, as a share of the full one", "--trial-share", ge=0, le=1
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto",
+        "auto (time both and take the faster), float32 or bfloat16",
+        "--precision",
+    )
+
+
+class Config(Settings):
+    """A whole run."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    budget: BudgetConfig = Field(default_factory=BudgetConfig)
+    search: SearchConfig = Field(default_factory=SearchConfig)
+    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
+    objective: str = setting(
+        "classification",
+        "the loss and the metric: classification, or path/to/file.py:factory of an amc.Objective",
+        "--objective",
+    )
+    seed: int = setting(
+        0, "seed of the search and the training; the splits have their own", "--seed", ge=0, le=2**32 - 1
+    )
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N", "--device")
+    threads: Threads | Auto = setting(AUTO, "threads of torch [auto: all cores]", "--threads")
+    int8: bool = setting(
+        False,
+        "add model.int8.onnx, statically quantised to 8 bits: the fastest setting whose metric stays within a point",
+        "--int8",
+    )
+    latency_threads: Threads = setting(1, "threads of ONNX Runtime when latency is measured", "--latency-threads")
+    cache: str | None = setting(
+        None,
+        "keep what other runs can use (moments, orders, scores, the original's ONNX file) in this folder, and take "
+        "from it what is there; auto: $AMC_CACHE or ~/.cache/amc [off; in a batch: auto]",
+        "--cache",
+    )
+    log: str | None = setting(
+        None,
+        "show the run's numbers while it goes on: tensorboard:FOLDER, or mlflow:URI of a store or a server ($NAME is "
+        "taken from the environment) [off]",
+        "--log",
+    )
+    memory_limit: Annotated[float, Field(gt=0, le=1 << 20)] | Auto = setting(
+        AUTO, "GiB that calibrating and scoring may take [auto: half of the machine's]", "--memory-limit"
+    )
+    profile_seconds: float = setting(
+        60.0,
+        "most seconds for learning what this machine takes, where latency is limited",
+        "--profile-seconds",
+        gt=0,
+        le=7 * 86400,
+    )
+    out: str | None = setting(None, "folder of the run [amc-runs/MODEL-DATA-N]", "--out")
