@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from amc.deploy.export import export_onnx, file_layout
 from amc.graph.build import build_graph
 from amc.latency import LatencyModel, LatencyProbe, LatencyProblem, Predictor, layer_shapes
-from amc.space.policy import legal_widths
+from amc.operators.channels import legal_widths
 from amc.task.models import build_model
 
 

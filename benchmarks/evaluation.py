@@ -35,7 +35,7 @@ from amc.reconstruction.sequential import Effort
 from amc.search import load_searcher
 from amc.search.allocate import error_tables, quick_decoder
 from amc.search.spdy import perturbation
-from amc.space.policy import Choice
+from amc.space.sites import Choice
 from amc.task import batches, evaluate
 from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench
 from benchmarks.proxy import policies

@@ -37,12 +37,13 @@ from amc.latency.measurement import is_usual
 from amc.latency.profile import LearnedModel, Profile
 from amc.latency.profiling import Bench, learn_latency, profile_key
 from amc.latency.quiet import QUIET
+from amc.operators.channels import legal_widths
 from amc.runtime.files import write_json, write_text
 from amc.runtime.journal import Journal
 from amc.runtime.provenance import cpu_name, runtime_version
 from amc.space.budget import Space
-from amc.space.policy import legal_widths
 from amc.space.resources import ResourceModel
+from amc.space.sites import numeric_sites
 from amc.task.models import load_model
 from benchmarks import pays
 
@@ -86,7 +87,7 @@ def test_policies(at: SimpleNamespace, count: int) -> list[tuple[int, ...]]:
     while len(found) < count:
         share = rng.uniform(0.3, 1.0)
         try:
-            space = Space(names, legal, at.costs, {"macs": share * full})
+            space = Space(numeric_sites(names, legal), at.costs, {"macs": share * full})
         except BudgetError:
             continue
         found.append(space.fit(rng.uniform(0.1, 1.0, len(legal))))

@@ -22,7 +22,7 @@ from amc.evaluation.problem import Problem, SiteFeatures
 from amc.evaluation.score import Score
 from amc.search import searchers
 from amc.space.budget import Space
-from amc.space.policy import Choice
+from amc.space.sites import Choice, numeric_sites
 from benchmarks.bench import RESULTS, Records, machine
 
 SITES, CHANNELS = 27, 64
@@ -35,7 +35,7 @@ def free_problem() -> Problem:
     settings = tuple(range(16, CHANNELS + 1, 4))
     costs = ToyCosts(price)
     limit = 0.5 * float(costs.costs([(CHANNELS,) * SITES])["macs"][0])
-    space = Space(tuple(f"site{s}" for s in range(SITES)), (settings,) * SITES, costs, {"macs": limit})
+    space = Space(numeric_sites([f"site{s}" for s in range(SITES)], (settings,) * SITES), costs, {"macs": limit})
 
     def score(choice: Choice) -> Score:
         loss = float(importance @ (1 - np.array(choice) / CHANNELS) ** 2) / SITES

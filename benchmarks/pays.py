@@ -33,6 +33,7 @@ from amc.pipeline.stages import Stages, with_zero_widths
 from amc.runtime.journal import Journal, read_records
 from amc.search import load_searcher
 from amc.space.budget import Space
+from amc.space.sites import numeric_sites
 from amc.task import evaluate, nested
 from amc.train.trainer import make_plan, train
 from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench, open_stages, rounded
@@ -48,7 +49,9 @@ def limited(bench: Bench, model: LearnedModel, resource: str, share: float) -> S
     settings = steps(model.predict_all, with_zero_widths(bench.space.settings, bench.space.model))
     within = model.tables.non_decreasing(settings)
     limit = share * float(within([bench.space.full])[0])
-    return Space(bench.space.names, settings, Paced(bench.space.model, within, lambda: 1.0), {"latency": limit})
+    return Space(
+        numeric_sites(bench.space.names, settings), Paced(bench.space.model, within, lambda: 1.0), {"latency": limit}
+    )
 
 
 def searched(bench: Bench, space: Space, evaluations: int, record: Path) -> dict[str, Any]:

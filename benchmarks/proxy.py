@@ -23,7 +23,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
-from amc.space.policy import Choice
+from amc.space.sites import Choice
 from amc.task import batches, evaluate
 from amc.task.data import sample
 from amc.train.trainer import make_plan, train

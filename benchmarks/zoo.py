@@ -44,9 +44,10 @@ def ours(name: str, quick: bool = False) -> Iterator[dict[str, Any]]:
     """What amc does, step by step (no ONNX and no bundle when ``quick``); what is known so far after each."""
     from amc.errors import BudgetError, ModelError
     from amc.graph.build import build_graph
+    from amc.operators.channels import legal_widths
     from amc.space.budget import Space
-    from amc.space.policy import legal_widths
     from amc.space.resources import ResourceModel
+    from amc.space.sites import numeric_sites
 
     model, example = build(name)
     found: dict[str, Any] = {"size": example.shape[-1], "step": "inspect"}
@@ -70,7 +71,7 @@ def ours(name: str, quick: bool = False) -> Iterator[dict[str, Any]]:
     found |= {"least": round(least, 4)}
     try:
         limits = {"macs": SHARE * graph.trace.macs}
-        space = Space(tuple(s.name for s in graph.sites), settings, resources, limits)
+        space = Space(numeric_sites([s.name for s in graph.sites], settings), resources, limits)
     except BudgetError:
         yield found | {"step": "refused", "reason": f"at least {100 * least:.0f} % of the MACs remain"}
         return

@@ -16,13 +16,14 @@ value over the sites, so all lie in [0, 1]:
  7   FLOPs[t]     MACs of the layers that the site's channels come out of              MACs, of the largest
  8   reduced      MACs saved by the sites decided so far (later ones whole)            MACs, of the network
  9   rest         MACs of the layers that later sites' channels come out of            MACs, of the network
-10   a[t-1]       the share of channels that was kept at the site before (0 at first)  share
+10   a[t-1]       the share of its size that was kept at the site before (0 at first)  share
 ===  ===========  ===================================================================  ==================
 
-Action, ``Box(0, 1, (1,))``: the share of the site's channels to keep. It becomes the nearest legal width, and
-that at most the widest that leaves every limit of the budget within reach (Algorithm 1, exact; see
-`amc.space.budget.Space.allowed`). Where latency is limited and a wider one takes no more time, it becomes that.
-``info["width"]`` and ``info["share"]`` tell what was done.
+Action, ``Box(0, 1, (1,))``: the share of the site's size to keep, for a channel group the share of its channels. It
+becomes the setting of the nearest size among those that leave every limit of the budget within reach (Algorithm 1,
+exact; see `amc.space.budget.Space.allowed`). Where latency is limited and a larger one takes no more time, it becomes
+that. ``info["setting"]`` and ``info["share"]`` tell what was done. Sites of every operator are decided alike: what a
+setting is, the environment does not know. What features 1 to 7 tell is of the layers that the site is found in.
 
 Reward: 0 until the last site, then the problem's reward of the policy. AMC gives this last reward to every
 step of the episode, which an environment cannot do in hindsight; the agent does (see `amc.search.ddpg`).
@@ -42,6 +43,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from amc.evaluation.problem import Problem
+from amc.space.sites import Choice, Setting
 
 Observation = NDArray[np.float32]
 
@@ -58,21 +60,23 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._space = problem.space
         self._static, self._macs = _static_features(problem)
         self._total = max(1.0, self._space.costs(self._space.full).get("macs", 1.0))
-        self._prefix: tuple[int, ...] = ()
+        self._prefix: Choice = ()
+        self._share = 0.0
         self._worst: float | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
-        self._prefix = ()
+        self._prefix, self._share = (), 0.0
         return self._observe(), {}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         site = len(self._prefix)
-        width = self.width(float(np.clip(np.asarray(action).item(), 0.0, 1.0)))
-        self._prefix = (*self._prefix, width)
-        info: dict[str, Any] = {"width": width, "share": width / self._space.full[site]}
+        setting = self.setting(float(np.clip(np.asarray(action).item(), 0.0, 1.0)))
+        self._prefix, sizes = (*self._prefix, setting), self._space.sites[site].sizes
+        self._share = sizes[self._space.settings[site].index(setting)] / sizes[-1]
+        info: dict[str, Any] = {"setting": setting, "share": self._share}
         done = len(self._prefix) == len(self._space.names)
         reward = 0.0
         if done:
@@ -83,23 +87,23 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             self._worst = reward if self._worst is None else min(self._worst, reward)
         return self._observe(), reward, done, False, info
 
-    def width(self, share: float) -> int:
-        """The legal width nearest to ``share`` of the next site's channels that leaves the budget reachable.
+    def setting(self, share: float) -> Setting:
+        """The next site's setting whose size is nearest to ``share`` of the original's and leaves the budget reachable.
 
-        Where latency is limited, the widest that takes no more time.
+        Where latency is limited, the largest that takes no more time.
         """
-        allowed = self._space.allowed(self._prefix)
-        wanted = share * self._space.full[len(self._prefix)]
-        nearest = min(allowed, key=lambda setting: (abs(setting - wanted), setting))
+        allowed, site = self._space.allowed(self._prefix), self._space.sites[len(self._prefix)]
+        sizes = dict(zip(site.settings, site.sizes, strict=True))
+        wanted = share * site.sizes[-1]
+        nearest = min(allowed, key=lambda setting: (abs(sizes[setting] - wanted), sizes[setting]))
         return self._space.as_fast(self._prefix, nearest, allowed)
 
     def _observe(self) -> Observation:
         decided = len(self._prefix)
         site = min(decided, len(self._space.names) - 1)
         now = self._space.costs((*self._prefix, *self._space.full[decided:])).get("macs", self._total)
-        share = self._prefix[-1] / self._space.full[decided - 1] if decided else 0.0
         rest = self._macs[decided + 1 :].sum() / self._total
-        dynamic = [1 - now / self._total, rest, share]
+        dynamic = [1 - now / self._total, rest, self._share]
         features: Observation = np.clip(np.concatenate([self._static[site], dynamic]), 0, 1).astype(np.float32)
         return features
 

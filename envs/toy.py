@@ -15,8 +15,7 @@ from numpy.typing import ArrayLike
 from amc.evaluation.problem import Problem, SiteFeatures
 from amc.evaluation.score import Score
 from amc.space.budget import Space
-from amc.space.policy import Choice
-from amc.space.resources import Floats
+from amc.space.sites import Choice, Floats, Setting, numeric_sites
 
 
 class ToyCosts:
@@ -41,17 +40,18 @@ def toy_problem(
     whole = float(importance @ np.log2(1 + full))
 
     def score(choice: Choice) -> Score:
-        metric = float(importance @ np.log2(1 + np.array(choice))) / whole
+        metric = float(importance @ np.log2(1 + space.sizes_of(choice))) / whole
         return Score(1 - metric, metric)
 
     costs = ToyCosts(price)
     limits = {name: share * float(costs.costs([full])[name][0]) for name in resources}
-    space = Space(tuple(f"site{s}" for s in range(sites)), (settings,) * sites, costs, limits)
-    everything = np.array(list(product(settings, repeat=sites)))
-    best = float((np.log2(1 + everything[space.fits(everything)]) @ importance).max()) / whole
+    space = Space(numeric_sites([f"site{s}" for s in range(sites)], (settings,) * sites), costs, limits)
+    everything = np.array(list(product(range(channels), repeat=sites)))
+    best = float((np.log2(1 + space.sizes_at(everything[space.fits_at(everything)])) @ importance).max()) / whole
     features = [SiteFeatures(channels, channels, 8, 8, 1, 3, float(p * channels)) for p in price]
 
-    def error(site: int, setting: int) -> float:
-        return float(importance[site] * (np.log2(1 + channels) - np.log2(1 + setting))) / whole
+    def error(site: int, setting: Setting) -> float:
+        width = settings[settings.index(setting)]
+        return float(importance[site] * (np.log2(1 + channels) - np.log2(1 + width))) / whole
 
     return Problem(space, features, score, error=error), best

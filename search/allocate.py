@@ -1,7 +1,8 @@
 """The allocator: the policy of least estimated error within the budget, found without a single evaluation.
 
-A site's error at a width is known in closed form from the calibration moments (`Problem.site_error`). The sum over the
-sites is minimised exactly (see `amc.search.exact`): by dynamic programming, or by an integer programme where there are
+A site's error at a setting is known without an evaluation (`Problem.site_error`); for channels it follows in closed
+form from the calibration moments. The sum over the sites is minimised exactly (see `amc.search.exact`): by dynamic
+programming, or by an integer programme where there are
 several limits or too many cases. Where neither can be (peak memory is no sum over pairs of sites), greedy steps decide:
 from the whole network, the site is narrowed next that loses least error for what it saves, until every limit is met;
 what is left of the budget then goes where it helps most.
@@ -19,9 +20,10 @@ from numpy.typing import NDArray
 from amc.evaluation.problem import Problem
 from amc.search.exact import PairCosts, pair_costs, solve, solve_front, solve_programme
 from amc.space.budget import Space
-from amc.space.policy import Choice
+from amc.space.sites import Choice
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 _TRIES = 5
 _PRICES = 12
@@ -117,7 +119,7 @@ def _exact(space: Space, errors: Sequence[Floats], programme: bool = True) -> Ch
 def _with_branches(space: Space, errors: Sequence[Floats], programme: bool) -> Choice | None:
     """The best policy under a price on every branch that is left, the lowest that leaves few enough."""
     free = _without(space, "branches")
-    there = [np.array(settings) > 0 if settings[0] == 0 else np.zeros(len(settings)) for settings in space.settings]
+    there = [np.array(s.sizes) > 0 if s.sizes[0] == 0 else np.zeros(len(s.sizes)) for s in space.sites]
     price, low, high = 0.0, 0.0, 1.01 * max(float(table[0]) for table in errors)
     best = None
     for _ in range(_PRICES):
@@ -140,39 +142,32 @@ def _without(space: Space, resource: str) -> Space:
 
 
 def _greedy(space: Space, errors: Sequence[Floats]) -> Choice:
-    places = [len(settings) - 1 for settings in space.settings]
-    while any(places) and not bool(space.fits([_choice(space, places)])[0]):
+    places = space.lengths - 1
+    while places.any() and not bool(space.fits_at(places[None])[0]):
         _narrow(space, errors, places)
     while _widen(space, errors, places):
         pass
-    return _choice(space, places)
+    return space.choice(places)
 
 
-def _choice(space: Space, places: Sequence[int]) -> Choice:
-    return tuple(settings[place] for settings, place in zip(space.settings, places, strict=True))
+def _neighbours(space: Space, places: Ints, step: int) -> tuple[Ints, Ints]:
+    """The sites ``[N]`` that can go one step, and the positions ``[N, S]`` that they lead to."""
+    sites = np.flatnonzero((places + step >= 0) & (places + step < space.lengths))
+    moved = np.repeat(places[None], len(sites), 0)
+    moved[np.arange(len(sites)), sites] += step
+    return sites, moved
 
 
-def _neighbours(space: Space, places: Sequence[int], step: int) -> tuple[list[int], list[Choice]]:
-    """The sites that can go one step, and the policies they lead to."""
-    sites, choices = [], []
-    for site, place in enumerate(places):
-        if 0 <= place + step < len(space.settings[site]):
-            moved = [*places[:site], place + step, *places[site + 1 :]]
-            sites.append(site)
-            choices.append(_choice(space, moved))
-    return sites, choices
-
-
-def _excess(space: Space, choices: Sequence[Choice]) -> Floats:
+def _excess(space: Space, positions: Ints) -> Floats:
     """How far each policy is over the budget: the shares by which it exceeds each limit, summed."""
-    costs = space.model.costs(choices)
+    costs = space.costs_at(positions)
     over = [np.maximum(0.0, costs[name] / limit - 1) for name, limit in space.limits.items()]
     return np.asarray(np.sum(over, axis=0))
 
 
-def _narrow(space: Space, errors: Sequence[Floats], places: list[int]) -> None:
-    sites, choices = _neighbours(space, places, -1)
-    saved = _excess(space, [_choice(space, places)])[0] - _excess(space, choices)
+def _narrow(space: Space, errors: Sequence[Floats], places: Ints) -> None:
+    sites, moved = _neighbours(space, places, -1)
+    saved = _excess(space, places[None])[0] - _excess(space, moved)
     lost = np.array([errors[s][places[s] - 1] - errors[s][places[s]] for s in sites])
     price = np.where(saved > 0, lost / np.maximum(saved, 1e-300), np.inf)
     if np.isinf(price).all():  # no single step saves anything (a peak held by several sites): the cheapest goes
@@ -180,12 +175,12 @@ def _narrow(space: Space, errors: Sequence[Floats], places: list[int]) -> None:
     places[sites[int(np.argmin(price))]] -= 1
 
 
-def _widen(space: Space, errors: Sequence[Floats], places: list[int]) -> bool:
-    sites, choices = _neighbours(space, places, +1)
-    if not sites:
+def _widen(space: Space, errors: Sequence[Floats], places: Ints) -> bool:
+    sites, moved = _neighbours(space, places, +1)
+    if not len(sites):
         return False
     won = np.array([errors[s][places[s]] - errors[s][places[s] + 1] for s in sites])
-    won[~space.fits(choices)] = -1
+    won[~space.fits_at(moved)] = -1
     if won.max() < 0:
         return False
     places[sites[int(np.argmax(won))]] += 1

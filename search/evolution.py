@@ -9,7 +9,7 @@ import numpy as np
 
 from amc.evaluation.problem import Problem
 from amc.evaluation.reward import Evaluation
-from amc.search.neighbours import neighbour, repair
+from amc.search.neighbours import crossed, neighbour
 
 POPULATION, TOURNAMENT = 16, 4
 
@@ -25,8 +25,7 @@ def search(problem: Problem, evaluations: int, seed: int) -> None:
             choice = space.fit(shares)
         else:
             mother, father = (_parent(alive, rng) for _ in range(2))
-            mixed = np.where(rng.random(sites) < 0.5, mother.choice, father.choice)
-            choice = neighbour(space, repair(space, tuple(int(w) for w in mixed)), rng)
+            choice = neighbour(space, crossed(space, mother.choice, father.choice, rng), rng)
         alive.append(problem.evaluate(choice))
 
 

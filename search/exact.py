@@ -32,7 +32,7 @@ from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from amc.space.budget import Space
-from amc.space.policy import Choice
+from amc.space.sites import Choice
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -62,28 +62,28 @@ class PairCosts:
 
 def pair_costs(space: Space, resource: str) -> PairCosts | None:
     """A resource's cost taken apart, or None where it is not made of pairs of sites (as peak memory)."""
-    base = np.array(space.smallest)
-    sites = range(len(base))
+    lengths = space.lengths.tolist()
+    sites = range(len(lengths))
 
     def ask(moves: Sequence[Sequence[tuple[int, int]]]) -> Floats:
-        choices = np.tile(base, (len(moves), 1))
+        places = np.zeros((len(moves), len(lengths)), np.int64)
         for row, changes in enumerate(moves):
-            for site, setting in changes:
-                choices[row, site] = setting
-        return np.asarray(space.model.costs(choices)[resource], np.float64)
+            for site, place in changes:
+                places[row, site] = place
+        return np.asarray(space.costs_at(places)[resource], np.float64)
 
     least = float(ask([()])[0])
-    single = tuple(ask([[(s, w)] for w in space.settings[s]]) - least for s in sites)
+    single = tuple(ask([[(s, k)] for k in range(lengths[s])]) - least for s in sites)
     both = [(s, t) for s in sites for t in sites if s < t]
-    wide = ask([[(s, space.full[s]), (t, space.full[t])] for s, t in both]) - least if both else np.zeros(0)
+    wide = ask([[(s, lengths[s] - 1), (t, lengths[t] - 1)] for s, t in both]) - least if both else np.zeros(0)
     meeting = [p for p, cost in zip(both, wide, strict=True) if abs(cost - single[p[0]][-1] - single[p[1]][-1]) > 1e-9]
     pairs = {}
     for s, t in meeting:
-        cost = ask([[(s, v), (t, w)] for v in space.settings[s] for w in space.settings[t]]) - least
+        cost = ask([[(s, k), (t, m)] for k in range(lengths[s]) for m in range(lengths[t])]) - least
         pairs[s, t] = cost.reshape(len(single[s]), -1) - single[s][:, None] - single[t][None, :]
     found, rng = PairCosts(least, single, pairs), np.random.default_rng(0)
-    probes = np.stack([rng.integers(0, len(s), _PROBES) for s in space.settings], 1)
-    true = ask([[(s, space.settings[s][k]) for s, k in enumerate(row)] for row in probes])
+    probes = np.stack([rng.integers(0, length, _PROBES) for length in lengths], 1)
+    true = ask([list(enumerate(row)) for row in probes])
     wrong = max(abs(found(row) - cost) for row, cost in zip(probes.tolist(), true, strict=True))
     return found if wrong <= _TOLERANCE * max(1.0, abs(float(true.max()))) else None
 
@@ -147,7 +147,7 @@ class Front:
         for parent, setting in reversed(self._steps):
             places.append(int(setting[label]))
             label = int(parent[label])
-        return tuple(s[k] for s, k in zip(self._space.settings, reversed(places), strict=True))
+        return self._space.choice(places[::-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,7 +288,7 @@ def solve_programme(
     if found.status != 0:
         return None
     places = [int(np.argmax(found.x[a:b])) for a, b in pairwise(starts)]
-    return tuple(s[k] for s, k in zip(space.settings, places, strict=True))
+    return space.choice(places)
 
 
 def _one_each(starts: Ints, total: int) -> sparse.csr_matrix:

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from amc.evaluation.problem import Problem
 from amc.evaluation.reward import Evaluation
 from amc.search.allocate import decode, error_tables, quick_decoder
-from amc.search.neighbours import neighbour, repair
+from amc.search.neighbours import crossed, neighbour
 from amc.search.spdy import TRIES, perturbation
 from amc.search.surrogate import Surrogate, improvement
 from amc.space.budget import Space
-from amc.space.policy import Choice
+from amc.space.sites import Choice
 
 Floats = NDArray[np.float64]
 
@@ -102,8 +102,7 @@ class _Hybrid:
             return neighbour(self._space, parent, self._rng, int(self._rng.integers(1, 4)))
         if kind < 0.7 and len(best) > 1:
             first, second = self._rng.choice(len(best), 2, replace=False)
-            mixed = np.where(self._rng.random(self._sites) < 0.5, best[first], best[second])
-            return repair(self._space, tuple(int(width) for width in mixed))
+            return crossed(self._space, best[first], best[second], self._rng)
         return self._perturbed(self._rng.uniform(0, 0.5)) if kind < 0.9 else self._random()
 
     def _near(self, best: Choice) -> Choice:
@@ -128,8 +127,8 @@ class _Hybrid:
         return Surrogate(self._features(choices), self._trends(choices), [e.reward for e in good], doubt)
 
     def _features(self, choices: list[Choice]) -> Floats:
-        widths = np.maximum(np.array(choices, np.float64), 0.5)  # 0 removes a branch: one halving from one channel
-        return np.log(widths / np.array(self._space.full, np.float64))
+        sizes = np.array([self._space.sizes_of(choice) for choice in choices], np.float64)
+        return np.log(np.maximum(sizes, 0.5) / self._space.full_sizes)  # of 0, nothing left: one halving from one part
 
     def _trends(self, choices: list[Choice]) -> Floats:
         """The logarithm of the allocator's error."""
@@ -137,4 +136,4 @@ class _Hybrid:
 
 
 def _error(space: Space, tables: list[Floats], choice: Choice) -> float:
-    return float(sum(t[s.index(w)] for t, s, w in zip(tables, space.settings, choice, strict=True)))
+    return float(sum(table[place] for table, place in zip(tables, space.positions(choice), strict=True)))

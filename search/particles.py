@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from amc.evaluation.problem import Problem
 from amc.evaluation.reward import Evaluation
-from amc.search.neighbours import shares_of
 
 _PARTICLES, _ROUNDS = 20, 5  # at most; at least, where there are evaluations for it
 _SPREAD = (0.4, 0.05)  # deviation of the disturbance at first and last, in the logarithm of a share
@@ -33,7 +32,7 @@ def search(problem: Problem, evaluations: int, seed: int) -> None:
         spread = _SPREAD[0] * (_SPREAD[1] / _SPREAD[0]) ** done
         drawn = resample(_weights(particles), rng)[: evaluations - spent]
         particles = [
-            problem.evaluate(space.fit(shares_of(space, particles[i].choice) * np.exp(rng.normal(0, spread, sites))))
+            problem.evaluate(space.fit(space.shares_of(particles[i].choice) * np.exp(rng.normal(0, spread, sites))))
             for i in drawn
         ]
         spent += len(particles)

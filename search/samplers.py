@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler
 from amc.evaluation.problem import Problem
 from amc.search.study import Design, fill
 from amc.space.budget import Space
-from amc.space.policy import Choice
+from amc.space.sites import Choice
 
 _LOW, _HIGH = 0.1, 1.0
 

@@ -1,9 +1,10 @@
 """Greedy pruning by measured sensitivities (as in Li et al. 2017, arXiv:1608.08710, section 3.2).
 
 The original narrows one layer at a time in the whole network; what is over budget cannot be evaluated here, so every
-site is narrowed alone in the uniform policy, down to one, two or three widths. How much the loss rises scales the
-site's estimated error (`Problem.site_error`), which also tells of the widths that were not tried. The policy of least
-scaled error comes next; what evaluations are left move channels from the site that is expected to miss them least.
+site is cut alone in the uniform policy, to one, two or three earlier settings. How much the loss rises scales the
+site's estimated error (`Problem.site_error`), which also tells of the settings that were not tried. The policy of least
+scaled error comes next; what evaluations are left cut the site that is expected to lose least by it, and give others
+what that frees.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from amc.evaluation.problem import Problem
 from amc.evaluation.reward import Evaluation
 from amc.search.allocate import Floats, decode, error_tables
 from amc.search.neighbours import narrowed
+from amc.space.sites import Choice
 
-_POINTS = 3  # widths measured a site, at most
+_POINTS = 3  # settings measured a site, at most
 _LEAST = 0.05  # of the median sensitivity: noise must not make a site worthless
 
 
@@ -27,7 +29,7 @@ def search(problem: Problem, evaluations: int, seed: int) -> None:
     sensitivities = _measure(problem, base, tables, (evaluations - 1) // 2)
     if problem.proposals < end:
         problem.evaluate(decode(space, tables, sensitivities))
-    tried: set[tuple[int, ...]] = set()
+    tried: set[Choice] = set()
     while problem.proposals < end:
         best = (problem.best(1) or [base])[0].choice
         moves = _moves(problem, best, tables, sensitivities)
@@ -43,12 +45,12 @@ def _measure(problem: Problem, base: Evaluation, tables: list[Floats], evaluatio
     order = sorted(range(sites), key=lambda s: (-problem.features[s].macs, s))  # the dearest sites matter most
     plan = [(site, part) for part in range(1, _POINTS + 1) for site in order][:evaluations]
     for site, part in plan:
-        place = space.settings[site].index(base.choice[site])
-        lower = place - max(1, place * part // (_POINTS + 1)) if place else place
-        narrower = (*base.choice[:site], space.settings[site][lower], *base.choice[site + 1 :])
-        if not bool(space.fits([narrower])[0]):  # on a device a narrower site can be slower
+        places = space.positions(base.choice)
+        place = int(places[site])
+        lower = places[site] = place - max(1, place * part // (_POINTS + 1)) if place else place
+        if not bool(space.fits_at(places[None])[0]):  # an earlier setting may cost more: on a device, time
             continue
-        found = problem.evaluate(narrower)
+        found = problem.evaluate(space.choice(places))
         expected = tables[site][lower] - tables[site][place]
         if found.error is None and base.error is None and expected > 0:
             rises.setdefault(site, []).append((expected, max(0.0, found.loss - base.loss)))
@@ -58,12 +60,13 @@ def _measure(problem: Problem, base: Evaluation, tables: list[Floats], evaluatio
     return np.array([max(slopes.get(s, usual), _LEAST * usual) for s in range(sites)])
 
 
-def _moves(problem: Problem, choice: tuple[int, ...], tables: list[Floats], weights: Floats) -> list[tuple[int, ...]]:
-    """Policies with one site narrowed by one to three steps and others widened, the most promising first."""
+def _moves(problem: Problem, choice: Choice, tables: list[Floats], weights: Floats) -> list[Choice]:
+    """Policies with one site cut by one to three positions and others given more, the most promising first."""
     space = problem.space
     moves = {narrowed(space, choice, site, step) for site in range(len(choice)) for step in (1, 2, 3)}
+    ranked = [tuple(space.positions(moved).tolist()) for moved in moves]
 
-    def expected(moved: tuple[int, ...]) -> float:
-        return sum(float(w * t[s.index(c)]) for w, t, s, c in zip(weights, tables, space.settings, moved, strict=True))
+    def expected(places: tuple[int, ...]) -> float:
+        return sum(float(w * t[place]) for w, t, place in zip(weights, tables, places, strict=True))
 
-    return sorted(moves, key=lambda moved: (expected(moved), moved))
+    return [space.choice(places) for places in sorted(ranked, key=lambda places: (expected(places), places))]

@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 from amc.errors import BundleError, ConfigError, first_line
 from amc.evaluation.problem import Problem, StudyPlace, from_record, to_record
 from amc.evaluation.reward import Evaluation
-from amc.space.policy import Choice
+from amc.space.sites import Choice
 
 _HEARTBEAT, _GRACE, _RETRIES = 30, 120, 2  # seconds, seconds, times
 _ALREADY_RUNNING = 5

@@ -1,6 +1,6 @@
 """The try-and-learn agents of Huang et al. 2018 (arXiv:1801.07365): REINFORCE over keep-or-drop decisions.
 
-Every site has an agent, which keeps each of the site's K - 1 steps between its least and its full width with
+Every site has an agent, which keeps each of the K - 1 steps between the site's first and last setting with
 probability p = σ(θ); with k steps kept, ∂ log P / ∂θ = k - (K - 1) p. The paper's agents see the filters' weights and
 decide on each filter, one layer after the other; here they see nothing, act together, and which channels stay is the
 criterion's part. See docs/deviations.md.
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc.evaluation.problem import Problem
-from amc.space.policy import Choice
+from amc.space.sites import Choice
 
 Floats = NDArray[np.float64]
 
@@ -26,9 +26,9 @@ _SURE = 3.0  # |θ| stays below: no agent ever stops trying
 def search(problem: Problem, evaluations: int, seed: int) -> None:
     """Try a few policies, learn from them, and again; the uniform policy is the first."""
     rng, space = np.random.default_rng(seed), problem.space
-    steps = np.array([len(s) - 1 for s in space.settings], np.float64)
+    steps = (space.lengths - 1).astype(np.float64)
     uniform = space.fit(np.ones(len(steps)))
-    places = np.array([s.index(w) for s, w in zip(space.settings, uniform, strict=True)])
+    places = space.positions(uniform)
     theta = np.clip(_logit((places + 0.5) / (steps + 1)), -_SURE, _SURE)
     usual = problem.evaluate(uniform).reward
     spent = 1
@@ -44,8 +44,7 @@ def search(problem: Problem, evaluations: int, seed: int) -> None:
 def _policy(problem: Problem, kept: NDArray[np.int64]) -> Choice:
     """What was kept, scaled to the budget."""
     space = problem.space
-    widths = [settings[k] for settings, k in zip(space.settings, kept.tolist(), strict=True)]
-    return space.fit(np.array(widths, np.float64) / np.array(space.full))
+    return space.fit(space.sizes_at(kept) / space.full_sizes)
 
 
 def _learn(theta: Floats, steps: Floats, kept: NDArray[np.int64], rewards: Floats, usual: float) -> Floats:

@@ -18,7 +18,7 @@ from amc.graph.surgery import Dresser
 from amc.graph.trace import trace
 from amc.graph.verify import masked_outputs
 from amc.latency import LatencyProblem, layer_shapes
-from amc.space.policy import legal_widths
+from amc.operators.channels import legal_widths
 from amc.space.resources import ResourceModel
 from amc.task.models import BUILT_IN
 

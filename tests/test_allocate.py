@@ -14,6 +14,7 @@ from amc.search import load_searcher
 from amc.search.allocate import _greedy, decode, error_tables, front, quick_decoder
 from amc.search.exact import pair_costs, solve_front, solve_programme
 from amc.space.budget import Space
+from amc.space.sites import numeric_sites
 
 
 class LayerCosts:
@@ -46,7 +47,7 @@ def cases(draw, limits=("macs",)):
     shares = rng.uniform(0, 1, len(limits))
     bounds = {n: float(least[n][0] + s * (most[n][0] - least[n][0])) for n, s in zip(limits, shares, strict=True)}
     tables = [np.sort(rng.random(len(w)))[::-1] - (rng.random() < 0.3) for w in widths]
-    return Space(tuple(map(str, range(sites))), widths, model, bounds), tables
+    return Space(numeric_sites(list(map(str, range(sites))), widths), model, bounds), tables
 
 
 def total(space: Space, tables, choice) -> float:
@@ -103,7 +104,7 @@ def test_a_front_is_as_good_as_every_budget_alone(case):
     least_share = space.costs(space.smallest)["macs"] / space.limits["macs"]
     shares = np.linspace(least_share + 1e-9, 1.0, 4)
     for share, choice in zip(shares, front(space, tables, shares), strict=True):
-        tight = Space(space.names, space.settings, space.model, {"macs": share * space.limits["macs"]})
+        tight = Space(space.sites, space.model, {"macs": share * space.limits["macs"]})
         assert tight.fits([choice])[0]
         assert total(space, tables, choice) == pytest.approx(least(tight, tables), abs=1e-9)
 
@@ -126,7 +127,7 @@ def test_costs_of_a_real_network_are_taken_apart_exactly():
     resources = ResourceModel(graph, model)
     full = resources.cost([s.channels for s in graph.sites])
     widths = tuple(tuple(range(2, s.channels + 1, 2)) for s in graph.sites)
-    space = Space(tuple(s.name for s in graph.sites), widths, resources, {"macs": full["macs"] / 2})
+    space = Space(numeric_sites([s.name for s in graph.sites], widths), resources, {"macs": full["macs"] / 2})
     rng = np.random.default_rng(1)
     for resource in ("macs", "params"):
         costs = pair_costs(space, resource)

@@ -26,14 +26,16 @@ from amc.graph.surgery import Dresser
 from amc.latency import LatencyProbe, Runner
 from amc.latency.learned import Tables, _Table
 from amc.latency.operators import operators
+from amc.operators.channels import legal_widths
 from amc.pipeline.stages import branches_go, make_space
 from amc.reconstruction.sequential import Effort
 from amc.search import load_searcher, searchers
 from amc.search.allocate import decode, quick_decoder
 from amc.space.branches import find_branches, skip_identities
 from amc.space.budget import Space
-from amc.space.policy import Policy, fingerprint, legal_widths, make_policy
+from amc.space.policy import Policy, fingerprint, make_policy
 from amc.space.resources import ResourceModel
+from amc.space.sites import numeric_sites
 from amc.train.trainer import Plan, train
 
 
@@ -288,7 +290,7 @@ def space_of(original, case, limits):
     widths = [(*([0] if s in sites else []), *legal_widths(x.channels, 0.2)) for s, x in enumerate(graph.sites)]
     whole = resources.cost([w[-1] for w in widths])
     given = {name: share * whole[name] for name, share in limits.items()}
-    return Space(tuple(s.name for s in graph.sites), tuple(widths), resources, given)
+    return Space(numeric_sites([s.name for s in graph.sites], widths), resources, given)
 
 
 @pytest.mark.parametrize("limits", [{"branches": 0.5}, {"branches": 0.34, "macs": 0.5}])

@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from amc.config import BudgetConfig
 from amc.errors import BudgetError
+from amc.operators.channels import legal_widths
 from amc.space.budget import Budget, Space, parse_limit
-from amc.space.policy import legal_widths
+from amc.space.sites import numeric_sites
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def spaces(draw: st.DrawFn) -> Space:
     for name in draw(st.sampled_from([("macs",), ("memory",), ("macs", "memory")])):
         share = draw(st.floats(0, 1))
         limits[name] = float(least[name][0] + share * (most[name][0] - least[name][0]))
-    return Space(tuple("abcd"[:sites]), legal, costs, limits)
+    return Space(numeric_sites("abcd"[:sites], legal), costs, limits)
 
 
 @given(spaces())
@@ -91,14 +92,14 @@ def test_fit_is_maximal(space: Space, data: st.DataObject) -> None:
 
 @given(spaces())
 def test_without_pressure_everything_is_kept(space: Space) -> None:
-    loose = Space(space.names, space.settings, space.model, space.costs(space.full))
+    loose = Space(space.sites, space.model, space.costs(space.full))
     assert loose.fit([0.1] * len(space.settings)) == space.full
     assert loose.allowed(()) == space.settings[0]
 
 
 @given(spaces())
 def test_without_room_nothing_is_kept(space: Space) -> None:
-    tight = Space(space.names, space.settings, space.model, space.costs(space.smallest))
+    tight = Space(space.sites, space.model, space.costs(space.smallest))
     assert space.costs(tight.fit([1.0] * len(space.settings))) == space.costs(space.smallest)
     assert_maximal(tight, tight.fit([1.0] * len(space.settings)))
 
@@ -112,7 +113,7 @@ def real_space(case: str, *limits: tuple[str, float]) -> Space:
     legal = tuple(legal_widths(site.channels, 0.2) for site in graph.sites)
     full = costs.cost([s[-1] for s in legal])
     absolute = {name: share * full[name] for name, share in limits}
-    return Space(tuple(s.name for s in graph.sites), legal, costs, absolute)
+    return Space(numeric_sites([s.name for s in graph.sites], legal), costs, absolute)
 
 
 REAL = [
@@ -153,7 +154,7 @@ def test_uniform_policy_of_resnet20() -> None:
 
 
 def test_is_legal() -> None:
-    space = Space(("a", "b"), ((1, 2), (3, 5)), ToyCosts((1, 1), (1, 1)), {"macs": 100})
+    space = Space(numeric_sites("ab", ((1, 2), (3, 5))), ToyCosts((1, 1), (1, 1)), {"macs": 100})
     assert space.is_legal((2, 3))
     assert not space.is_legal((2, 4))
     assert not space.is_legal((2,))
@@ -167,13 +168,13 @@ def test_an_unreachable_budget_names_the_least_reachable() -> None:
     names = tuple(site.name for site in graph.sites)
     told = f"the least reachable is {least:,} MACs ({least / full:.3f} of the original), the limit {least - 1:,}"
     with pytest.raises(BudgetError, match=re.escape(told)):
-        Space(names, legal, costs, {"macs": least - 1, "params": 1e9})
-    assert Space(names, legal, costs, {"macs": least}).fit(np.ones(12)) == tuple(s[0] for s in legal)
+        Space(numeric_sites(names, legal), costs, {"macs": least - 1, "params": 1e9})
+    assert Space(numeric_sites(names, legal), costs, {"macs": least}).fit(np.ones(12)) == tuple(s[0] for s in legal)
 
 
 def test_all_unreachable_limits_are_named() -> None:
     with pytest.raises(BudgetError, match=r"2 MACs .* the limit 1 MACs; the least reachable is 1 bytes"):
-        Space(("a",), ((1, 2),), ToyCosts((1,), (1,)), {"macs": 1, "memory": 0.5})
+        Space(numeric_sites("a", ((1, 2),)), ToyCosts((1,), (1,)), {"macs": 1, "memory": 0.5})
 
 
 # Reading limits

@@ -15,11 +15,12 @@ from amc.envs.toy import ToyCosts, toy_problem
 from amc.evaluation.problem import Problem, SiteFeatures
 from amc.evaluation.score import Score
 from amc.space.budget import Space
+from amc.space.sites import numeric_sites
 
 
 def small_problem() -> Problem:
     """Three sites of widths 1 to 4 at prices 1, 2, 3; 24 in all, 12 allowed."""
-    space = Space(("a", "b", "c"), ((1, 2, 3, 4),) * 3, ToyCosts([1, 2, 3]), {"macs": 12})
+    space = Space(numeric_sites("abc", ((1, 2, 3, 4),) * 3), ToyCosts([1, 2, 3]), {"macs": 12})
     features = [
         SiteFeatures(4, 2, 8, 4, 1, 3, 4),
         SiteFeatures(4, 4, 8, 4, 2, 3, 8),
@@ -45,24 +46,24 @@ def test_algorithm_1_by_hand():
     env = amc.envs.PruningEnv(small_problem())
     env.reset()
     # later sites at their least cost 2·1 + 3·1 = 5: up to 7 are left, all of site a is allowed
-    assert step(env, 1.0)[4]["width"] == 4
+    assert step(env, 1.0)[4]["setting"] == 4
     # 12 - 4 - 3 = 5 for b at price 2: at most 2, though all of it was asked for
-    assert step(env, 1.0)[4]["width"] == 2
+    assert step(env, 1.0)[4]["setting"] == 2
     # 12 - 4 - 4 = 4 for c at price 3: 1
     _, reward, done, _, info = step(env, 1.0)
-    assert (info["width"], done) == (1, True)
+    assert (info["setting"], done) == (1, True)
     assert info["evaluation"].choice == (4, 2, 1)
     assert info["evaluation"].costs["macs"] == 11
     assert reward == pytest.approx(-(1 - 7 / 12))
 
 
 def test_a_wider_one_that_takes_no_more_time_is_taken_while_the_budget_allows():
-    space = Space(("a", "b", "c"), ((1, 2, 3, 4),) * 3, ToyCosts([1, 2, 3]), {"latency": 6, "macs": 14})
+    space = Space(numeric_sites("abc", ((1, 2, 3, 4),) * 3), ToyCosts([1, 2, 3]), {"latency": 6, "macs": 14})
     env = amc.envs.PruningEnv(Problem(space, small_problem().features, lambda choice: Score(1.0, 0.5)))
     env.reset()
-    assert step(env, 0.25)[4] == {"width": 2, "share": 0.5}, "a pair takes as long as one of it"
-    assert step(env, 0.75)[4]["width"] == 4
-    assert step(env, 0.25)[4]["width"] == 1, "14 - 2 - 8 = 4 is left of the MACs: at a price of 3 for one"
+    assert step(env, 0.25)[4] == {"setting": 2, "share": 0.5}, "a pair takes as long as one of it"
+    assert step(env, 0.75)[4]["setting"] == 4
+    assert step(env, 0.25)[4]["setting"] == 1, "14 - 2 - 8 = 4 is left of the MACs: at a price of 3 for one"
 
 
 def test_rewards_come_at_the_end_only():
@@ -87,8 +88,8 @@ def test_the_observation_is_of_the_site_about_to_be_decided():
 def test_the_share_goes_to_the_nearest_legal_width():
     env = amc.envs.PruningEnv(small_problem())
     env.reset()
-    assert step(env, 0.60)[4] == {"width": 2, "share": 0.5}
-    assert step(env, 0.0)[4] == {"width": 1, "share": 0.25}
+    assert step(env, 0.60)[4] == {"setting": 2, "share": 0.5}
+    assert step(env, 0.0)[4] == {"setting": 1, "share": 0.25}
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,7 +11,7 @@ from amc.deploy.export import check_parity, count_onnx_macs, export_onnx, file_l
 from amc.errors import ExportError
 from amc.graph.surgery import Dresser
 from amc.latency import Runner, measure
-from amc.space.policy import legal_widths
+from amc.operators.channels import legal_widths
 from amc.space.resources import ResourceModel
 
 

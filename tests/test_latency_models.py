@@ -12,7 +12,7 @@ from networks import built, told_of
 
 from amc.errors import AmcError, ConfigError, LatencyError
 from amc.latency import Predictor, layer_shapes, load_latency_model, runs_code
-from amc.space.policy import legal_widths
+from amc.operators.channels import legal_widths
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,10 @@ from amc.latency.learned import Sample, errors, features, fit, learn, levels
 from amc.latency.operators import Operator, names, operators, read_events
 from amc.latency.profile import LEAST, LearnedModel, Profile, collect, policies
 from amc.latency.quiet import Reference, Timing, Usual
+from amc.operators.channels import legal_widths
 from amc.runtime.journal import Journal
 from amc.space.budget import Space
-from amc.space.policy import legal_widths
+from amc.space.sites import numeric_sites
 
 SETTINGS = tuple(legal_widths(c, 0.1) for c in (32, 64, 64, 128))
 FULL = tuple(s[-1] for s in SETTINGS)
@@ -142,7 +143,7 @@ class TestMonotone:
         legal = steps(model.predict_all, SETTINGS)
         costs = Paced(Nothing(), model.tables.non_decreasing(legal), lambda: 1.0)
         least, most = (float(costs.costs([[s[end] for s in legal]])["latency"][0]) for end in (0, -1))
-        space = Space(SITES, legal, costs, {"latency": least + share * (most - least)})
+        space = Space(numeric_sites(SITES, legal), costs, {"latency": least + share * (most - least)})
         choice: tuple[int, ...] = ()
         while len(choice) < len(legal):
             choice += (random.choice(space.allowed(choice)),)
@@ -322,7 +323,9 @@ class TestPromise:
     def space(self, pace) -> Space:
         legal = steps(pace.predict, SETTINGS)
         return Space(
-            SITES, legal, Paced(Nothing(), pace.within(legal), lambda: pace.factor), {"latency": pace.limit_ms}
+            numeric_sites(SITES, legal),
+            Paced(Nothing(), pace.within(legal), lambda: pace.factor),
+            {"latency": pace.limit_ms},
         )
 
     def test_policies_near_the_budget_correct_the_model(self, model, tmp_path):

@@ -14,7 +14,8 @@ from networks import built, random_kept
 from torch import nn
 
 from amc.errors import PolicyError
-from amc.space.policy import Policy, Setting, fingerprint, legal_widths, make_policy
+from amc.operators.channels import legal_widths
+from amc.space.policy import Policy, Setting, fingerprint, make_policy
 from amc.task import nested
 
 

@@ -16,7 +16,7 @@ from amc.runtime.journal import Journal
 from amc.search import load_searcher, searchers
 from amc.search.threshold import above_threshold
 from amc.space.budget import Space
-from amc.space.policy import Choice
+from amc.space.sites import Choice, numeric_sites
 
 NAMES = sorted(searchers())
 
@@ -192,7 +192,7 @@ def test_try_and_learn_learns():
 def test_the_threshold_keeps_what_is_important():
     """Sites alike are cut alike; where few channels carry all, the others go first; nothing more would fit."""
     costs = ToyCosts(np.ones(2))
-    space = Space(("a", "b"), (tuple(range(1, 9)),) * 2, costs, {"macs": 8.0})
+    space = Space(numeric_sites("ab", (tuple(range(1, 9)),) * 2), costs, {"macs": 8.0})
     even, steep = 8.0 - np.arange(1, 9), 0.5 ** np.arange(1, 9)
     assert above_threshold(space, [even, even]) == (4, 4)
     # of mean 1, the channels of b are worth 3.5, 1.8, 0.9, … and those of a 1 each
@@ -216,7 +216,7 @@ class Wavy:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_device_on_which_narrower_can_be_slower_is_kept_to(name: str):
     toy, _ = toy_problem()
-    space = Space(toy.space.names, toy.space.settings, Wavy(), {"latency": 0.6 * sum(toy.space.full)})
+    space = Space(toy.space.sites, Wavy(), {"latency": 0.6 * sum(toy.space.full)})
     problem = Problem(space, toy.features, lambda c: Score(1 - sum(c) / 100, sum(c) / 100), error=toy.site_error)
     load_searcher(name)(problem, 40, 0)
     assert all(e.costs["latency"] <= space.limits["latency"] for e in problem.evaluations)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from amc.evaluation.evaluator import Evaluator
     from amc.evaluation.score import Score
     from amc.evaluation.settings import EvaluationSettings
-    from amc.space.policy import Choice
+    from amc.space.sites import Choice
 
 Files = dict[str, bytes]
 _EVERY = 0.5  # seconds between two words of a task

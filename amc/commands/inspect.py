@@ -17,8 +17,8 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 def _inspect(parsed: argparse.Namespace) -> int:
     from amc.evaluation.problem import site_features
     from amc.graph.build import build_graph
+    from amc.operators.channels import legal_widths
     from amc.pipeline.pipeline import open_task
-    from amc.space.policy import legal_widths
     from amc.space.resources import ResourceModel
 
     given = given_values(parsed)

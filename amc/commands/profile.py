@@ -18,9 +18,9 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
 def _profile(parsed: argparse.Namespace) -> int:
     from amc.latency.constraint import steps
     from amc.latency.profiling import profile_network
+    from amc.operators.channels import legal_widths
     from amc.pipeline.pipeline import open_task
     from amc.runtime.monitor import shown
-    from amc.space.policy import legal_widths
 
     given = given_values(parsed)
     given.setdefault("model", {}).setdefault("weights", "random")  # what they are does not matter to time

@@ -55,14 +55,14 @@ def _elsewhere(parsed: argparse.Namespace) -> Iterator[Any]:
 
 def _print_result(summary: Any, folder: Path) -> None:
     from amc.reports import final_table
-    from amc.space.budget import told
+    from amc.space.budget import format_cost
 
     console = terminal()
     console.print()
     rows = [[r.label, r.original, r.after_pruning, r.final, r.ratio] for r in final_table(summary)]
     console.print(table(["", "original", "pruned", "fine-tuned", "ratio"], rows))
     for proof in summary["proof"]:
-        value, limit = (told(proof["resource"], proof[key]) for key in ("exported", "limit"))
+        value, limit = (format_cost(proof["resource"], proof[key]) for key in ("exported", "limit"))
         console.print(f"met: {value} of at most {limit} ({proof['how']})")
     if summary.get("int8"):
         int8 = summary["int8"]

@@ -19,7 +19,7 @@ from amc.graph.channels import Kept
 from amc.reconstruction.fold import Folder
 from amc.reconstruction.least_squares import Moments
 from amc.runtime.memory import Memory
-from amc.space.policy import Choice
+from amc.space.sites import Choice
 from amc.task import Task
 
 _SMALL = 4e6  # MACs

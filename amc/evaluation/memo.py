@@ -26,13 +26,15 @@ from amc.evaluation.settings import Dtype
 from amc.graph.build import Graph
 from amc.importance import rank
 from amc.latency.model import COMMAND
+from amc.operators.channels import width_of
 from amc.reconstruction.least_squares import Moments, collect, new_shelf, readers, sums_size
 from amc.runtime.cache import Cache, Recall, Resting, Table, cache_folder
 from amc.runtime.memory import Memory
 from amc.runtime.plugins import file_digests
 from amc.runtime.provenance import code_version, cpu_name, library_versions
 from amc.space.budget import Space
-from amc.space.policy import Choice, fingerprint
+from amc.space.policy import fingerprint
+from amc.space.sites import Choice, Setting
 from amc.task import Split, Task, batches, evaluate, nested
 from amc.task.nested import Nested
 
@@ -157,13 +159,13 @@ class Shared:
         found = self.cache.table("precisions", lambda: self._basis).once(here, evaluator.faster_dtype)
         return "bfloat16" if found == "bfloat16" else "float32"
 
-    def site_error(self, evaluator: Evaluator) -> Callable[[int, int], float]:
+    def site_error(self, evaluator: Evaluator) -> Callable[[int, Setting], float]:
         """See `amc.evaluation.evaluator.Evaluator.site_error`."""
         objective = evaluator.settings.objective
         table = self.cache.table("errors", lambda: {**self._ordered(), "task": self._judged, "objective": objective})
 
-        def error(site: int, setting: int) -> float:
-            return float(table.once([site, setting], lambda: evaluator.site_error(site, setting)))
+        def error(site: int, setting: Setting) -> float:
+            return float(table.once([site, setting], lambda: evaluator.site_error(site, width_of(setting))))
 
         return error
 

@@ -20,7 +20,7 @@ from amc.reconstruction.least_squares import Moments, Reconstructor
 from amc.reconstruction.recalibration import recalibrate
 from amc.reconstruction.sequential import SequentialReconstruction
 from amc.runtime.memory import Memory
-from amc.space.policy import Choice
+from amc.space.sites import Choice
 from amc.task import Task
 
 

@@ -20,7 +20,7 @@ from amc.graph.build import Graph
 from amc.runtime.cache import Recall
 from amc.runtime.journal import Journal
 from amc.space.budget import Space
-from amc.space.policy import Choice
+from amc.space.sites import Choice, Setting, frozen_setting
 
 Observer = Callable[[Evaluation, int], None]
 """Told of every proposal: its evaluation, and how many there have been."""
@@ -71,7 +71,7 @@ class Problem:
         journal: Journal | None = None,
         observer: Observer | None = None,
         measure: Callable[[Choice], dict[str, float]] | None = None,
-        error: Callable[[int, int], float] | None = None,
+        error: Callable[[int, Setting], float] | None = None,
         race: Callable[[Choice, Choice], Race] | None = None,
         study: StudyPlace | None = None,
         ahead: Callable[[Sequence[Choice]], None] | None = None,
@@ -101,10 +101,9 @@ class Problem:
         # what a resumed search may see is what it has proposed anew, or it would not repeat itself
         self._proposed: dict[Choice, Evaluation] = {}
 
-    def evaluate(self, choice: Sequence[int]) -> Evaluation:
+    def evaluate(self, choice: Sequence[Setting]) -> Evaluation:
         """Score a policy. Raises ValueError when it is not legal or over budget: that is the searcher's mistake."""
-        policy = tuple(int(setting) for setting in choice)
-        self._check(policy)
+        policy = self._checked(choice)
         if policy not in self._known:
             evaluation = self._evaluate(policy)
             self._remember(evaluation)
@@ -112,16 +111,20 @@ class Problem:
 
     def learn(self, evaluation: Evaluation) -> None:
         """Take over what another process has found. Raises ValueError when it is not of this problem."""
-        policy = evaluation.choice
-        self._check(policy)
+        policy = self._checked(evaluation.choice)
         if policy not in self._known:
             self._remember(evaluation)
         self._propose(policy)
 
-    def _check(self, policy: Choice) -> None:
-        fits = self._fits(self.space, policy) if self._fits else bool(self.space.fits([policy])[0])
-        if not self.space.is_legal(policy) or not fits:
-            raise ValueError(f"the policy {policy} is not legal or over the budget {dict(self.space.limits)}")
+    def _checked(self, choice: Sequence[Setting]) -> Choice:
+        """The policy in the space's own settings. Raises ValueError."""
+        space = self.space
+        if not space.is_legal(choice):
+            raise ValueError(f"the policy {tuple(choice)} is not legal: a site of it has no such setting")
+        policy = space.choice(space.positions(choice))
+        if not (self._fits(space, policy) if self._fits else bool(space.fits([policy])[0])):
+            raise ValueError(f"the policy {policy} is over the budget {dict(space.limits)}")
+        return policy
 
     def _remember(self, evaluation: Evaluation) -> None:
         self._journal.append(self._kind, **to_record(evaluation), time=time.time())
@@ -158,10 +161,10 @@ class Problem:
         """
         return self._recall(key, find) if self._recall else find()
 
-    def announce(self, choices: Sequence[Sequence[int]]) -> None:
+    def announce(self, choices: Sequence[Choice]) -> None:
         """Say which policies come next: where there are many workers, they begin with all of them at once."""
         if self._ahead is not None:
-            policies = dict.fromkeys(tuple(int(setting) for setting in choice) for choice in choices)
+            policies = dict.fromkeys(tuple(choice) for choice in choices)
             self._ahead([policy for policy in policies if policy not in self._known])
 
     def _evaluate(self, policy: Choice) -> Evaluation:
@@ -204,14 +207,15 @@ class Problem:
             raise ConfigError(f"the reward of a policy is {reward}, but must be a finite number.")
         return reward
 
-    def site_error(self, site: int, setting: int) -> float:
+    def site_error(self, site: int, setting: Setting) -> float:
         """An estimate, without an evaluation, of what one site's setting costs in accuracy; 0 at its full setting.
 
-        Where there is none, what is cut counts: the share of the site that goes.
+        Where there is none, what is cut counts: the share of the site's size that goes.
         """
         if self._error is not None:
             return self._error(site, setting)
-        return 1 - setting / self.space.full[site]
+        own = self.space.sites[site]
+        return 1 - own.sizes[own.settings.index(setting)] / own.sizes[-1]
 
     def cost(self, evaluation: Evaluation) -> float:
         """The share of the budget that a policy uses, of the limit that it comes closest to."""
@@ -267,7 +271,7 @@ def to_record(evaluation: Evaluation) -> dict[str, object]:
 def from_record(record: Mapping[str, Any]) -> Evaluation:
     """The evaluation in plain values. Raises BundleError."""
     try:
-        choice = tuple(int(setting) for setting in record["choice"])
+        choice = tuple(frozen_setting(setting) for setting in record["choice"])
         costs = {str(name): float(value) for name, value in record["costs"].items()}
         seconds, failed = float(record["seconds"]), record.get("error")
         if failed is not None:

@@ -20,7 +20,7 @@ from amc.evaluation.score import Race
 from amc.evaluation.scorer import BLOCK, Scorer
 from amc.evaluation.settings import EvaluationSettings
 from amc.graph.surgery import twin
-from amc.space.policy import Choice
+from amc.space.sites import Choice
 
 CLEAR = 2.0
 """Standard errors of the mean paired difference."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from amc.errors import ConfigError, did_you_mean
 from amc.runtime.plugins import is_plugin, load_plugin
-from amc.space.policy import Choice
+from amc.space.sites import Choice
 
 
 @dataclass(frozen=True)

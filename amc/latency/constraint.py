@@ -22,10 +22,11 @@ from amc.errors import BudgetError
 from amc.latency import Measurement
 from amc.latency.profile import LearnedModel
 from amc.latency.quiet import QUIET, Timing
+from amc.operators.channels import widths_of
 from amc.runtime.journal import Journal
 from amc.space.budget import NOTHING, Space, is_absolute, parse_limit
-from amc.space.policy import Choice
-from amc.space.resources import CostModel, Costs, Floats
+from amc.space.resources import CostModel, Costs
+from amc.space.sites import Choice, Floats
 
 Predict = Callable[[ArrayLike], NDArray[np.float64]]
 """Milliseconds ``[B]`` of widths ``[B, S]``."""
@@ -208,7 +209,7 @@ class Pace:
         """The record of a policy, which is measured once: ``ms``, what was ``predicted``, and how ``quiet`` it was."""
         known = self._known(choice)
         if known is None:
-            timing, predicted = self._meter.timing(choice, SESSIONS), float(self.predict([choice])[0])
+            timing, predicted = self._meter.timing(widths_of(choice), SESSIONS), float(self.predict([choice])[0])
             ms = timing.ratio * self._meter.original_ms
             self._journal.append("latency", choice=list(choice), ms=ms, predicted=predicted, quiet=timing.quiet)
             known = self._journal.last("latency")

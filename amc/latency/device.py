@@ -15,7 +15,7 @@ from amc.latency.constraint import Pace, proof
 from amc.latency.fitted import fitted
 from amc.latency.quiet import Timing
 from amc.runtime.journal import Journal
-from amc.space.policy import Choice
+from amc.space.sites import Choice
 
 
 class Device(Pace):

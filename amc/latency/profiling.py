@@ -26,8 +26,8 @@ from amc.latency.learned import Sample, undisturbed
 from amc.latency.operators import names, operators
 from amc.latency.profile import LEAST, LearnedModel, Profile, collect
 from amc.latency.quiet import QUIET, Timing
+from amc.operators.channels import legal_widths
 from amc.runtime.provenance import cpu_name, runtime_version
-from amc.space.policy import legal_widths
 from amc.task import Task, nested
 
 

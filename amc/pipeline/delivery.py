@@ -25,8 +25,9 @@ from amc.pipeline.record import Record
 from amc.pipeline.result import Result
 from amc.runtime.files import replacing, sweep, write_json, write_text
 from amc.space.branches import find_branches
-from amc.space.budget import UNITS, Space, told
-from amc.space.policy import Choice, Policy
+from amc.space.budget import UNITS, Space, format_cost
+from amc.space.policy import Policy
+from amc.space.sites import Choice
 from amc.task import batches, evaluate, nested
 from amc.task.data import sample
 from amc.train.trainer import train
@@ -182,7 +183,7 @@ class Delivery:
             return None
         promise = pace.promise(record.folder / "model.onnx", chosen, latency)
         if not promise["met"]:
-            measured, limit = (told("latency", promise[key]) for key in ("exported", "limit"))
+            measured, limit = (format_cost("latency", promise[key]) for key in ("exported", "limit"))
             record.monitor.say(f"measured {measured}, over {limit}: searching again")
             (record.folder / "checkpoint.pt").unlink(missing_ok=True)
         return promise

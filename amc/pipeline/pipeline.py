@@ -28,7 +28,8 @@ from amc.runtime.progress import Recorder
 from amc.runtime.tracking import check_log, tracked
 from amc.search import load_searcher, searchers
 from amc.space.budget import UNITS, Budget, Space
-from amc.space.policy import Choice, fingerprint, make_policy
+from amc.space.policy import fingerprint, make_policy
+from amc.space.sites import Choice
 from amc.task import Task, load_data, load_model, load_objective, make_task, nested
 
 

@@ -28,6 +28,7 @@ from amc.latency import Predictor, Runner, load_latency_model
 from amc.latency.constraint import Believed, Learned, Pace, Paced, steps
 from amc.latency.device import Device
 from amc.latency.profiling import Bench, is_profile, latency_problem, learn_latency, profile_key
+from amc.operators.channels import legal_widths
 from amc.pipeline.record import Record
 from amc.reconstruction.sequential import FAST, FULL
 from amc.runtime.cache import Table
@@ -36,8 +37,9 @@ from amc.runtime.memory import Memory
 from amc.runtime.plugins import file_digests
 from amc.search import load_searcher, searchers
 from amc.space.budget import Budget, Space
-from amc.space.policy import Choice, fingerprint, legal_widths
+from amc.space.policy import fingerprint
 from amc.space.resources import ResourceModel
+from amc.space.sites import Choice, Setting, numeric_sites
 from amc.task import evaluate
 from amc.train.trainer import train
 
@@ -130,7 +132,7 @@ class Stages:
         scorer = self._elsewhere(record.config, evaluator) if self._elsewhere else None
         score, site_error = record.shared.score(evaluator, scorer), record.shared.site_error(evaluator)
 
-        def error(site: int, setting: int) -> float:
+        def error(site: int, setting: Setting) -> float:
             if not problem.proposals:  # it takes a while where there are many
                 record.monitor.progress(0.0, f"what sites lose: {site + 1} of {len(space.names)}")
             return site_error(site, setting)
@@ -342,11 +344,11 @@ def make_space(config: Config, graph: Graph, resources: ResourceModel, pace: Pac
     if branches_go(config):
         settings = with_zero_widths(settings, resources)
     if pace is None:
-        return Space(names, settings, resources, limits)
+        return Space(numeric_sites(names, settings), resources, limits)
     if not others:
         settings = steps(pace.predict, settings)
     costs = Paced(resources, pace.within(settings), lambda: pace.factor)
-    return Space(names, settings, costs, {**limits, "latency": pace.limit_ms})
+    return Space(numeric_sites(names, settings), costs, {**limits, "latency": pace.limit_ms})
 
 
 def branches_go(config: Config) -> bool:

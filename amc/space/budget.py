@@ -11,15 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from amc.config import BudgetConfig
 from amc.errors import BudgetError
-from amc.space.policy import Choice
-from amc.space.resources import CostModel, Floats
+from amc.space.resources import CostModel
+from amc.space.sites import Choice, Floats, Ints, PolicyGrid, Setting
 
 UNITS = {
     "macs": "MACs", "params": "parameters", "size": "bytes", "memory": "bytes", "latency": "ms",
@@ -75,8 +74,12 @@ class Budget:
         return found
 
 
-def told(resource: str, value: float) -> str:
-    """A cost with its unit."""
+def format_cost(resource: str, value: float) -> str:
+    """A cost with its unit.
+
+    >>> format_cost("macs", 20e6), format_cost("latency", 1.25)
+    ('20,000,000 MACs', '1.25 ms')
+    """
     return f"{value:.4g} ms" if resource == "latency" else f"{value:,.0f} {UNITS.get(resource, '')}".strip()
 
 
@@ -104,133 +107,130 @@ def parse_limit(field: str, value: float | str, original: float) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Space:
-    """The policies that may be chosen: legal settings per site, exact costs, and limits on them.
+class Space(PolicyGrid):
+    """The policies that may be chosen: the settings of every site, exact costs, and limits on them.
 
     Raises BudgetError when even the smallest policy is over budget.
+
+    >>> from amc.space.sites import numeric_sites
+    >>> class Sum:
+    ...     def costs(self, sizes):
+    ...         return {"macs": np.asarray(sizes, np.float64).sum(1)}
+    >>> space = Space(numeric_sites("ab", [(1, 2, 4), (2, 4)]), Sum(), {"macs": 6.0})
+    >>> space.fit([1.0, 1.0]), space.positions((2, 4)).tolist(), space.choice([1, 1])
+    ((2, 4), [1, 1], (2, 4))
     """
 
-    names: tuple[str, ...]
-    settings: tuple[tuple[int, ...], ...]
-    """For every site its legal settings, ascending; the last is the original's."""
     model: CostModel
+    """Asked with sizes ``[B, S]``."""
     limits: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        least = {name: float(v[0]) for name, v in self.model.costs([self.smallest]).items()}
+        least = self.costs(self.smallest)
         over = [name for name, limit in self.limits.items() if least[name] > limit]
         if over:
-            full = {name: float(v[0]) for name, v in self.model.costs([self.full]).items()}
+            full = self.costs(self.full)
             message = "; ".join(
-                f"the least reachable is {told(n, least[n])} "
-                f"({least[n] / full[n]:.3f} of the original), the limit {told(n, self.limits[n])}"
+                f"the least reachable is {format_cost(n, least[n])} "
+                f"({least[n] / full[n]:.3f} of the original), the limit {format_cost(n, self.limits[n])}"
                 for n in over
             )
             raise BudgetError(f"the budget cannot be reached: {message}. Raise it, or lower --min-keep.")
 
-    @property
-    def smallest(self) -> Choice:
-        """Every site cut as far as allowed."""
-        return tuple(s[0] for s in self.settings)
-
-    @property
-    def full(self) -> Choice:
-        """The original network."""
-        return tuple(s[-1] for s in self.settings)
-
-    def costs(self, choice: Sequence[int]) -> dict[str, float]:
+    def costs(self, choice: Sequence[Setting]) -> dict[str, float]:
         """What one policy costs, by resource."""
-        return {name: float(values[0]) for name, values in self.model.costs([choice]).items()}
+        return {name: float(values[0]) for name, values in self.costs_at(self.positions(choice)[None]).items()}
 
-    def fits(self, choices: ArrayLike) -> NDArray[np.bool_]:
-        """Which of the policies ``[B, S]`` meet every limit, ``[B]``."""
-        costs = self.model.costs(choices)
-        ok = np.ones(len(np.atleast_2d(np.asarray(choices))), bool)
+    def costs_at(self, positions: Ints) -> Mapping[str, Floats]:
+        """What policies at ``positions [B, S]`` cost: arrays ``[B]`` by resource."""
+        return self.model.costs(self.sizes_at(positions))
+
+    def fits(self, choices: Sequence[Sequence[Setting]]) -> NDArray[np.bool_]:
+        """Which of the policies meet every limit, ``[B]``."""
+        return self.fits_at(np.array([self.positions(choice) for choice in choices]).reshape(-1, len(self.sites)))
+
+    def fits_at(self, positions: Ints) -> NDArray[np.bool_]:
+        """Which of the policies at ``positions [B, S]`` meet every limit, ``[B]``."""
+        sizes = self.sizes_at(positions)
+        costs, ok = self.model.costs(sizes), np.ones(len(sizes), bool)
         for name, limit in self.limits.items():
             ok &= costs[name] <= limit
         return ok
 
-    def is_legal(self, choice: Sequence[int]) -> bool:
-        """Whether every setting is one that its site may have."""
-        return len(choice) == len(self.settings) and all(c in s for c, s in zip(choice, self.settings, strict=True))
-
-    def allowed(self, prefix: Sequence[int]) -> tuple[int, ...]:
-        """The settings of the next site that leave the budget reachable, ascending (Algorithm 1).
+    def allowed(self, prefix: Sequence[Setting]) -> Choice:
+        """The settings of the next site that leave the budget reachable, in their order (Algorithm 1).
 
         ``prefix`` holds the settings of the sites before it, and must itself leave the budget reachable. Where it
         does not any more, since costs were corrected meanwhile, the smallest setting is what is left.
         """
         site = len(prefix)
-        later = self.smallest[site + 1 :]
-        settings = self.settings[site]
-        ok = self.fits([(*prefix, setting, *later) for setting in settings])
-        return tuple(s for s, good in zip(settings, ok, strict=True) if good) or settings[:1]
+        ok = self.fits_at(self._completed(prefix, 0 * self.lengths))
+        return tuple(s for s, good in zip(self.settings[site], ok, strict=True) if good) or self.settings[site][:1]
 
-    def as_fast(self, prefix: Sequence[int], setting: int, allowed: Sequence[int]) -> int:
-        """The widest of the next site's settings ``allowed`` that takes no more time than ``setting``, one of them.
+    def as_fast(self, prefix: Sequence[Setting], setting: Setting, allowed: Sequence[Setting]) -> Setting:
+        """The last of the next site's settings ``allowed`` that takes no more time than ``setting``, one of them.
 
         A runtime computes channels in blocks, so where latency is limited the next wider ones may come for nothing.
         """
         if "latency" not in self.limits:
             return setting
-        settings, later = self.settings[len(prefix)], self.full[len(prefix) + 1 :]
-        times = self.model.costs([(*prefix, width, *later) for width in settings])["latency"]
-        most = times[settings.index(setting)] + NOTHING * max(0.0, float(times[-1] - times.min()))
-        return max(w for w, ms in zip(settings, times, strict=True) if w in allowed and w >= setting and ms <= most)
+        settings = self.settings[len(prefix)]
+        times = self.costs_at(self._completed(prefix, self.lengths - 1))["latency"]
+        start = settings.index(setting)
+        most = times[start] + NOTHING * max(0.0, float(times[-1] - times.min()))
+        return [s for s, ms in zip(settings[start:], times[start:], strict=True) if s in allowed and ms <= most][-1]
 
     def fit(self, shares: ArrayLike) -> Choice:
-        """The policy near the budget whose widths are in the proportions ``shares [S]``, 0 only for what is removed.
+        """The policy near the budget whose sizes are in the proportions ``shares [S]``, 0 only for what is removed.
 
         All shares are scaled by one number, the largest that fits; what the rounding leaves is then given to
         the sites that lost most by it. With equal shares this is the uniform policy.
         """
-        wanted = np.asarray(shares, np.float64) * np.array(self.full)
-        if bool(self.fits([self.full])[0]):
+        wanted = np.asarray(shares, np.float64) * self.full_sizes
+        if bool(self.fits_at(self.lengths[None] - 1)[0]):
             return self.full
         scaled = self._scaled(wanted)
         low, high = -1, len(scaled) - 1  # scaled[high] is the whole network, which does not fit
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if bool(self.fits(scaled[middle])[0]) else (low, middle)
-        return self.fill(tuple(scaled[low].tolist()) if low >= 0 else self.smallest, wanted)
+            low, high = (middle, high) if bool(self.fits_at(scaled[middle][None])[0]) else (low, middle)
+        return self._filled(scaled[low].copy() if low >= 0 else 0 * self.lengths, wanted)
 
     def fill(self, choice: Choice, wanted: Floats) -> Choice:
-        """Widen sites one step at a time while the budget allows, those first that fall furthest short."""
-        widths = np.array(choice, np.int64)
-        places = np.array([s.index(w) for s, w in zip(self.settings, choice, strict=True)], np.int64)
-        sites = np.flatnonzero(places + 1 < self._lengths)
+        """Widen sites one step at a time while the budget allows, those first that fall furthest short of ``wanted``.
+
+        ``wanted [S]`` are sizes.
+        """
+        return self._filled(self.positions(choice), wanted)
+
+    def _filled(self, places: Ints, wanted: Floats) -> Choice:
+        """`fill` from positions ``[S]``, which are changed."""
+        sites = np.flatnonzero(places + 1 < self.lengths)
         while len(sites):
-            wider = self._table[sites, places[sites] + 1]
-            tried = np.repeat(widths[None], len(sites), 0)
-            tried[np.arange(len(sites)), sites] = wider
-            ok = self.fits(tried)
-            sites, wider = sites[ok], wider[ok]  # what does not fit now never will: costs only grow
+            tried = np.repeat(places[None], len(sites), 0)
+            tried[np.arange(len(sites)), sites] += 1
+            ok = self.fits_at(tried)
+            sites = sites[ok]  # what does not fit now never will: costs hardly ever fall
             if len(sites):
-                best = int(np.argmax(wanted[sites] / wider))
-                site = sites[best]
-                widths[site], places[site] = wider[best], places[site] + 1
-                sites = sites[places[sites] + 1 < self._lengths[sites]]
-        return tuple(widths.tolist())
+                site = sites[int(np.argmax(wanted[sites] / self.sizes[sites, places[sites] + 1]))]
+                places[site] += 1
+                sites = sites[places[sites] + 1 < self.lengths[sites]]
+        return self.choice(places.tolist())
 
-    def _scaled(self, wanted: Floats) -> NDArray[np.int64]:
-        """The policies ``[K, S]`` in the proportions ``wanted [S]``, ascending: all that some scale gives."""
-        # the widths change only where a scaled one meets a setting: these scales are all there is to try
-        met = [np.array(s) / w for s, w in zip(self.settings, wanted, strict=True) if w > 0]
+    def _completed(self, prefix: Sequence[Setting], later: Ints) -> Ints:
+        """Positions ``[K, S]``: the prefix, every setting of the next site, and ``later [S]`` for those after it."""
+        site = len(prefix)
+        rows = np.repeat(later[None], self.lengths[site], 0)
+        rows[:, :site] = self.positions(prefix)
+        rows[:, site] = np.arange(len(rows))
+        return rows
+
+    def _scaled(self, wanted: Floats) -> Ints:
+        """Positions ``[K, S]`` of policies in the proportions ``wanted [S]``, ascending: all that some scale gives."""
+        # settings change only where a scaled size meets one of theirs: these scales are all there is to try
+        sizes = [np.array(site.sizes) for site in self.sites]
+        met = [s / w for s, w in zip(sizes, wanted, strict=True) if w > 0]
         scales = np.unique(np.concatenate(met)) if met else np.ones(1)
-        places = [
-            np.searchsorted(s, w * scales + 1e-9, side="right") - 1 for s, w in zip(self.settings, wanted, strict=True)
-        ]
-        return np.stack([np.array(s)[np.maximum(0, p)] for s, p in zip(self.settings, places, strict=True)], 1)
-
-    @cached_property
-    def _lengths(self) -> NDArray[np.int64]:
-        """How many settings each site has ``[S]``."""
-        return np.array([len(s) for s in self.settings])
-
-    @cached_property
-    def _table(self) -> NDArray[np.int64]:
-        """The settings ``[S, K]``, where a site has fewer than K with zeros after them."""
-        table = np.zeros((len(self.settings), int(self._lengths.max(initial=0))), np.int64)
-        for site, settings in enumerate(self.settings):
-            table[site, : len(settings)] = settings
-        return table
+        places = [np.searchsorted(s, w * scales + 1e-9, side="right") - 1 for s, w in zip(sizes, wanted, strict=True)]
+        found: Ints = np.maximum(0, np.stack(places, 1))
+        return found

@@ -20,12 +20,10 @@ from amc.errors import PolicyError, first_line
 from amc.graph.build import Graph
 from amc.graph.channels import Kept
 from amc.runtime.files import write_json
+from amc.space.sites import Choice
 from amc.task.nested import Nested, Signature
 
 VERSION = 1
-
-Choice = tuple[int, ...]
-"""One setting per site, in the sites' order. For a channel group: the channels kept; 0 removes a residual branch."""
 
 
 @dataclass(frozen=True)
@@ -139,18 +137,6 @@ def fingerprint(model: nn.Module) -> str:
         sha.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}:".encode())
         sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:32]
-
-
-def legal_widths(channels: int, min_keep: float, step: int | None = None) -> tuple[int, ...]:
-    """The widths a site may have, ascending: multiples of ``step`` from ``min_keep`` up, and the full width.
-
-    Without ``step`` it is 8 for 64 channels and more, 4 from 16 on, and 1 below: the vector widths that ONNX
-    Runtime and training on a CPU are fast with, where the site is not too narrow for them.
-    """
-    step = step or (8 if channels >= 64 else 4 if channels >= 16 else 1)
-    least = max(1, min_keep * channels - 1e-9)
-    widths = {w for w in range(step, channels, step) if w >= least}
-    return (*sorted(widths), channels)
 
 
 def make_policy(graph: Graph, model_fingerprint: str, kept: Sequence[Any], example: Nested | None = None) -> Policy:

@@ -33,9 +33,7 @@ from amc.graph.build import Graph
 from amc.graph.channels import Axis, Layer
 from amc.graph.surgery import axes_of, holder_of, own_tensors
 from amc.space.branches import Branch
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from amc.space.sites import Floats, Ints
 
 
 class Costs(Mapping[str, Floats]):
@@ -57,9 +55,12 @@ class Costs(Mapping[str, Floats]):
 
 
 class CostModel(Protocol):
-    """What policies cost: arrays ``[B]`` by resource for settings ``[B, S]``, non-decreasing in every setting."""
+    """What policies cost: arrays ``[B]`` by resource for the sizes ``[B, S]`` of their settings.
 
-    def costs(self, choices: ArrayLike) -> Mapping[str, Floats]: ...
+    In every resource a site's first setting costs least; between it and the original's, costs may go up and down.
+    """
+
+    def costs(self, sizes: ArrayLike, /) -> Mapping[str, Floats]: ...
 
 
 @dataclass(frozen=True, eq=False)
