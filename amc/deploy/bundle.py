@@ -151,11 +151,13 @@ def load(folder: str | Path, model: nn.Module | None = None, example: Nested | N
         pruned = apply(model, where / "policy.json", example)
         load_weights(pruned, str(where / "model.safetensors"))
         return pruned.eval()
-    if Path(folder, "manifest.json").is_file() and "program.json" not in _manifest(Path(folder)):
+    names = _manifest(Path(folder)) if Path(folder, "manifest.json").is_file() else {}
+    if names and "program.json" not in names:
         raise BundleError(f"{folder} holds no program: load it with the original network, amc.load(folder, model).")
     where = verified(folder, "program.json", "model.safetensors")
+    inputs = Policy.load(verified(folder, "policy.json") / "policy.json").inputs if "policy.json" in names else None
     try:
         program = json.loads((where / "program.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"cannot read {where / 'program.json'}: {first_line(error)}") from None
-    return read_program(program, read_state_dict(str(where / "model.safetensors"))).eval()
+    return read_program(program, read_state_dict(str(where / "model.safetensors")), inputs).eval()

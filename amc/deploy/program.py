@@ -22,47 +22,37 @@ import io
 import keyword
 import logging
 import math
-import operator
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_unflatten
 
+from amc.deploy.operators import (
+    DTYPES,
+    LAYOUTS,
+    MEMORY_FORMATS,
+    NAMES,
+    allowed_operator,
+    called,
+    check_tensor,
+)
+from amc.deploy.trial import try_program
 from amc.errors import BundleError, ExportError, first_line
 from amc.task import nested
-from amc.task.nested import Nested
+from amc.task.nested import Nested, Signature
 
 FORMAT, VERSION = "amc-program", 1
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{
-        name: getattr(operator, name)
-        for name in ("getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow",
-                     "eq", "ne", "ge", "gt", "le", "lt")
-    },
-    **{name: getattr(torch, name) for name in ("sym_max", "sym_min", "sym_float", "sym_int", "sym_not")},
-    **{name: getattr(math, name) for name in ("floor", "ceil", "trunc")},
-}  # fmt: skip
-_NAMES = {function: name for name, function in _FUNCTIONS.items()}
-
 _ASSERTIONS = ("aten._assert_", "aten.sym_constrain_range")
-_PRIVATE = frozenset(
-    ("_unsafe_view", "_to_copy", "_softmax", "_log_softmax", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
-     "_native_batch_norm_legit_no_training", "_weight_norm_interface", "_weight_norm", "_convolution")
-)  # fmt: skip
-_WORDS = frozenset(("mode", "approximate", "rounding_mode", "indexing", "padding", "reduction", "reduce", "equation"))
-"""Arguments of operators that may be strings: none of them names a file."""
-
-_TYPED: dict[str, tuple[type, str]] = {
-    "dtype": (torch.dtype, "torch."),
-    "layout": (torch.layout, "torch."),
-    "memory_format": (torch.memory_format, "torch."),
+_TYPED: dict[str, tuple[type, Mapping[str, Any]]] = {
+    "dtype": (torch.dtype, DTYPES),
+    "layout": (torch.layout, LAYOUTS),
+    "memory_format": (torch.memory_format, MEMORY_FORMATS),
 }
 _TRAINED = {"aten.batch_norm.default": 5, "aten.dropout.default": 2}
 """Operators that do something else in training, and which argument says so."""
@@ -146,17 +136,16 @@ def _written(exported: torch.export.ExportedProgram, example: Nested) -> dict[st
     return {
         "format": FORMAT,
         "version": VERSION,
-        "inputs": {"kind": _kind(example), "names": dict(zip(inputs, nested.names(example, "input"), strict=True))},
+        "inputs": {
+            **Signature.of(example).to_json(),
+            "names": dict(zip(inputs, nested.names(example, "input"), strict=True)),
+        },
         "tensors": tensors,
         "buffers": buffers,
         "constants": constants,
         "steps": [_step(n) for n in exported.graph.nodes if n.op not in ("placeholder", "output") and not _asserts(n)],
         "output": _output(exported),
     }
-
-
-def _kind(example: Nested) -> str:
-    return type(example).__name__ if isinstance(example, tuple | dict) else "tensor"
 
 
 def _asserts(node: fx.Node) -> bool:
@@ -167,11 +156,11 @@ def _step(node: fx.Node) -> list[Any]:
     if node.op != "call_function":
         raise _Unwritable(f"it has a step of the kind {node.op}")
     target: Any = node.target
-    word = str(target) if isinstance(target, torch._ops.OpOverload) else _NAMES.get(target)
+    word = str(target) if isinstance(target, torch._ops.OpOverload) else NAMES.get(target)
     if word is None:
         raise _Unwritable(f"{getattr(target, '__name__', target)} is no operator of ATen")
     try:
-        _operator(word)
+        allowed_operator(word)
     except BundleError as error:
         raise _Unwritable(f"{word} is not among the operators that are loaded again") from error
     return [node.name, word, [_plain(a) for a in node.args], {k: _plain(a) for k, a in node.kwargs.items()}]
@@ -188,9 +177,10 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, torch.device):
         return {"device": value.type}
-    for word, (kind, prefix) in _TYPED.items():
-        if isinstance(value, kind):
-            return {word: str(value).removeprefix(prefix)}
+    for word, (kind, known) in _TYPED.items():
+        name = str(value).removeprefix("torch.")
+        if isinstance(value, kind) and name in known:
+            return {word: name}
     raise _Unwritable(f"it has an argument of the type {type(value).__name__}")
 
 
@@ -243,8 +233,12 @@ class Program(fx.GraphModule):
         return self
 
 
-def read_program(program: Any, state: Mapping[str, Tensor]) -> Program:
-    """The network of a program, with its tensors. Raises BundleError for anything that is not one."""
+def read_program(program: Any, state: Mapping[str, Tensor], inputs: Signature | None = None) -> Program:
+    """The network of a program, with its tensors. Raises BundleError for anything that is not one.
+
+    It is tried on fake tensors of the shapes that it records; ``inputs`` tells them for an older program, which
+    records none.
+    """
     if not isinstance(program, dict) or program.get("format") != FORMAT:
         raise BundleError('the program is not one: there is no "format": "amc-program" in it.')
     if program.get("version") != VERSION:
@@ -252,7 +246,12 @@ def read_program(program: Any, state: Mapping[str, Tensor]) -> Program:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _read(program, state)
+            found = _read(program, state)
+            if "tensors" in program["inputs"]:
+                inputs = Signature.from_json(program["inputs"])
+            if inputs is not None:
+                try_program(found, inputs)
+            return found
     except BundleError:
         raise
     except Exception as error:  # whatever a damaged file makes of it
@@ -266,15 +265,16 @@ def _read(program: Mapping[str, Any], state: Mapping[str, Tensor]) -> Program:
         asked = variable if program["inputs"]["kind"] != "dict" else name
         variables[variable] = graph.placeholder(_word(asked))
     for variable, name in program["tensors"].items():
-        _attach(root, name, state[name], variable in program["buffers"])
+        _attach(root, name, check_tensor(name, state[name]), variable in program["buffers"])
         variables[variable] = graph.get_attr(name)
     for number, (variable, constant) in enumerate(program["constants"].items()):
         name = f"constant_{number}"
         root.register_buffer(name, _tensor(constant), persistent=False)
         variables[variable] = graph.get_attr(name)
     for variable, word, args, kwargs in program["steps"]:
+        function = called(word, args, kwargs)
         given = [_value(a, variables) for a in args], {_word(k): _value(v, variables) for k, v in kwargs.items()}
-        variables[variable] = graph.call_function(_operator(word), tuple(given[0]), given[1])
+        variables[variable] = graph.call_function(function, tuple(given[0]), given[1])
     graph.output(_given(program["output"], variables))
     graph.lint()
     return Program(root, graph)
@@ -302,21 +302,6 @@ def _attach(root: nn.Module, name: str, tensor: Tensor, buffer: bool) -> None:
         root.register_parameter(key, nn.Parameter(tensor.clone(), requires_grad=tensor.is_floating_point()))
 
 
-def _operator(word: Any) -> Callable[..., Any]:
-    """An operator by name: one of ATen's that reads no files, or arithmetic on sizes."""
-    if word in _FUNCTIONS:
-        return _FUNCTIONS[word]
-    found = None
-    parts = str(word).split(".")
-    if len(parts) == 3 and parts[0] == "aten" and (not parts[1].startswith("_") or parts[1] in _PRIVATE):
-        found = getattr(getattr(torch.ops.aten, parts[1], None), parts[2], None)
-    if not isinstance(found, torch._ops.OpOverload):
-        raise BundleError(f"the program has the operator {word!r}, which this torch does not have.")
-    if any("str" in str(a.type) and a.name not in _WORDS for a in found._schema.arguments):
-        raise BundleError(f"the program has the operator {word!r}, which is not allowed.")
-    return found
-
-
 def _value(value: Any, variables: Mapping[str, fx.Node]) -> Any:
     if isinstance(value, list):
         return [_value(v, variables) for v in value]
@@ -328,12 +313,13 @@ def _value(value: Any, variables: Mapping[str, fx.Node]) -> Any:
     if word == "float":
         return float(content)
     if word == "device":
-        return torch.device(content)
-    kind, _ = _TYPED[word]
-    found = getattr(torch, content)
-    if not isinstance(found, kind):
-        raise BundleError(f"the program has the {word} {content!r}, which this torch does not have.")
-    return found
+        if content != "cpu":
+            raise BundleError(f"the program has the device {str(content)[:80]!r}, but must be one for the CPU.")
+        return torch.device("cpu")
+    _, known = _TYPED[word]
+    if content not in known:
+        raise BundleError(f"the program has the {word} {str(content)[:80]!r}, which no program needs.")
+    return known[content]
 
 
 def _given(value: Any, variables: Mapping[str, fx.Node]) -> Any:
@@ -357,6 +343,6 @@ def _tensor(constant: Mapping[str, Any]) -> Tensor:
     dtype = _value({"dtype": constant["dtype"]}, {})
     content = bytearray(base64.b64decode(constant["data"], validate=True))
     shape = [int(size) for size in constant["shape"]]
-    if len(content) != int(np.prod(shape)) * dtype.itemsize:
+    if min(shape, default=0) < 0 or len(content) != math.prod(shape) * dtype.itemsize:
         raise BundleError("the program is damaged: a constant is not of its shape.")
     return torch.frombuffer(content, dtype=dtype).reshape(shape) if content else torch.empty(shape, dtype=dtype)

@@ -108,6 +108,15 @@ def channels_last(inputs: Nested, layout: torch.memory_format = torch.channels_l
     return mapped(lambda leaf: leaf.to(memory_format=layout) if leaf.ndim == 4 else leaf, inputs)
 
 
+DTYPES = (
+    "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64", "complex64",
+    "complex128",
+)  # fmt: skip
+"""Types that a network may take."""
+MOST_TENSORS, MOST_AXES, MOST_ELEMENTS = 256, 16, 1 << 28
+"""Of what a network takes as one sample: no file makes this process allocate more than a gibibyte."""
+
+
 @dataclass(frozen=True)
 class Signature:
     """What a network takes: a structure of the kind 'tensor', 'tuple' or 'dict', and each tensor's shape and type."""
@@ -148,11 +157,15 @@ class Signature:
         tensors = {}
         for name, entry in value["tensors"].items():
             sizes, word = entry["shape"], entry["dtype"]
-            if not all(type(size) is int and size >= 0 for size in sizes) or prod(sizes) > 1 << 30:
-                raise ValueError(f"the shape of {name} is {sizes}")
-            if not isinstance(getattr(torch, str(word), None), torch.dtype):
-                raise ValueError(f"the type of {name} is {word!r}")
+            if not isinstance(sizes, list) or not all(type(size) is int and size >= 0 for size in sizes):
+                raise ValueError(f"the shape of {name} is {str(sizes)[:80]}")
+            if len(sizes) > MOST_AXES or prod(max(1, size) for size in sizes) > MOST_ELEMENTS:
+                raise ValueError(f"the shape of {name} is {str(sizes)[:80]}")
+            if word not in DTYPES:
+                raise ValueError(f"the type of {name} is {str(word)[:80]!r}")
             tensors[str(name)] = (tuple(sizes), str(word))
         if value["kind"] not in ("tensor", "tuple", "dict") or not tensors:
             raise ValueError(f"their kind is {value['kind']!r}")
+        if len(tensors) > MOST_TENSORS or sum(prod(sizes) for sizes, _ in tensors.values()) > MOST_ELEMENTS:
+            raise ValueError("they are too many or too large")
         return cls(value["kind"], tensors)
