@@ -171,7 +171,10 @@ def lstm(
     output, hidden, batch = states[0].shape[2], states[1].shape[2], given.shape[0 if batch_first else 1]
     wanted: list[tuple[int, ...]] = []
     for layer in range(layers if 0 < layers <= LARGEST_WINDOW else 0):
-        own: list[tuple[int, ...]] = [(4 * hidden, given.shape[2] if layer == 0 else directions * output), (4 * hidden, output)]
+        own: list[tuple[int, ...]] = [
+            (4 * hidden, given.shape[2] if layer == 0 else directions * output),
+            (4 * hidden, output),
+        ]
         own += [(4 * hidden,)] * 2 if has_biases else []
         wanted += (own if output == hidden else [*own, (output, hidden)]) * directions
     if [tuple(state.shape) for state in states] != [(layers * directions, batch, n) for n in (output, hidden)]:
