@@ -63,7 +63,8 @@ def _print_result(summary: Any, folder: Path) -> None:
     console.print(table(["", "original", "pruned", "fine-tuned", "ratio"], rows))
     for proof in summary["proof"]:
         value, limit = (format_cost(proof["resource"], proof[key]) for key in ("exported", "limit"))
-        console.print(f"met: {value} of at most {limit} ({proof['how']})")
+        word = "met" if proof["met"] else "not proved"
+        console.print(f"{word}: {value} of at most {limit} ({proof['how']})")
     if summary.get("int8"):
         int8 = summary["int8"]
         console.print(

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from amc.deploy.program import arguments, quiet, why
 from amc.errors import ExportError, first_line
+from amc.graph.attention import without_fast_path
 from amc.graph.build import Graph
 from amc.graph.channels import Axis, Kept, Layer
 from amc.graph.surgery import axes_of, own_tensors, wake
@@ -45,7 +46,7 @@ def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
     own = copy.deepcopy(model).cpu().eval()
     args, kwargs, shapes = arguments(example)
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), without_fast_path():
             program = torch.onnx.export(
                 own,
                 args,

@@ -43,6 +43,7 @@ from amc.deploy.operators import (
 )
 from amc.deploy.trial import try_program
 from amc.errors import BundleError, ExportError, first_line
+from amc.graph.attention import without_fast_path
 from amc.task import nested
 from amc.task.nested import Nested, Signature
 
@@ -100,7 +101,7 @@ def write_program(model: nn.Module, example: Nested) -> dict[str, Any]:
     own = copy.deepcopy(model).cpu().eval()
     args, kwargs, shapes = arguments(example)
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), without_fast_path():
             exported = torch.export.export(own, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise ExportError(f"the network cannot be exported as a program: {why(error)}") from error

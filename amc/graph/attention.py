@@ -174,7 +174,11 @@ def _adapted(module: nn.Module) -> type | None:
 def adapt(model: nn.Module) -> Callable[[], None]:
     """Put the adapted modules in place. Gives what undoes it."""
     changed: list[tuple[Any, type]] = []
+    nested_tensors: list[Any] = []
     for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
+            nested_tensors.append(module)  # with a padding mask; only the fused path takes nested tensors
+            module.use_nested_tensor = False
         kind = _adapted(module)
         if kind is not None:
             changed.append((module, type(module)))
@@ -187,6 +191,8 @@ def adapt(model: nn.Module) -> Callable[[], None]:
             module.__class__ = kind
             if kind is nn.MultiheadAttention:
                 module._qkv_same_embed_dim = True
+        for encoder in nested_tensors:
+            encoder.use_nested_tensor = True
 
     return undo
 
@@ -199,3 +205,17 @@ def adapted(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         undo()
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """`nn.MultiheadAttention` and `nn.TransformerEncoder` run as operators of their own parts.
+
+    Their fast path runs fused operators on nested tensors, which cannot be followed.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

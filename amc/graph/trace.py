@@ -5,10 +5,10 @@ Counted at the level of ATen operators, so that functional calls, attention and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
+from amc.graph.attention import without_fast_path
+from amc.graph.macs import operator_macs, operator_name
 from amc.task import nested
 from amc.task.nested import Nested
 
@@ -50,7 +51,8 @@ class Trace:
     """One forward pass at batch 1.
 
     ``sizes[t]`` is the number of elements of activation t, ``live[o, t]`` whether it is in memory while
-    operator o runs. ``macs`` counts convolutions, linear layers and matrix products (attention included).
+    operator o runs. ``macs`` counts convolutions, linear layers and matrix products (attention, recurrent layers
+    and distances included; see `amc.graph.macs`).
     """
 
     layers: dict[str, LayerCall]
@@ -58,6 +60,10 @@ class Trace:
     sizes: NDArray[np.int64]
     live: NDArray[np.bool_]
     outputs: tuple[Tensor, ...]
+    by_operator: Mapping[str, int] = field(default_factory=dict)
+    """MACs by the name of the operator."""
+    uncounted: tuple[str, ...] = ()
+    """Operators whose MACs are unknown: ``macs`` lacks them."""
 
     @property
     def peak(self) -> int:
@@ -77,7 +83,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, constants: list[Tensor], watch: Watch | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._watch = watch
-        self.macs = 0
+        self.macs: Counter[str] = Counter()
+        self.uncounted: dict[str, None] = {}
         self.steps: list[tuple[list[int], list[int], bool]] = []
         self.sizes: list[int] = []
         self._ids: dict[int, int] = {}
@@ -104,9 +111,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._alive += made
             self._constant |= {t.untyped_storage()._cdata for t in made}
 
+    def _count(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        macs, name = operator_macs(func, args, kwargs, out), operator_name(func)
+        if macs is None:
+            self.uncounted[name] = None
+        elif macs:
+            self.macs[name] += macs
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        self.macs += operator_macs(func, args, kwargs or {}, out)
+        self._count(func, args, kwargs or {}, out)
         if self._watch:
             self._watch.step(func, args, kwargs or {}, out)
         known = len(self.sizes)
@@ -122,28 +136,28 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-def operator_macs(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    """Multiply-accumulates of one ATen operator: convolutions and matrix products; all others count 0."""
-    packet = func.overloadpacket
-    if str(packet) == "aten._scaled_dot_product_flash_attention_for_cpu":
-        query, key, value = args[:3]
-        return int(prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
-    counter = flop_registry.get(packet)
-    return int(counter(*args, **kwargs, out_val=out)) // 2 if counter else 0
+def unprovable(traced: Trace) -> str | None:
+    """Why a limit on MACs cannot be proved for a network; None where it can."""
+    if not traced.uncounted:
+        return None
+    names = ", ".join(name.lstrip("_") for name in traced.uncounted)
+    return f"a limit on MACs cannot be proved: those of {names} are not known, and not counted"
 
 
 def trace(model: nn.Module, example: Nested, watch: Watch | None = None) -> Trace:
     """Run ``model`` (evaluation mode) on one example ``[1, ...]`` and record it."""
     constants = [*model.parameters(), *model.buffers()]
     recorder = _Recorder([c for c in constants if c.numel()], watch)
-    with torch.no_grad(), _watching(model) as layers, recorder:
+    with torch.no_grad(), without_fast_path(), _watching(model) as layers, recorder:
         sources = [i for leaf in nested.leaves(example) if (i := recorder.activation(leaf)) is not None]
         outputs = [t for t in tree_leaves(nested.call(model, example)) if isinstance(t, Tensor)]
     if watch:
         watch.outputs(outputs)
     ends = [i for t in outputs if (i := recorder.activation(t)) is not None]
     live = _liveness(recorder, sources, ends)
-    return Trace(layers, recorder.macs, np.array(recorder.sizes, np.int64), live, tuple(outputs))
+    sizes = np.array(recorder.sizes, np.int64)
+    macs, uncounted = dict(recorder.macs), tuple(recorder.uncounted)
+    return Trace(layers, sum(macs.values()), sizes, live, tuple(outputs), macs, uncounted)
 
 
 def _liveness(recorder: _Recorder, sources: list[int], ends: list[int]) -> NDArray[np.bool_]:

@@ -221,6 +221,7 @@ def _compress(record: Record, elsewhere: Elsewhere | None) -> Result:
             parity, gone = delivery.export(model, graph, kept)
             unwritten = delivery.program(model)
             proof = delivery.prove(space, model, graph, gone)
+            macs = delivery.count_macs(model)
         with record.stage("measure"):
             latency = delivery.measure(pace)
             promise = delivery.promised(pace, chosen, latency)
@@ -248,6 +249,7 @@ def _compress(record: Record, elsewhere: Elsewhere | None) -> Result:
         precision=record.precision(),
         int8=int8,
         unwritten=unwritten,
+        macs=macs,
     )
     return delivery.deliver(model, policy, problem, summarise(task, config, policy, found))
 

@@ -24,6 +24,7 @@ from amc.evaluation.score import Score
 from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.graph.build import Graph, build_graph
 from amc.graph.surgery import twin
+from amc.graph.trace import unprovable
 from amc.latency import Predictor, Runner, load_latency_model
 from amc.latency.constraint import Believed, Learned, Pace, Paced, steps
 from amc.latency.device import Device
@@ -74,6 +75,9 @@ class Stages:
         record = self.record
         graph = build_graph(record.task.model, record.task.example)
         record.fit(self.memory.batch(graph.trace.peak, record.task.batch))
+        why = unprovable(graph.trace) if record.config.budget.flops is not None else None
+        if why is not None:
+            record.monitor.say(f"{why}.")
         return graph
 
     def space(self, graph: Graph, pace: Pace | None = None) -> Space:

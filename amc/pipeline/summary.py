@@ -40,6 +40,8 @@ class Findings:
     stages: Sequence[Mapping[str, Any]]
     precision: str
     """Of training."""
+    macs: Mapping[str, Any]
+    """Of the delivered network, counted by amc and by fvcore."""
     int8: Mapping[str, Any] | None = None
     """What is known of model.int8.onnx, or why there is none (``error``)."""
     unwritten: str | None = None
@@ -63,6 +65,7 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
         "latency": {**_latency(found.latency), "prediction": found.prediction},
         "int8": _int8(found),
         "proof": list(found.proof),
+        "macs": dict(found.macs),
         "parity": asdict(found.parity),
         "sites": [{"name": name, "width": s.width, "of": s.of} for name, s in policy.settings.items()],
         "search": {
@@ -80,7 +83,7 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
     }
     failed = None if found.int8 is None else found.int8.get("error")
     missing = [f"There is no program.json: {found.unwritten}"] if found.unwritten else []
-    return {**summary, "notes": [*notes(summary), *_int8_notes(summary, failed), *missing]}
+    return {**summary, "notes": [*notes(summary), *_macs_notes(found), *_int8_notes(summary, failed), *missing]}
 
 
 _PATHS = (("model", "name"), ("model", "weights"), ("data", "name"), ("data", "root"), ("search", "criterion"),
@@ -110,6 +113,13 @@ def _latency(measured: Measurement) -> dict[str, Any]:
     final = times["final"]
     ratio = {"value": final.ratio, "low": final.ratio_low, "high": final.ratio_high}
     return {"threads": measured.threads, "rounds": measured.rounds, **by_key, "ratio": ratio}
+
+
+def _macs_notes(found: Findings) -> list[str]:
+    """That a limit on MACs is not proved, and that fvcore counts otherwise for no reason that is known."""
+    told = [f"{p['how'][0].upper()}{p['how'][1:]}." for p in found.proof if p["resource"] == "macs" and not p["met"]]
+    differs = found.macs["disagreement"]
+    return [*told, *([f"{differs}."] if differs and "no known reason" in differs else [])]
 
 
 def _int8(found: Findings) -> dict[str, Any] | None:

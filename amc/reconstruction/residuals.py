@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from amc.graph.attention import without_fast_path
 from amc.graph.channels import Layer
 from amc.task import nested
 from amc.task.nested import Nested
@@ -58,7 +59,7 @@ def find_joins(model: nn.Module, layers: Mapping[str, Layer], example: Nested) -
         handles.append(module.register_forward_pre_hook(lambda *_, name=name: finder.begin(name)))
         handles.append(last.register_forward_hook(lambda m, i, out, name=name: finder.end(name, out)))
     try:
-        with torch.no_grad(), finder:
+        with torch.no_grad(), without_fast_path(), finder:
             outputs = nested.call(model, example)
     finally:
         for handle in handles:

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
+from amc.graph.attention import without_fast_path
 from amc.graph.build import Graph
 from amc.graph.channels import Kept, Layer
 from amc.graph.surgery import silenced, twin
@@ -216,7 +217,7 @@ class SequentialReconstruction:
                 network.get_submodule(n).register_forward_pre_hook(hook(x, fold)) for n, x in self._layers.items()
             ]
             try:
-                with torch.no_grad(), watch:
+                with torch.no_grad(), without_fast_path(), watch:
                     nested.call(network, self._inputs)
             finally:
                 for handle in handles:

@@ -43,6 +43,9 @@ def prepared(model: nn.Module) -> nn.Module:
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
         model.float()
     _settle_tensors(model)
+    for module in model.modules():  # nested tensors, made of padding masks, can be neither followed nor exported
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
     for module in model.modules():  # instruments of training; channels could not be traced through them
         module._backward_hooks.clear()
         module._backward_pre_hooks.clear()

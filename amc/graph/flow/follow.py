@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from amc.graph.channels import BATCH_NORMS, CONVS, TRANSPOSED
 from amc.graph.elements import Atoms, core, tidy, varying
 from amc.graph.flow.rules import RULES
-from amc.graph.trace import operator_macs
+from amc.graph.macs import operator_macs
 
 _MOST_ATOMS = 1 << 22  # elements of a parameter that is followed element by element
 STATISTICS = frozenset(
@@ -323,7 +323,7 @@ class Flow:
     def count(self, func: Any, args: Any, kwargs: Any, out: Any, atoms: Tensor) -> None:
         """MACs of this operator go with the length of ``atoms``."""
         if not self.rehearsing:
-            self.products.append(Product(operator_macs(func, args, kwargs, out), atoms.reshape(-1)))
+            self.products.append(Product(operator_macs(func, args, kwargs, out) or 0, atoms.reshape(-1)))
 
     def ran(self, layer: Weights, weight: Tensor, macs: int) -> None:
         """A layer's weights were applied with so many MACs."""

@@ -10,7 +10,7 @@ from amc.graph.elements import varying
 from amc.graph.flow.follow import Flow, Vector, Weights, channels_along
 from amc.graph.flow.products import two_matrices
 from amc.graph.flow.rules import rule
-from amc.graph.trace import operator_macs
+from amc.graph.macs import operator_macs
 
 
 @rule("convolution", "_convolution")
@@ -24,7 +24,7 @@ def _convolution(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: 
             flow.atoms.freeze(atoms, "the weights of a convolution that reads it belong to no layer")
         return None
     layer.transposed = transposed
-    flow.ran(layer, weight, operator_macs(func, args, kwargs, out))
+    flow.ran(layer, weight, operator_macs(func, args, kwargs, out) or 0)
     if groups == 1:
         if atoms is not None:
             flow.read(layer, atoms)
@@ -68,7 +68,7 @@ def _matrix(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tenso
         layer.refused = "it runs for every channel of another site"
         flow.count(func, args, kwargs, out, plane[:, 0])
         return plane[:, :1].expand(out.shape)
-    flow.ran(layer, weight, operator_macs(func, args, kwargs, out))
+    flow.ran(layer, weight, operator_macs(func, args, kwargs, out) or 0)
     if plane is not None:
         flow.read(layer, plane[0])
     found: Tensor | None = layer.output[None].expand(out.shape)

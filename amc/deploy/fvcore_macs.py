@@ -1,0 +1,161 @@
+"""MACs counted by fvcore (https://github.com/facebookresearch/fvcore), independently of `amc.graph.macs`.
+
+fvcore counts on a TorchScript trace: convolutions, linear layers, matrix products and einsum, one fused multiply-add as
+one. It has no rule for some operators that multiply (fused attention, recurrent layers, distances); those are listed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from amc.errors import first_line
+from amc.graph.attention import without_fast_path
+from amc.task import nested
+from amc.task.nested import Nested
+
+_COUNTED = frozenset(("conv", "linear", "addmm", "mm", "matmul", "bmm", "einsum"))
+"""What fvcore's rules call the operators that are MACs here; normalisation and interpolation are not."""
+_COMMON = frozenset(("convolution", "addmm", "mm", "bmm"))
+"""Operators of ATen that both count."""
+_RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
+"""In ATen these may be matrix products."""
+_MULTIPLYING = frozenset(
+    [
+        "baddbmm",
+        "addbmm",
+        "addmv",
+        "mv",
+        "dot",
+        "vdot",
+        "inner",
+        "tensordot",
+        "chain_matmul",
+        "bilinear",
+        "_trilinear",
+        "cdist",
+        "pdist",
+        "_euclidean_dist",
+        "lstm",
+        "gru",
+        "rnn_tanh",
+        "rnn_relu",
+        "lstm_cell",
+        "gru_cell",
+        "rnn_tanh_cell",
+        "rnn_relu_cell",
+        "scaled_dot_product_attention",
+        "deform_conv2d",
+        "_native_multi_head_attention",
+        "_transformer_encoder_layer_fwd",
+        "matrix_power",
+        "stft",
+        "istft",
+    ]
+)
+_MULTIPLYING_FAMILIES = ("fft_", "linalg_")
+_SOFTER = ("linalg_vector_norm", "linalg_norm", "linalg_cross", "fft_fftshift", "fft_ifftshift")
+
+
+@dataclass(frozen=True)
+class FvcoreCount:
+    """What fvcore makes of one inference at batch 1."""
+
+    macs: int | None
+    """None where it cannot trace the network."""
+    uncounted: tuple[str, ...] = ()
+    """Operators that multiply and that fvcore has no rule for: ``macs`` lacks them."""
+    failure: str | None = None
+    """Why it cannot trace the network."""
+
+    def disagreement(self, by_operator: Mapping[str, int]) -> str | None:
+        """Why fvcore counts something else than amc, which counts so many MACs by operator; None where they agree.
+
+        >>> FvcoreCount(100).disagreement({"convolution": 100})
+        >>> FvcoreCount(100, ("cdist",)).disagreement({"convolution": 100, "_cdist_forward": 50})
+        'fvcore counts 100 MACs, amc 150: fvcore has no rule for cdist'
+        >>> FvcoreCount(100, ("cdist",)).disagreement({"convolution": 90, "_cdist_forward": 50})
+        'fvcore counts 100 MACs, amc 140, for no known reason'
+        """
+        macs = sum(by_operator.values())
+        if self.macs is None:
+            return f"fvcore cannot trace the network: {self.failure}"
+        if self.macs == macs:
+            return None
+        others = sum(count for name, count in by_operator.items() if name not in _COMMON)
+        is_known = self.uncounted and (self.macs + others == macs or _RECURRENT & set(self.uncounted))
+        why = f": fvcore has no rule for {', '.join(self.uncounted)}" if is_known else ", for no known reason"
+        return f"fvcore counts {self.macs:,} MACs, amc {macs:,}{why}"
+
+
+def count_with_fvcore(model: nn.Module, example: Nested) -> FvcoreCount:
+    """MACs of ``model`` (on the CPU, evaluation mode) on one sample ``[1, ...]``."""
+    leaves = tuple(leaf.cpu() for leaf in nested.leaves(example))
+    try:
+        with _silence(), torch.no_grad(), without_fast_path():
+            from fvcore.nn import FlopCountAnalysis
+
+            analysis = FlopCountAnalysis(_Flat(model, example).eval(), leaves)
+            analysis.set_op_handle("aten::_convolution_mode", _convolution)
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+            found, unknown = analysis.by_operator(), analysis.unsupported_ops()
+    except Exception as error:  # noqa: BLE001  (whatever TorchScript or a rule of fvcore makes of a network)
+        return FvcoreCount(None, failure=first_line(error))
+    names = {name.rpartition("::")[2].rstrip("_") for name in unknown}
+    return FvcoreCount(
+        int(sum(count for name, count in found.items() if name in _COUNTED)), tuple(sorted(filter(_multiplies, names)))
+    )
+
+
+def _convolution(inputs: list[Any], outputs: list[Any]) -> dict[str, int]:
+    """Of a convolution whose padding is a word, as in ``padding="same"``."""
+    from fvcore.nn.jit_handles import conv_flop_count, get_shape
+
+    x, weight, y = (get_shape(value) for value in (*inputs[:2], outputs[0]))
+    return {"conv": int(conv_flop_count(x, weight, y))}
+
+
+def _multiplies(name: str) -> bool:
+    return name in _MULTIPLYING or (name.startswith(_MULTIPLYING_FAMILIES) and name not in _SOFTER)
+
+
+class _Flat(nn.Module):
+    """The network with a tuple of tensors for its input and its output."""
+
+    def __init__(self, model: nn.Module, example: Nested) -> None:
+        super().__init__()
+        self.model, self._example = model, example
+
+    def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
+        rest = iter(leaves)
+        given = nested.mapped(lambda _: next(rest), self._example)
+        return tuple(t for t in tree_leaves(nested.call(self.model, given)) if isinstance(t, Tensor))
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """fvcore and TorchScript log, warn and print."""
+    loggers = [logging.getLogger(name) for name in ("fvcore", "fvcore.nn.jit_analysis")]
+    levels = [log.level for log in loggers]
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        for log in loggers:
+            log.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for log, level in zip(loggers, levels, strict=True):
+                log.setLevel(level)
