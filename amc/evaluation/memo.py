@@ -24,7 +24,8 @@ from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.score import Race, Score
 from amc.evaluation.settings import Dtype
 from amc.graph.build import Graph
-from amc.importance import rank
+from amc.importance import COLLECTORS, Need, load_criterion, rank
+from amc.importance import collect as collect_statistics
 from amc.latency.model import COMMAND
 from amc.operators.channels import width_of
 from amc.reconstruction.least_squares import Moments, collect, new_shelf, readers, sums_size
@@ -117,11 +118,22 @@ class Shared:
         name = self._config.search.criterion
 
         def compute() -> dict[str, Tensor]:
-            found = rank(name, graph, self._task.model, moments)
+            statistics = {need: self._statistics(need, graph) for need in sorted(load_criterion(name).needs)}
+            found = rank(name, graph, self._task.model, moments, statistics, self._config.seed)
             return {f"{index:04d}": order for index, order in enumerate(found)}
 
         found = self.cache.tensors("orders", self._ordered, compute)
         return [found[name] for name in sorted(found)]
+
+    def _statistics(self, need: Need, graph: Graph) -> dict[str, Tensor]:
+        """See `amc.importance.collect`."""
+        if need not in COLLECTORS:
+            return {}
+        return self.cache.tensors(
+            need.value,
+            lambda: {**self._calibrated(), "task": self._judged},
+            lambda: collect_statistics(need, self._task, graph),
+        )
 
     def score(self, evaluator: Evaluator, remote: Callable[[Choice], Score] | None = None) -> Callable[[Choice], Score]:
         """See `Evaluator.score`, or how ``remote`` machines score; what any run has scored is not scored again."""
@@ -162,7 +174,7 @@ class Shared:
     def site_error(self, evaluator: Evaluator) -> Callable[[int, Setting], float]:
         """See `amc.evaluation.evaluator.Evaluator.site_error`."""
         objective = evaluator.settings.objective
-        table = self.cache.table("errors", lambda: {**self._ordered(), "task": self._judged, "objective": objective})
+        table = self.cache.table("errors", lambda: {**self._ordered(), "objective": objective})
 
         def error(site: int, setting: Setting) -> float:
             return float(table.once([site, setting], lambda: evaluator.site_error(site, width_of(setting))))
@@ -226,11 +238,11 @@ class Shared:
 
     def _ordered(self) -> dict[str, Any]:
         name = self._config.search.criterion
-        return {**self._calibrated(), "criterion": [name, file_digests([name])]}
+        return {**self._calibrated(), "criterion": [name, file_digests([name])], "task": self._judged}
 
     def _scored(self, evaluator: Evaluator) -> Callable[[], dict[str, Any]]:
         settings = evaluator.settings.to_dict()
-        return lambda: {**self._ordered(), "search": self._search, "task": self._judged, "settings": settings}
+        return lambda: {**self._ordered(), "search": self._search, "settings": settings}
 
     def _judged_on(self, part: str, split: Split) -> dict[str, Any]:
         return {**self._basis, "task": self._judged, part: self._search if part == "search" else split_digest(split)}

@@ -1,9 +1,9 @@
-"""Block optimal brain surgeon: the order in which channels are missed least once the others make up for them.
+"""Block Optimal Brain Surgeon: greedy removal of the channel whose loss the other channels make up for best.
 
 Hassibi & Stork 1993, for blocks of weights as in Optimal Brain Compression (arXiv:2208.11580). Per reader:
 
 =====  =====================================================================================
-C      covariance of its inputs, with a ridge; ``H = C⁻¹`` restricted to what is not yet gone
+C      covariance of its inputs, with a ridge; ``H = C⁻¹`` restricted to what is left
 S      the elements of one channel (its positions, all taps)
 score  Σ over outputs of W_S (H_SS)⁻¹ W_Sᵀ: the rise of the squared error, others re-solved
 =====  =====================================================================================
@@ -19,21 +19,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from amc.importance import Reader, SiteView, criterion
+from amc.importance.criterion import Criterion, Need, descending
+from amc.importance.group import Reader, SiteView
 from amc.importance.magnitude import l2
 from amc.reconstruction.least_squares import elements
 
 RIDGE = 1e-2
 _ROUNDS = 128  # wide sites lose several channels a round
-_DENSE = 0.8  # matrices of which less is left are cut down
+_DENSE = 0.8  # matrices with a smaller share of elements left are compacted
 
 
-@criterion("obs")
 def obs(site: SiteView) -> Tensor:
     """Greedy removal by the least rise of the re-solved squared error; L2 where no inputs were collected."""
     solvers = [_Surgeon(r, site.channels) for r in site.readers if r.moments is not None]
     if not solvers:
-        return l2(site)
+        return descending(l2(site))
     present = torch.ones(site.channels, dtype=torch.bool)
     removed: list[int] = []
     at_once = max(1, site.channels // _ROUNDS)
@@ -52,7 +52,7 @@ def obs(site: SiteView) -> Tensor:
 
 @dataclass(eq=False)
 class _Surgeon:
-    """One reader's weights and inverse covariance as channels go."""
+    """One reader's weights and inverse covariance while channels are removed."""
 
     reader: Reader
     channels: int
@@ -74,7 +74,7 @@ class _Surgeon:
         self._alive = torch.ones(len(self._h), dtype=torch.bool, device=self._h.device)
 
     def scores(self, present: Tensor) -> Tensor:
-        """Rise of the squared error ``[channels]``, as a share of the outputs' variance; 0 for what is gone."""
+        """Rise of the squared error ``[channels]``, as a share of the outputs' variance; 0 for removed channels."""
         found = torch.zeros(self.channels, dtype=self._h.dtype)
         here = present.nonzero()[:, 0]
         index = self._blocks[here]
@@ -85,7 +85,7 @@ class _Surgeon:
         return found.double()
 
     def remove(self, channels: Tensor) -> None:
-        """Take channels out, all at once, and let the others make up for them."""
+        """Remove channels, all at once, and re-solve the others."""
         s = self._blocks[channels].flatten()
         rows = self._h[s]
         update = torch.linalg.solve(rows[:, s], rows)  # (H_SS)⁻¹ H_S:
@@ -96,9 +96,19 @@ class _Surgeon:
             self._compact()
 
     def _compact(self) -> None:
-        """Forget the elements that are gone."""
+        """Drop the rows and columns of removed elements."""
         keep = self._alive.nonzero()[:, 0]
         self._h = self._h.index_select(0, keep).index_select(1, keep)
         self._w = self._w.index_select(1, keep)
-        self._blocks = (self._alive.cumsum(0) - 1)[self._blocks]  # what is gone is not looked at again
+        self._blocks = (self._alive.cumsum(0) - 1)[self._blocks]  # removed channels are not read again
         self._alive = torch.ones_like(keep, dtype=torch.bool)
+
+
+CRITERION = Criterion(
+    "obs",
+    "least rise of the re-solved squared error, greedily",
+    "Hassibi & Stork 1993; Frantar & Alistarh 2022, Optimal Brain Compression, arXiv:2208.11580",
+    obs,
+    frozenset({Need.READERS, Need.MOMENTS}),
+    gives="order",
+)

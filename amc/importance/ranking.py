@@ -1,0 +1,130 @@
+"""From a criterion to the order in which every site loses its channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from amc.errors import ConfigError
+from amc.graph.sites import Graph
+from amc.importance.criterion import Criterion, Lacking, Need, descending
+from amc.importance.group import Activations, Norm, Part, Producer, Reader, SiteView, Slot, slots, weight_in
+from amc.importance.magnitude import l2
+from amc.importance.registry import load_criterion
+from amc.importance.statistics import Statistics
+from amc.reconstruction.least_squares import Moments
+from amc.runtime.plugins import is_plugin
+
+
+def rank(
+    name: str,
+    graph: Graph,
+    model: nn.Module,
+    moments: Mapping[str, Moments],
+    statistics: Statistics | None = None,
+    seed: int = 0,
+) -> list[Tensor]:
+    """For every site its channels ``[C]``, the most important first. The result of a plug-in is checked.
+
+    ``statistics`` holds what the criterion needs (`amc.importance.statistics`). A site that has nothing of it, such as
+    one without a normalisation for ``bn-scale``, is ranked by the squared weights that read it. Raises ConfigError
+    where no site has any.
+    """
+    criterion = load_criterion(name)
+    orders: list[Tensor] = []
+    lacking: list[str] = []
+    for index, site in enumerate(graph.sites):
+        try:
+            own = view(graph, model, moments, index, criterion.needs, statistics, seed)
+            order = _asked(criterion, name, own)
+        except Lacking as lack:
+            lacking.append(str(lack))
+            order = descending(l2(view(graph, model, moments, index))).cpu()
+        if sorted(order.tolist()) != list(range(site.channels)):
+            raise ConfigError(
+                f"the criterion {name} did not give every one of the {site.channels} channels of '{site.name}' once."
+            )
+        orders.append(order)
+    if len(lacking) == len(graph.sites):
+        raise ConfigError(
+            f"the criterion {name} needs {lacking[0]}, which no site of this network has: "
+            "use another, such as --criterion obs or l1."
+        )
+    return orders
+
+
+def _asked(judge: Criterion, name: str, site: SiteView) -> Tensor:
+    """The criterion's order. Whatever a plug-in throws is its user's mistake."""
+    try:
+        return torch.as_tensor(judge(site)).cpu()
+    except Lacking:
+        raise
+    except Exception as error:
+        if not is_plugin(name):
+            raise
+        raise ConfigError(f"the criterion {name} fails: {type(error).__name__}: {error}") from error
+
+
+def view(
+    graph: Graph,
+    model: nn.Module,
+    moments: Mapping[str, Moments],
+    index: int,
+    needs: frozenset[Need] = frozenset({Need.READERS, Need.MOMENTS}),
+    statistics: Statistics | None = None,
+    seed: int = 0,
+) -> SiteView:
+    """What a criterion with such ``needs`` sees of site ``index``."""
+    known, here = statistics or {}, str(index)
+    parts = [
+        _part(slot, model, moments, needs, known)
+        for slot in slots(graph, model, index)
+        if {Producer: Need.PRODUCERS, Norm: Need.NORMS, Reader: Need.READERS}[slot.kind] in needs
+    ]
+    activations = known.get(Need.ACTIVATIONS, {}).get(here) if Need.ACTIVATIONS in needs else None
+    gradients = known.get(Need.GRADIENTS, {}) if Need.GRADIENTS in needs else {}
+    return SiteView(
+        graph.sites[index].channels,
+        tuple(p for p in parts if isinstance(p, Reader)),
+        tuple(p for p in parts if isinstance(p, Producer)),
+        tuple(p for p in parts if isinstance(p, Norm)),
+        None if activations is None else Activations(*activations.unbind()),
+        gradients.get(f"activation/{here}"),
+        gradients.get(f"weight/{here}"),
+        known.get(Need.FLOW, {}).get(here) if Need.FLOW in needs else None,
+        seed * 1_000_003 + index,
+    )
+
+
+def _part(
+    slot: Slot,
+    model: nn.Module,
+    moments: Mapping[str, Moments],
+    needs: frozenset[Need],
+    known: Statistics,
+) -> Part:
+    """A layer's share in a site, with what is known of its weight."""
+    held = weight_in(model, slot.layer)
+    assert held is not None
+    gradients = known.get(Need.GRADIENTS, {}) if Need.GRADIENTS in needs else {}
+    curvature = known.get(Need.CURVATURE, {}) if Need.CURVATURE in needs else {}
+
+    def shaped(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else slot.oriented(tensor).to(held.device)
+
+    weight = slot.oriented(held.detach())
+    told = {
+        "name": slot.tensor,
+        "gradient": shaped(gradients.get(f"gradient/{slot.tensor}")),
+        "squared_gradient": shaped(gradients.get(f"square/{slot.tensor}")),
+        "curvature": shaped(curvature.get(slot.tensor)),
+    }
+    if slot.kind is Reader:
+        seen = moments.get(slot.layer.name) if Need.MOMENTS in needs else None
+        return Reader(weight, slot.positions, slot.channels, seen, **told)  # type: ignore[arg-type]
+    if slot.kind is Norm:
+        shift = getattr(model.get_submodule(slot.layer.name), "bias", None)
+        return Norm(weight, slot.positions, slot.channels, None if shift is None else shift.detach(), **told)  # type: ignore[arg-type]
+    return Producer(weight, slot.positions, slot.channels, **told)  # type: ignore[arg-type]
