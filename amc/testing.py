@@ -1,11 +1,14 @@
-"""For those who write latency models: a conformance suite to call from pytest.
+"""Contract suites to call from pytest, for those who write latency models and criteria.
 
 ::
 
-    from amc.testing import check_latency_model
+    from amc.testing import check_criterion, check_latency_model
 
     def test_my_model():
         check_latency_model(MyModel)
+
+    def test_my_criterion():
+        check_criterion("my_criterion.py:by_variance")
 """
 
 from __future__ import annotations
@@ -22,9 +25,12 @@ from numpy.typing import NDArray
 
 from amc.deploy.export import export_onnx, file_layout
 from amc.graph.build import build_graph
+from amc.importance.contract import check_criterion
 from amc.latency import LatencyModel, LatencyProbe, LatencyProblem, Predictor, layer_shapes
 from amc.operators.channels import legal_widths
 from amc.task.models import build_model
+
+__all__ = ["check_criterion", "check_latency_model", "example_problem"]
 
 
 @contextmanager
