@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from amc.config import Config
     from amc.deploy.bundle import apply, load
     from amc.errors import AmcError
+    from amc.operators.policy import Policy
     from amc.pipeline.pipeline import run
     from amc.pipeline.result import Result
     from amc.space.budget import Budget
-    from amc.space.policy import Policy
     from amc.task import Objective
 
 __version__ = "0.1.0"
@@ -31,7 +31,7 @@ _HOME = {
     "Budget": "amc.space.budget",
     "Config": "amc.config",
     "Objective": "amc.task",
-    "Policy": "amc.space.policy",
+    "Policy": "amc.operators.policy",
     "Result": "amc.pipeline.result",
     "apply": "amc.deploy.bundle",
     "compress": "amc.api",

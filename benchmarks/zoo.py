@@ -114,7 +114,7 @@ def _tried(
     from amc.graph.trace import trace
     from amc.graph.verify import masked_outputs
     from amc.latency import Runner
-    from amc.space.policy import fingerprint, make_policy
+    from amc.operators.policy import fingerprint, make_policy
 
     yield "prune"
     smaller = twin(model)

@@ -26,14 +26,14 @@ from amc.graph.surgery import Dresser
 from amc.latency import LatencyProbe, Runner
 from amc.latency.learned import Tables, _Table
 from amc.latency.operators import operators
+from amc.operators.branches import find_branches, skip_identities
 from amc.operators.channels import legal_widths
+from amc.operators.policy import Policy, fingerprint, make_policy
 from amc.pipeline.stages import branches_go, make_space
 from amc.reconstruction.sequential import Effort
 from amc.search import load_searcher, searchers
 from amc.search.allocate import decode, quick_decoder
-from amc.space.branches import find_branches, skip_identities
 from amc.space.budget import Space
-from amc.space.policy import Policy, fingerprint, make_policy
 from amc.space.resources import ResourceModel
 from amc.space.sites import numeric_sites
 from amc.train.trainer import Plan, train
@@ -234,9 +234,9 @@ def test_a_policy_that_removes_is_written_and_read(original, tmp_path):
     read = Policy.load(tmp_path / "policy.json")
     assert [len(k) for k in read.kept(graph)] == [len(k) for k in kept]
     written = json.loads((tmp_path / "policy.json").read_text())
-    next(iter(written["sites"].values()))["width"] = -1
+    next(iter(written["sites"].values()))["of"] = -1
     (tmp_path / "policy.json").write_text(json.dumps(written))
-    with pytest.raises(PolicyError, match="a width of at least 0"):
+    with pytest.raises(PolicyError, match="a whole number of at least 1 for of"):
         Policy.load(tmp_path / "policy.json")
 
 

@@ -104,8 +104,8 @@ def test_a_policy_is_for_one_network_only(copied: Path) -> None:
         amc.load(copied, other)
     with pytest.raises(PolicyError, match="the policy is for the network"):
         amc.apply(nn.Linear(3, 3), copied / "policy.json")
-    rewritten("policy.json", lambda p: p.update(version=2))(copied)
-    with pytest.raises(PolicyError, match="version 2, and this amc reads version 1"):
+    rewritten("policy.json", lambda p: p.update(version=3))(copied)
+    with pytest.raises(PolicyError, match="version 3, and this amc reads versions 1 to 2"):
         amc.load(copied, bundled())
     rewritten("policy.json", lambda p: (p.update(version=1), p.pop("inputs")))(copied)
     with pytest.raises(PolicyError, match="pass an example input"):

@@ -14,19 +14,20 @@ from networks import built, random_kept
 from torch import nn
 
 from amc.errors import PolicyError
-from amc.operators.channels import legal_widths
-from amc.space.policy import Policy, Setting, fingerprint, make_policy
+from amc.operators.branches import RemovedBranch
+from amc.operators.channels import ChannelSetting, legal_widths
+from amc.operators.policy import Policy, fingerprint, make_policy
 from amc.task import nested
 
 
 @st.composite
-def settings_of_sites(draw: st.DrawFn) -> Setting:
+def settings_of_sites(draw: st.DrawFn) -> ChannelSetting | RemovedBranch:
     of = draw(st.integers(1, 40))
-    kept = draw(st.sets(st.integers(0, of - 1), min_size=1))
-    return Setting(len(kept), of, tuple(sorted(kept)))
+    kept = draw(st.sets(st.integers(0, of - 1)))
+    return ChannelSetting(len(kept), of, tuple(sorted(kept))) if kept else RemovedBranch(0, of, ())
 
 
-policies = st.builds(Policy, st.text(), st.dictionaries(st.text(), settings_of_sites()))
+policies = st.builds(Policy, st.text(), st.dictionaries(st.text(), settings_of_sites(), min_size=1))
 
 
 @given(policies)
@@ -36,20 +37,62 @@ def test_json_round_trip(policy: Policy) -> None:
 
 def good() -> dict[str, Any]:
     sites = {"conv1": {"kind": "channels", "width": 2, "of": 4, "kept": [0, 3]}}
-    return {"format": "amc-policy", "version": 1, "fingerprint": "abc", "sites": sites}
+    return {"format": "amc-policy", "version": 2, "fingerprint": "abc", "sites": sites}
 
 
 def test_saved_as_readable_json_and_loaded(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "policy.json"
-    policy = Policy("abc", {"conv1": Setting(2, 4, (0, 3))})
+    policy = Policy("abc", {"conv1": ChannelSetting(2, 4, (0, 3))})
     policy.save(path)
     assert json.loads(path.read_text()) == good()
     assert Policy.load(path) == policy
 
 
+def test_version_1_is_read_and_version_2_written() -> None:
+    sites = {
+        "conv1": {"kind": "channels", "width": 2, "of": 4, "kept": [0, 3]},
+        "conv2": {"kind": "channels", "width": 0, "of": 8, "kept": []},
+    }
+    policy = Policy.from_json({**good(), "version": 1, "sites": sites})
+    assert policy.settings == {"conv1": ChannelSetting(2, 4, (0, 3)), "conv2": RemovedBranch(0, 8, ())}
+    assert policy.to_json()["sites"] == {"conv1": sites["conv1"], "conv2": {"kind": "branches", "of": 8}}
+    assert Policy.from_json(policy.to_json()) == policy
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"kind": "branches", "of": 8},
+        {"kind": "channels", "width": False, "of": 8, "kept": []},
+        {"kind": "channels", "width": 0, "of": 8, "kept": [1]},
+        {"kind": "channels", "width": 0, "kept": []},
+    ],
+    ids=str,
+)
+def test_what_version_1_did_not_have_is_refused_in_it(entry: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError, match="site 'conv2'"):
+        Policy.from_json({**good(), "version": 1, "sites": {"conv2": entry}})
+
+
+@pytest.mark.parametrize("of", [None, 0, -1, True, 4.0, "4", [4]])
+def test_a_removed_branch_says_how_many_channels_there_were(of: Any) -> None:
+    with pytest.raises(PolicyError, match="site 'conv1' needs a whole number of at least 1 for of"):
+        Policy.from_json({**good(), "sites": {"conv1": {"kind": "branches", "of": of}}})
+
+
+def test_an_unknown_kind_is_refused_in_one_line() -> None:
+    value = good()
+    value["sites"]["conv1"]["kind"] = "chanels"
+    with pytest.raises(PolicyError, match=r"site 'conv1': unknown kind of compression 'chanels'. Did you mean"):
+        Policy.from_json(value)
+
+
 SITE_FAULTS: list[dict[str, Any]] = [
     {"kind": "bits"},
+    {"kind": 3},
+    {"kind": ["channels"]},
     {"width": 0},
+    {"width": 0, "kept": []},
     {"width": -1, "kept": []},
     {"width": 3},
     {"width": True, "kept": [0]},
@@ -95,7 +138,11 @@ def test_an_incomplete_setting_is_refused(missing: str) -> None:
     ("change", "told"),
     [
         ({"format": "policy"}, "format"),
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
+        ({"version": 0}, "version 0"),
+        ({"version": True}, "version True"),
+        ({"version": 1.0}, r"version 1\.0"),
+        ({"sites": {}}, "no sites"),
         ({"version": None}, "version None"),
         ({"fingerprint": 5}, "fingerprint"),
         ({"sites": []}, "sites"),
@@ -154,6 +201,7 @@ def test_any_value_anywhere_is_read_or_refused(place: tuple[str, ...], value: An
         assert "\n" not in str(error)  # noqa: PT017
         return
     for setting in policy.settings.values():
+        assert isinstance(setting, ChannelSetting)
         assert setting.kept == tuple(sorted(set(setting.kept)))
         assert 1 <= len(setting.kept) == setting.width
         assert 0 <= setting.kept[0] <= setting.kept[-1] < setting.of
@@ -167,7 +215,7 @@ def test_policy_of_a_graph() -> None:
     kept = random_kept(graph, np.random.default_rng(0))
     policy = make_policy(graph, fingerprint(model), [k[::-1] for k in kept])
     policy.check(model)
-    assert policy.choice(graph) == tuple(len(k) for k in kept)
+    assert [setting.size for setting in policy.settings.values()] == [len(k) for k in kept]
     assert all(map(np.array_equal, policy.kept(graph), kept))
     assert [s.kept for s in policy.settings.values()] == [tuple(k.tolist()) for k in kept]
     assert Policy.from_json(json.loads(json.dumps(policy.to_json()))) == policy
@@ -188,7 +236,7 @@ def test_other_sites_are_refused(change: str) -> None:
     _, _, graph, _ = built("resnet8")
     settings = dict(make_policy(graph, "", [np.arange(2)] * len(graph.sites)).settings)
     name = "other" if change == "extra" else graph.sites[0].name
-    settings[name] = Setting(2, 3, (0, 1))
+    settings[name] = ChannelSetting(2, 3, (0, 1))
     with pytest.raises(PolicyError, match=f"site '{name}' with 3 channels is not one of this network's"):
         Policy("", settings).kept(graph)
 
@@ -232,7 +280,16 @@ def test_a_policy_knows_what_its_network_takes(example: Any) -> None:
 )
 def test_inputs_that_are_none(inputs: Any) -> None:
     with pytest.raises(PolicyError, match="its inputs are not understood"):
-        Policy.from_json({**Policy("abc", {}).to_json(), "inputs": inputs})
+        Policy.from_json({**good(), "inputs": inputs})
+
+
+def test_another_example_input_is_refused() -> None:
+    model, example, graph, _ = built("resnet8")
+    policy = make_policy(graph, fingerprint(model), [np.arange(2)] * len(graph.sites), example)
+    policy.check(model, example)
+    for other in (example[..., 1:], example.double(), (example,), {"a": example}):
+        with pytest.raises(PolicyError, match=r"a network that takes float32 \[3, 32, 32\], but the example"):
+            policy.check(model, other)
 
 
 def test_fingerprint_sees_every_change() -> None:

@@ -22,10 +22,10 @@ from amc import reports
 from amc.config import Config, DataConfig, from_dict
 from amc.evaluation.problem import Problem
 from amc.evaluation.reward import Evaluation
+from amc.operators.policy import fingerprint
 from amc.pipeline import delivery, stages
 from amc.pipeline.pipeline import compress_task
 from amc.runtime.files import replacing, write_text
-from amc.space.policy import fingerprint
 from amc.task import Task, load_data, make_task
 from amc.train import trainer as finetune
 

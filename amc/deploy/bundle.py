@@ -32,10 +32,12 @@ from amc.deploy.export import export_onnx, read_onnx
 from amc.deploy.program import read_program
 from amc.errors import BundleError, first_line
 from amc.graph.build import build_graph
-from amc.graph.surgery import Dresser, twin
+from amc.graph.surgery import twin
+from amc.operators.branches import removed
+from amc.operators.compose import apply_settings
+from amc.operators.operator import NetworkFacts
+from amc.operators.policy import Policy
 from amc.runtime.files import replacing, write_json
-from amc.space.branches import removed
-from amc.space.policy import Policy
 from amc.task.checks import prepared, unwrapped
 from amc.task.models import load_weights, read_state_dict
 from amc.task.nested import Nested
@@ -128,15 +130,14 @@ def apply(model: nn.Module, policy: Policy | str | Path, example: Nested | None 
     policy = policy if isinstance(policy, Policy) else Policy.load(policy)
     was_training = model.training
     own = prepared(twin(unwrapped(model))).eval()
-    policy.check(own)
+    policy.check(own, example)
     example = policy.example() if example is None else example
     graph = build_graph(own, example)
-    kept = policy.kept(graph)
-    if not all(len(channels) for channels in kept):
+    if policy.removes_branches:
         with tempfile.TemporaryDirectory() as folder:
             export_onnx(own, example, Path(folder, "original.onnx"))
-            removed(read_onnx(Path(folder, "original.onnx")), graph, kept)
-    Dresser(own, graph.layers).dress(kept)
+            removed(read_onnx(Path(folder, "original.onnx")), graph, policy.kept(graph))
+    apply_settings(own, NetworkFacts(own, graph), policy.settings)
     return copy.deepcopy(own).train(was_training)
 
 

@@ -28,8 +28,8 @@ from amc.graph.attention import without_fast_path
 from amc.graph.build import Graph
 from amc.graph.channels import Axis, Kept, Layer
 from amc.graph.surgery import axes_of, own_tensors, wake
+from amc.operators.branches import find_branches, owner, remove, removed, varint_bytes
 from amc.runtime.files import replacing
-from amc.space.branches import find_branches, owner, remove, removed, varint_bytes
 from amc.space.resources import FileLayout, StoredTensor
 from amc.task import nested
 from amc.task.nested import Nested

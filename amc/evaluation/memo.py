@@ -28,13 +28,13 @@ from amc.importance import COLLECTORS, Need, load_criterion, rank
 from amc.importance import collect as collect_statistics
 from amc.latency.model import COMMAND
 from amc.operators.channels import width_of
+from amc.operators.policy import fingerprint
 from amc.reconstruction.least_squares import Moments, collect, new_shelf, readers, sums_size
 from amc.runtime.cache import Cache, Recall, Resting, Table, cache_folder
 from amc.runtime.memory import Memory
 from amc.runtime.plugins import file_digests
 from amc.runtime.provenance import code_version, cpu_name, library_versions
 from amc.space.budget import Space
-from amc.space.policy import fingerprint
 from amc.space.sites import Choice, Setting
 from amc.task import Split, Task, batches, evaluate, nested
 from amc.task.nested import Nested

@@ -23,8 +23,8 @@ import onnxruntime
 from amc.errors import ExportError, first_line
 from amc.latency.measurement import measure
 from amc.latency.session import Inputs
+from amc.operators.branches import skip_identities
 from amc.runtime.provenance import cpu_flags
-from amc.space.branches import skip_identities
 from amc.task.nested import Feeds
 
 TOLERANCE = 0.01

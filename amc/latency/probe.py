@@ -20,7 +20,7 @@ from amc.latency.measurement import LEAST_MS, WARMUP, time_call
 from amc.latency.operators import activations, profile
 from amc.latency.quiet import Reference, Timing, timed
 from amc.latency.session import Inputs, Runner, denormals_as_zero
-from amc.space.branches import remove
+from amc.operators.branches import remove
 from amc.space.resources import FileLayout
 
 ROUNDS = 20

@@ -1,5 +1,43 @@
-"""What can be done to a site: one file an operator."""
+"""What can be done to a site of a network: one file an operator, and one entry in the registry."""
 
-from amc.operators.channels import legal_widths, width_of, widths_of
+from amc.operators.branches import Branches, RemovedBranch
+from amc.operators.channels import Channels, ChannelSetting, legal_widths, width_of, widths_of
+from amc.operators.compose import PolicyApplier, apply_settings, cost_model, offered_sites, recorded_settings
+from amc.operators.operator import (
+    Applier,
+    CompressionOperator,
+    ErrorMeasures,
+    NetworkFacts,
+    PolicySetting,
+    SettingBounds,
+)
+from amc.operators.policy import Policy, fingerprint, make_policy
+from amc.operators.registry import OPERATORS, Operators, operator_of, owner_of
 
-__all__ = ["legal_widths", "width_of", "widths_of"]
+__all__ = [
+    "OPERATORS",
+    "Applier",
+    "Branches",
+    "ChannelSetting",
+    "Channels",
+    "CompressionOperator",
+    "ErrorMeasures",
+    "NetworkFacts",
+    "Operators",
+    "Policy",
+    "PolicyApplier",
+    "PolicySetting",
+    "RemovedBranch",
+    "SettingBounds",
+    "apply_settings",
+    "cost_model",
+    "fingerprint",
+    "legal_widths",
+    "make_policy",
+    "offered_sites",
+    "operator_of",
+    "owner_of",
+    "recorded_settings",
+    "width_of",
+    "widths_of",
+]

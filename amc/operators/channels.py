@@ -1,10 +1,151 @@
-"""Channels: how many output channels of coupled layers stay. A setting is that number, the width."""
+"""Channels: how many output channels of coupled layers stay. A setting is that number, the width.
+
+Which channels stay is a criterion's order (`amc.importance`): a width keeps the most important ones, so wider settings
+keep all that narrower ones do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from amc.space.sites import Choice, Setting
+import numpy as np
+from torch import nn
+
+from amc.errors import PolicyError
+from amc.graph.build import Graph
+from amc.graph.channels import Kept
+from amc.graph.surgery import Dresser, silence
+from amc.operators.operator import (
+    Applier,
+    ColumnCosts,
+    CompressionOperator,
+    ErrorMeasures,
+    NetworkFacts,
+    PolicySetting,
+    SettingBounds,
+    Solved,
+    whole_number,
+)
+from amc.space.resources import CostModel
+from amc.space.sites import Choice, Ints, Setting, SiteSettings, numeric_sites
+
+
+@dataclass(frozen=True)
+class ChannelSetting:
+    """What a policy says of a channel group."""
+
+    kind: ClassVar[str] = "channels"
+    width: int
+    of: int
+    kept: tuple[int, ...]
+    """The channels that stay, ascending."""
+
+    @property
+    def size(self) -> int:
+        """The width."""
+        return self.width
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"kind": self.kind, "width": self.width, "of": self.of, "kept": list(self.kept)}
+
+
+class Channels(CompressionOperator):
+    """Removes output channels of coupled layers, and whatever reads them."""
+
+    kind = "channels"
+    summary = "output channels of coupled layers"
+    reference = "Li et al. 2017, arXiv:1608.08710; Fang et al. 2023, arXiv:2301.12900"
+
+    def sites(
+        self, network: NetworkFacts, bounds: SettingBounds, offered: tuple[SiteSettings, ...]
+    ) -> tuple[SiteSettings, ...]:
+        """One site a channel group of the graph, in forward order."""
+        groups = network.graph.sites
+        widths = [legal_widths(group.channels, bounds.min_keep, bounds.step) for group in groups]
+        return (*offered, *numeric_sites([group.name for group in groups], widths))
+
+    def costs(self, network: NetworkFacts, sites: Sequence[SiteSettings], under: CostModel) -> CostModel:
+        """`amc.space.resources.ResourceModel`."""
+        columns = [column for column, site in enumerate(sites) if site.operators[0] == self.kind]
+        return network.resources if len(columns) == len(sites) else ColumnCosts(network.resources, columns)
+
+    def errors(self, network: NetworkFacts, site: SiteSettings, measures: ErrorMeasures) -> Sequence[float]:
+        """The variance that re-solving leaves unexplained, by the sensitivity of the layers that read the channels."""
+        group = [group.name for group in network.graph.sites].index(site.name)
+        errors = measures.removing_channels(group)
+        return [float(errors[width_of(setting)]) for setting in site.settings]
+
+    def applier(self, scratch: nn.Module, network: NetworkFacts, sites: Sequence[SiteSettings]) -> Applier:
+        """Cuts the tensors of ``scratch`` (`amc.graph.surgery`)."""
+        return ChannelApplier(scratch, network.graph, network.orders)
+
+    def record(self, network: NetworkFacts, site: SiteSettings, setting: Setting) -> PolicySetting | None:
+        """The width, and which channels it keeps."""
+        group = [group.name for group in network.graph.sites].index(site.name)
+        kept = kept_channels(network.orders[group : group + 1], [setting])[0]
+        return ChannelSetting(len(kept), site.sizes[-1], tuple(kept.tolist()))
+
+    def read(self, name: str, entry: Mapping[str, Any]) -> PolicySetting:
+        """Width, original width and channels."""
+        width, of = (whole_number(name, entry, key, least=1) for key in ("width", "of"))
+        kept = entry.get("kept")
+        if not isinstance(kept, list) or any(type(channel) is not int for channel in kept):
+            raise PolicyError(f"site {name!r} needs a list of whole numbers for kept.")
+        if len(kept) != width or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= of:
+            raise PolicyError(f"site {name!r} keeps {width} of {of} channels, but lists others.")
+        return ChannelSetting(width, of, tuple(kept))
+
+    def apply(self, model: nn.Module, network: NetworkFacts, settings: Mapping[str, PolicySetting]) -> None:
+        """Cut the tensors of ``model`` to the channels that the settings list."""
+        Dresser(model, network.graph.layers).dress(listed_channels(network.graph, settings))
+
+
+class ChannelApplier:
+    """Cuts the tensors of one scratch network to the widths of a policy."""
+
+    def __init__(self, scratch: nn.Module, graph: Graph, orders: Sequence[Ints]) -> None:
+        self._graph, self._orders = graph, orders
+        self._dresser = Dresser(scratch, graph.layers)
+
+    def kept(self, settings: Sequence[Setting]) -> Kept:
+        """The most important channels of every group, ascending."""
+        return kept_channels(self._orders, settings)
+
+    def apply(self, settings: Sequence[Setting], solved: Solved) -> None:
+        """Cut every tensor; those that were ``solved`` replace the original's."""
+        self._dresser.dress(self.kept(settings), solved)
+
+    def finish(self, model: nn.Module, settings: Sequence[Setting]) -> None:
+        """Let layers that read nothing give zeros for good."""
+        silence(model, self._graph.layers, self.kept(settings))
+
+
+def kept_channels(orders: Sequence[Ints], settings: Sequence[Setting]) -> Kept:
+    """The channels that stay in every group, ascending: the first of its order ``[C]``, as many as its setting says.
+
+    >>> kept_channels([np.array([3, 0, 2, 1])], [2])
+    [array([0, 3])]
+    """
+    return [np.sort(order[: width_of(setting)]) for order, setting in zip(orders, settings, strict=True)]
+
+
+def listed_channels(graph: Graph, settings: Mapping[str, PolicySetting]) -> Kept:
+    """The channels that a policy keeps in every group of the graph; groups that it does not name stay whole.
+
+    Raises PolicyError for a channel group that the graph does not have.
+    """
+    groups = {group.name: group.channels for group in graph.sites}
+    listed = {name: setting for name, setting in settings.items() if isinstance(setting, ChannelSetting)}
+    for name, setting in listed.items():
+        if groups.get(name) != setting.of:
+            raise PolicyError(f"the policy's site '{name}' with {setting.of} channels is not one of this network's.")
+    return [
+        np.array(listed[name].kept if name in listed else range(channels), np.int64)
+        for name, channels in groups.items()
+    ]
 
 
 def legal_widths(channels: int, min_keep: float, step: int | None = None) -> tuple[int, ...]:

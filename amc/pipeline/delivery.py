@@ -22,12 +22,12 @@ from amc.graph.trace import Trace, trace, unprovable
 from amc.latency import Measurement, Runner, measure, onnx_metric
 from amc.latency.constraint import Pace
 from amc.latency.int8 import fastest
+from amc.operators.branches import find_branches
+from amc.operators.policy import Policy
 from amc.pipeline.record import Record
 from amc.pipeline.result import Result
 from amc.runtime.files import replacing, sweep, write_json, write_text
-from amc.space.branches import find_branches
 from amc.space.budget import UNITS, Space, format_cost
-from amc.space.policy import Policy
 from amc.space.sites import Choice
 from amc.task import batches, evaluate, nested
 from amc.task.data import sample

@@ -14,6 +14,7 @@ from amc.evaluation.reward import load_reward
 from amc.importance import load_criterion
 from amc.latency import load_latency_model, runs_code
 from amc.latency.profiling import is_profile
+from amc.operators.policy import fingerprint, make_policy
 from amc.pipeline.delivery import Delivery
 from amc.pipeline.record import Record
 from amc.pipeline.result import Result
@@ -28,7 +29,6 @@ from amc.runtime.progress import Recorder
 from amc.runtime.tracking import check_log, tracked
 from amc.search import load_searcher, searchers
 from amc.space.budget import UNITS, Budget, Space
-from amc.space.policy import fingerprint, make_policy
 from amc.space.sites import Choice
 from amc.task import Task, load_data, load_model, load_objective, make_task, nested
 

@@ -17,11 +17,11 @@ from torch import nn
 from amc.config import Config, binding, to_dict, unless_auto
 from amc.errors import BundleError
 from amc.evaluation.memo import Shared, open_cache
+from amc.operators.policy import fingerprint
 from amc.runtime.files import write_text
 from amc.runtime.journal import Journal
 from amc.runtime.locks import Machine
 from amc.runtime.monitor import Monitor
-from amc.space.policy import fingerprint
 from amc.task import Task
 from amc.train.trainer import Plan, asked_precision, fastest_precision, make_plan
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from amc.deploy import bundle
 from amc.evaluation.reward import Evaluation
-from amc.space.policy import Policy
+from amc.operators.policy import Policy
 
 
 @dataclass(frozen=True, eq=False)

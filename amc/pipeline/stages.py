@@ -30,6 +30,7 @@ from amc.latency.constraint import Believed, Learned, Pace, Paced, steps
 from amc.latency.device import Device
 from amc.latency.profiling import Bench, is_profile, latency_problem, learn_latency, profile_key
 from amc.operators.channels import legal_widths
+from amc.operators.policy import fingerprint
 from amc.pipeline.record import Record
 from amc.reconstruction.sequential import FAST, FULL
 from amc.runtime.cache import Table
@@ -38,7 +39,6 @@ from amc.runtime.memory import Memory
 from amc.runtime.plugins import file_digests
 from amc.search import load_searcher, searchers
 from amc.space.budget import Budget, Space
-from amc.space.policy import fingerprint
 from amc.space.resources import ResourceModel
 from amc.space.sites import Choice, Setting, numeric_sites
 from amc.task import evaluate

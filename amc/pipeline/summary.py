@@ -11,8 +11,8 @@ from amc.config import Config, to_dict
 from amc.deploy.export import Parity
 from amc.latency import Measurement
 from amc.latency.int8 import TOLERANCE
+from amc.operators.policy import Policy
 from amc.runtime.provenance import environment
-from amc.space.policy import Policy
 from amc.task import Task
 
 VERSION = 1
@@ -67,7 +67,7 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
         "proof": list(found.proof),
         "macs": dict(found.macs),
         "parity": asdict(found.parity),
-        "sites": [{"name": name, "width": s.width, "of": s.of} for name, s in policy.settings.items()],
+        "sites": [{"name": name, "width": s.size, "of": s.of} for name, s in policy.settings.items()],
         "search": {
             "searcher": config.search.searcher,
             "evaluations": found.evaluations,

@@ -32,7 +32,6 @@ from torch import nn
 from amc.graph.build import Graph
 from amc.graph.channels import Axis, Layer
 from amc.graph.surgery import axes_of, holder_of, own_tensors
-from amc.space.branches import Branch
 from amc.space.sites import Floats, Ints
 
 
@@ -61,6 +60,24 @@ class CostModel(Protocol):
     """
 
     def costs(self, sizes: ArrayLike, /) -> Mapping[str, Floats]: ...
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch that can be removed whole from one file (see `amc.operators.branches`)."""
+
+    site: int
+    """The channel group in it; a width of 0 removes the branch."""
+    layers: frozenset[str]
+    """All layers of which nothing is left."""
+    bypassed: Mapping[str, str]
+    """By the output of a node that does nothing without the branch, what it is identical to."""
+    dead: frozenset[str]
+    """The first outputs of the nodes that go."""
+    tensors: frozenset[str]
+    """The initializers that go."""
+    bytes: int
+    """By which the records of nodes shrink."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,10 +1,13 @@
 """Residual branches that can be removed whole, and their removal from an ONNX file.
 
-A branch reads a stream and is added to it: ``x + f(x)``. Without any channel of the site in it, f is gone. Channels
+A branch reads a stream and is added to it: ``x + f(x)``. Without any channel of the site in it, f is removed. Channels
 alone cannot do that: a layer keeps one at least, and a runtime spends time on every operator, however narrow, in 8 bits
-above all. In torch, which runs the network's own code, one silenced channel stays (`amc.graph.surgery`); in
-the file the
+above all. In torch, which runs the network's own code, one zeroed channel stays (`amc.graph.surgery`); in the file the
 addition becomes an Identity, which runtimes skip, and nothing of the branch is left.
+
+This operator has no sites of its own: it adds the setting 0 to channel groups. A branch that is removed has no width,
+so two sites would give one network many policies, each of them another point for a searcher; and the setting's cost
+and error are those of the width 0, so that exact costs and exact allocation need no other rule.
 
 What a branch is is read off the file: everything that reads the site's channels ends in an addition, and without that
 nothing needs the layers that make them.
@@ -13,8 +16,8 @@ nothing needs the layers that make them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import onnx
 
@@ -22,26 +25,62 @@ from amc.errors import PolicyError
 from amc.graph.build import Graph
 from amc.graph.channels import Kept, Layer
 from amc.graph.sites import Site, consumers
+from amc.operators.channels import ChannelSetting
+from amc.operators.operator import CompressionOperator, NetworkFacts, PolicySetting, SettingBounds, whole_number
+from amc.space.resources import Branch
+from amc.space.sites import Setting, SiteSettings
 
 _WEIGHTY = frozenset(["Conv", "Gemm", "MatMul"])
 
 
-@dataclass(frozen=True)
-class Branch:
-    """A residual branch of one file."""
+_REMOVED = 0
+"""The setting: no channel stays."""
 
-    site: int
-    """Its channels; a width of 0 removes the branch."""
-    layers: frozenset[str]
-    """All layers of which nothing is left."""
-    bypassed: Mapping[str, str]
-    """By the output of a node that does nothing without the branch, what it is identical to."""
-    dead: frozenset[str]
-    """The first outputs of the nodes that go."""
-    tensors: frozenset[str]
-    """The initializers that go."""
-    bytes: int
-    """By which the records of nodes shrink."""
+
+@dataclass(frozen=True)
+class RemovedBranch(ChannelSetting):
+    """What a policy says of a branch that is removed: a channel group of which nothing is kept."""
+
+    kind: ClassVar[str] = "branches"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"kind": self.kind, "of": self.of}
+
+
+class Branches(CompressionOperator):
+    """Removes residual branches whole."""
+
+    kind = "branches"
+    summary = "residual branches, removed whole"
+    reference = "Veit et al. 2016, arXiv:1605.06431"
+    extends = "channels"
+
+    def sites(
+        self, network: NetworkFacts, bounds: SettingBounds, offered: tuple[SiteSettings, ...]
+    ) -> tuple[SiteSettings, ...]:
+        """What was offered, with 0 before the widths of groups whose branch can be removed."""
+        branches = network.layout.branches if network.layout else ()
+        removable = {network.graph.sites[branch.site].name for branch in branches}
+        return tuple(
+            replace(
+                site,
+                settings=(_REMOVED, *site.settings),
+                sizes=(_REMOVED, *site.sizes),
+                operators=(*site.operators, self.kind),
+            )
+            if site.operators[0] == self.extends and site.name in removable
+            else site
+            for site in offered
+        )
+
+    def record(self, network: NetworkFacts, site: SiteSettings, setting: Setting) -> PolicySetting | None:
+        """That the branch is removed; None for a width."""
+        return RemovedBranch(_REMOVED, site.sizes[-1], ()) if setting == _REMOVED else None
+
+    def read(self, name: str, entry: Mapping[str, Any]) -> PolicySetting:
+        """How many channels there were."""
+        return RemovedBranch(_REMOVED, whole_number(name, entry, "of", least=1), ())
 
 
 def find_branches(proto: Any, graph: Graph) -> tuple[Branch, ...]:

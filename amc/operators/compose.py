@@ -1,0 +1,117 @@
+"""Several operators on one network: their sites in one list, their costs in one model, and their settings applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from amc.graph.channels import Kept
+from amc.operators.operator import NetworkFacts, PolicySetting, SettingBounds, Solved
+from amc.operators.registry import OPERATORS, Operators, operator_of, owner_of
+from amc.space.resources import CostModel
+from amc.space.sites import Choice, Floats, Setting, SiteSettings
+
+
+def offered_sites(
+    network: NetworkFacts, bounds: SettingBounds, operators: Operators = OPERATORS
+) -> tuple[SiteSettings, ...]:
+    """The sites that the operators offer, one after the other."""
+    found: tuple[SiteSettings, ...] = ()
+    for operator in operators:
+        found = operator.sites(network, bounds, found)
+    return found
+
+
+def cost_model(network: NetworkFacts, sites: Sequence[SiteSettings], operators: Operators = OPERATORS) -> CostModel:
+    """Exact costs of policies by the sizes of all sites ``[B, S]``."""
+    found: CostModel = _OriginalCosts(network)
+    for operator in operators:
+        found = operator.costs(network, sites, found)
+    return found
+
+
+def recorded_settings(
+    network: NetworkFacts, sites: Sequence[SiteSettings], choice: Choice, operators: Operators = OPERATORS
+) -> dict[str, PolicySetting]:
+    """What policy.json says of every site. ``network`` has been calibrated."""
+    return {
+        site.name: _recorded(network, site, setting, operators) for site, setting in zip(sites, choice, strict=True)
+    }
+
+
+def _recorded(network: NetworkFacts, site: SiteSettings, setting: Setting, operators: Operators) -> PolicySetting:
+    """By the operator that the setting belongs to: of those that have added settings, the last is asked first."""
+    for kind in reversed(site.operators):
+        found = operator_of(kind, operators).record(network, site, setting)
+        if found is not None:
+            return found
+    raise ValueError(f"no operator of site {site.name!r} knows its setting {setting!r}")
+
+
+def apply_settings(
+    model: nn.Module, network: NetworkFacts, settings: Mapping[str, PolicySetting], operators: Operators = OPERATORS
+) -> None:
+    """Apply a policy's settings to ``model``, a copy of the network, operator by operator. Raises PolicyError."""
+    by_owner: dict[str, dict[str, PolicySetting]] = {}
+    for name, setting in settings.items():
+        owner = owner_of(operator_of(setting.kind, operators), operators)
+        by_owner.setdefault(owner.kind, {})[name] = setting
+    for operator in operators:
+        if operator.kind in by_owner:
+            operator.apply(model, network, by_owner[operator.kind])
+
+
+class PolicyApplier:
+    """Turns choices into networks: one scratch network takes on one policy after the other."""
+
+    def __init__(
+        self,
+        scratch: nn.Module,
+        network: NetworkFacts,
+        sites: Sequence[SiteSettings],
+        operators: Operators = OPERATORS,
+    ) -> None:
+        """``scratch`` is changed and must be nobody else's; ``network`` has been calibrated."""
+        self._groups = network.graph.sites
+        self._parts = []
+        for operator in operators:
+            own = [place for place, site in enumerate(sites) if site.operators[0] == operator.kind]
+            if own:
+                self._parts.append((own, operator.applier(scratch, network, [sites[place] for place in own])))
+
+    def kept(self, choice: Choice) -> Kept:
+        """The channels that stay in every group of the graph, ascending."""
+        for own, applier in self._parts:
+            kept = applier.kept(_settings(choice, own))
+            if kept is not None:
+                return kept
+        return [np.arange(group.channels) for group in self._groups]
+
+    def apply(self, choice: Choice, solved: Solved | None = None) -> None:
+        """Put a policy onto the scratch network; tensors that reconstruction has ``solved`` replace the original's."""
+        for own, applier in self._parts:
+            applier.apply(_settings(choice, own), solved or {})
+
+    def finish(self, model: nn.Module, choice: Choice) -> None:
+        """Prepare a copy of the scratch network for training."""
+        for own, applier in self._parts:
+            applier.finish(model, _settings(choice, own))
+
+
+def _settings(choice: Choice, places: Sequence[int]) -> list[Setting]:
+    return [choice[place] for place in places]
+
+
+class _OriginalCosts:
+    """What the original costs, whatever is asked: where costs begin."""
+
+    def __init__(self, network: NetworkFacts) -> None:
+        self._network = network
+
+    def costs(self, sizes: Any) -> Mapping[str, Floats]:
+        widths = [group.channels for group in self._network.graph.sites]
+        count = len(np.atleast_2d(np.asarray(sizes)))
+        return {name: np.full(count, value) for name, value in self._network.resources.cost(widths).items()}

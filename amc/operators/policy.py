@@ -1,0 +1,156 @@
+"""A policy: for every site its setting. Plain JSON, versioned, bound to the network by its fingerprint.
+
+Version 2 asks the operator that a setting's ``kind`` names to read it. Version 1 knew channels only, and wrote a
+branch that is removed as a channel group of width 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amc.errors import PolicyError, first_line
+from amc.graph.build import Graph
+from amc.graph.channels import Kept
+from amc.operators.branches import RemovedBranch
+from amc.operators.channels import ChannelSetting, listed_channels
+from amc.operators.operator import PolicySetting
+from amc.operators.registry import OPERATORS, Operators, operator_of
+from amc.runtime.files import write_json
+from amc.task.nested import Nested, Signature
+
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Site → setting, for the one network whose fingerprint it carries.
+
+    >>> policy = Policy("…", {"conv1": ChannelSetting(2, 4, (0, 3))})
+    >>> policy.to_json()["sites"]
+    {'conv1': {'kind': 'channels', 'width': 2, 'of': 4, 'kept': [0, 3]}}
+    """
+
+    fingerprint: str
+    settings: Mapping[str, PolicySetting]
+    inputs: Signature | None = None
+    """What the network takes."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        sites = {name: setting.to_json() for name, setting in self.settings.items()}
+        plain = {"format": "amc-policy", "version": VERSION, "fingerprint": self.fingerprint, "sites": sites}
+        return plain if self.inputs is None else {**plain, "inputs": self.inputs.to_json()}
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy as JSON."""
+        write_json(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path, operators: Operators = OPERATORS) -> Policy:
+        """Read and check a policy. Raises PolicyError."""
+        try:
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")), operators)
+        except OSError as error:
+            raise PolicyError(f"cannot read the policy {path}: {error.strerror}.") from None
+        except (ValueError, RecursionError, PolicyError) as error:
+            raise PolicyError(f"{path} is not a policy: {error}") from None
+
+    @classmethod
+    def from_json(cls, value: Any, operators: Operators = OPERATORS) -> Policy:
+        """The policy in plain values, every one of them checked. Raises PolicyError."""
+        if not isinstance(value, dict) or value.get("format") != "amc-policy":
+            raise PolicyError('there is no "format": "amc-policy" in it.')
+        version = value.get("version")
+        if type(version) is not int or not 1 <= version <= VERSION:
+            raise PolicyError(f"it has version {version!r}, and this amc reads versions 1 to {VERSION}.")
+        fingerprint, sites = value.get("fingerprint"), value.get("sites")
+        if not isinstance(fingerprint, str) or not isinstance(sites, dict):
+            raise PolicyError("it lacks its fingerprint or its sites.")
+        if not sites:
+            raise PolicyError("it has no sites: it does not say what to do.")
+        settings = {str(name): _read(str(name), entry, version, operators) for name, entry in sites.items()}
+        try:
+            inputs = Signature.from_json(value["inputs"]) if "inputs" in value else None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PolicyError(f"its inputs are not understood ({first_line(error)}).") from None
+        return cls(fingerprint, settings, inputs)
+
+    def check(self, model: nn.Module, example: Nested | None = None) -> None:
+        """Raise PolicyError unless the policy is for this network, with these weights, and for inputs like these."""
+        own = fingerprint(model)
+        if self.fingerprint != own:
+            raise PolicyError(f"the policy is for the network {self.fingerprint}, but this one is {own}.")
+        if example is not None and self.inputs is not None and Signature.of(example) != self.inputs:
+            given, wanted = (_format_inputs(signature) for signature in (Signature.of(example), self.inputs))
+            raise PolicyError(f"the policy is for a network that takes {wanted}, but the example input is {given}.")
+
+    def kept(self, graph: Graph) -> Kept:
+        """The channels that stay in every group; groups that the policy does not know, an older one's, stay whole.
+
+        Raises PolicyError for a group that is not the graph's.
+        """
+        return listed_channels(graph, self.settings)
+
+    @property
+    def removes_branches(self) -> bool:
+        """Whether residual branches are removed whole."""
+        return any(isinstance(setting, RemovedBranch) for setting in self.settings.values())
+
+    def example(self) -> Nested:
+        """Noise of the shapes that the network takes ``[1, ...]``. Raises PolicyError where they are not recorded."""
+        if self.inputs is None:
+            raise PolicyError("the policy does not say what its network takes: pass an example input.")
+        return self.inputs.example()
+
+
+def _read(name: str, entry: Any, version: int, operators: Operators) -> PolicySetting:
+    """One site's setting, by the operator of its kind. Raises PolicyError."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
+        raise PolicyError(f"site {name!r} has no setting with a kind.")
+    if version == 1:
+        if entry["kind"] != "channels":
+            raise PolicyError(f"site {name!r} has no setting of the kind 'channels', which alone version 1 has.")
+        if type(entry.get("width")) is int and entry["width"] == 0 and entry.get("kept") == []:
+            entry = {"kind": "branches", "of": entry.get("of")}
+    try:
+        operator = operator_of(entry["kind"], operators)
+    except PolicyError as error:
+        raise PolicyError(f"site {name!r}: {error}") from None
+    return operator.read(name, entry)
+
+
+def _format_inputs(signature: Signature) -> str:
+    """A short word for inputs: 'float32 [3, 32, 32]'."""
+    return ", ".join(f"{dtype} {list(shape)}" for shape, dtype in signature.tensors.values())
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the names, shapes, types and values of all tensors, 32 hex digits of it."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name.endswith("num_batches_tracked"):
+            continue
+        sha.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}:".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:32]
+
+
+def make_policy(graph: Graph, model_fingerprint: str, kept: Sequence[Any], example: Nested | None = None) -> Policy:
+    """The policy that keeps the channels ``kept[s]`` of every group s, and removes the branch of one that keeps none.
+
+    ``example``: what the network takes.
+    """
+    settings: dict[str, PolicySetting] = {}
+    for group, channels in zip(graph.sites, kept, strict=True):
+        whole = group.channels
+        listed = ChannelSetting(len(channels), whole, tuple(int(channel) for channel in sorted(channels)))
+        settings[group.name] = listed if listed.width else RemovedBranch(0, whole, ())
+    return Policy(model_fingerprint, settings, None if example is None else Signature.of(example))
