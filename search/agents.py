@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from amc.envs.pruning import PruningEnv
 from amc.evaluation.problem import Problem
+from amc.runtime.registry import about
 
 
-def td3(problem: Problem, evaluations: int, seed: int) -> None:
-    """TD3 with its defaults; the first quarter of the episodes is random."""
+def td3(
+    problem: Problem,
+    evaluations: int,
+    seed: int,
+    *,
+    warmup: Annotated[float, about("share of the episodes that are random, at first", ge=0, le=1)] = 0.25,
+) -> None:
+    """TD3 with its defaults, after a share of random episodes."""
     env, steps = PruningEnv(problem), len(problem.space.names)
-    agent = TD3("MlpPolicy", env, seed=seed, device="cpu", gamma=1.0, learning_starts=max(1, evaluations // 4) * steps)
+    first = max(1, int(warmup * evaluations)) * steps
+    agent = TD3("MlpPolicy", env, seed=seed, device="cpu", gamma=1.0, learning_starts=first)
     agent.learn(evaluations * steps)
 
 
-def sac(problem: Problem, evaluations: int, seed: int) -> None:
-    """SAC with its defaults; the first quarter of the episodes is random."""
+def sac(
+    problem: Problem,
+    evaluations: int,
+    seed: int,
+    *,
+    warmup: Annotated[float, about("share of the episodes that are random, at first", ge=0, le=1)] = 0.25,
+) -> None:
+    """SAC with its defaults, after a share of random episodes."""
     env, steps = PruningEnv(problem), len(problem.space.names)
-    agent = SAC("MlpPolicy", env, seed=seed, device="cpu", gamma=1.0, learning_starts=max(1, evaluations // 4) * steps)
+    first = max(1, int(warmup * evaluations)) * steps
+    agent = SAC("MlpPolicy", env, seed=seed, device="cpu", gamma=1.0, learning_starts=first)
     agent.learn(evaluations * steps)
 
 

@@ -9,7 +9,8 @@ SB3's actor ends in tanh over [-1, 1], which it scales to the action space [0, 1
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from amc.envs.pruning import PruningEnv
 from amc.evaluation.problem import Problem
+from amc.runtime.registry import about
 
 HIDDEN = 300
 ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3
@@ -38,24 +40,39 @@ def warmup_episodes(evaluations: int) -> int:
     return min(100, max(1, evaluations // 4))
 
 
-def search(problem: Problem, evaluations: int, seed: int) -> None:
+def search(
+    problem: Problem,
+    evaluations: int,
+    seed: int,
+    *,
+    hidden: Annotated[int, about("neurons of each hidden layer", ge=1)] = HIDDEN,
+    actor_rate: Annotated[float, about("learning rate of the actor", gt=0)] = ACTOR_RATE,
+    critic_rate: Annotated[float, about("learning rate of the critic", gt=0)] = CRITIC_RATE,
+    sigma: Annotated[float, about("deviation of the noise at first, actions being in [0, 1]", gt=0)] = SIGMA,
+    decay: Annotated[float, about("what is left of the deviation after an episode", gt=0, le=1)] = DECAY,
+    baseline: Annotated[float, about("what is kept of the moving average of rewards", ge=0, le=1)] = BASELINE,
+    batch: Annotated[int, about("transitions of an update", ge=1)] = BATCH,
+    tau: Annotated[float, about("share by which the target networks follow", gt=0, le=1)] = TAU,
+    replay_episodes: Annotated[int, about("episodes that are remembered", ge=1)] = REPLAY_EPISODES,
+) -> None:
     """Run one episode an evaluation."""
     env = PruningEnv(problem)
     steps = len(problem.space.names)
     agent = AmcDDPG(
         AmcPolicy,
         env,
-        learning_rate=ACTOR_RATE,
-        buffer_size=REPLAY_EPISODES * steps,
+        learning_rate=actor_rate,
+        buffer_size=replay_episodes * steps,
         learning_starts=warmup_episodes(evaluations) * steps,
-        batch_size=BATCH,
-        tau=TAU,
+        batch_size=batch,
+        tau=tau,
         gamma=GAMMA,
         train_freq=(1, "episode"),
         gradient_steps=-1,
         seed=seed,
         device="cpu",
-        policy_kwargs={"net_arch": [HIDDEN, HIDDEN]},
+        policy_kwargs={"net_arch": [hidden, hidden], "critic_rate": critic_rate},
+        exploration=Exploration(sigma, decay, baseline),
     )
     agent.learn(evaluations * steps)
 
@@ -73,17 +90,17 @@ class TwoBranchCritic(ContinuousCritic):
         **kwargs: Any,
     ) -> None:
         super().__init__(observation_space, action_space, net_arch, features_extractor, features_dim, **kwargs)
-        self.q_networks = [_TwoBranches(features_dim, int(np.prod(action_space.shape)))]
+        self.q_networks = [_TwoBranches(features_dim, int(np.prod(action_space.shape)), net_arch[0])]
         self.qf0 = self.q_networks[0]
 
 
 class _TwoBranches(nn.Module):
-    def __init__(self, states: int, actions: int) -> None:
+    def __init__(self, states: int, actions: int, hidden: int) -> None:
         super().__init__()
         self.states = states
-        self.state = nn.Linear(states, HIDDEN)
-        self.action = nn.Linear(actions, HIDDEN)
-        self.value = nn.Linear(HIDDEN, 1)
+        self.state = nn.Linear(states, hidden)
+        self.action = nn.Linear(actions, hidden)
+        self.value = nn.Linear(hidden, 1)
 
     def forward(self, both: Tensor) -> Tensor:
         state, action = both[:, : self.states], both[:, self.states :]
@@ -94,6 +111,10 @@ class _TwoBranches(nn.Module):
 class AmcPolicy(TD3Policy):
     """AMC's actor and critic, each with its own learning rate."""
 
+    def __init__(self, *args: Any, critic_rate: float = CRITIC_RATE, **kwargs: Any) -> None:
+        self._critic_rate = critic_rate
+        super().__init__(*args, **kwargs)
+
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> ContinuousCritic:
         kwargs = self._update_features_extractor(self.critic_kwargs, features_extractor)
         return TwoBranchCritic(**kwargs).to(self.device)
@@ -101,11 +122,24 @@ class AmcPolicy(TD3Policy):
     def _build(self, lr_schedule: Any) -> None:
         super()._build(lr_schedule)
         for group in self.critic.optimizer.param_groups:
-            group["lr"] = CRITIC_RATE
+            group["lr"] = self._critic_rate
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """AMC's noise, and its baseline of rewards."""
+
+    sigma: float = SIGMA
+    decay: float = DECAY
+    baseline: float = BASELINE
 
 
 class AmcDDPG(DDPG):
     """DDPG with AMC's exploration, reward and schedule. For one environment whose episodes have one length."""
+
+    def __init__(self, *args: Any, exploration: Exploration = Exploration(), **kwargs: Any) -> None:
+        self._exploration = exploration
+        super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:
         super()._setup_model()
@@ -122,7 +156,7 @@ class AmcDDPG(DDPG):
         assert self.env is not None
         steps = len(self.env.get_attr("_space")[0].names)
         episode = (self.num_timesteps - self.learning_starts) // steps
-        return float(SIGMA * DECAY ** max(0, episode))
+        return float(self._exploration.sigma * self._exploration.decay ** max(0, episode))
 
     def _sample_action(
         self, learning_starts: int, action_noise: Any = None, n_envs: int = 1
@@ -159,9 +193,10 @@ class AmcDDPG(DDPG):
         self._last_original_obs = new_obs
         if dones[0]:
             final = float(reward[0])
-            self._baseline = final if self._baseline is None else BASELINE * self._baseline + (1 - BASELINE) * final
-            for before, after, action, done, info in self._episode:
-                replay_buffer.add(before, after, action, np.array([final], np.float32), done, info)
+            kept, before = self._exploration.baseline, self._baseline
+            self._baseline = final if before is None else kept * before + (1 - kept) * final
+            for earlier, after, action, done, info in self._episode:
+                replay_buffer.add(earlier, after, action, np.array([final], np.float32), done, info)
             self._episode = []
 
     def train(self, gradient_steps: int, batch_size: int = BATCH) -> None:

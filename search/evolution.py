@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import Annotated
 
 import numpy as np
 
 from amc.evaluation.problem import Problem
 from amc.evaluation.reward import Evaluation
+from amc.runtime.registry import about
 from amc.search.neighbours import crossed, neighbour
 
-POPULATION, TOURNAMENT = 16, 4
 
-
-def search(problem: Problem, evaluations: int, seed: int) -> None:
+def search(
+    problem: Problem,
+    evaluations: int,
+    seed: int,
+    *,
+    population: Annotated[int, about("policies alive", ge=2)] = 16,
+    tournament: Annotated[int, about("policies that a parent is the best of", ge=1)] = 4,
+) -> None:
     """Begin with the uniform policy and random ones; then children of the best of a few, the oldest dying."""
     rng, space = np.random.default_rng(seed), problem.space
     sites = len(space.names)
-    alive: deque[Evaluation] = deque(maxlen=min(POPULATION, max(2, evaluations // 3)))
+    alive: deque[Evaluation] = deque(maxlen=min(population, max(2, evaluations // 3)))
     for number in range(evaluations):
         if number < (alive.maxlen or 0):
             shares = np.ones(sites) if number == 0 else rng.uniform(0.2, 1.0, sites)
             choice = space.fit(shares)
         else:
-            mother, father = (_parent(alive, rng) for _ in range(2))
+            mother, father = (_parent(alive, tournament, rng) for _ in range(2))
             choice = neighbour(space, crossed(space, mother.choice, father.choice, rng), rng)
         alive.append(problem.evaluate(choice))
 
 
-def _parent(alive: deque[Evaluation], rng: np.random.Generator) -> Evaluation:
-    drawn = [alive[int(i)] for i in rng.integers(0, len(alive), TOURNAMENT)]
+def _parent(alive: deque[Evaluation], tournament: int, rng: np.random.Generator) -> Evaluation:
+    drawn = [alive[int(i)] for i in rng.integers(0, len(alive), tournament)]
     return max(drawn, key=lambda e: e.reward if math.isfinite(e.reward) else -math.inf)

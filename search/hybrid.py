@@ -11,12 +11,14 @@ time around the best, by the surrogate's mean.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amc.evaluation.problem import Problem
 from amc.evaluation.reward import Evaluation
+from amc.runtime.registry import about
 from amc.search.allocate import decode, error_tables, quick_decoder
 from amc.search.neighbours import crossed, neighbour
 from amc.search.spdy import TRIES, perturbation
@@ -26,27 +28,33 @@ from amc.space.sites import Choice
 
 Floats = NDArray[np.float64]
 
-POOL, CLIMB_POOL = 32, 8
-"""Of how many proposals the most promising is evaluated."""
-CLIMB, LAST = 0.5, 0.25
-"""The shares of the search that climb, and that only refine."""
 _FLATTENED = (1.0, 0.5, 0.25)  # powers of the allocator's tables
 _LEAST = 3  # evaluations for a surrogate
 
 
-def search(problem: Problem, evaluations: int, seed: int) -> None:
+def search(
+    problem: Problem,
+    evaluations: int,
+    seed: int,
+    *,
+    pool: Annotated[int, about("proposals that the most promising one is taken of", ge=1)] = 32,
+    climb_pool: Annotated[int, about("the same while coefficients are climbed", ge=1)] = 8,
+    climb: Annotated[float, about("share of the search that climbs coefficients", ge=0, le=1)] = 0.5,
+    last: Annotated[float, about("share of the search that only refines, at its end", ge=0, le=1)] = 0.25,
+) -> None:
     """Propose sensible policies, then what the allocator makes of better coefficients, then the best of a pool."""
-    state = _Hybrid(problem, seed)
+    state = _Hybrid(problem, seed, pool, climb_pool)
     first = state.beginnings()[:evaluations]
     for choice in first:
         problem.evaluate(choice)
     for number in range(len(first), evaluations):
         done = number / evaluations
-        problem.evaluate(state.climb(done) if done < CLIMB else state.propose(refine=done >= 1 - LAST))
+        problem.evaluate(state.climb(done) if done < climb else state.propose(refine=done >= 1 - last))
 
 
 class _Hybrid:
-    def __init__(self, problem: Problem, seed: int) -> None:
+    def __init__(self, problem: Problem, seed: int, pool: int, climb_pool: int) -> None:
+        self._sizes = pool, climb_pool
         self._problem, self._space = problem, problem.space
         self._rng = np.random.default_rng(seed)
         self._tables = error_tables(problem)
@@ -64,14 +72,14 @@ class _Hybrid:
 
     def climb(self, done: float) -> Choice:
         """The most promising of perturbed coefficients' policies, of fewer sites as time goes."""
-        return self._promising(self._pool(lambda: self._perturbed(0.5 * (1 - done)), CLIMB_POOL), refine=False)
+        return self._promising(self._pool(lambda: self._perturbed(0.5 * (1 - done)), self._sizes[1]), refine=False)
 
     def propose(self, refine: bool) -> Choice:
         """The most promising policy near the best ones."""
         best = [e.choice for e in self._problem.best(8)]
         if not best:
             return self._random()
-        pool = self._pool(lambda: self._near(best[0]) if refine else self._candidate(best), POOL)
+        pool = self._pool(lambda: self._near(best[0]) if refine else self._candidate(best), self._sizes[0])
         return self._promising(pool, refine)
 
     def _pool(self, draw: Callable[[], Choice], size: int) -> list[Choice]:

@@ -7,13 +7,22 @@ that frees is given to the others, and the site that helps most stays narrowed. 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 
 from amc.evaluation.problem import Problem
+from amc.runtime.registry import about
 from amc.search.neighbours import narrowed
 
 
-def search(problem: Problem, evaluations: int, seed: int) -> None:
+def search(
+    problem: Problem,
+    evaluations: int,
+    seed: int,
+    *,
+    longest_step: Annotated[int, about("widths that a site is narrowed by at most", ge=1)] = 3,
+) -> None:
     """Propose the uniform policy, then round after round one policy a site."""
     rng, space = np.random.default_rng(seed), problem.space
     best = problem.evaluate(space.fit(np.ones(len(space.names))))
@@ -25,5 +34,5 @@ def search(problem: Problem, evaluations: int, seed: int) -> None:
         tried = [problem.evaluate(choice) for choice in choices]
         spent += len(tried)
         winner = max(tried, key=lambda e: (e.reward, -e.loss))
-        step = 1 if winner.reward > best.reward else step % 3 + 1
+        step = 1 if winner.reward > best.reward else step % longest_step + 1
         best = max(best, winner, key=lambda e: (e.reward, -e.loss))

@@ -7,35 +7,43 @@ particles are drawn anew by their weights and disturbed, less from round to roun
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amc.evaluation.problem import Problem
 from amc.evaluation.reward import Evaluation
-
-_PARTICLES, _ROUNDS = 20, 5  # at most; at least, where there are evaluations for it
-_SPREAD = (0.4, 0.05)  # deviation of the disturbance at first and last, in the logarithm of a share
+from amc.runtime.registry import about
 
 
-def search(problem: Problem, evaluations: int, seed: int) -> None:
+def search(
+    problem: Problem,
+    evaluations: int,
+    seed: int,
+    *,
+    particles: Annotated[int, about("particles at most", ge=2)] = 20,
+    rounds: Annotated[int, about("rounds at least, where there are evaluations for it", ge=1)] = 5,
+    first_spread: Annotated[float, about("first deviation of the disturbance, of a share's logarithm", gt=0)] = 0.4,
+    last_spread: Annotated[float, about("last deviation of it", gt=0)] = 0.05,
+) -> None:
     """Begin with the uniform policy and random ones; then rounds of resampling and disturbing."""
     rng, space = np.random.default_rng(seed), problem.space
-    sites, count = len(space.names), max(2, min(_PARTICLES, evaluations // _ROUNDS))
-    particles: list[Evaluation] = []
+    sites, count = len(space.names), max(2, min(particles, evaluations // rounds))
+    alive: list[Evaluation] = []
     for number in range(min(count, evaluations)):
         shares = np.ones(sites) if number == 0 else rng.uniform(0.1, 1.0, sites)
-        particles.append(problem.evaluate(space.fit(shares)))
-    spent = len(particles)
+        alive.append(problem.evaluate(space.fit(shares)))
+    spent = len(alive)
     while spent < evaluations:
         done = (spent - count) / max(1, evaluations - count)
-        spread = _SPREAD[0] * (_SPREAD[1] / _SPREAD[0]) ** done
-        drawn = resample(_weights(particles), rng)[: evaluations - spent]
-        particles = [
-            problem.evaluate(space.fit(space.shares_of(particles[i].choice) * np.exp(rng.normal(0, spread, sites))))
+        spread = first_spread * (last_spread / first_spread) ** done
+        drawn = resample(_weights(alive), rng)[: evaluations - spent]
+        alive = [
+            problem.evaluate(space.fit(space.shares_of(alive[i].choice) * np.exp(rng.normal(0, spread, sites))))
             for i in drawn
         ]
-        spent += len(particles)
+        spent += len(alive)
 
 
 def _weights(particles: list[Evaluation]) -> NDArray[np.float64]:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Annotated
 
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler
+from pydantic import Field
 
+from amc.config import AUTO, Auto, unless_auto
 from amc.evaluation.problem import Problem
+from amc.runtime.registry import about
 from amc.search.study import Design, fill
 from amc.space.budget import Space
 from amc.space.sites import Choice
@@ -22,19 +26,25 @@ from amc.space.sites import Choice
 _LOW, _HIGH = 0.1, 1.0
 
 
-def tpe(problem: Problem, evaluations: int, seed: int) -> None:
+Startup = Annotated[
+    Annotated[int, Field(ge=1)] | Auto, about("random trials before the model (auto: a quarter, 10 at most)")
+]
+Population = Annotated[
+    Annotated[int, Field(ge=2)] | Auto, about("policies of a generation (auto: a fifth, 50 at most)")
+]
+
+
+def tpe(problem: Problem, evaluations: int, seed: int, *, startup: Startup = AUTO) -> None:
     """Tree-structured Parzen estimator, all sites together."""
-    startup, shared = _startup(evaluations), problem.study is not None and problem.study.shared
+    first, shared = _startup(startup, evaluations), problem.study is not None and problem.study.shared
     with _quiet():
-        sampler = optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, n_startup_trials=startup, constant_liar=shared
-        )
+        sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=first, constant_liar=shared)
     fill(problem, evaluations, sampler, proportions(problem))
 
 
-def gp(problem: Problem, evaluations: int, seed: int) -> None:
+def gp(problem: Problem, evaluations: int, seed: int, *, startup: Startup = AUTO) -> None:
     """Gaussian process with expected improvement."""
-    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=_startup(evaluations))
+    sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=_startup(startup, evaluations))
     fill(problem, evaluations, sampler, proportions(problem))
 
 
@@ -51,15 +61,15 @@ def qmc(problem: Problem, evaluations: int, seed: int) -> None:
     fill(problem, evaluations, sampler, proportions(problem))
 
 
-def nsga2(problem: Problem, evaluations: int, seed: int) -> None:
+def nsga2(problem: Problem, evaluations: int, seed: int, *, population: Population = AUTO) -> None:
     """Non-dominated sorting with crowding distances (Deb et al. 2002)."""
-    sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=_population(evaluations))
+    sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=_population(population, evaluations))
     fill(problem, evaluations, sampler, front(problem))
 
 
-def nsga3(problem: Problem, evaluations: int, seed: int) -> None:
+def nsga3(problem: Problem, evaluations: int, seed: int, *, population: Population = AUTO) -> None:
     """Non-dominated sorting with reference points (Deb & Jain 2014)."""
-    size = _population(evaluations)
+    size = _population(population, evaluations)
     with _quiet():
         sampler: BaseSampler = optuna.samplers.NSGAIIISampler(
             seed=seed, population_size=size, dividing_parameter=size - 1
@@ -107,14 +117,14 @@ def _parameters(problem: Problem) -> dict[str, FloatDistribution]:
     return dict.fromkeys(names, FloatDistribution(_LOW, _HIGH))
 
 
-def _startup(evaluations: int) -> int:
+def _startup(asked: int | Auto, evaluations: int) -> int:
     """Random trials before a model is fitted."""
-    return min(10, 1 + evaluations // 4)
+    return unless_auto(asked) or min(10, 1 + evaluations // 4)
 
 
-def _population(evaluations: int) -> int:
+def _population(asked: int | Auto, evaluations: int) -> int:
     """Optuna's 50, or less where that would leave less than five generations."""
-    return max(4, min(50, evaluations // 5))
+    return unless_auto(asked) or max(4, min(50, evaluations // 5))
 
 
 def _quiet() -> warnings.catch_warnings[None]:

@@ -9,24 +9,32 @@ what that frees.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 
 from amc.evaluation.problem import Problem
 from amc.evaluation.reward import Evaluation
+from amc.runtime.registry import about
 from amc.search.allocate import Floats, decode, error_tables
 from amc.search.neighbours import narrowed
 from amc.space.sites import Choice
 
-_POINTS = 3  # settings measured a site, at most
 _LEAST = 0.05  # of the median sensitivity: noise must not make a site worthless
 
 
-def search(problem: Problem, evaluations: int, seed: int) -> None:
+def search(
+    problem: Problem,
+    evaluations: int,
+    seed: int,
+    *,
+    points: Annotated[int, about("most widths that are measured of a site", ge=1)] = 3,
+) -> None:
     """Spend about half of the evaluations on the curves, and the others on policies made of them."""
     space, tables = problem.space, error_tables(problem)
     end = problem.proposals + evaluations
     base = problem.evaluate(space.fit(np.ones(len(space.names))))
-    sensitivities = _measure(problem, base, tables, (evaluations - 1) // 2)
+    sensitivities = _measure(problem, base, tables, (evaluations - 1) // 2, points)
     if problem.proposals < end:
         problem.evaluate(decode(space, tables, sensitivities))
     tried: set[Choice] = set()
@@ -38,23 +46,23 @@ def search(problem: Problem, evaluations: int, seed: int) -> None:
         problem.evaluate(new)
 
 
-def _measure(problem: Problem, base: Evaluation, tables: list[Floats], evaluations: int) -> Floats:
+def _measure(problem: Problem, base: Evaluation, tables: list[Floats], evaluations: int, points: int) -> Floats:
     """How much a site's estimated error counts ``[S]``: least squares through the measured points."""
     space, sites = problem.space, len(tables)
     rises: dict[int, list[tuple[float, float]]] = {}
     order = sorted(range(sites), key=lambda s: (-problem.features[s].macs, s))  # the dearest sites matter most
-    plan = [(site, part) for part in range(1, _POINTS + 1) for site in order][:evaluations]
+    plan = [(site, part) for part in range(1, points + 1) for site in order][:evaluations]
     for site, part in plan:
         places = space.positions(base.choice)
         place = int(places[site])
-        lower = places[site] = place - max(1, place * part // (_POINTS + 1)) if place else place
+        lower = places[site] = place - max(1, place * part // (points + 1)) if place else place
         if not bool(space.fits_at(places[None])[0]):  # an earlier setting may cost more: on a device, time
             continue
         found = problem.evaluate(space.choice(places))
         expected = tables[site][lower] - tables[site][place]
         if found.error is None and base.error is None and expected > 0:
             rises.setdefault(site, []).append((expected, max(0.0, found.loss - base.loss)))
-    slopes = {s: sum(e * r for e, r in points) / sum(e * e for e, _ in points) for s, points in rises.items()}
+    slopes = {s: sum(e * r for e, r in seen) / sum(e * e for e, _ in seen) for s, seen in rises.items()}
     usual = float(np.median(list(slopes.values()))) if slopes else 1.0
     usual = usual if usual > 0 else 1.0
     return np.array([max(slopes.get(s, usual), _LEAST * usual) for s in range(sites)])

@@ -8,29 +8,44 @@ all ones; then a (1+1) search that perturbs the best coefficients, some of them 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 
 from amc.evaluation.problem import Problem
+from amc.runtime.registry import about
 from amc.search.allocate import Floats, error_tables, quick_decoder
 
-SPREAD = 1.0  # deviation of a perturbation, in the logarithm of a coefficient
 TRIES = 30
 """For a policy that was not evaluated before."""
 
 
-def search(problem: Problem, evaluations: int, seed: int) -> None:
+def search(
+    problem: Problem,
+    evaluations: int,
+    seed: int,
+    *,
+    spread: Annotated[float, about("deviation of a perturbation, in the logarithm of a coefficient", gt=0)] = 1.0,
+    tries: Annotated[int, about("draws for a policy that was not evaluated before", ge=1)] = TRIES,
+) -> None:
     """Propose the allocated policy, the uniform one, then policies from perturbed coefficients."""
-    climb(problem, error_tables(problem), evaluations, seed)
+    climb(problem, error_tables(problem), evaluations, seed, spread, tries)
 
 
-def perturbation(rng: np.random.Generator, sites: int, share: float) -> Floats:
+def perturbation(rng: np.random.Generator, sites: int, share: float, spread: float = 1.0) -> Floats:
     """What to add to the logarithms of coefficients ``[S]``: not 0 at about this share of the sites, or two."""
     changed = rng.random(sites) < max(2 / sites, share)
-    return np.where(changed, rng.normal(0, SPREAD, sites), 0.0)
+    return np.where(changed, rng.normal(0, spread, sites), 0.0)
 
 
-def climb(problem: Problem, tables: Sequence[Floats], evaluations: int, seed: int) -> list[tuple[float, Floats]]:
+def climb(
+    problem: Problem,
+    tables: Sequence[Floats],
+    evaluations: int,
+    seed: int,
+    spread: float = 1.0,
+    tries: int = TRIES,
+) -> list[tuple[float, Floats]]:
     """The search; gives, of every policy that coefficients led to, the reward and their logarithms ``[S]``."""
     rng, space, sites = np.random.default_rng(seed), problem.space, len(problem.space.names)
     best, decode = np.zeros(sites), quick_decoder(space, tables)
@@ -41,8 +56,8 @@ def climb(problem: Problem, tables: Sequence[Floats], evaluations: int, seed: in
     seen = {e.choice for e in problem.evaluations}
     for done in range(2, evaluations):
         share = 0.5 * (1 - done / evaluations)
-        for _ in range(TRIES):
-            step = perturbation(rng, sites, share)
+        for _ in range(tries):
+            step = perturbation(rng, sites, share, spread)
             choice = decode(np.exp(best + step))
             if choice not in seen:
                 break

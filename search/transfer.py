@@ -11,19 +11,28 @@ more than one does.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 
 from amc.evaluation.problem import Problem
+from amc.runtime.registry import about
 from amc.search.allocate import error_tables, quick_decoder
 from amc.search.spdy import climb
 from amc.space.budget import Space
 
-_OWN, _LEAST = 30, 2  # one evaluation in so many is at the budget itself, but never less
 
-
-def search(problem: Problem, evaluations: int, seed: int) -> None:
+def search(
+    problem: Problem,
+    evaluations: int,
+    seed: int,
+    *,
+    one_in: Annotated[int, about("one evaluation in so many is at the budget itself", ge=1)] = 30,
+    own: Annotated[int, about("fewest evaluations at the budget itself", ge=1)] = 2,
+) -> None:
     """Search coefficients at the middle, then propose what the best of them give at the budget."""
-    own, space, tables = min(evaluations, max(_LEAST, evaluations // _OWN)), problem.space, error_tables(problem)
+    own = min(evaluations, max(own, evaluations // one_in))
+    space, tables = problem.space, error_tables(problem)
     limits, shared = middle(space), evaluations - own
 
     def found() -> list[tuple[float, list[float]]]:

@@ -9,21 +9,28 @@ criterion's part. See docs/deviations.md.
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amc.evaluation.problem import Problem
+from amc.runtime.registry import about
 from amc.space.sites import Choice
 
 Floats = NDArray[np.float64]
 
-_TRIES = 5  # policies drawn before the agents learn
-_RATE = 0.6
 _SURE = 3.0  # |θ| stays below: no agent ever stops trying
 
 
-def search(problem: Problem, evaluations: int, seed: int) -> None:
+def search(
+    problem: Problem,
+    evaluations: int,
+    seed: int,
+    *,
+    tries: Annotated[int, about("policies drawn before the agents learn", ge=1)] = 5,
+    rate: Annotated[float, about("learning rate", gt=0)] = 0.6,
+) -> None:
     """Try a few policies, learn from them, and again; the uniform policy is the first."""
     rng, space = np.random.default_rng(seed), problem.space
     steps = (space.lengths - 1).astype(np.float64)
@@ -33,11 +40,11 @@ def search(problem: Problem, evaluations: int, seed: int) -> None:
     usual = problem.evaluate(uniform).reward
     spent = 1
     while spent < evaluations:
-        tries = min(_TRIES, evaluations - spent)
-        kept = rng.binomial(steps.astype(int), _sigmoid(theta), (tries, len(steps)))
+        drawn = min(tries, evaluations - spent)
+        kept = rng.binomial(steps.astype(int), _sigmoid(theta), (drawn, len(steps)))
         rewards = np.array([problem.evaluate(_policy(problem, row)).reward for row in kept])
-        spent += tries
-        theta = _learn(theta, steps, kept, rewards, usual)
+        spent += drawn
+        theta = _learn(theta, steps, kept, rewards, usual, rate)
         usual = float(np.mean(rewards[np.isfinite(rewards)])) if np.isfinite(rewards).any() else usual
 
 
@@ -47,7 +54,7 @@ def _policy(problem: Problem, kept: NDArray[np.int64]) -> Choice:
     return space.fit(space.sizes_at(kept) / space.full_sizes)
 
 
-def _learn(theta: Floats, steps: Floats, kept: NDArray[np.int64], rewards: Floats, usual: float) -> Floats:
+def _learn(theta: Floats, steps: Floats, kept: NDArray[np.int64], rewards: Floats, usual: float, rate: float) -> Floats:
     """One policy-gradient step on the rewards over the baseline, in units of their deviation."""
     rewards = np.where(np.isfinite(rewards), rewards, rewards[np.isfinite(rewards)].min(initial=usual))
     baseline = usual if math.isfinite(usual) else float(rewards.mean())
@@ -58,7 +65,7 @@ def _learn(theta: Floats, steps: Floats, kept: NDArray[np.int64], rewards: Float
     p = _sigmoid(theta)
     noise = np.sqrt(np.maximum(steps, 1) * p * (1 - p))  # so that wide sites do not learn faster
     gradient = ((gain / spread)[:, None] * (kept - steps * p) / noise).mean(0)
-    return np.asarray(np.clip(theta + _RATE * gradient, -_SURE, _SURE))
+    return np.asarray(np.clip(theta + rate * gradient, -_SURE, _SURE))
 
 
 def _sigmoid(x: Floats) -> Floats:

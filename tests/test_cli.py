@@ -125,9 +125,24 @@ def test_inspect_lists_sites_and_refusals(capsys):
     assert "not prunable: fc (10 channels): it is the network's output" in out
 
 
-def test_searchers_are_listed(capsys):
+def test_what_can_be_named_is_listed(capsys):
+    assert main(["list", "searchers"]) == 0
+    out = capsys.readouterr().out
+    assert {line.split()[0] for line in out.splitlines() if line[0] != " "} == set(searchers())
+    assert "tournament=4: policies that a parent is the best of, at least 1" in out
+    assert "Frantar & Alistarh 2022, arXiv:2201.13096" in out
+    for kind, name in (("rewards", "error-flops"), ("data", "cifar100"), ("criteria", "obs")):
+        assert main(["list", kind]) == 0
+        assert name in [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert complaint(capsys, "list", "searcher") == "amc: unknown kind 'searcher'. Did you mean 'searchers'?"
+
+
+def test_an_old_name_is_told_once_and_works(capsys):
     assert main(["searchers"]) == 0
-    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(searchers())
+    captured = capsys.readouterr()
+    assert "hybrid" in captured.out
+    assert captured.err == "amc: warning: amc searchers is now called amc list searchers\n"
+    assert "at least 0 and at most 1, or auto" in complaint(capsys, "inspect", "--min-keep", "2")
 
 
 def test_a_network_that_the_runtime_computes_otherwise_is_refused_before_the_search(capsys, monkeypatch):

@@ -13,10 +13,10 @@ from amc.errors import ConfigError
 from amc.evaluation.problem import Problem, StudyPlace
 from amc.evaluation.score import Score
 from amc.runtime.journal import Journal
-from amc.search import load_searcher, searchers
+from amc.search import keeps_study, load_searcher, searchers
 from amc.search.study import open_storage
 
-STUDIES = sorted(name for name, s in searchers().items() if s.study)
+STUDIES = sorted(filter(keeps_study, searchers()))
 
 
 def problem(place: StudyPlace | None, score=None, journal=None) -> Problem:

@@ -78,4 +78,5 @@ def _planned(job: Job, state: str, spent: float, known: Iterable[tuple[Job, floa
 
 
 def _effort(job: Job) -> Any:
-    return job.config.search.searcher, job.config.search.evaluations, job.config.finetune
+    search = job.config.search
+    return search.searcher, search.searcher_options, search.evaluations, job.config.finetune

@@ -5,12 +5,14 @@ from amc.commands.cache import CACHE
 from amc.commands.command import Command
 from amc.commands.evaluate import EVALUATE
 from amc.commands.inspect import INSPECT
+from amc.commands.list import LIST, SEARCHERS
 from amc.commands.measure import MEASURE
 from amc.commands.profile import PROFILE
 from amc.commands.search import SEARCH
-from amc.commands.searchers import SEARCHERS
 from amc.commands.train import TRAIN
 
-COMMANDS = {c.name: c for c in (SEARCH, TRAIN, INSPECT, EVALUATE, MEASURE, PROFILE, BATCH, STATUS, CACHE, SEARCHERS)}
+COMMANDS = {
+    c.name: c for c in (SEARCH, TRAIN, INSPECT, EVALUATE, MEASURE, PROFILE, BATCH, STATUS, CACHE, LIST, SEARCHERS)
+}
 
 __all__ = ["COMMANDS", "Command"]

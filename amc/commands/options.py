@@ -18,6 +18,7 @@ from amc.config import (
     options,
     read_yaml,
     renamed_flags,
+    shown,
 )
 from amc.errors import ConfigError
 
@@ -51,11 +52,15 @@ def add_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()
 
 
 def _add_option(group: Any, option: Option) -> None:
-    shown = {True: "on", False: "off"}.get(option.default, option.default) if option.kind is bool else option.default
-    default = "" if shown is None or "[" in option.help else f" [{shown}]"
+    default_shown = (
+        {True: "on", False: "off"}.get(option.default, option.default) if option.kind is bool else option.default
+    )
+    default = "" if default_shown in (None, {}) or "[" in option.help else f" [{default_shown}]"
     common = {"dest": ".".join(option.path), "default": None, "help": option.help + default}
     if option.kind is bool:
         group.add_argument(option.flag, action=argparse.BooleanOptionalAction, **common)
+    elif option.kind is dict:
+        group.add_argument(option.flag, metavar="NAME=VALUE", action="append", **common)
     else:
         kind = {int: "N", float: "X"}.get(option.kind, option.flag.rpartition("-")[2].upper())
         group.add_argument(option.flag, metavar="|".join(option.choices) or kind, **common)
@@ -72,6 +77,8 @@ def given_values(parsed: argparse.Namespace) -> dict[str, Any]:
     words: dict[str, Any] = {}
     for path in [*(".".join(option.path) for option in options()), *(path for _, path in renamed_flags())]:
         value = getattr(parsed, path, None)
+        if isinstance(value, list):
+            value = dict(_pair(text) for text in value)
         if value is not None:
             _put(words, path.split("."), value)
     words = current(words)
@@ -83,6 +90,13 @@ def given_values(parsed: argparse.Namespace) -> dict[str, Any]:
         if value != {}:
             _put(given, option.path, checked(option, value))
     return given
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ConfigError(f"--searcher-option is {shown(text)}, but must be like population=32.")
+    return name, value
 
 
 def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -19,6 +19,8 @@ def one_line(error: ValidationError, cls: type[BaseModel], named: str = "") -> s
     path, field = _place(cls, first["loc"])
     if first["type"] in ("extra_forbidden", "invalid_key"):
         return _unknown_key(cls, first["loc"])
+    if first["type"] == "missing":
+        return f"{'.'.join(str(part) for part in first['loc'])} is not given, and has no default."
     where, value = named or ".".join(path) or "the configuration", shown(first["input"])
     if first["type"] == "literal_error" and field is not None:
         return f"{where} is {value}.{did_you_mean(str(first['input']), choices(field))}"

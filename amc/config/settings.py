@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -97,8 +97,14 @@ class SearchConfig(Settings):
 
     searcher: str = setting(
         "hybrid",
-        "who proposes policies: hybrid, spdy, tpe, amc (DDPG), uniform … (amc searchers lists all)",
+        "who proposes policies: hybrid, spdy, tpe, amc (DDPG), uniform … (see amc list searchers), or "
+        "path/to/file.py:function",
         "--searcher",
+    )
+    searcher_options: dict[str, Any] = setting(
+        {},
+        "a setting of the searcher, as in population=32; may be given several times (amc list searchers shows them)",
+        "--searcher-option",
     )
     evaluations: int = setting(60, "policies to evaluate", "--evaluations", ge=1, le=10**9)
     storage: str | None = setting(

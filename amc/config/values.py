@@ -48,7 +48,7 @@ def read(value: Any, wanted: Any) -> Any:
     origin, inner = get_origin(wanted) or wanted, get_args(wanted)
     if origin is Annotated and LIMIT not in inner:
         return read(value, inner[0])
-    return _READERS[origin](value, inner or wanted)
+    return _READERS[origin](value, inner or wanted) if origin in _READERS else value
 
 
 LIMIT = "a limit"

@@ -19,8 +19,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from amc.errors import ConfigError, did_you_mean
-from amc.runtime.plugins import is_plugin, load_plugin
+from amc.runtime.registry import Entry, Registry
 from amc.space.sites import Choice
 
 
@@ -74,19 +73,24 @@ def loss(evaluation: Evaluation) -> float:
     return -evaluation.loss
 
 
-_BUILT_IN: dict[str, Reward] = {
-    "error": error,
-    "error-flops": error_flops,
-    "error-params": error_params,
-    "error-latency": error_latency,
-    "loss": loss,
-}
+REWARDS: Registry[Reward] = Registry(
+    "reward",
+    "amc.rewards",
+    (
+        Entry("loss", "minus what --judge says: finer than the error on few images", loader=lambda: loss),
+        Entry("error", "-error, for a limit on resources", "", "He et al. 2018, section 3.3", lambda: error),
+        Entry("error-flops", "-error · log(MACs)", "", "He et al. 2018, section 3.3", lambda: error_flops),
+        Entry("error-params", "-error · log(parameters)", "", "He et al. 2018, section 3.3", lambda: error_params),
+        Entry("error-latency", "-error · log(1 + microseconds), measured", loader=lambda: error_latency),
+    ),
+)
+
+
+def rewards() -> dict[str, Entry[Reward]]:
+    """All rewards by name, those of installed packages included."""
+    return REWARDS.entries()
 
 
 def load_reward(name: str) -> Reward:
-    """A reward by name or ``file.py:function``."""
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]
-    if is_plugin(name):
-        return load_plugin(name)
-    raise ConfigError(f"unknown reward '{name}'.{did_you_mean(name, [*_BUILT_IN, 'file.py:function'])}")
+    """A reward by name, or the one that ``file.py:function`` names. Raises ConfigError."""
+    return REWARDS.load(name)

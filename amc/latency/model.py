@@ -22,19 +22,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from amc.errors import AmcError, ConfigError, LatencyError, did_you_mean, first_line
+from amc.errors import AmcError, ConfigError, LatencyError, first_line
 from amc.graph.build import Graph
 from amc.graph.channels import Axis
-from amc.runtime.plugins import is_plugin, load_plugin
+from amc.runtime.plugins import is_plugin
+from amc.runtime.registry import Entry, Registry
 
-GROUP = "amc.latency_models"
+LATENCY_MODELS: Registry[Callable[[], Any]] = Registry(
+    "latency model", "amc.latency_models", (), ("table.csv", "command:./measure.sh {onnx}")
+)
 COMMAND = "command:"
 TABLES = (".csv", ".json")
 SUSPICIOUS = 0.01
@@ -198,6 +200,11 @@ class Predictor:
         return ms
 
 
+def latency_models() -> dict[str, Entry[Callable[[], Any]]]:
+    """The latency models of installed packages, by name."""
+    return LATENCY_MODELS.entries()
+
+
 def runs_code(name: str) -> bool:
     """Whether a latency model of that name runs a Python file or a command of the user's."""
     return is_plugin(name) or name.startswith(COMMAND)
@@ -210,18 +217,9 @@ def load_latency_model(name: str) -> LatencyModel:
 
     if name.startswith(COMMAND):
         return CommandModel(name.removeprefix(COMMAND))
-    if is_plugin(name):
-        return _made(load_plugin(name), name)
     if name.lower().endswith(TABLES):
         return TableModel(Path(name))
-    installed = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
-    if name not in installed:
-        known = [*installed, "file.py:Class", "table.csv", "command:./measure.sh {onnx}"]
-        raise ConfigError(f"unknown latency model '{name}'.{did_you_mean(name, known)}")
-    try:
-        return _made(installed[name].load(), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"the latency model {name} cannot be loaded: {first_line(error)}") from error
+    return _made(LATENCY_MODELS.load(name), name)
 
 
 def _made(factory: Callable[[], Any], name: str) -> LatencyModel:

@@ -27,7 +27,7 @@ from amc.runtime.monitor import Monitor, Silent
 from amc.runtime.plugins import is_plugin
 from amc.runtime.progress import Recorder
 from amc.runtime.tracking import check_log, tracked
-from amc.search import load_searcher, searchers
+from amc.search import check_searcher, keeps_study, searchers
 from amc.space.budget import UNITS, Budget, Space
 from amc.space.sites import Choice
 from amc.task import Task, load_data, load_model, load_objective, make_task, nested
@@ -60,7 +60,14 @@ def run(
 
 def refuse_plugins(config: Config, folder: Path) -> None:
     """Raise when a folder, which may be anybody's, would have Python files run."""
-    named = [config.model.name, config.data.name, config.objective, config.search.criterion, config.search.reward]
+    named = [
+        config.model.name,
+        config.data.name,
+        config.objective,
+        config.search.criterion,
+        config.search.reward,
+        config.search.searcher,
+    ]
     found = [name for name in named if is_plugin(name)]
     if config.search.latency_model and runs_code(config.search.latency_model):
         found.append(config.search.latency_model)
@@ -84,9 +91,9 @@ def refuse_foreign(config: Config, folder: Path) -> None:
 def check(config: Config) -> None:
     """Raise AmcError for what can be seen to be wrong before anything is loaded."""
     Budget.from_config(config.budget).limits(dict.fromkeys(UNITS, 1e12))
-    load_searcher(config.search.searcher)
-    if config.search.storage and not searchers()[config.search.searcher].study:
-        able = ", ".join(s.name for s in searchers().values() if s.study)
+    check_searcher(config.search.searcher, config.search.searcher_options)
+    if config.search.storage and not keeps_study(config.search.searcher):
+        able = ", ".join(filter(keeps_study, searchers()))
         raise ConfigError(f"--storage is for the searchers that keep a study: {able}.")
     if config.search.storage and config.budget.latency:
         raise ConfigError(

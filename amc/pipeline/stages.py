@@ -37,7 +37,7 @@ from amc.runtime.cache import Table
 from amc.runtime.files import replacing
 from amc.runtime.memory import Memory
 from amc.runtime.plugins import file_digests
-from amc.search import load_searcher, searchers
+from amc.search import may_race, run_searcher
 from amc.space.budget import Budget, Space
 from amc.space.resources import ResourceModel
 from amc.space.sites import Choice, Setting, numeric_sites
@@ -141,14 +141,14 @@ class Stages:
                 record.monitor.progress(0.0, f"what sites lose: {site + 1} of {len(space.names)}")
             return site_error(site, setting)
 
-        racing = search.race and searchers()[search.searcher].races and scorer is None
+        racing = search.race and may_race(search.searcher) and scorer is None
         problem = Problem(
             space, site_features(graph), score, reward, record.journal, observe, probe, error,
             record.shared.race(evaluator) if racing else None, self._study(), scorer.announce if scorer else None,
             fits=pace.ever_fits if pace else None, recall=None if timed else record.shared.recall(evaluator, space),
         )  # fmt: skip
         with pace.searching(space, search.evaluations) if pace else contextlib.nullcontext():
-            load_searcher(search.searcher)(problem, search.evaluations, record.config.seed)
+            run_searcher(search.searcher, search.searcher_options, problem, search.evaluations, record.config.seed)
         failed = [e for e in problem.evaluations if e.error is not None]
         if len(failed) == len(problem.evaluations):
             raise ConfigError(f"every evaluation failed; the first: {failed[0].error}")

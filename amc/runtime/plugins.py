@@ -54,8 +54,13 @@ def load_plugin(name: str) -> Callable[..., Any]:
 
 def made_by_plugin(name: str, wrong: type[AmcError]) -> Any:
     """What the factory ``file.py:factory`` gives. Whatever it throws is its user's mistake: ``wrong``, in one line."""
+    return made_by(name, load_plugin(name), wrong)
+
+
+def made_by(name: str, factory: Callable[..., Any], wrong: type[AmcError]) -> Any:
+    """What the user's ``factory`` of that name gives. What it throws is raised as ``wrong``, in one line."""
     try:
-        return load_plugin(name)()
+        return factory()
     except AmcError:
         raise
     except Exception as error:

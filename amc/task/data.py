@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from amc.config import DataConfig
-from amc.errors import AmcError, ConfigError, DataError, did_you_mean, first_line
-from amc.runtime.plugins import is_plugin, made_by_plugin
+from amc.errors import AmcError, ConfigError, DataError, first_line
+from amc.runtime.plugins import made_by
+from amc.runtime.registry import Entry, Registry
 from amc.task import nested
 from amc.task.nested import Nested
 
@@ -195,18 +196,15 @@ def load_data(config: DataConfig) -> Splits:
         from amc.task.images import imagefolder
 
         return imagefolder(Path(name.removeprefix("imagefolder:")), config, seed)
-    if is_plugin(name):
-        return _from_plugin(name, config)
-    if name not in _SOURCES:
-        raise ConfigError(
-            f"unknown data '{name}'.{did_you_mean(name, [*_SOURCES, 'imagefolder:PATH', 'file.py:factory'])}"
-        )
-    return _SOURCES[name](config, seed)
+    entry = DATA.entry(name)
+    if entry.own:
+        return entry.load()(config, seed)
+    return _from_plugin(name, entry.load(), config)
 
 
-def _from_plugin(name: str, config: DataConfig) -> Splits:
+def _from_plugin(name: str, factory: Callable[..., Any], config: DataConfig) -> Splits:
     """What a user's factory gives: (train, test) or (train, search, test), datasets or loaders; or Splits."""
-    found = made_by_plugin(name, DataError)
+    found = made_by(name, factory, DataError)
     if isinstance(found, Splits):
         return found
     if not isinstance(found, tuple) or len(found) not in (2, 3):
@@ -415,9 +413,29 @@ def _cifar(kind: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Callab
     return load
 
 
-_SOURCES: dict[str, Callable[[DataConfig, int], Splits]] = {
-    "digits": _digits,
-    "fashion-mnist": _fashion,
-    "cifar10": _cifar("CIFAR10", (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
-    "cifar100": _cifar("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-}
+DATA: Registry[Callable[..., Any]] = Registry(
+    "data",
+    "amc.data",
+    (
+        Entry("digits", "scikit-learn's digits, 8 × 8, 10 classes; embedded", loader=lambda: _digits),
+        Entry(
+            "fashion-mnist",
+            "Fashion-MNIST, 28 × 28, 10 classes (--data-root)",
+            "",
+            "Xiao et al. 2017",
+            lambda: _fashion,
+        ),
+        Entry("cifar10", "CIFAR-10, 32 × 32 (--data-root)", "", "Krizhevsky 2009", lambda: _CIFAR10),
+        Entry("cifar100", "CIFAR-100, 32 × 32 (--data-root)", "", "Krizhevsky 2009", lambda: _CIFAR100),
+    ),
+    ("imagefolder:PATH",),
+)
+
+
+def data_sources() -> dict[str, Entry[Callable[..., Any]]]:
+    """All data by name, those of installed packages (factories without arguments) included."""
+    return DATA.entries()
+
+
+_CIFAR10 = _cifar("CIFAR10", (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
+_CIFAR100 = _cifar("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
