@@ -1,5 +1,6 @@
 """The documentation's code is run as it stands."""
 
+import json
 import re
 import shlex
 import sys
@@ -48,6 +49,17 @@ def test_the_latency_models_of_extending(tmp_path, monkeypatch, capsys):
     model = load_latency_model(named)
     with example_problem() as problem:
         assert 0 < Predictor(model, problem).original < 1000
+
+
+def test_the_searcher_of_extending(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / "extending.md").read_text().partition("## A searcher")[2]
+    (code,), (command,) = blocks(text, "python"), blocks(text, "sh")
+    Path("my_searcher.py").write_text(code)
+    assert main(shlex.split(command)[1:]) == 0
+    result = json.loads(Path("mine/result.json").read_text())
+    assert result["search"]["searcher"] == "my_searcher.py:search"
+    assert result["config"]["search"]["searcher_options"] == {"least": 0.5}
 
 
 def test_the_example_of_tasks(tmp_path, monkeypatch):

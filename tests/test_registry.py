@@ -135,7 +135,7 @@ def test_options_of_the_command_line(own: Path, monkeypatch, capsys) -> None:
     for words, told in (
         (["--searcher-option", "least"], "--searcher-option is 'least', but must be like population=32."),
         (["--searcher-option", "least=2"], "searcher own.py:search: least is 2.0, but must be above 0 and at most 1."),
-        (["--searcher-option", "most=2"], "unknown setting 'most'. Did you mean 'least'?"),
+        (["--searcher-option", "leest=2"], "unknown setting 'leest'. Did you mean 'least'?"),
     ):
         assert main(["search", "--flops", "0.5", "--searcher", "own.py:search", *words]) == 2
         assert told in capsys.readouterr().err
