@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -92,11 +93,15 @@ def given_values(parsed: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(text: str) -> tuple[str, Any]:
+    """Name and value of ``name=value``; what looks like a number or true or false is one, as in YAML."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise ConfigError(f"--searcher-option is {shown(text)}, but must be like population=32.")
-    return name, value
+    for kind in (int, float):
+        with contextlib.suppress(ConfigError):
+            return name, convert(value, kind, name)
+    return name, {"true": True, "false": False}.get(value, value)
 
 
 def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:

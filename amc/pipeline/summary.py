@@ -69,7 +69,7 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
         "parity": asdict(found.parity),
         "sites": [{"name": name, "width": s.size, "of": s.of} for name, s in policy.settings.items()],
         "search": {
-            "searcher": config.search.searcher,
+            "searcher": plain["search"]["searcher"],
             "evaluations": found.evaluations,
             "criterion": plain["search"]["criterion"],
             "recalibrate": found.recalibrate,
@@ -86,7 +86,7 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
     return {**summary, "notes": [*notes(summary), *_macs_notes(found), *_int8_notes(summary, failed), *missing]}
 
 
-_PATHS = (("model", "name"), ("model", "weights"), ("data", "name"), ("data", "root"), ("search", "criterion"),
+_PATHS = (("model", "name"), ("model", "weights"), ("data", "name"), ("data", "root"), ("search", "searcher"), ("search", "criterion"),
           ("search", "reward"), ("search", "latency_model"))  # fmt: skip
 
 
