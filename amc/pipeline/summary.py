@@ -86,8 +86,10 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
     return {**summary, "notes": [*notes(summary), *_macs_notes(found), *_int8_notes(summary, failed), *missing]}
 
 
-_PATHS = (("model", "name"), ("model", "weights"), ("data", "name"), ("data", "root"), ("search", "searcher"), ("search", "criterion"),
-          ("search", "reward"), ("search", "latency_model"))  # fmt: skip
+_PATHS = (
+    ("model", "name"), ("model", "weights"), ("data", "name"), ("data", "root"), ("search", "searcher"),
+    ("search", "criterion"), ("search", "reward"), ("search", "latency_model"),
+)  # fmt: skip
 
 
 def _nameless(plain: dict[str, Any]) -> dict[str, Any]:
