@@ -198,7 +198,8 @@ def load_data(config: DataConfig) -> Splits:
         return imagefolder(Path(name.removeprefix("imagefolder:")), config, seed)
     entry = DATA.entry(name)
     if entry.own:
-        return entry.load()(config, seed)
+        splits: Splits = entry.load()(config, seed)
+        return splits
     return _from_plugin(name, entry.load(), config)
 
 
@@ -413,6 +414,10 @@ def _cifar(kind: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Callab
     return load
 
 
+_CIFAR10 = _cifar("CIFAR10", (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
+_CIFAR100 = _cifar("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+
+
 DATA: Registry[Callable[..., Any]] = Registry(
     "data",
     "amc.data",
@@ -435,7 +440,3 @@ DATA: Registry[Callable[..., Any]] = Registry(
 def data_sources() -> dict[str, Entry[Callable[..., Any]]]:
     """All data by name, those of installed packages (factories without arguments) included."""
     return DATA.entries()
-
-
-_CIFAR10 = _cifar("CIFAR10", (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
-_CIFAR100 = _cifar("CIFAR100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
