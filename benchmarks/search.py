@@ -1,14 +1,14 @@
-"""Which searcher earns its evaluations? All on one evaluator, before training; then the best policies after training.
+"""Compare searchers on one evaluator: their best policies before training, and after the same short training.
 
     python -m benchmarks.search --model resnet20 --weights W --data imagefolder:PATH --evaluations 60 --seeds 2
-    python -m benchmarks.search ... --baselines --train 250     the best policies and Torch-Pruning's, trained alike
-    python -m benchmarks.search ... --untrained                 the best policies on the test split before any training
-    python -m benchmarks.search --report                        tables and plots of what has been measured
+    python -m benchmarks.search ... --baselines --train 250     train the best policies and Torch-Pruning networks
+    python -m benchmarks.search ... --untrained                 score the best policies on the test split, untrained
+    python -m benchmarks.search --report                        print tables and draw plots of all records
 
-A piece is one search or one training; `benchmarks/results/search-NETWORK-BUDGET.jsonl` holds a line a piece (another
-number of images and other widths are in the name), and what is there is not done again. Searches score on the
-search split; the test split is read by what was found, once each.
-Seconds are of the process's own CPU time on one thread, so that a busy machine disturbs them less.
+A piece is one search or one training. `benchmarks/results/search-NETWORK-BUDGET.jsonl` holds one line per piece (another
+number of images and other widths are part of the name). A recorded piece is not run again. Searches score on the search
+split. Each result is scored once on the test split.
+Seconds are CPU time of the process on one thread, because a busy machine affects that less than wall-clock time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ TORCH_PRUNING = (("magnitude", False), ("magnitude", True), ("taylor", False), (
 
 
 def searched(bench: Bench, searcher: str, evaluations: int, seed: int) -> dict[str, Any]:
-    """One search: the best loss after every evaluation, the seconds until then, and the best policies refined."""
+    """One search: the best loss and the CPU seconds after every evaluation, and the best policy after full evaluation."""
     trail: list[list[float]] = []
     start, best = time.process_time(), np.inf
 
@@ -68,12 +68,12 @@ def searched(bench: Bench, searcher: str, evaluations: int, seed: int) -> dict[s
 
 
 def _best(row: Mapping[str, Any]) -> float:
-    """The quick score of the best policy, on all images; while it was searched for it was estimated from some."""
+    """The fast score of the best policy on all images. During the search it was estimated from some of them."""
     return float(row.get("best", row["trail"][-1][1]))
 
 
 def trained(bench: Bench, model: nn.Module, steps: int, seed: int) -> dict[str, Any]:
-    """Accuracy before and after the same short training, on the search split, and at last on the test split."""
+    """Accuracy before and after a short training on the search split, and after it on the test split."""
     before = evaluate(model, bench.task, bench.task.splits.search)[1]
     plan = make_plan(bench.stages.record.config.finetune, bench.task, 1.0, seed)
     train(model, bench.task, replace(plan, steps=steps, precision="bfloat16"), bench.task.model)
@@ -83,7 +83,7 @@ def trained(bench: Bench, model: nn.Module, steps: int, seed: int) -> dict[str, 
 
 
 def torch_pruning(bench: Bench, importance: str, global_pruning: bool, flops: float) -> nn.Module:
-    """What a user would do with Torch-Pruning 1.6: its pruner at the ratio that just meets the budget (bisection)."""
+    """The network of Torch-Pruning 1.6 at the smallest pruning ratio that meets the budget, found by bisection."""
     low, high = 0.0, 0.9
     best = None
     for _ in range(9):
@@ -101,12 +101,12 @@ def _pruned(bench: Bench, importance: str, global_pruning: bool, ratio: float) -
     import torch_pruning as tp
 
     model = copy.deepcopy(bench.task.model).requires_grad_(True)
-    judge = tp.importance.TaylorImportance() if importance == "taylor" else tp.importance.MagnitudeImportance(p=2)
+    criterion = tp.importance.TaylorImportance() if importance == "taylor" else tp.importance.MagnitudeImportance(p=2)
     ignored = [m for m in model.modules() if isinstance(m, nn.Linear)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pruner = tp.pruner.MetaPruner(
-            model, bench.task.example.clone(), importance=judge, global_pruning=global_pruning, pruning_ratio=ratio,
+            model, bench.task.example.clone(), importance=criterion, global_pruning=global_pruning, pruning_ratio=ratio,
             max_pruning_ratio=0.9, ignored_layers=ignored,
         )  # fmt: skip
         if importance == "taylor":
@@ -118,7 +118,7 @@ def _pruned(bench: Bench, importance: str, global_pruning: bool, ratio: float) -
 
 
 def by_searcher(rows: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    """The searches by searcher and number of evaluations, a list of seeds each."""
+    """Searches grouped by searcher and number of evaluations: one record per seed."""
     searches: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
         if "trail" in row:
@@ -127,7 +127,7 @@ def by_searcher(rows: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[s
 
 
 def plot(records: Records, path: Path) -> None:
-    """Best loss so far against evaluations and against CPU seconds, a line a search; seeds share a colour."""
+    """Plot the best loss so far against evaluations and CPU seconds. One line per search; seeds share a colour."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -147,17 +147,18 @@ def plot(records: Records, path: Path) -> None:
     for axis, name in zip(axes, ("evaluations", "CPU seconds"), strict=True):
         axis.set(xlabel=name, xscale="log")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("best loss before training")
+    axes[0].set_ylabel("best score before training")
     figure.legend(loc="outside right center", fontsize="small", frameon=False)
     figure.savefig(path, dpi=110)
 
 
 def report(records: Records) -> str:
-    """Markdown tables of one network and budget."""
+    """Markdown tables for one network and budget."""
     about, rows = records("about") or {}, records.all()
     lines = [f"{about.get('machine')}; {about.get('images')} images of the search split, one thread.", ""]
     lines += [
-        "| searcher | seeds | best loss | refined accuracy | test split | evaluations | CPU seconds | forward passes |",
+        "| searcher | seeds | best score | accuracy, full evaluation | test split | evaluations | CPU seconds |"
+        " forward passes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     searches = by_searcher(rows)
@@ -173,12 +174,12 @@ def report(records: Records) -> str:
             f"{np.std(metrics):.2f} | {test} | {count} | {seconds:.0f} | {shares:.0f} |"
         )
     if original := records("untrained original"):
-        lines += ["", f"The original gets {100 * original['untrained']:.2f} % of the test split right."]
+        lines += ["", f"The original's accuracy on the test split is {100 * original['untrained']:.2f} %."]
     finished = [r for r in rows if "after" in r]
     if finished:
         lines += [
             "",
-            "| trained alike | MACs | before | search split | test split | steps |",
+            "| network, after the same training | MACs | before training | search split | test split | steps |",
             "|---|---|---|---|---|---|",
         ]
         for row in sorted(finished, key=lambda r: -r["test"]):
@@ -205,7 +206,7 @@ def _trainings(asked: argparse.Namespace, bench: Bench, records: Records) -> Non
         piece = f"train {row['piece']}"
         if "trail" in row and row["searcher"] in asked.searchers.split(",") and not records(piece):
             model = bench.evaluator.pruned(tuple(row["choice"]))
-            macs = row["macs"] / bench.graph.trace.macs  # of branches that are gone torch runs one channel
+            macs = row["macs"] / bench.graph.trace.macs  # torch keeps one channel of a removed branch
             print(rounded(records.add(piece, **{**trained(bench, model, asked.train, 0), "macs": macs})), flush=True)
     for importance, everywhere in TORCH_PRUNING if asked.baselines else ():
         piece = f"train Torch-Pruning {importance} {'global' if everywhere else 'local'}"
@@ -233,20 +234,20 @@ def main() -> None:
     parser.add_argument("--searchers", default="hybrid,tpe,spdy,evolution,annealing,random,amc,uniform,allocate")
     parser.add_argument("--evaluations", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--train", type=int, default=0, help="steps of training of every searcher's best policy")
-    parser.add_argument("--baselines", action="store_true", help="train Torch-Pruning's networks also")
+    parser.add_argument("--train", type=int, default=0, help="training steps for the best policy of each searcher")
+    parser.add_argument("--baselines", action="store_true", help="also train networks pruned by Torch-Pruning")
     parser.add_argument(
-        "--untrained", action="store_true", help="read the test split with the best policies as they are"
+        "--untrained", action="store_true", help="score the best policies on the test split without training"
     )
-    parser.add_argument("--min-keep", default="auto", help="as for amc search; 0: branches may go whole")
+    parser.add_argument("--min-keep", default="auto", help="as for amc search; 0 allows removed branches")
     parser.add_argument("--channel-step", default="auto", help="as for amc search")
     parser.add_argument("--judge", choices=["loss", "distance"], default="loss", help="as for amc search")
-    parser.add_argument("--report", action="store_true", help="print tables and draw plots of what has been measured")
+    parser.add_argument("--report", action="store_true", help="print tables and draw plots of all records")
     asked = parser.parse_args()
     if asked.report:
         for path in sorted(RESULTS.glob("search-*.jsonl")):
             records = Records.read(path)
-            print(f"### {path.stem.removeprefix('search-')} of the MACs\n\n{report(records)}")
+            print(f"### {path.stem}\n\n{report(records)}")
             plot(records, PLOTS / f"{path.stem}.png")
         return
     images = "" if asked.search_images == IMAGES else f"-{asked.search_images}-images"
