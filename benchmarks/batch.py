@@ -1,11 +1,11 @@
-"""What batches cost: throughput of workers, ten budgets for one, and the scheduler's own cost for a large cluster.
+"""Measure the cost of batches: throughput of workers, ten budgets against one, and scheduling for a large cluster.
 
-    python -m benchmarks.batch workers      evaluations a second with one worker and with two
+    python -m benchmarks.batch workers      evaluations per second with one worker and with two
     python -m benchmarks.batch budgets      ten budgets of one network against one
     python -m benchmarks.batch scheduler    10,000 runs on 500 nodes, simulated
-    python -m benchmarks.batch ray          what Ray adds to an evaluation (needs Ray)
+    python -m benchmarks.batch ray          the overhead of Ray per evaluation (needs Ray)
 
-Each prints Markdown; docs/benchmarks/batch.md holds what they printed, with the machine.
+Each command prints Markdown. docs/benchmarks/batch.md holds the output, with the machine.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def workers(evaluations: int = 600) -> None:
-    """Evaluations a second while one run searches, and while two do; and what the machine itself gives two at all."""
+    """Print evaluations per second with one run and with two, and the gain that the machine offers to two processes."""
     rates, before = {}, os.getloadavg()[0]
     for count in (1, 2):
         with tempfile.TemporaryDirectory() as name:
@@ -71,12 +71,12 @@ def workers(evaluations: int = 600) -> None:
     alone, both = _spin(1), _spin(2)
     print(f"load before: {before:.1f}\n")
     print("| | one | two | ratio |\n|---|---|---|---|")
-    print(f"| evaluations a second, resnet8 on digits | {rates[1]:.1f} | {rates[2]:.1f} | {rates[2] / rates[1]:.2f} |")
-    print(f"| the machine: matrix products a second | {alone:.0f} | {both:.0f} | {both / alone:.2f} |")
+    print(f"| evaluations per second, resnet8 on digits | {rates[1]:.1f} | {rates[2]:.1f} | {rates[2] / rates[1]:.2f} |")
+    print(f"| the machine: matrix products per second | {alone:.0f} | {both:.0f} | {both / alone:.2f} |")
 
 
 def _spin(count: int, seconds: float = 4.0) -> float:
-    """Products of small matrices a second, in so many processes at once that share nothing."""
+    """Products of small matrices per second, summed over ``count`` independent processes."""
     with mp.get_context("spawn").Pool(count) as pool:
         pool.map(_products, [0.5] * count)
         return sum(pool.map(_products, [seconds] * count, chunksize=1))
@@ -101,13 +101,13 @@ CHOSEN = ("load", "inspect", "calibrate", "search", "refine")
 
 
 def budgets(one: str, ten: str, evaluations: int, model: list[str], images: int, shares: list[float]) -> None:
-    """What ten budgets (0.9 to 0.27 of the MACs) cost by one searcher, against one budget (0.5) by another.
+    """Print the cost of ten budgets (0.9 to 0.27 of the MACs) by one searcher and of one budget (0.5) by another.
 
-    Up to the choice of the policy, that is, before anything is fine-tuned; each begins with an empty cache. In seconds
-    of the CPU, so that what else runs on the machine does not count.
+    Counted up to the choice of the policy, before fine-tuning. Each starts with an empty cache. Times are CPU seconds,
+    so that other work on the machine does not count.
     """
     spent, scored, found = {}, {}, {}
-    with tempfile.TemporaryDirectory() as name:  # what a process does once, whatever it runs
+    with tempfile.TemporaryDirectory() as name:  # warm-up: work that a process does once
         _until_chosen(_budget(["resnet8"], one, 1, 0.5, 50, Path(name, "cache")), Path(name, "run"))
     for searcher, asked in ((one, [0.5]), (ten, shares)):
         with tempfile.TemporaryDirectory() as name:
@@ -145,7 +145,7 @@ def _budget(model: list[str], searcher: str, evaluations: int, share: float, ima
 
 
 def _until_chosen(config: Config, folder: Path) -> tuple[dict[str, float], float]:
-    """The stages of a run until its policy is chosen: their seconds, and the policy's metric before fine-tuning."""
+    """Seconds of each stage of a run up to the choice of its policy, and the policy's metric before fine-tuning."""
     seconds: dict[str, float] = {}
     seconds["load"], task = _timed(lambda: open_task(config))
     with Journal(folder / "journal.jsonl") as journal, Machine() as machine:
@@ -169,7 +169,7 @@ def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 class Simulated:
-    """A workforce of nodes in virtual time: runs take about ten minutes, and some nodes die in the middle."""
+    """A pool of nodes in virtual time. Runs take about ten minutes; some nodes die during a run."""
 
     def __init__(self, nodes: int, seed: int = 0) -> None:
         self._nodes, self._dice = nodes, random.Random(seed)
@@ -195,7 +195,7 @@ class Simulated:
 
 
 def scheduler(count: int = 10_000, nodes: int = 500) -> None:
-    """What this machine spends on scheduling, and on looking at, so many runs."""
+    """Print the time that this machine needs to schedule ``count`` runs and to read their state."""
     from amc.batch.run import _Record
 
     rows: list[tuple[str, float, str]] = []
@@ -209,20 +209,20 @@ def scheduler(count: int = 10_000, nodes: int = 500) -> None:
         with Journal(folder / "out/batch.jsonl") as journal:
             journal.append("batch", runs=[{"name": j.name, "place": dict(j.place)} for j in jobs], time=0.0)
             seconds, _ = timed(lambda: drive(jobs, 1, force, _Record(journal, Observer())))
-        rows.append((f"scheduling them on {nodes} nodes ({force.hours:.1f} h of virtual time)", seconds, "in all"))
+        rows.append((f"scheduling them on {nodes} nodes ({force.hours:.1f} h of virtual time)", seconds, "in total"))
         for job in jobs:
             _fake(job)
         seconds, _ = timed(lambda: plan(jobs))
-        rows.append(("seeing what is there already, all begun", seconds, "once"))
+        rows.append(("reading the state of the runs, all started", seconds, "once"))
         seconds, _ = timed(lambda: statuses(folder / "out"))
-        rows.append(("`amc status`, one look", seconds, "a look"))
+        rows.append(("`amc status`", seconds, "per call"))
     print(f"| {count:,} runs, {nodes} nodes | seconds | |\n|---|---|---|")
     for what, spent, when in rows:
         print(f"| {what} | {spent:.2f} | {when} |")
 
 
 def _fake(job: Job) -> None:
-    """The folder of a run that has done sixty evaluations."""
+    """Write the folder of a run with sixty evaluations."""
     write_plain(job.folder / "config.yaml", yaml.safe_dump(to_dict(job.config)))
     lines = [{"kind": "stage", "name": "inspect", "seconds": 1.0}]
     lines += [
@@ -236,7 +236,7 @@ def _fake(job: Job) -> None:
 
 
 def ray(count: int = 300) -> None:
-    """Milliseconds of an evaluation here and as a Ray task one after the other, and with two evaluators at once."""
+    """Print the milliseconds per evaluation in this process, with one Ray actor, and with two at once."""
     from ray.cluster_utils import Cluster
 
     from amc.batch.cluster import RemoteScores, connected
@@ -255,7 +255,8 @@ def ray(count: int = 300) -> None:
         rows.append(("in this process", seconds))
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
         with connected(cluster.address):
-            for workers_, told in ((1, "one Ray actor, one after the other"), (2, "two Ray actors, announced")):
+            ways = ((1, "one Ray actor, one call after the other"), (2, "two Ray actors, policies announced in advance"))
+            for workers_, told in ways:
                 remote = RemoteScores(config, evaluator, workers_)
                 remote.announce(choices[:20])
                 [remote(choice) for choice in choices[:20]]
@@ -266,7 +267,7 @@ def ray(count: int = 300) -> None:
                 assert [s.metric for s in found] == [s.metric for s in scores]
                 rows.append((told, seconds))
         cluster.shutdown()
-    print("| | ms an evaluation | more than here |\n|---|---|---|")
+    print("| | ms per evaluation | difference |\n|---|---|---|")
     for told, seconds in rows:
         print(f"| {told} | {1000 * seconds / count:.2f} | {1000 * (seconds - rows[0][1]) / count:+.2f} |")
 
@@ -285,8 +286,8 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("workers", "budgets", "scheduler", "ray"))
-    parser.add_argument("--one", default="hybrid", help="the searcher of the one budget")
-    parser.add_argument("--ten", default="hybrid", help="the searcher of the ten budgets")
+    parser.add_argument("--one", default="hybrid", help="searcher for the one budget")
+    parser.add_argument("--ten", default="hybrid", help="searcher for the ten budgets")
     parser.add_argument("--evaluations", type=int, default=60)
     parser.add_argument("--model", nargs="*", default=["resnet8"], help="name, weights, data")
     parser.add_argument("--images", type=int, default=1000, help="images of the search split")

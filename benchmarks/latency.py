@@ -1,20 +1,20 @@
-"""How well latency is predicted.
+"""Measure how well latency is predicted.
 
 ::
 
     python -m benchmarks.latency --part predict --network resnet56 --seconds 240
     python -m benchmarks.latency --part table
 
-What searching for latency is worth is in ``benchmarks/pays.py``.
+``benchmarks/pays.py`` compares searches for latency with searches for MACs.
 
-It goes on where it was when called again; what was measured is in ``--work``, results in
-``benchmarks/results/latency.json``, the tables that are made of them in ``docs/benchmarks/latency.md``. Measure on a
-quiet machine.
+A command that is run again continues. Measurements are kept in ``--work``, results in
+``benchmarks/results/latency.json``; the tables in ``docs/benchmarks/latency.md`` are written from them. Measure on an
+undisturbed machine.
 
-**predict**: a profile as `amc profile` makes it, then policies it has never seen: proportions drawn uniformly from
-[0.1, 1], scaled to a share of the MACs drawn uniformly from [0.3, 1). Each is measured in ``--sessions``
-pairs of new sessions, in turn with the profile and while the original takes what it took for that; small networks need
-more of them, since sessions differ.
+**predict**: profiles a network as `amc profile` does, then measures policies that the profile does not contain. Their
+proportions are drawn uniformly from [0.1, 1] and scaled to a share of the MACs drawn uniformly from [0.3, 1). Each
+policy is measured in ``--sessions`` pairs of new sessions. Profiling and measuring alternate, and a session counts only
+if the original takes its usual time. Small networks need more sessions, because sessions differ.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ NETWORKS = {
     "resnet18 at 224": ("torchvision:resnet18", 224, 240.0),
     "mobilenet_v2 at 224": ("torchvision:mobilenet_v2", 224, 360.0),
 }
-"""Name, side of the image, most seconds of profiling."""
+"""Model name, side of the image, maximum seconds of profiling."""
 TURN = 15.0
-"""Seconds for the profile, and then for policies that it does not know."""
+"""Seconds per turn: first for the profile, then for policies that it does not contain."""
 
 
 def setting(name: str, work: Path) -> SimpleNamespace:
-    """A network with random weights, and what measures it."""
+    """A network with random weights, and a bench that measures it."""
     torch.manual_seed(0)
     model_name, size, seconds = NETWORKS[name]
     task = SimpleNamespace(
@@ -95,9 +95,10 @@ def test_policies(at: SimpleNamespace, count: int) -> list[tuple[int, ...]]:
 
 
 def predict(name: str, work: Path, seconds: float, count: int, sessions: int) -> None:
-    """Go on with one network for so many seconds, with its profile and with policies it has never seen in turn.
+    """Continue with one network for ``seconds``, alternating between its profile and policies outside of it.
 
-    So both meet the machine alike: it may be slower by a third for minutes, and ratios are other ones then.
+    Alternating exposes both to the same states of the machine. It may be slower by a third for minutes, and ratios
+    differ then.
     """
     end, at = time.monotonic() + seconds, setting(name, work)
     path, policies = work / f"{at.stem}.profile.json", test_policies(at, count)
@@ -119,7 +120,7 @@ def predict(name: str, work: Path, seconds: float, count: int, sessions: int) ->
 
 
 def ratios(journal: Journal, policy: tuple[int, ...], model: LearnedModel) -> list[float]:
-    """A policy's ratios while the machine was quiet and as fast as for the profile."""
+    """A policy's ratios from sessions that were undisturbed and as fast as the profile's."""
     known = [r for r in journal.records("session") if tuple(r["choice"]) == policy and r["quiet"] >= QUIET]
     return [r["ratio"] for r in known if is_usual(r["original_ms"], model.profile.original_ms)]
 
@@ -127,7 +128,7 @@ def ratios(journal: Journal, policy: tuple[int, ...], model: LearnedModel) -> li
 def record(
     name: str, profile: Profile, policies: list[tuple[int, ...]], done: list[list[float]], sessions: int
 ) -> None:
-    """The errors so far into the results."""
+    """Write the errors so far to the results file."""
     whole = [(p, r) for p, r in zip(policies, done, strict=True) if len(r) >= sessions]
     measured = [(p, float(np.median(r))) for p, r in whole]
     if len(measured) < 10:
@@ -136,7 +137,7 @@ def record(
     model = LearnedModel(profile)
     rows = np.array([p for p, _ in measured])
     found = errors(model.predict_all(rows) / profile.original_ms, [r for _, r in measured])
-    before = time.process_time()  # others may be busy
+    before = time.process_time()  # CPU time: the machine may be busy
     for _ in range(200):
         model.predict_all(rows[:1])
     cost = (time.process_time() - before) / 200
@@ -157,16 +158,21 @@ def record(
 
 
 def table() -> None:
-    """The results as Markdown."""
+    """Write the results as Markdown."""
     results = json.loads(RESULTS.read_text())
-    lines = ["# Latency: measured results", "", "Made by `python -m benchmarks.latency` (see there for how).", ""]
+    lines = [
+        "# Latency: measured results", "",
+        "Written by `python -m benchmarks.latency --part table`; `benchmarks/latency.py` and `benchmarks/pays.py` "
+        "describe the measurements.", "",
+    ]  # fmt: skip
     if results.get("predict"):
         lines += [
-            "## Prediction of policies never profiled", "",
-            "Relative to the median of so many pairs of sessions or more; the noise is that of one pair. Networks "
-            "profiled: all, and those of them that were undisturbed, which alone are learned from.", "",
-            "| network | ms | policies | sessions | mean error | worst | Spearman | cross-val. | noise | profiled "
-            "| in | a call |",
+            "## How well latency is predicted", "",
+            "The model predicts policies that it was not fitted on. An error is relative to the median over the given "
+            "number of pairs of sessions, or more. The noise is that of a single pair. *Profiled* counts the networks "
+            "in the profile and, in brackets, the undisturbed ones; the model is fitted on those only.", "",
+            "| network | ms | policies | sessions | mean error | worst error | Spearman | cross-validated error | noise "
+            "| profiled | profiling | one prediction |",
             "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for name, r in results["predict"].items():
@@ -178,14 +184,14 @@ def table() -> None:
             )
         some = next(iter(results["predict"].values()))
         lines += ["", f"{some['cpu']}, {some['runtime']}, one thread.", ""]
+    lines += ["## Searching for latency or for MACs", "", pays.ABOUT, ""]
     for path in sorted(RESULTS.parent.glob("pays-*.jsonl")):
-        name = path.stem.removeprefix("pays-")
-        lines += [f"## What searching for latency is worth: {name}", "", *pays.report(path), ""]
+        lines += [f"### {path.stem.removeprefix('pays-')}", "", *pays.report(path), ""]
     write_text(TABLE, "\n".join(lines).rstrip() + "\n")
 
 
 def main() -> None:
-    """Parse and go on."""
+    """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["predict", "table"], required=True)
     parser.add_argument("--network", choices=list(NETWORKS), default="resnet56")

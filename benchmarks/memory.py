@@ -1,7 +1,7 @@
 """Peak memory of inspecting and calibrating a large network: python -m benchmarks.memory torchvision:resnet50
 
-Random weights and random images: neither matters to memory. Prints the peak resident memory after every step. Sites are
-ranked one at a time, so the widest ones tell the memory of all; the rest is ranked by L2 where time is short.
+Weights and images are random, because memory depends on neither. Prints the peak resident memory after every step.
+Sites are ranked one at a time, so the widest ones determine the peak. The rest is ranked by L2 if time is short.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--memory-limit", type=float, default=6.0, help="GiB [6]")
     parser.add_argument("--images", type=int, default=32, help="calibration images [32]")
-    parser.add_argument("--seconds", type=float, default=120.0, help="how long to rank by obs, widest first [120]")
+    parser.add_argument("--seconds", type=float, default=120.0, help="seconds of ranking by obs [120]")
     parser.add_argument("--size", type=int, default=224, help="side of the images [224]")
     asked = parser.parse_args()
     start = time.perf_counter()
@@ -67,12 +67,12 @@ def main() -> None:
         evaluator.refined(half)
         told("refined")
         print(
-            f"{len(moments)} layers' moments, {shelf.filed} of them in files; {len(graph.sites)} sites, {slow} by obs"
+            f"moments of {len(moments)} layers, {shelf.filed} in files; {len(graph.sites)} sites, {slow} ranked by obs"
         )
 
 
 def ranked(graph: Graph, model: nn.Module, moments: Mapping[str, Moments], seconds: float) -> tuple[list[Tensor], int]:
-    """The channels' orders by obs, the sites with the longest rows first and one at a time; by L2 when time is up."""
+    """Channel orders by obs, sites with the longest rows first. By L2 once ``seconds`` have passed."""
     sites = range(len(graph.sites))
     longest = [max(r.weight[0].numel() for r in view(graph, model, {}, index).readers) for index in sites]
     orders, start, slow = {}, time.perf_counter(), 0

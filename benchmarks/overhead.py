@@ -1,11 +1,11 @@
-"""What searchers themselves cost: seconds per proposal where an evaluation is free.
+"""Measure the time that searchers themselves need: milliseconds per proposal, on a problem whose evaluations are free.
 
-    python -m benchmarks.overhead            # resumes; one line a searcher in benchmarks/results/overhead.jsonl
+    python -m benchmarks.overhead            # resumes; one line per searcher in benchmarks/results/overhead.jsonl
     python -m benchmarks.overhead --report
 
-The problem is as large as ResNet-56: 27 sites that meet nobody, each with 13 settings, and MACs to be halved. One seed,
-one thread. The mean includes what a searcher does once (loading its library, tables); the median of the last tenth does
-not.
+The problem has the size of ResNet-56: 27 independent sites with 13 settings each, and half of the MACs as its budget.
+One seed, one thread. The mean includes what a searcher does once (loading its library, tables); the median of the last
+tenth does not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SITES, CHANNELS = 27, 64
 
 
 def free_problem() -> Problem:
-    """Legal widths in steps of four; the loss is a sum over the sites and costs microseconds."""
+    """A problem with widths in steps of four. Its loss is a sum over the sites and takes microseconds."""
     rng = np.random.default_rng(0)
     price, importance = rng.integers(50, 200, SITES), rng.uniform(0.1, 1.0, SITES)
     settings = tuple(range(16, CHANNELS + 1, 4))
@@ -49,7 +49,7 @@ def free_problem() -> Problem:
 
 
 def overhead(name: str, proposals: int) -> tuple[float, float]:
-    """Milliseconds of one proposal: the mean over all of them, and over the last tenth."""
+    """Milliseconds per proposal: the mean over all proposals, and the median over the last tenth."""
     search, problem = searchers()[name].load(), free_problem()
     times = [time.perf_counter()]
     problem._observer = lambda evaluation, number: times.append(time.perf_counter())
@@ -59,12 +59,12 @@ def overhead(name: str, proposals: int) -> tuple[float, float]:
 
 
 def report(records: Records) -> str:
-    """The searchers as a Markdown table."""
+    """A Markdown table with one row per searcher."""
     lines = [
-        f"{SITES} sites of 13 settings each, MACs halved, an evaluation that costs microseconds; one seed, one thread.",
+        f"{SITES} sites with 13 settings each, half of the MACs, evaluations of microseconds; one seed, one thread.",
         f"{(records('about') or {}).get('machine')}.",
         "",
-        "| searcher | proposals | ms a proposal, mean | median of the last tenth |",
+        "| searcher | proposals | ms per proposal, mean | ms per proposal, median of the last tenth |",
         "|---|---|---|---|",
     ]
     for name in searchers():
@@ -77,8 +77,8 @@ def report(records: Records) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--proposals", type=int, default=200)
-    parser.add_argument("--report", action="store_true", help="print what has been measured")
-    parser.add_argument("names", nargs="*", metavar="SEARCHER", help="which [all]")
+    parser.add_argument("--report", action="store_true", help="print the table of all records")
+    parser.add_argument("names", nargs="*", metavar="SEARCHER", help="searchers to measure [all]")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with Records(RESULTS / "overhead.jsonl") as records:

@@ -1,16 +1,17 @@
-"""What searching for latency is worth: networks searched for time, and for MACs, at equal accuracy.
+"""Compare networks searched under a latency limit with networks searched under a MACs limit, at equal accuracy.
 
 ::
 
     python -m benchmarks.pays --step search --model resnet56 --weights W --data imagefolder:PATH --profile P
-    python -m benchmarks.pays --step train ...       the same short training for every network that was found
-    python -m benchmarks.pays --step measure ...     on a quiet machine: all of them and the original, interleaved
-    python -m benchmarks.latency --part table        docs/benchmarks/latency.md of all that has been measured
+    python -m benchmarks.pays --step train ...       train every network that was found for the same few steps
+    python -m benchmarks.pays --step measure ...     time all networks, interleaved with the original
+    python -m benchmarks.latency --part table        write docs/benchmarks/latency.md from all records
 
-Both searches have the same searcher, evaluator, number of evaluations and seed; they differ in what is limited. The
-policy is the best of the best five, refined. ``--profile`` is a file of `amc profile` of the same network. Searches
-score on the search split; only trained networks read the test split, once each. A piece is one search, one training or
-the measuring; `benchmarks/results/pays-NETWORK.jsonl` holds a line a piece, and what is there is not done again.
+Both searches use the same searcher, evaluator, number of evaluations and seed. Only the limit differs. The result is the
+best of the five best policies by full evaluation. ``--profile`` is a file written by `amc profile` for the same network.
+Searches score on the search split. Only trained networks are scored on the test split, once each. A piece is one
+search, one training or the measurement. `benchmarks/results/pays-NETWORK.jsonl` holds one line per piece, and a
+recorded piece is not run again.
 """
 
 from __future__ import annotations
@@ -38,12 +39,18 @@ from amc.task import evaluate, nested
 from amc.train.trainer import make_plan, train
 from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench, open_stages, rounded
 
+ABOUT = (
+    "Each network was searched under latency limits and under MACs limits, with the same searcher. Times are shares of "
+    "the original's time. The tables at equal accuracy take every network searched for MACs, and give the time of an "
+    "equally accurate network searched for latency, interpolated between the networks found."
+)
+"""What the report says above its tables."""
 SHARES = (0.4, 0.5, 0.6, 0.7, 0.8)
-"""Limits on MACs and on time, as shares of the original's."""
+"""Limits on MACs and on latency, as shares of the original."""
 
 
 def limited(bench: Bench, model: LearnedModel, resource: str, share: float) -> Space:
-    """The policies that a run with this one limit may choose."""
+    """The space of a run with this single limit."""
     if resource == "macs":
         return replace(bench.space, limits={"macs": share * bench.space.costs(bench.space.full)["macs"]})
     settings = steps(model.predict_all, with_zero_widths(bench.space.settings, bench.space.model))
@@ -55,7 +62,7 @@ def limited(bench: Bench, model: LearnedModel, resource: str, share: float) -> S
 
 
 def searched(bench: Bench, space: Space, evaluations: int, record: Path) -> dict[str, Any]:
-    """One search, and its best policy, refined. What was evaluated is in the file ``record``."""
+    """One search and its best policy by full evaluation. The journal ``record`` keeps the evaluations."""
     with Journal(record) as journal:
         problem = Problem(
             space, site_features(bench.graph), bench.evaluator.score, loss_reward, journal,
@@ -69,7 +76,7 @@ def searched(bench: Bench, space: Space, evaluations: int, record: Path) -> dict
 
 
 def trained(bench: Bench, choice: tuple[int, ...], count: int) -> dict[str, float]:
-    """Accuracy after ``count`` steps of training, on the search split, and on the test split."""
+    """Accuracy on the search split and on the test split after ``count`` training steps."""
     network = bench.evaluator.pruned(choice)
     plan = make_plan(bench.stages.record.config.finetune, bench.task, 1.0, 0)
     train(network, bench.task, replace(plan, steps=count, precision="bfloat16"), bench.task.model)
@@ -78,7 +85,7 @@ def trained(bench: Bench, choice: tuple[int, ...], count: int) -> dict[str, floa
 
 
 def measured(stages: Stages, choices: dict[str, tuple[int, ...]], seconds: float) -> dict[str, dict[str, float]]:
-    """Time of every network as a share of the original's, with its 95 % interval."""
+    """Time of every network as a share of the original's, with the 95 % interval."""
     meter = stages.bench(stages.inspect())
     with tempfile.TemporaryDirectory() as folder:
         files = {"original": Path(folder, "original.onnx")}
@@ -94,29 +101,28 @@ def measured(stages: Stages, choices: dict[str, tuple[int, ...]], seconds: float
 
 
 def faster(rows: list[dict[str, Any]], accuracy: str) -> Iterator[str]:
-    """At the accuracy of every network searched for MACs, the time of those searched for latency, interpolated.
+    """For every network searched for MACs, the time of an equally accurate one searched for latency, interpolated.
 
-    What is interpolated between are the networks on the way to the highest accuracy; below them, the fastest counts.
+    The interpolation runs along the front of the networks searched for latency. Below it, the fastest one counts.
     """
+    yield "| accuracy | MACs limit | time, searched for MACs | time, searched for latency | ratio of the times |"
+    yield "|---|---|---|---|---|"
     frontier, times = [], []
     for row in sorted((r for r in rows if r["asked"] == "latency"), key=lambda r: float(r["ratio"])):
         if not frontier or row[accuracy] > frontier[-1]:
             frontier.append(row[accuracy])
             times.append(row["ratio"])
     for row in sorted((r for r in rows if r["asked"] == "macs"), key=lambda r: float(r["ratio"])):
-        told = f"{100 * row[accuracy]:.2f} % at {row['ratio']:.3f}"
+        known = f"{100 * row[accuracy]:.2f} % | {row['share']:g} | {row['ratio']:.3f}"
         if row[accuracy] > frontier[-1]:
-            yield f"- {told} (searched for {row['share']:g} of the MACs): not reached by any searched for latency"
+            yield f"| {known} | accuracy not reached | |"
             continue
         time = float(np.interp(row[accuracy], frontier, times))
-        yield (
-            f"- {told} (searched for {row['share']:g} of the MACs); searched for latency at {time:.3f}: "
-            f"{time / row['ratio']:.3f} of the time"
-        )
+        yield f"| {known} | {time:.3f} | {time / row['ratio']:.3f} |"
 
 
 def joined(records: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is known of every network that was found."""
+    """One row per network: the search, its training and its time."""
     times = records.get("measure", {}).get("times", {})
     rows = []
     for row in records.values():
@@ -128,12 +134,12 @@ def joined(records: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def report(path: Path) -> list[str]:
-    """Markdown of one network."""
+    """Markdown tables for one network."""
     records = {record["piece"]: record for record in read_records(path)}
     about, rows = records.get("about", {}), joined(records)
     lines = [
         f"{about.get('machine')}; {about.get('images')} images of the search split, {about.get('evaluations')} "
-        "evaluations a search.", "",
+        "evaluations per search.", "",
         "| limit | MACs | time, 95 % interval | before training | search split | test split |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -154,15 +160,15 @@ def report(path: Path) -> list[str]:
 
 
 def main() -> None:
-    """Go on with one step."""
+    """Continue with one step."""
     parser = arguments(__doc__ or "")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--step", choices=["search", "train", "measure"], required=True)
-    parser.add_argument("--profile", type=Path, help="a file of amc profile")
+    parser.add_argument("--profile", type=Path, help="a file written by amc profile")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
     parser.add_argument("--evaluations", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=150, help="of training")
-    parser.add_argument("--seconds", type=float, default=100.0, help="of measuring")
+    parser.add_argument("--steps", type=int, default=150, help="training steps")
+    parser.add_argument("--seconds", type=float, default=100.0, help="seconds of measuring")
     parser.add_argument("--work", type=Path, default=Path("amc-runs/benchmarks/pays"))
     asked = parser.parse_args()
     with Records(RESULTS / f"pays-{asked.model}.jsonl") as records:
@@ -192,7 +198,7 @@ def _searches(asked: argparse.Namespace, bench: Bench, records: Records) -> None
 
 
 def found(records: Records) -> dict[str, tuple[int, ...]]:
-    """The policies of all searches so far."""
+    """The best policy of every search so far."""
     return {row["piece"]: tuple(row["choice"]) for row in records.all() if "choice" in row}
 
 

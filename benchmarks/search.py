@@ -5,9 +5,9 @@
     python -m benchmarks.search ... --untrained                 score the best policies on the test split, untrained
     python -m benchmarks.search --report                        print tables and draw plots of all records
 
-A piece is one search or one training. `benchmarks/results/search-NETWORK-BUDGET.jsonl` holds one line per piece (another
-number of images and other widths are part of the name). A recorded piece is not run again. Searches score on the search
-split. Each result is scored once on the test split.
+A piece is one search or one training. `benchmarks/results/search-NETWORK-BUDGET.jsonl` holds one line per piece
+(another number of images and other widths are part of the name). A recorded piece is not run again. Searches score on
+the search split. Each result is scored once on the test split.
 Seconds are CPU time of the process on one thread, because a busy machine affects that less than wall-clock time.
 """
 
@@ -42,7 +42,7 @@ TORCH_PRUNING = (("magnitude", False), ("magnitude", True), ("taylor", False), (
 
 
 def searched(bench: Bench, searcher: str, evaluations: int, seed: int) -> dict[str, Any]:
-    """One search: the best loss and the CPU seconds after every evaluation, and the best policy after full evaluation."""
+    """One search: the best loss and CPU seconds after every evaluation, and the best policy by full evaluation."""
     trail: list[list[float]] = []
     start, best = time.process_time(), np.inf
 

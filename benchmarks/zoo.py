@@ -1,12 +1,12 @@
-"""Every torchvision classifier and eighty of timm, through all that happens to a network in a run but the search.
+"""Try every torchvision classifier and eighty timm networks with all steps of a run except the search.
 
-    python -m benchmarks.zoo                      # resumes; one line a network in benchmarks/results/zoo.jsonl
-    python -m benchmarks.zoo --quick              # all but ONNX and the bundle first, which take two thirds of the time
+    python -m benchmarks.zoo                      # resumes; one line per network in benchmarks/results/zoo.jsonl
+    python -m benchmarks.zoo --quick              # first without ONNX and the bundle, which take two thirds of the time
     python -m benchmarks.zoo --only 'regnet' --again
     python -m benchmarks.zoo --table              # writes docs/benchmarks/zoo.md
 
-Weights are random, images small. Each network is handled in a process of its own, with limits on time and memory.
-Beside it: what Torch-Pruning's own pruner does with the same network.
+Weights are random and images small. Each network runs in its own process with limits on time and memory. The pruner of
+Torch-Pruning is tried with the same network.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Task = Callable[[str], Iterator[dict[str, Any]]]
 
 
 def ours(name: str, quick: bool = False) -> Iterator[dict[str, Any]]:
-    """What amc does, step by step (no ONNX and no bundle when ``quick``); what is known so far after each."""
+    """Run amc step by step (``quick``: without ONNX and bundle). Yields the results so far after each step."""
     from amc.errors import BudgetError, ModelError
     from amc.graph.build import build_graph
     from amc.operators.channels import legal_widths
@@ -90,7 +90,7 @@ def ours(name: str, quick: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def _runs_differently(model: nn.Module, example: Tensor) -> str | None:
-    """What a run says of a network that ONNX Runtime computes otherwise than torch."""
+    """The error message of a run if ONNX Runtime and torch disagree about the network, else None."""
     from amc.deploy.export import check_parity, export_onnx
     from amc.errors import ExportError
     from amc.latency import Runner
@@ -164,7 +164,7 @@ def _train(model: nn.Module, images: Tensor) -> None:
 
 
 def theirs(name: str) -> Iterator[dict[str, Any]]:
-    """What Torch-Pruning's pruner does with half of the channels, used as its examples do."""
+    """Run Torch-Pruning's pruner with half of the channels, used as in its examples."""
     import torch_pruning as tp
 
     model, example = build(name)
@@ -201,7 +201,7 @@ def _work(task: Task, name: str, pipe: Any, seconds: int, gigabytes: float) -> N
     try:
         for known in task(name):
             pipe.send(known)
-    except BaseException as error:  # noqa: BLE001  (whatever it is, it is the result)
+    except BaseException as error:  # noqa: BLE001  (every error is a result)
         at = traceback.extract_tb(error.__traceback__)[-1]
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         where = f"{Path(at.filename).name}:{at.lineno}"
@@ -210,7 +210,7 @@ def _work(task: Task, name: str, pipe: Any, seconds: int, gigabytes: float) -> N
 
 
 def attempt(task: Task, name: str, seconds: int, gigabytes: float) -> dict[str, Any]:
-    """The task in a process of its own, and what came of it. Times are CPU time."""
+    """Run the task in its own process and return the result. Times are CPU seconds."""
     context = multiprocessing.get_context("fork")
     mine, other = context.Pipe(False)
     process = context.Process(target=_work, args=(task, name, other, seconds, gigabytes))
@@ -231,7 +231,7 @@ def attempt(task: Task, name: str, seconds: int, gigabytes: float) -> dict[str, 
 
 
 def _spent() -> float:
-    """CPU seconds of the processes that have ended."""
+    """CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -251,15 +251,15 @@ def write(results: dict[str, dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="networks whose name has this in it (a regular expression)")
-    parser.add_argument("--again", action="store_true", help="also those that are done")
-    parser.add_argument("--failed", action="store_true", help="also those that were tried and did not get through")
-    parser.add_argument("--quick", action="store_true", help="leave ONNX and the bundle for later")
-    parser.add_argument("--no-ours", action="store_true", help="only Torch-Pruning, with networks that have a result")
-    parser.add_argument("--no-theirs", action="store_true", help="leave Torch-Pruning out")
-    parser.add_argument("--seconds", type=int, default=300, help="CPU seconds for one network")
+    parser.add_argument("--only", default="", help="only networks whose name matches this regular expression")
+    parser.add_argument("--again", action="store_true", help="repeat networks that are done")
+    parser.add_argument("--failed", action="store_true", help="repeat networks that failed")
+    parser.add_argument("--quick", action="store_true", help="skip ONNX and the bundle")
+    parser.add_argument("--no-ours", action="store_true", help="run only Torch-Pruning, on networks that have a result")
+    parser.add_argument("--no-theirs", action="store_true", help="do not run Torch-Pruning")
+    parser.add_argument("--seconds", type=int, default=300, help="limit for one network, in CPU seconds")
     parser.add_argument("--memory", type=float, default=6, help="limit for one network, in GiB")
-    parser.add_argument("--until", type=float, default=float("inf"), help="begin no network after so many seconds")
+    parser.add_argument("--until", type=float, default=float("inf"), help="start no network after this many seconds")
     parser.add_argument("--table", action="store_true", help="only write the table")
     options = parser.parse_args()
     started = time.perf_counter()
@@ -278,7 +278,7 @@ def main() -> None:
 
 
 def _warm_up() -> None:
-    """What every network needs is imported once, for all the processes that are forked off."""
+    """Import once what every network needs. The forked processes inherit it."""
     import onnxruntime  # noqa: F401
     import timm  # noqa: F401
     import torch_pruning  # noqa: F401
@@ -288,12 +288,12 @@ def _warm_up() -> None:
     from amc.deploy.export import export_onnx
 
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:  # the exporter imports the most when it first exports
+    with tempfile.TemporaryDirectory() as folder:  # the exporter imports most modules on its first export
         export_onnx(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8), Path(folder, "model.onnx"))
 
 
 def _tried_anew(name: str, known: dict[str, Any], options: argparse.Namespace) -> dict[str, Any] | None:
-    """The record of a network with what it lacks; None if that is nothing."""
+    """The record of a network after running what is missing. None if nothing is missing."""
     record = {"name": name, **known}
     step = known["amc"]["step"] if known else ""
     failed = step not in ("done", "quick", "")
@@ -309,7 +309,7 @@ def _tried_anew(name: str, known: dict[str, Any], options: argparse.Namespace) -
 
 
 def code() -> str:
-    """A fingerprint of what inspects and cuts, so that a row says which code it is of."""
+    """A fingerprint of the code that inspects and prunes. Every row records it."""
     names = ("graph", "labels", "trial", "attention", "numbers", "surgery", "channels", "sites", "trace", "nested")
     files = [*(ROOT.parent / "amc" / f"{name}.py" for name in names), *sorted(ROOT.parent.glob("amc/graph/flow/*.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""The networks of the zoo: every torchvision classifier, and eighty of timm chosen for variety."""
+"""The networks of the zoo: every torchvision classifier, and eighty timm networks chosen for variety."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ maxvit_pico_rw_256 coatnet_nano_rw_224 efficientformer_l1 visformer_tiny tiny_vi
 
 
 def names() -> list[str]:
-    """All networks, by library and name."""
+    """Names of all networks, torchvision's first."""
     import timm
     import torchvision.models
 
@@ -46,14 +46,14 @@ def names() -> list[str]:
 
 
 def in_turn() -> list[str]:
-    """All networks in the order in which they are tried: mixed, so that a part is a fair sample; large ones last."""
+    """All networks in the order of trial: shuffled, so that a part is a fair sample, with the largest last."""
     mixed = sorted(names())
     random.Random(0).shuffle(mixed)
     return sorted(mixed, key=lambda name: re.search(LARGE, name) is not None)
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
-    """The network with random weights and an example at the smallest resolution at which it runs."""
+    """The network with random weights, and an example input at the smallest resolution that works."""
     failure: Exception | None = None
     for size in SIZES:
         torch.manual_seed(0)
@@ -95,7 +95,7 @@ def _first(make: Callable[[dict[str, Any]], nn.Module], options: list[dict[str, 
 
 
 def _lively(model: nn.Module) -> nn.Module:
-    """Statistics and layer scales that do something: fresh ones make networks (nearly) linear, or dead."""
+    """Randomise BatchNorm statistics and layer scales. The initial values make networks nearly linear, or dead."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for module in model.modules():

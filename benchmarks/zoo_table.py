@@ -1,4 +1,4 @@
-"""The zoo's results as a table."""
+"""Write the results of the zoo as a Markdown page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.zoo_networks import names
 
 SHARE = 0.5
-"""Of the MACs, that every network is to be cut to."""
+"""Share of the MACs that every network is pruned to."""
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -21,24 +21,38 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "",
         "Written by `python -m benchmarks.zoo`; every number is in `benchmarks/results/zoo.jsonl`.",
         "",
-        "For each network, with random weights and the smallest images that it takes: inspect; a random and a uniform",
-        f"policy for {100 * SHARE:.0f} % of the MACs (at least a fifth of every site kept); prune; forward",
-        "at two batch sizes; MACs as predicted; the pruned network computes what the whole one does when nothing",
-        "listens to the channels that went; one training step; then, for the uniform policy, ONNX, parity on ONNX",
-        "Runtime, and the bundle saved and loaded. *Torch-Pruning* (TP): its `MagnitudePruner` with half of the",
-        "channels, as its examples use it: the pruned network runs, trains one step, and has at most half of its MACs,",
-        "as it counts them. *Least*: the MACs that remain when a fifth of every site is kept; *masked = pruned* and",
-        "*ONNX*: largest differences, of the largest output. Times are CPU seconds on one shared core.",
-        "A run also exports the original first: those of more than 2 GiB (`regnet_y_128gf`, `vit_h_14`) are no single",
-        "ONNX file and are refused there, before the search; their rows are of what is done with pruned networks.",
-        f"The {len(records)} rows are of {len(states)} states of the code (`code` in the records is the fingerprint of",
-        f"what inspects and cuts), {states.most_common(1)[0][1] if states else 0} of them of one.",
+        "Each network has random weights and gets the smallest images that it accepts. It must pass these steps:",
         "",
-        "| library | networks | tried so far | amc: through everything | all but ONNX | not | Torch-Pruning |",
+        "1. Inspect: find the sites.",
+        f"2. Prune by a random and by a uniform policy for {100 * SHARE:.0f} % of the MACs. At least a fifth of every",
+        "   site stays.",
+        "3. Run forward at two batch sizes. The MACs are as predicted. The outputs equal those of the original network",
+        "   when nothing reads the removed channels.",
+        "4. Run one training step.",
+        "5. For the uniform policy: export to ONNX, compare with ONNX Runtime, save and load the bundle.",
+        "",
+        "The columns:",
+        "",
+        "- *least*: the MACs that remain if a fifth of every site is kept",
+        "- *masked = pruned*: largest difference in step 3, relative to the largest output",
+        "- *ONNX*: largest difference between torch and ONNX Runtime, relative to the largest output",
+        "- *inspect*, *all*: CPU seconds on one shared core",
+        "- *not pruned*: sites that are refused, with the reason",
+        "- *TP*: Torch-Pruning's `MagnitudePruner` with half of the channels, used as in its examples. It passes if the",
+        "  pruned network runs, trains one step, and has at most half of its MACs by Torch-Pruning's own count. The figure",
+        "  is the share of the MACs that remains.",
+        "",
+        "A run of amc exports the original first. An original of more than 2 GiB (`regnet_y_128gf`, `vit_h_14`) does not",
+        "fit into a single ONNX file, so a run refuses it before the search. The rows of these two networks describe what",
+        "was done with the pruned network.",
+        f"The {len(records)} rows come from {len(states)} states of the code (`code` in the records is a fingerprint of the",
+        f"code that inspects and prunes); {states.most_common(1)[0][1] if states else 0} of them come from one state.",
+        "",
+        "| library | networks | tried | amc: all steps | all but ONNX | failed or refused | Torch-Pruning |",
         "|---|---|---|---|---|---|---|",
         *(_summary(library, records) for library in ("torchvision", "timm")),
         "",
-        "| network | pixels | sites | MACs left | least | masked = pruned | ONNX | inspect | all | not cut, and why"
+        "| network | pixels | sites | MACs left | least | masked = pruned | ONNX | inspect | all | not pruned"
         " | TP |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *map(_line, records),
@@ -73,7 +87,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _reasons(found: dict[str, Any]) -> str:
-    """Every reason, with how many layers it holds back; the logits are not worth a word."""
+    """Every reason with the number of sites that it excludes. The network's output is left out."""
     counts: dict[str, int] = {}
     for _, reason in found.get("refused", []):
         short = re.sub(r"[\w.]*\d[\w.]* has (\d+) groups", r"\1 groups", reason)
