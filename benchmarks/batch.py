@@ -71,7 +71,9 @@ def workers(evaluations: int = 600) -> None:
     alone, both = _spin(1), _spin(2)
     print(f"load before: {before:.1f}\n")
     print("| | one | two | ratio |\n|---|---|---|---|")
-    print(f"| evaluations per second, resnet8 on digits | {rates[1]:.1f} | {rates[2]:.1f} | {rates[2] / rates[1]:.2f} |")
+    print(
+        f"| evaluations per second, resnet8 on digits | {rates[1]:.1f} | {rates[2]:.1f} | {rates[2] / rates[1]:.2f} |"
+    )
     print(f"| the machine: matrix products per second | {alone:.0f} | {both:.0f} | {both / alone:.2f} |")
 
 
@@ -255,7 +257,10 @@ def ray(count: int = 300) -> None:
         rows.append(("in this process", seconds))
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
         with connected(cluster.address):
-            ways = ((1, "one Ray actor, one call after the other"), (2, "two Ray actors, policies announced in advance"))
+            ways = (
+                (1, "one Ray actor, one call after the other"),
+                (2, "two Ray actors, policies announced in advance"),
+            )
             for workers_, told in ways:
                 remote = RemoteScores(config, evaluator, workers_)
                 remote.announce(choices[:20])

@@ -52,8 +52,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
         *(_summary(library, records) for library in ("torchvision", "timm")),
         "",
-        "| network | pixels | sites | MACs left | least | masked = pruned | ONNX | inspect | all | not pruned"
-        " | TP |",
+        "| network | pixels | sites | MACs left | least | masked = pruned | ONNX | inspect | all | not pruned | TP |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *map(_line, records),
     ]
