@@ -171,8 +171,8 @@ def table() -> None:
             "The model predicts policies that it was not fitted on. An error is relative to the median over the given "
             "number of pairs of sessions, or more. The noise is that of a single pair. *Profiled* counts the networks "
             "in the profile and, in brackets, the undisturbed ones; the model is fitted on those only.", "",
-            "| network | ms | policies | sessions | mean error | worst error | Spearman | cross-validated error | noise "
-            "| profiled | profiling | one prediction |",
+            "| network | ms | policies | sessions | mean error | worst error | Spearman | cross-validated error "
+            "| noise | profiled | profiling | one prediction |",
             "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for name, r in results["predict"].items():

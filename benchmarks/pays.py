@@ -7,8 +7,8 @@
     python -m benchmarks.pays --step measure ...     time all networks, interleaved with the original
     python -m benchmarks.latency --part table        write docs/benchmarks/latency.md from all records
 
-Both searches use the same searcher, evaluator, number of evaluations and seed. Only the limit differs. The result is the
-best of the five best policies by full evaluation. ``--profile`` is a file written by `amc profile` for the same network.
+Both searches use the same searcher, evaluator, number of evaluations and seed. Only the limit differs. The result is
+the best of the five top policies by full evaluation. ``--profile`` is a file of `amc profile` for this network.
 Searches score on the search split. Only trained networks are scored on the test split, once each. A piece is one
 search, one training or the measurement. `benchmarks/results/pays-NETWORK.jsonl` holds one line per piece, and a
 recorded piece is not run again.
