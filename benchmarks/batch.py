@@ -241,7 +241,7 @@ def ray(count: int = 300) -> None:
     """Print the milliseconds per evaluation in this process, with one Ray actor, and with two at once."""
     from ray.cluster_utils import Cluster
 
-    from amc.batch.cluster import RemoteScores, connected
+    from amc.batch.cluster import RayBackend, connected
     from amc.batch.worker import evaluator_of
 
     config = from_dict({**SEARCH_ONLY, "data": {"search": 50, "calibration": 64}})
@@ -262,13 +262,13 @@ def ray(count: int = 300) -> None:
                 (2, "two Ray actors, policies announced in advance"),
             )
             for workers_, told in ways:
-                remote = RemoteScores(config, evaluator, workers_)
+                remote = RayBackend(config, evaluator, workers_)
                 remote.announce(choices[:20])
-                [remote(choice) for choice in choices[:20]]
+                [remote.score(choice) for choice in choices[:20]]
                 if workers_ > 1:
-                    seconds, found = timed(lambda r=remote: (r.announce(choices), [r(c) for c in choices])[1])
+                    seconds, found = timed(lambda r=remote: (r.announce(choices), [r.score(c) for c in choices])[1])
                 else:
-                    seconds, found = timed(lambda r=remote: [r(choice) for choice in choices])
+                    seconds, found = timed(lambda r=remote: [r.score(choice) for choice in choices])
                 assert [s.metric for s in found] == [s.metric for s in scores]
                 rows.append((told, seconds))
         cluster.shutdown()

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from amc.evaluation.backend import FunctionBackend
 from amc.evaluation.problem import Problem, site_features
 from amc.evaluation.reward import loss as loss_reward
 from amc.evaluation.score import Score
@@ -115,9 +116,11 @@ def search(bench: Bench, evaluations: int) -> dict[str, float]:
 
     handles = [scratch.register_forward_pre_hook(begin), scratch.register_forward_hook(end)]
     problem = Problem(
-        bench.space, site_features(bench.graph), timed(evaluator.score), loss_reward, error=evaluator.site_error,
-        race=timed(evaluator.race),
-    )  # fmt: skip
+        bench.space,
+        site_features(bench.graph),
+        FunctionBackend(timed(evaluator.score), evaluator.site_error, timed(evaluator.race)),
+        loss_reward,
+    )
     memory = []
     start = time.process_time()
     load_searcher("hybrid")(problem, evaluations // 2, 0)
@@ -190,8 +193,7 @@ def runtimes(bench: Bench, ways: Sequence[str]) -> dict[str, float]:
 def met(bench: Bench, count: int, seed: int = 0) -> list[Choice]:
     """Policies that a search meets: a third near the budget at random, the others the allocator's, disturbed."""
     rng, space = np.random.default_rng(seed), bench.space
-    score, error = bench.evaluator.score, bench.evaluator.site_error
-    problem = Problem(space, site_features(bench.graph), score, loss_reward, error=error)
+    problem = Problem(space, site_features(bench.graph), bench.evaluator, loss_reward)
     decode, found = quick_decoder(space, error_tables(problem)), policies(bench, -(-count // 3), seed)
     while len(found) < count:
         choice = decode(np.exp(perturbation(rng, len(space.names), 0.3)))

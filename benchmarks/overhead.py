@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from amc.envs.toy import ToyCosts
+from amc.evaluation.backend import FunctionBackend
 from amc.evaluation.problem import Problem, SiteFeatures
 from amc.evaluation.score import Score
 from amc.search import searchers
@@ -45,7 +46,7 @@ def free_problem() -> Problem:
         return float(importance[site] * (1 - setting / CHANNELS) ** 2)
 
     features = [SiteFeatures(CHANNELS, CHANNELS, 8, 8, 1, 3, float(p * CHANNELS)) for p in price]
-    return Problem(space, features, score, error=error)
+    return Problem(space, features, FunctionBackend(score, error))
 
 
 def overhead(name: str, proposals: int) -> tuple[float, float]:

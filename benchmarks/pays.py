@@ -64,10 +64,7 @@ def limited(bench: Bench, model: LearnedModel, resource: str, share: float) -> S
 def searched(bench: Bench, space: Space, evaluations: int, record: Path) -> dict[str, Any]:
     """One search and its best policy by full evaluation. The journal ``record`` keeps the evaluations."""
     with Journal(record) as journal:
-        problem = Problem(
-            space, site_features(bench.graph), bench.evaluator.score, loss_reward, journal,
-            error=bench.evaluator.site_error, race=bench.evaluator.race,
-        )  # fmt: skip
+        problem = Problem(space, site_features(bench.graph), bench.evaluator, loss_reward, journal)
         load_searcher("hybrid")(problem, evaluations, 0)
     best = [(bench.evaluator.refined_score(e.choice), e.choice) for e in problem.best(5)]
     score, choice = min(best, key=lambda pair: pair[0].loss)

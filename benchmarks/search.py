@@ -52,10 +52,7 @@ def searched(bench: Bench, searcher: str, evaluations: int, seed: int) -> dict[s
             best = min(best, evaluation.loss)
         trail.append([round(time.process_time() - start, 3), round(best, 5), evaluation.share])
 
-    problem = Problem(
-        bench.space, site_features(bench.graph), bench.evaluator.score, loss_reward, observer=observe,
-        error=bench.evaluator.site_error, race=bench.evaluator.race,
-    )  # fmt: skip
+    problem = Problem(bench.space, site_features(bench.graph), bench.evaluator, loss_reward, observer=observe)
     load_searcher(searcher)(problem, evaluations, seed)
     best = bench.evaluator.score(problem.best(1)[0].choice).loss
     found = [(bench.evaluator.refined_score(e.choice), e.choice) for e in problem.best(5)]

@@ -12,6 +12,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import ArrayLike
 
+from amc.evaluation.backend import FunctionBackend
 from amc.evaluation.problem import Problem, SiteFeatures
 from amc.evaluation.score import Score
 from amc.space.budget import Space
@@ -54,4 +55,4 @@ def toy_problem(
         width = settings[settings.index(setting)]
         return float(importance[site] * (np.log2(1 + channels) - np.log2(1 + width))) / whole
 
-    return Problem(space, features, score, error=error), best
+    return Problem(space, features, FunctionBackend(score, error)), best

@@ -41,7 +41,7 @@ def search(
 
     ranked = [np.zeros(len(space.names))]
     if shared:
-        pairs = problem.recalled(["transfer", limits, shared, seed], found)
+        pairs = problem.memo(["transfer", limits, shared, seed], found)
         ranked = [np.array(coefficients) for _, coefficients in sorted(pairs, key=lambda pair: -pair[0])]
     decode = quick_decoder(space, tables)
     choices = list(dict.fromkeys(decode(np.exp(coefficients)) for coefficients in ranked))

@@ -16,6 +16,7 @@ from amc.config import BudgetConfig, Config, SearchConfig
 from amc.deploy.bundle import apply
 from amc.deploy.export import check_parity, count_onnx_macs, export_onnx, export_pruned, file_layout, read_onnx
 from amc.errors import BudgetError, PolicyError
+from amc.evaluation.backend import FunctionBackend
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.problem import Problem, site_features
 from amc.evaluation.reward import loss
@@ -447,7 +448,7 @@ def test_every_searcher_knows_what_to_do_with_branches(name, original):
     def score(choice):
         return Score(float(np.mean(1 - np.sqrt(np.array(choice) / whole))), 0.5)
 
-    problem = Problem(space, site_features(graph), score, loss)
+    problem = Problem(space, site_features(graph), FunctionBackend(score), loss)
     load_searcher(name)(problem, 12, 0)
     assert problem.proposals == 12
     assert all(e.error is None and e.costs["branches"] <= 2 for e in problem.evaluations)

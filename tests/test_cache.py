@@ -16,6 +16,8 @@ import torch
 
 from amc.cli import main
 from amc.config import DataConfig, from_dict
+from amc.evaluation.backend import FunctionBackend
+from amc.evaluation.cached import CachedBackend, CachedSearch
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.memo import Shared
 from amc.evaluation.settings import EvaluationSettings
@@ -271,7 +273,8 @@ def use(folder: Path, task, config=CONFIG) -> tuple[float, float]:
     evaluator = Evaluator(task, graph, shared.orders(graph, moments), moments, settings_of(config))
     choice = tuple(site.channels // 2 for site in graph.sites)
     shared.original_score("test", task.splits.search)
-    return shared.score(evaluator)(choice).loss, shared.site_error(evaluator)(0, 4)
+    backend = CachedBackend(evaluator, shared, evaluator.settings)
+    return backend.score(choice).loss, backend.site_error(0, 4)
 
 
 def test_a_second_run_computes_nothing_and_finds_the_same(tmp_path: Path, task, monkeypatch):
@@ -361,12 +364,12 @@ def test_what_has_changed_is_never_found(tmp_path: Path, task, monkeypatch, what
 
 
 def test_what_a_search_has_found_is_of_one_network_its_settings_and_the_reward(tmp_path: Path, task):
-    evaluator = SimpleNamespace(settings=EvaluationSettings("loss"))
-
-    def found(value: int, settings=((2, 4),), task=task, **search) -> int:
+    def found(value: int, settings=((2, 4),), task=task, recalibrate=False, **search) -> int:
         config = replace(CONFIG, search=replace(CONFIG.search, **search))
-        recall = Shared(Cache(tmp_path / "c"), task, config).recall(evaluator, SimpleNamespace(settings=settings))
-        return recall(["middle", {"macs": 10.0}], lambda: value)
+        shared, how = Shared(Cache(tmp_path / "c"), task, config), EvaluationSettings("loss", recalibrate=recalibrate)
+        nothing = FunctionBackend(lambda choice: pytest.fail("nothing is scored"))
+        backend = CachedSearch(nothing, shared, how, SimpleNamespace(settings=settings))
+        return backend.memo(["middle", {"macs": 10.0}], lambda: value)
 
     assert [found(1), found(2)] == [1, 1]
     assert found(2, settings=((2, 4, 8),)) == 2
@@ -374,9 +377,7 @@ def test_what_a_search_has_found_is_of_one_network_its_settings_and_the_reward(t
     assert found(4, race=not CONFIG.search.race) == 4
     other = make_task("other", load_model("resnet8", "random", 1, 10, "digits"), task.splits, task.device)
     assert found(5, task=other) == 5
-    evaluator.settings = EvaluationSettings("loss", recalibrate=True)
-    assert found(6) == 6
-    evaluator.settings = EvaluationSettings("loss")
+    assert found(6, recalibrate=True) == 6
     assert found(7) == 1
 
 

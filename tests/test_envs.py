@@ -12,6 +12,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 
 import amc.envs
 from amc.envs.toy import ToyCosts, toy_problem
+from amc.evaluation.backend import FunctionBackend
 from amc.evaluation.problem import Problem, SiteFeatures
 from amc.evaluation.score import Score
 from amc.space.budget import Space
@@ -26,7 +27,7 @@ def small_problem() -> Problem:
         SiteFeatures(4, 4, 8, 4, 2, 3, 8),
         SiteFeatures(4, 4, 4, 2, 1, 1, 12),
     ]
-    return Problem(space, features, lambda choice: Score(1.0, sum(choice) / 12))
+    return Problem(space, features, FunctionBackend(lambda choice: Score(1.0, sum(choice) / 12)))
 
 
 def step(env: amc.envs.PruningEnv, share: float):
@@ -59,7 +60,8 @@ def test_algorithm_1_by_hand():
 
 def test_a_wider_one_that_takes_no_more_time_is_taken_while_the_budget_allows():
     space = Space(numeric_sites("abc", ((1, 2, 3, 4),) * 3), ToyCosts([1, 2, 3]), {"latency": 6, "macs": 14})
-    env = amc.envs.PruningEnv(Problem(space, small_problem().features, lambda choice: Score(1.0, 0.5)))
+    backend = FunctionBackend(lambda choice: Score(1.0, 0.5))
+    env = amc.envs.PruningEnv(Problem(space, small_problem().features, backend))
     env.reset()
     assert step(env, 0.25)[4] == {"setting": 2, "share": 0.5}, "a pair takes as long as one of it"
     assert step(env, 0.75)[4]["setting"] == 4

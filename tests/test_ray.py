@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from amc.batch.cluster import Courier, RemoteEvaluator, RemoteScores, _receive, connected
+from amc.batch.cluster import Courier, RayBackend, RemoteEvaluator, _receive, connected
 from amc.batch.drive import Limits, Observer, Outcome
 from amc.batch.matrix import read_matrix
 from amc.batch.run import run_batch
@@ -108,11 +108,11 @@ def test_evaluations_on_the_cluster_find_what_they_find_here(cluster, tmp_path: 
     evaluator = evaluator_of(config, tmp_path)
     choices = [(8, 8, 16, 16, 32, 32), (12, 16, 20, 32, 24, 64), (16, 16, 32, 32, 64, 64)]
     with connected(cluster.address):
-        remote = RemoteScores(config, evaluator, 1)
+        remote = RayBackend(config, evaluator, 1)
         remote.announce(choices)
-        assert [remote(choice) for choice in choices] == [evaluator.score(choice) for choice in choices]
+        assert [remote.score(choice) for choice in choices] == [evaluator.score(choice) for choice in choices]
         with pytest.raises(RuntimeError):
-            remote((5, 6))
+            remote.score((5, 6))
 
 
 def test_what_is_new_in_a_run_s_folder_is_sent_and_found_at_home(tmp_path: Path):

@@ -9,6 +9,7 @@ import torch
 
 from amc.envs.toy import ToyCosts, toy_problem
 from amc.errors import ConfigError
+from amc.evaluation.backend import Forwarding, FunctionBackend
 from amc.evaluation.problem import Problem
 from amc.evaluation.reward import loss as loss_reward
 from amc.evaluation.score import Race, Score
@@ -67,7 +68,9 @@ class TestContract:
         def score(choice):
             return Score(1 - sum(choice) / 40, sum(choice) / 40)
 
-        problem = Problem(replace(toy.space, model=Costs()), toy.features, score, observer=observe, fits=fits)
+        problem = Problem(
+            replace(toy.space, model=Costs()), toy.features, FunctionBackend(score), observer=observe, fits=fits
+        )
         load_searcher(name)(problem, 4, 0)
         assert problem.proposals == 4
 
@@ -91,10 +94,10 @@ class TestContract:
             calls += 1
             if calls == stop:
                 raise KeyboardInterrupt
-            return toy._score(choice)
+            return toy.backend.score(choice)
 
         def go(journal: Journal | None) -> Problem:
-            problem = Problem(toy.space, toy.features, score, journal=journal, error=toy.site_error)
+            problem = Problem(toy.space, toy.features, FunctionBackend(score, toy.site_error), journal=journal)
             load_searcher(name)(problem, EVALUATIONS, 0)
             return problem
 
@@ -117,7 +120,7 @@ class TestContract:
                 raise RuntimeError("broken\nin two lines")
             return Score(0.5, 0.5)
 
-        problem = Problem(toy.space, toy.features, score)
+        problem = Problem(toy.space, toy.features, FunctionBackend(score))
         load_searcher(name)(problem, EVALUATIONS, 0)
         assert problem.proposals == EVALUATIONS
         assert {e.error for e in problem.evaluations} <= {None, "broken"}
@@ -126,24 +129,25 @@ class TestContract:
 
 def test_races_are_run_against_the_best_and_count_from_it(tmp_path):
     toy, _ = toy_problem(sites=2, channels=4, share=0.9)
-    rivals: list[Choice] = []
+    incumbents: list[Choice] = []
     outcomes = {
-        (3, 2): Race(1.5, 0.5, 2.0, 0.25, 0.5, lost=False),
-        (1, 1): Race(1.0, 0.5, 2.0, 0.0, 0.25, lost=True),  # no better than its rival, whatever is estimated
-        (2, 3): Race(2.5, 0.625, 3.0, 0.5, 1.0, lost=False),
+        (3, 2): Race(1.5, 0.5, 2.0, 0.25, 0.5, rejected=False),
+        (1, 1): Race(1.0, 0.5, 2.0, 0.0, 0.25, rejected=True),  # no better than its incumbent, whatever is estimated
+        (2, 3): Race(2.5, 0.625, 3.0, 0.5, 1.0, rejected=False),
     }
 
-    def race(choice: Choice, rival: Choice) -> Race:
-        rivals.append(rival)
+    def race(choice: Choice, incumbent: Choice) -> Race:
+        incumbents.append(incumbent)
         return outcomes[choice]
 
     def problem(journal: Journal) -> Problem:
-        return Problem(toy.space, toy.features, lambda _: Score(1.0, 0.25), loss_reward, journal, race=race)
+        backend = FunctionBackend(lambda _: Score(1.0, 0.25), race=race)
+        return Problem(toy.space, toy.features, backend, loss_reward, journal)
 
     with Journal(tmp_path / "journal.jsonl") as journal:
         searched = problem(journal)
         found = [searched.evaluate(choice) for choice in [(2, 2), *outcomes]]
-    assert rivals == [(2, 2), (3, 2), (3, 2)]
+    assert incumbents == [(2, 2), (3, 2), (3, 2)]
     assert [e.loss for e in found] == [1.0, 0.75, 0.75, 0.625]
     assert [e.metric for e in found] == [0.25, 0.5, 0.5, 0.625]
     assert [e.choice for e in searched.best()] == [(2, 3), (3, 2), (1, 1), (2, 2)]
@@ -151,7 +155,7 @@ def test_races_are_run_against_the_best_and_count_from_it(tmp_path):
     with Journal(tmp_path / "journal.jsonl") as journal:
         again = problem(journal)
         assert [replace(again.evaluate(e.choice), seconds=e.seconds) for e in found] == found
-    assert len(rivals) == 3
+    assert len(incumbents) == 3
 
 
 def test_searching_beats_the_uniform_policy_on_the_toy():
@@ -217,7 +221,8 @@ class Wavy:
 def test_a_device_on_which_narrower_can_be_slower_is_kept_to(name: str):
     toy, _ = toy_problem()
     space = Space(toy.space.sites, Wavy(), {"latency": 0.6 * sum(toy.space.full)})
-    problem = Problem(space, toy.features, lambda c: Score(1 - sum(c) / 100, sum(c) / 100), error=toy.site_error)
+    backend = FunctionBackend(lambda choice: Score(1 - sum(choice) / 100, sum(choice) / 100), toy.site_error)
+    problem = Problem(space, toy.features, backend)
     load_searcher(name)(problem, 40, 0)
     assert all(e.costs["latency"] <= space.limits["latency"] for e in problem.evaluations)
 
@@ -238,9 +243,13 @@ def test_budgets_of_one_network_share_what_transfer_evaluates():
     for share in (0.3, 0.5, 0.8):
         toy, _ = toy_problem(share=share)
         asked.append(set())
-        problem = Problem(
-            toy.space, toy.features, lambda c, toy=toy: (asked[-1].add(c), toy._score(c))[1], error=toy.site_error
-        )
+
+        class Noted(Forwarding):
+            def score(self, choice):
+                asked[-1].add(choice)
+                return super().score(choice)
+
+        problem = Problem(toy.space, toy.features, Noted(toy.backend))
         load_searcher("transfer")(problem, 40, 0)
         assert problem.proposals == 40
         assert len(problem.evaluations) <= 2
@@ -250,7 +259,7 @@ def test_budgets_of_one_network_share_what_transfer_evaluates():
 def test_what_transfer_finds_at_the_middle_is_found_once():
     known: dict[str, object] = {}
 
-    def recall(key, find):
+    def memo(key, find):
         name = json.dumps(key)
         if name not in known:
             known[name] = json.loads(json.dumps(find()))
@@ -258,7 +267,8 @@ def test_what_transfer_finds_at_the_middle_is_found_once():
 
     for share, proposals in ((0.3, 40), (0.5, 2), (0.8, 2)):
         toy, _ = toy_problem(share=share)
-        problem = Problem(toy.space, toy.features, toy._score, error=toy.site_error, recall=recall)
+        backend = FunctionBackend(toy.backend.score, toy.site_error, memo=memo)
+        problem = Problem(toy.space, toy.features, backend)
         load_searcher("transfer")(problem, 40, 0)
         assert problem.proposals == proposals
         alone = run("transfer", 40, share=share)

@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from amc.cli import main
 from amc.envs.toy import toy_problem
 from amc.errors import ConfigError
+from amc.evaluation.backend import FunctionBackend
 from amc.evaluation.problem import Problem, StudyPlace
 from amc.evaluation.score import Score
 from amc.runtime.journal import Journal
@@ -21,7 +22,13 @@ STUDIES = sorted(filter(keeps_study, searchers()))
 
 def problem(place: StudyPlace | None, score=None, journal=None) -> Problem:
     toy, _ = toy_problem()
-    return Problem(toy.space, toy.features, score or toy._score, journal=journal, error=toy.site_error, study=place)
+    return Problem(
+        toy.space,
+        toy.features,
+        FunctionBackend(score or toy.backend.score, toy.site_error),
+        journal=journal,
+        study=place,
+    )
 
 
 def load(place: StudyPlace) -> optuna.Study:
@@ -91,9 +98,11 @@ def _work(url: str, evaluations: int, seed: int, pipe) -> None:
     def score(choice):
         done.append(choice)
         time.sleep(0.02)
-        return Score(1.0, 0.5) if sum(choice) % 7 else toy._score(choice)
+        return Score(1.0, 0.5) if sum(choice) % 7 else toy.backend.score(choice)
 
-    searched = Problem(toy.space, toy.features, score, study=StudyPlace(url, "toy", "same", shared=True))
+    searched = Problem(
+        toy.space, toy.features, FunctionBackend(score), study=StudyPlace(url, "toy", "same", shared=True)
+    )
     load_searcher("tpe")(searched, evaluations, seed)
     pipe.send((done, [e.choice for e in searched.evaluations]))
 
@@ -131,7 +140,7 @@ def problem_of(url: str) -> Problem:
     def score(choice):
         raise AssertionError("nothing is left to evaluate")
 
-    return Problem(toy.space, toy.features, score, study=StudyPlace(url, "toy", "same", shared=True))
+    return Problem(toy.space, toy.features, FunctionBackend(score), study=StudyPlace(url, "toy", "same", shared=True))
 
 
 def test_a_process_that_was_killed_leaves_its_trial_to_another(tmp_path):

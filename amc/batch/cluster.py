@@ -21,11 +21,12 @@ from amc.batch.drive import Failure, Limits, described
 from amc.batch.matrix import Job
 from amc.config import AUTO, Config, from_dict, to_dict, unless_auto
 from amc.errors import ConfigError, ExportError, first_line
+from amc.evaluation.backend import Forwarding
+from amc.evaluation.score import Score
 from amc.runtime.files import replacing
 
 if TYPE_CHECKING:
     from amc.evaluation.evaluator import Evaluator
-    from amc.evaluation.score import Score
     from amc.evaluation.settings import EvaluationSettings
     from amc.space.sites import Choice
 
@@ -183,37 +184,42 @@ def _contents(folder: Path) -> Files:
     return {p.name: p.read_bytes() for p in folder.glob("*") if p.is_file() and not p.name.startswith(".")}
 
 
-class RemoteScores:
-    """Scores policies on the connected cluster: so many evaluators, each an actor with a processor of its own.
+class RayBackend(Forwarding):
+    """Scores policies on the connected cluster, by so many evaluators: each an actor with processors of its own.
 
-    An evaluator whose node dies is begun anew on another, and its evaluation is done again.
+    An evaluator whose node dies is begun anew on another one, and its evaluation is done again. There are no races,
+    and site errors are estimated here.
     """
 
     def __init__(self, config: Config, evaluator: Evaluator, count: int) -> None:
         import ray
 
+        super().__init__(evaluator)
         values = {**to_dict(config), "threads": unless_auto(config.threads) or 1}
         kind = ray.remote(RemoteEvaluator).options(num_cpus=values["threads"], max_restarts=-1, max_task_retries=3)
         self._actors = [kind.remote(values, evaluator.settings, str(Path.cwd())) for _ in range(count)]
-        self._busy = [0] * count
+        self._waiting = [0] * count
         self._asked: dict[Choice, tuple[int, Any]] = {}
 
+    @property
+    def races(self) -> bool:
+        return False
+
     def announce(self, choices: Sequence[Choice]) -> None:
-        """Begin with these policies, each at the evaluator that has least to do."""
+        """Begin with these policies, each at the evaluator with the fewest policies to score."""
         for choice in choices:
             if choice not in self._asked:
-                index = self._busy.index(min(self._busy))
-                self._busy[index] += 1
+                index = self._waiting.index(min(self._waiting))
+                self._waiting[index] += 1
                 self._asked[choice] = (index, self._actors[index].score.remote(choice))
 
-    def __call__(self, choice: Choice) -> Score:
+    def score(self, choice: Choice) -> Score:
+        """Wait for a policy's score. Raises what evaluating raised, or ExportError when the cluster lost it."""
         import ray
-
-        from amc.evaluation.score import Score
 
         self.announce([choice])
         index, ref = self._asked.pop(choice)
-        self._busy[index] -= 1
+        self._waiting[index] -= 1
         try:
             return Score(*ray.get(ref))
         except ray.exceptions.RayTaskError as error:

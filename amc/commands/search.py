@@ -34,23 +34,23 @@ def _search(parsed: argparse.Namespace) -> int:
     if parsed.resume and (given or parsed.config):
         raise ConfigError("--resume goes on with a run as it was configured: give no other options with it.")
     config = Config() if parsed.resume else configuration(parsed)
-    with shown() as monitor, _elsewhere(parsed) as elsewhere:
-        result = run(config, parsed.resume, monitor, parsed.trust, elsewhere)
+    with shown() as monitor, _remote(parsed) as remote:
+        result = run(config, parsed.resume, monitor, parsed.trust, remote)
     _print_result(result.summary, result.folder)
     return 0
 
 
 @contextlib.contextmanager
-def _elsewhere(parsed: argparse.Namespace) -> Iterator[Any]:
-    """Where policies are scored: None for here."""
+def _remote(parsed: argparse.Namespace) -> Iterator[Any]:
+    """Makes the backend of a Ray cluster; None: policies are scored here."""
     if parsed.ray is None:
         yield None
         return
-    from amc.batch.cluster import RemoteScores, connected
+    from amc.batch.cluster import RayBackend, connected
 
     count = whole(parsed.workers, "--workers", 1)
     with connected(parsed.ray):
-        yield functools.partial(RemoteScores, count=count)
+        yield functools.partial(RayBackend, count=count)
 
 
 def _print_result(summary: Any, folder: Path) -> None:

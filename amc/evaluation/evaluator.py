@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from amc.evaluation.backend import Backend
 from amc.evaluation.networks import PolicyNetworks
 from amc.evaluation.racer import Racer, Reading
 from amc.evaluation.score import Race, Score
@@ -16,16 +17,17 @@ from amc.evaluation.settings import Dtype, EvaluationSettings
 from amc.evaluation.site_errors import SiteErrors
 from amc.graph.build import Graph
 from amc.graph.channels import Kept
+from amc.operators.channels import width_of
 from amc.reconstruction.fold import Folder
 from amc.reconstruction.least_squares import Moments
 from amc.runtime.memory import Memory
-from amc.space.sites import Choice
+from amc.space.sites import Choice, Setting
 from amc.task import Task
 
 _SMALL = 4e6  # MACs
 
 
-class Evaluator:
+class Evaluator(Backend):
     """Scores policies by settings that never change."""
 
     def __init__(
@@ -73,6 +75,10 @@ class Evaluator:
         """The channels that stay at every site, ascending."""
         return self.networks.kept(choice)
 
+    @property
+    def races(self) -> bool:
+        return True
+
     def score(self, choice: Choice) -> Score:
         """Mean objective of the search and mean metric of the pruned network over the search split."""
         samples = self._scorer.read(self.networks.network(choice, self.settings), self.settings.half)
@@ -83,9 +89,9 @@ class Evaluator:
         """Compare a policy with the ``incumbent`` on as few samples as it takes (`amc.evaluation.racer`)."""
         return self._racer.race(choice, incumbent)
 
-    def site_error(self, site: int, setting: int) -> float:
+    def site_error(self, site: int, setting: Setting) -> float:
         """What a site's setting costs, estimated without an evaluation (`amc.evaluation.site_errors`)."""
-        return self._errors(site, setting)
+        return self._errors(site, width_of(setting))
 
     def refined_score(self, choice: Choice) -> Score:
         """The score of the network that would be delivered before training, always in float32."""

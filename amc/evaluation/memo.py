@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,21 +20,18 @@ from torch.utils._pytree import tree_leaves
 
 from amc.config import Config
 from amc.evaluation.evaluator import Evaluator
-from amc.evaluation.score import Race, Score
-from amc.evaluation.settings import Dtype
+from amc.evaluation.settings import Dtype, EvaluationSettings, SearchObjective
 from amc.graph.build import Graph
 from amc.importance import COLLECTORS, Need, load_criterion, rank
 from amc.importance import collect as collect_statistics
 from amc.latency.model import COMMAND
-from amc.operators.channels import width_of
 from amc.operators.policy import fingerprint
 from amc.reconstruction.least_squares import Moments, collect, new_shelf, readers, sums_size
-from amc.runtime.cache import Cache, Recall, Resting, Table, cache_folder
+from amc.runtime.cache import Cache, Resting, Table, cache_folder
 from amc.runtime.memory import Memory
 from amc.runtime.plugins import file_digests
 from amc.runtime.provenance import code_version, cpu_name, library_versions
 from amc.space.budget import Space
-from amc.space.sites import Choice, Setting
 from amc.task import Split, Task, batches, evaluate, nested
 from amc.task.nested import Nested
 
@@ -135,59 +131,29 @@ class Shared:
             lambda: collect_statistics(need, self._task, graph),
         )
 
-    def score(self, evaluator: Evaluator, remote: Callable[[Choice], Score] | None = None) -> Callable[[Choice], Score]:
-        """See `Evaluator.score`, or how ``remote`` machines score; what any run has scored is not scored again."""
-        table = self.cache.table("scores", self._scored(evaluator))
+    def scores(self, settings: EvaluationSettings) -> Table:
+        """Scores and races of policies (`amc.evaluation.cached`)."""
+        return self.cache.table("scores", lambda: self._scored(settings))
 
-        def score(choice: Choice) -> Score:
-            found = table.once(list(choice), lambda: astuple((remote or evaluator.score)(choice)))
-            return Score(*found)
+    def site_errors(self, objective: SearchObjective) -> Table:
+        """Errors of sites at their settings."""
+        return self.cache.table("errors", lambda: {**self._ordered(), "objective": objective})
 
-        return score
+    def findings(self, settings: EvaluationSettings) -> Table:
+        """What searches find on their way (`amc.evaluation.problem.Problem.memo`)."""
+        return self.cache.table("findings", lambda: self._scored(settings))
 
-    def race(self, evaluator: Evaluator) -> Callable[[Choice, Choice], Race]:
-        """See `amc.evaluation.evaluator.Evaluator.race`. What was estimated is of use in the same race only."""
-        table = self.cache.table("scores", self._scored(evaluator))
-
-        def race(choice: Choice, incumbent: Choice) -> Race:
-            key = [list(choice), "against", list(incumbent)]
-            return Race(*table.once(key, lambda: astuple(evaluator.race(choice, incumbent))))
-
-        return race
-
-    def refined(self, evaluator: Evaluator) -> Callable[[Choice], Score]:
-        """See `amc.evaluation.evaluator.Evaluator.refined_score`."""
-        table = self.cache.table("scores", self._scored(evaluator))
-
-        def refined(choice: Choice) -> Score:
-            key = [list(choice), "refined"]
-            return Score(*table.once(key, lambda: astuple(evaluator.refined_score(choice))))
-
-        return refined
+    def search_identity(self, space: Space) -> list[Any]:
+        """What findings depend on besides their key and how policies are evaluated."""
+        search = self._config.search
+        settings = [list(widths) for widths in space.settings]
+        return [settings, search.reward, file_digests([search.reward]), search.race]
 
     def faster_dtype(self, evaluator: Evaluator) -> Dtype:
         """See `Evaluator.faster_dtype`: runs whose scores are shared must not differ in it."""
         here = [cpu_name(), torch.get_num_threads()]
         found = self.cache.table("precisions", lambda: self._basis).once(here, evaluator.faster_dtype)
         return "bfloat16" if found == "bfloat16" else "float32"
-
-    def site_error(self, evaluator: Evaluator) -> Callable[[int, Setting], float]:
-        """See `amc.evaluation.evaluator.Evaluator.site_error`."""
-        objective = evaluator.settings.objective
-        table = self.cache.table("errors", lambda: {**self._ordered(), "objective": objective})
-
-        def error(site: int, setting: Setting) -> float:
-            return float(table.once([site, setting], lambda: evaluator.site_error(site, width_of(setting))))
-
-        return error
-
-    def recall(self, evaluator: Evaluator, space: Space) -> Recall:
-        """See `amc.evaluation.problem.Problem.recalled`."""
-        search = self._config.search
-        table = self.cache.table("findings", self._scored(evaluator))
-        settings = [list(widths) for widths in space.settings]
-        how = [settings, search.reward, file_digests([search.reward]), search.race]
-        return lambda key, find: table.once([key, *how], find)
 
     def original_score(self, part: str, split: Split) -> tuple[float, float]:
         """Mean loss and metric of the original on a split."""
@@ -240,9 +206,8 @@ class Shared:
         name = self._config.search.criterion
         return {**self._calibrated(), "criterion": [name, file_digests([name])], "task": self._judged}
 
-    def _scored(self, evaluator: Evaluator) -> Callable[[], dict[str, Any]]:
-        settings = evaluator.settings.to_dict()
-        return lambda: {**self._ordered(), "search": self._search, "settings": settings}
+    def _scored(self, settings: EvaluationSettings) -> dict[str, Any]:
+        return {**self._ordered(), "search": self._search, "settings": settings.to_dict()}
 
     def _judged_on(self, part: str, split: Split) -> dict[str, Any]:
         return {**self._basis, "task": self._judged, part: self._search if part == "search" else split_digest(split)}

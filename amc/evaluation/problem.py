@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from amc.errors import AmcError, BundleError, ConfigError, first_line, is_out_of_memory
+from amc.evaluation.backend import Backend
 from amc.evaluation.reward import Evaluation, Reward
 from amc.evaluation.reward import error as error_reward
-from amc.evaluation.score import Race, Score
+from amc.evaluation.score import Score
 from amc.graph.build import Graph
-from amc.runtime.cache import Recall
 from amc.runtime.journal import Journal
 from amc.space.budget import Space
 from amc.space.sites import Choice, Setting, frozen_setting
@@ -66,37 +66,28 @@ class Problem:
         self,
         space: Space,
         features: Sequence[SiteFeatures],
-        score: Callable[[Choice], Score],
+        backend: Backend,
         reward: Reward = error_reward,
         journal: Journal | None = None,
         observer: Observer | None = None,
-        measure: Callable[[Choice], dict[str, float]] | None = None,
-        error: Callable[[int, Setting], float] | None = None,
-        race: Callable[[Choice, Choice], Race] | None = None,
         study: StudyPlace | None = None,
-        ahead: Callable[[Sequence[Choice]], None] | None = None,
+        races: bool = True,
         kind: str = "evaluation",
         fits: Callable[[Space, Choice], bool] | None = None,
-        recall: Recall | None = None,
     ) -> None:
-        """``measure`` adds costs that are measured, such as ``latency`` in ms; ``error`` is `site_error`.
+        """``backend`` evaluates. ``races``: a policy is compared with the incumbent where the backend can do that.
 
-        ``race`` compares a policy with another one, the best so far, as far as it takes to see which is better.
-        ``ahead`` is told what ``score`` will be asked for next. ``kind`` names the evaluations in the journal. ``fits``
-        tells which policies are within a space's budget or were when they were made, where costs are corrected during
-        the search.
-        ``recall`` is `recalled`.
+        ``kind`` names the evaluations in the journal. ``fits`` tells which policies are within a space's budget or were
+        when they were made, where costs are corrected during the search.
         """
         self.space = space
         self.study = study
         self.features = tuple(features)
         self.proposals = 0
-        self._score, self._reward, self._measure = score, reward, measure
+        self.backend, self._reward, self._races = backend, reward, races and backend.races
         self._journal = journal or Journal(None)
         self._observer = observer
-        self._error, self._race = error, race
-        self._ahead, self._kind, self._fits = ahead, kind, fits
-        self._recall = recall
+        self._kind, self._fits = kind, fits
         self._known = {e.choice: e for e in recorded(self._journal, kind)}
         # what a resumed search may see is what it has proposed anew, or it would not repeat itself
         self._proposed: dict[Choice, Evaluation] = {}
@@ -150,22 +141,21 @@ class Problem:
 
         space = replace(self.space, limits=dict(limits))
         return Problem(
-            space, self.features, self._score, self._reward, self._journal, observe, self._measure, self._error,
-            self._race, None, self._ahead, "other-evaluation", self._fits, self._recall,
+            space, self.features, self.backend, self._reward, self._journal, observe, None, self._races,
+            "other-evaluation", self._fits,
         )  # fmt: skip
 
-    def recalled(self, key: Any, find: Callable[[], Any]) -> Any:
+    def memo(self, key: Any, find: Callable[[], Any]) -> Any:
         """What searches of this network find alike at every budget: found by the first of them that share a cache.
 
         ``key`` and what is found are plain values.
         """
-        return self._recall(key, find) if self._recall else find()
+        return self.backend.memo(key, find)
 
     def announce(self, choices: Sequence[Choice]) -> None:
         """Say which policies come next: where there are many workers, they begin with all of them at once."""
-        if self._ahead is not None:
-            policies = dict.fromkeys(tuple(choice) for choice in choices)
-            self._ahead([policy for policy in policies if policy not in self._known])
+        policies = dict.fromkeys(tuple(choice) for choice in choices)
+        self.backend.announce([policy for policy in policies if policy not in self._known])
 
     def _evaluate(self, policy: Choice) -> Evaluation:
         costs = self.space.costs(policy)
@@ -174,7 +164,7 @@ class Problem:
             score = self._scored(policy)
             if not math.isfinite(score.loss):
                 raise ArithmeticError(f"the loss is {score.loss}")
-            costs |= self._measure(policy) if self._measure else {}
+            costs |= self.backend.measure(policy)
         except (AmcError, OSError, MemoryError):
             raise
         except Exception as failure:  # one broken policy must not end a search of hours; it is shown
@@ -191,10 +181,10 @@ class Problem:
     def _scored(self, policy: Choice) -> Score:
         """By a race with the policy of least loss so far, if there is one."""
         good = [e for e in self._proposed.values() if e.error is None and not e.rejected]
-        if self._race is None or not good:
-            return self._score(policy)
+        if not self._races or not good:
+            return self.backend.score(policy)
         incumbent = min(good, key=lambda e: e.loss)
-        return self._race(policy, incumbent.choice).score(Score(incumbent.loss, incumbent.metric))
+        return self.backend.race(policy, incumbent.choice).score(Score(incumbent.loss, incumbent.metric))
 
     def _rewarded(self, evaluation: Evaluation) -> float:
         try:
@@ -212,10 +202,9 @@ class Problem:
 
         Where there is none, what is cut counts: the share of the site's size that goes.
         """
-        if self._error is not None:
-            return self._error(site, setting)
+        found = self.backend.site_error(site, setting)
         own = self.space.sites[site]
-        return 1 - own.sizes[own.settings.index(setting)] / own.sizes[-1]
+        return 1 - own.sizes[own.settings.index(setting)] / own.sizes[-1] if found is None else found
 
     def cost(self, evaluation: Evaluation) -> float:
         """The share of the budget that a policy uses, of the limit that it comes closest to."""

@@ -15,10 +15,11 @@ from amc.importance import load_criterion
 from amc.latency import load_latency_model, runs_code
 from amc.latency.profiling import is_profile
 from amc.operators.policy import fingerprint, make_policy
+from amc.pipeline.backends import RemoteBackend
 from amc.pipeline.delivery import Delivery
 from amc.pipeline.record import Record
 from amc.pipeline.result import Result
-from amc.pipeline.stages import Elsewhere, Stages
+from amc.pipeline.stages import Stages
 from amc.pipeline.summary import Findings, summarise
 from amc.runtime.files import sweep
 from amc.runtime.journal import Journal
@@ -38,12 +39,12 @@ def run(
     resume: str | Path | None = None,
     monitor: Monitor | None = None,
     trust: bool = False,
-    elsewhere: Elsewhere | None = None,
+    remote: RemoteBackend | None = None,
 ) -> Result:
     """Do what the configuration says; ``resume`` goes on with the run in a folder, by that run's configuration.
 
     A resumed run that names Python files of its own, or other places to write to, is refused unless you ``trust`` it.
-    ``elsewhere`` scores policies on other machines.
+    ``remote`` scores policies on other machines.
     """
     if resume is not None:
         folder = Path(resume)
@@ -52,10 +53,10 @@ def run(
         config = from_run(folder)
         if not trust:
             refuse_foreign(config, folder)
-        return compress_task(open_task(config), config, folder, monitor, elsewhere)
+        return compress_task(open_task(config), config, folder, monitor, remote)
     check(config)
     task = open_task(config)
-    return compress_task(task, config, new_folder(config), monitor, elsewhere)
+    return compress_task(task, config, new_folder(config), monitor, remote)
 
 
 def refuse_plugins(config: Config, folder: Path) -> None:
@@ -169,7 +170,7 @@ def new_folder(config: Config) -> Path:
 
 
 def compress_task(
-    task: Task, config: Config, folder: Path, monitor: Monitor | None = None, elsewhere: Elsewhere | None = None
+    task: Task, config: Config, folder: Path, monitor: Monitor | None = None, remote: RemoteBackend | None = None
 ) -> Result:
     """The flow on a task. Whatever the folder's journal holds of an earlier attempt is not done again."""
     check(config)
@@ -186,7 +187,7 @@ def compress_task(
         try:
             record = Record(task, config, folder, journal, recorder, machine)
             with tracked(config, folder, journal, recorder.say):
-                return _compress(record, elsewhere)
+                return _compress(record, remote)
         except AmcError:
             began = any(journal.last(kind) for kind in ("evaluation", "device-latency"))
             if new and not began:  # a mistake seen before any work: no dead folder is left
@@ -197,10 +198,10 @@ def compress_task(
             raise
 
 
-def _compress(record: Record, elsewhere: Elsewhere | None) -> Result:
+def _compress(record: Record, remote: RemoteBackend | None) -> Result:
     """The stages, one after the other."""
     task, config, folder = record.task, record.config, record.folder
-    flow, delivery = Stages(record, elsewhere), Delivery(record)
+    flow, delivery = Stages(record, remote), Delivery(record)
     if record.journal.last("done") is not None:
         return delivery.finished()
     with record.stage("inspect"):

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ import torch
 from amc.config import AUTO, BudgetConfig, Config, binding, unless_auto
 from amc.deploy.export import check_parity, export_onnx, file_layout
 from amc.errors import ConfigError
+from amc.evaluation.cached import CachedBackend, refined_score
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.problem import Problem, StudyPlace, site_features
 from amc.evaluation.reward import Evaluation, load_reward
@@ -31,6 +32,7 @@ from amc.latency.device import Device
 from amc.latency.profiling import Bench, is_profile, latency_problem, learn_latency, profile_key
 from amc.operators.channels import legal_widths
 from amc.operators.policy import fingerprint
+from amc.pipeline.backends import RemoteBackend, search_backend
 from amc.pipeline.record import Record
 from amc.reconstruction.sequential import FAST, FULL
 from amc.runtime.cache import Table
@@ -40,7 +42,7 @@ from amc.runtime.plugins import file_digests
 from amc.search import may_race, run_searcher
 from amc.space.budget import Budget, Space
 from amc.space.resources import ResourceModel
-from amc.space.sites import Choice, Setting, numeric_sites
+from amc.space.sites import Choice, numeric_sites
 from amc.task import evaluate
 from amc.train.trainer import train
 
@@ -50,24 +52,12 @@ SPARE = 3
 """Policies that are measured beyond the candidates: some may turn out too slow."""
 
 
-class Scorer(Protocol):
-    """Scores policies; it is told beforehand what it will be asked for."""
-
-    def announce(self, choices: Sequence[Choice]) -> None: ...
-
-    def __call__(self, choice: Choice) -> Score: ...
-
-
-Elsewhere = Callable[[Config, Evaluator], Scorer]
-"""Gives a scorer that does on other machines what the evaluator does on this one."""
-
-
 class Stages:
     """From the network to the best policy."""
 
-    def __init__(self, record: Record, elsewhere: Elsewhere | None = None) -> None:
-        """``elsewhere`` scores policies on other machines."""
-        self.record, self._elsewhere = record, elsewhere
+    def __init__(self, record: Record, remote: RemoteBackend | None = None) -> None:
+        """``remote`` scores policies on other machines."""
+        self.record, self._remote = record, remote
         self.memory = Memory.of(unless_auto(record.config.memory_limit))
 
     def inspect(self) -> Graph:
@@ -111,7 +101,8 @@ class Stages:
         ]
 
         def recalibration_helps() -> bool:
-            plain, recalibrated = (record.shared.score(evaluator)(uniform).loss for evaluator in tried)
+            backends = [CachedBackend(evaluator, record.shared, evaluator.settings) for evaluator in tried]
+            plain, recalibrated = (backend.score(uniform).loss for backend in backends)
             return recalibrated < plain
 
         return tried[record.once("recalibrate", recalibration_helps) if asked == "auto" else asked == "on"]
@@ -119,33 +110,18 @@ class Stages:
     def search(self, graph: Graph, space: Space, evaluator: Evaluator, pace: Pace | None = None) -> Problem:
         """Let the searcher propose policies."""
         record = self.record
-        search, best = record.config.search, -np.inf
+        search, reward = record.config.search, load_reward(record.config.search.reward)
+        timed = getattr(reward, "needs_latency", False) and record.config.budget.latency is None
+        backend = search_backend(record, evaluator, space, self.bench(graph) if timed else None, self._remote)
 
         def observe(evaluation: Evaluation, proposals: int) -> None:
-            nonlocal best
-            best = max(best, evaluation.metric if evaluation.error is None else -np.inf)
-            shown = f"best {record.task.objective.name} {100 * best:.2f} %" if best > -np.inf else "no policy works yet"
-            record.monitor.progress(min(1.0, proposals / search.evaluations), f"{shown} before fine-tuning")
+            backend.observe(evaluation, proposals)
             if pace:
                 pace.follow(proposals, lambda: [e.choice for e in problem.best()])
 
-        reward = load_reward(search.reward)
-        timed = getattr(reward, "needs_latency", False)
-        bench = self.bench(graph) if timed and record.config.budget.latency is None else None
-        probe = (lambda choice: {"latency": bench.timing(choice).ratio * bench.original_ms}) if bench else None
-        scorer = self._elsewhere(record.config, evaluator) if self._elsewhere else None
-        score, site_error = record.shared.score(evaluator, scorer), record.shared.site_error(evaluator)
-
-        def error(site: int, setting: Setting) -> float:
-            if not problem.proposals:  # it takes a while where there are many
-                record.monitor.progress(0.0, f"what sites lose: {site + 1} of {len(space.names)}")
-            return site_error(site, setting)
-
-        racing = search.race and may_race(search.searcher) and scorer is None
         problem = Problem(
-            space, site_features(graph), score, reward, record.journal, observe, probe, error,
-            record.shared.race(evaluator) if racing else None, self._study(), scorer.announce if scorer else None,
-            fits=pace.ever_fits if pace else None, recall=None if timed else record.shared.recall(evaluator, space),
+            space, site_features(graph), backend, reward, record.journal, observe, self._study(),
+            races=search.race and may_race(search.searcher), fits=pace.ever_fits if pace else None,
         )  # fmt: skip
         with pace.searching(space, search.evaluations) if pace else contextlib.nullcontext():
             run_searcher(search.searcher, search.searcher_options, problem, search.evaluations, record.config.seed)
@@ -308,10 +284,9 @@ class Stages:
         """The best policies with their scores as refined networks."""
         record = self.record
         known = {tuple(r["choice"]): Score(r["loss"], r["metric"]) for r in record.journal.records("refined")}
-        score_refined = record.shared.refined(evaluator)
         for index, found in enumerate(best):
             if found.choice not in known:
-                score = known[found.choice] = score_refined(found.choice)
+                score = known[found.choice] = refined_score(evaluator, record.shared, found.choice)
                 record.journal.append("refined", choice=list(found.choice), loss=score.loss, metric=score.metric)
             record.monitor.progress((index + 1) / len(best), "refining the best policies")
         return {e.choice: known[e.choice] for e in best}

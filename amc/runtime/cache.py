@@ -63,9 +63,6 @@ Resting = Callable[[], AbstractContextManager[None]]
 """What a process is in while it waits for another one that computes what it wants
 (`amc.runtime.locks.Machine.resting`)."""
 
-Recall = Callable[[Any, Callable[[], Any]], Any]
-"""Gives what is known by a key, or else finds it and keeps it."""
-
 
 @dataclass(frozen=True)
 class Entry:

@@ -1,0 +1,55 @@
+"""Evaluations that any run which shares the cache has made are not made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple
+from typing import Any
+
+from amc.evaluation.backend import Backend, Forwarding
+from amc.evaluation.evaluator import Evaluator
+from amc.evaluation.memo import Shared
+from amc.evaluation.score import Race, Score
+from amc.evaluation.settings import EvaluationSettings
+from amc.space.budget import Space
+from amc.space.sites import Choice, Setting
+
+
+class CachedBackend(Forwarding):
+    """Scores, races and site errors of another backend, each computed by the first run that asks for it.
+
+    What was estimated in a race is of use in the same race only.
+    """
+
+    def __init__(self, inner: Backend, shared: Shared, settings: EvaluationSettings) -> None:
+        """``settings`` are those by which ``inner`` evaluates."""
+        super().__init__(inner)
+        self._scores, self._errors = shared.scores(settings), shared.site_errors(settings.objective)
+
+    def score(self, choice: Choice) -> Score:
+        return Score(*self._scores.once(list(choice), lambda: astuple(self.inner.score(choice))))
+
+    def race(self, choice: Choice, incumbent: Choice) -> Race:
+        key = [list(choice), "against", list(incumbent)]
+        return Race(*self._scores.once(key, lambda: astuple(self.inner.race(choice, incumbent))))
+
+    def site_error(self, site: int, setting: Setting) -> float | None:
+        found: float | None = self._errors.once([site, setting], lambda: self.inner.site_error(site, setting))
+        return found
+
+
+class CachedSearch(CachedBackend):
+    """The same for a search in one space by one reward: what it finds on its way is kept as well (`Backend.memo`)."""
+
+    def __init__(self, inner: Backend, shared: Shared, settings: EvaluationSettings, space: Space) -> None:
+        super().__init__(inner, shared, settings)
+        self._findings, self._search = shared.findings(settings), shared.search_identity(space)
+
+    def memo(self, key: Any, find: Callable[[], Any]) -> Any:
+        return self._findings.once([key, *self._search], find)
+
+
+def refined_score(evaluator: Evaluator, shared: Shared, choice: Choice) -> Score:
+    """See `amc.evaluation.evaluator.Evaluator.refined_score`."""
+    scores = shared.scores(evaluator.settings)
+    return Score(*scores.once([list(choice), "refined"], lambda: astuple(evaluator.refined_score(choice))))

@@ -1,0 +1,66 @@
+"""What a search evaluates by: the evaluator here or workers elsewhere, a cache before it, and what is shown of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from amc.config import Config
+from amc.evaluation.backend import Backend, Forwarding
+from amc.evaluation.cached import CachedBackend, CachedSearch
+from amc.evaluation.evaluator import Evaluator
+from amc.evaluation.reward import Evaluation
+from amc.latency.profiling import Bench
+from amc.pipeline.record import Record
+from amc.runtime.monitor import Monitor
+from amc.space.budget import Space
+from amc.space.sites import Choice, Setting
+
+RemoteBackend = Callable[[Config, Evaluator], Backend]
+"""Makes a backend that scores on other machines as the evaluator does on this one."""
+
+
+class MeasuredLatency(Forwarding):
+    """Adds the latency of every policy, measured on this machine, to its costs."""
+
+    def __init__(self, inner: Backend, bench: Bench) -> None:
+        super().__init__(inner)
+        self._bench = bench
+
+    def measure(self, choice: Choice) -> Mapping[str, float]:
+        return {"latency": self._bench.timing(choice).ratio * self._bench.original_ms}
+
+
+class SearchProgress(Forwarding):
+    """Shows how far a search is: the site errors that are estimated before its first proposal, then its best policy."""
+
+    def __init__(self, inner: Backend, monitor: Monitor, metric: str, sites: int, evaluations: int) -> None:
+        super().__init__(inner)
+        self._monitor, self._metric, self._sites, self._evaluations = monitor, metric, sites, evaluations
+        self._proposals, self._best = 0, float("-inf")
+
+    def site_error(self, site: int, setting: Setting) -> float | None:
+        if not self._proposals:
+            self._monitor.progress(0.0, f"errors of sites: {site + 1} of {self._sites}")
+        return self.inner.site_error(site, setting)
+
+    def observe(self, evaluation: Evaluation, proposals: int) -> None:
+        """Take note of a proposal (`amc.evaluation.problem.Observer`)."""
+        self._proposals = proposals
+        if evaluation.error is None:
+            self._best = max(self._best, evaluation.metric)
+        shown = f"best {self._metric} {100 * self._best:.2f} %" if self._best > float("-inf") else "no policy works yet"
+        self._monitor.progress(min(1.0, proposals / self._evaluations), f"{shown} before fine-tuning")
+
+
+def search_backend(
+    record: Record, evaluator: Evaluator, space: Space, bench: Bench | None, remote: RemoteBackend | None
+) -> SearchProgress:
+    """The backend of a run's search. With a ``bench`` latency is measured, and nothing that depends on it is kept."""
+    own = remote(record.config, evaluator) if remote else evaluator
+    backend: Backend
+    if bench is None:
+        backend = CachedSearch(own, record.shared, evaluator.settings, space)
+    else:
+        backend = MeasuredLatency(CachedBackend(own, record.shared, evaluator.settings), bench)
+    metric, evaluations = record.task.objective.name, record.config.search.evaluations
+    return SearchProgress(backend, record.monitor, metric, len(space.names), evaluations)
