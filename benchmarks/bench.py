@@ -65,7 +65,7 @@ def open_stages(asked: argparse.Namespace, flops: float, **search: Any) -> Stage
             "model": {"name": asked.model, "weights": asked.weights},
             "data": {"name": asked.data, "search": asked.search_images},
             "budget": {"flops": flops},
-            "search": {"recalibrate": "off", "judge": "loss", **search},
+            "search": {"recalibrate": "off", "objective": "loss", **search},
             "threads": asked.threads,
             "cache": asked.cache,
             "out": str(folder),

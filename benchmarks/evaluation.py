@@ -4,10 +4,10 @@
     python -m benchmarks.evaluation --model resnet20 --weights W --data imagefolder:PATH --ranking 24
     python -m benchmarks.evaluation --model resnet56 --weights W --data imagefolder:PATH --runtimes onnx,compile
 
-For both ways of scoring (`--drift final`: cached solutions; `--drift search`: layers re-solved on what reaches them),
-in CPU seconds of one thread: one evaluation of the uniform policy at half the MACs against the bare forward passes of
-the same pruned network, then a search with the default searcher, split into forward passes for the score, the passes
-that re-solve, and the rest. Ratios are of medians of five runs, done in turns.
+For both ways of scoring (`--sequential-reconstruction final`: cached solutions; `search`: layers re-solved on what
+reaches them), in CPU seconds of one thread: one evaluation of the uniform policy at half the MACs against the bare
+forward passes of the same pruned network, then a search with the default searcher, split into forward passes for the
+score, the passes that re-solve, and the rest. Ratios are of medians of five runs, done in turns.
 
 With ``--ranking N`` instead: how N policies that a search may meet are ranked by cheaper ways of scoring, against the
 careful re-solving that delivered networks get. With ``--runtimes``: what else could run the forward passes.
@@ -232,7 +232,7 @@ def _told_ranking(row: dict[str, Any]) -> list[str]:
     found = row["ranking"]
     return [
         f"**{row['piece']}**: {found['policies']} policies at half the MACs, {row['images']} images, of which the "
-        f"original gets {100 * found['original']:.2f} % right, judged by {found['judge']}, in {found['precision']}; a "
+        f"original gets {100 * found['original']:.2f} % right, by {found['judge']}, in {found['precision']}; a "
         f"careful score takes {found['careful seconds']:.2f} s",
         "",
         "| scored by | Spearman with the careful score | in the better half | CPU seconds a policy |",
@@ -286,8 +286,10 @@ _TELL = {"ranking": _told_ranking, "runtimes": _told_runtimes}
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--evaluations", type=int, default=30)
-    parser.add_argument("--drift", default="final,search", help="which ways of scoring")
-    parser.add_argument("--judge", choices=["loss", "distance"], default="distance", help="as for amc search")
+    parser.add_argument("--sequential-reconstruction", default="final,search", help="which ways of scoring")
+    parser.add_argument(
+        "--search-objective", choices=["loss", "logit_mse"], default="logit_mse", help="as for amc search"
+    )
     parser.add_argument("--ranking", type=int, default=0, metavar="N", help="rank N policies instead")
     parser.add_argument("--runtimes", default="", help="what else to run forward passes with: onnx,compile")
     parser.add_argument("--report", action="store_true", help="print what has been measured")
@@ -296,16 +298,21 @@ def main() -> None:
         if not records("about"):
             records.add("about", machine=machine())
         if asked.ranking and not records(f"{asked.model}, ranking"):
-            bench = open_bench(asked, 0.5, judge=asked.judge)
+            bench = open_bench(asked, 0.5, objective=asked.search_objective)
             records.add(f"{asked.model}, ranking", ranking=ranking(bench, asked.ranking), images=asked.search_images)
         if asked.runtimes and not records(f"{asked.model}, runtimes"):
             bench = open_bench(asked, 0.5)
             found = runtimes(bench, asked.runtimes.split(","))
             records.add(f"{asked.model}, runtimes", runtimes=found, images=asked.search_images)
-        for drift in () if asked.report or asked.ranking or asked.runtimes else asked.drift.split(","):
-            piece = f"{asked.model}, --drift {drift}, {asked.search_images} images by {asked.judge}"
+        for sequential in (
+            () if asked.report or asked.ranking or asked.runtimes else asked.sequential_reconstruction.split(",")
+        ):
+            piece = ", ".join([
+                asked.model, f"--sequential-reconstruction {sequential}",
+                f"{asked.search_images} images by {asked.search_objective}",
+            ])  # fmt: skip
             if not records(piece):
-                bench = open_bench(asked, 0.5, drift=drift, judge=asked.judge)
+                bench = open_bench(asked, 0.5, sequential_reconstruction=sequential, objective=asked.search_objective)
                 records.add(
                     piece, one=one(bench), search=search(bench, asked.evaluations), images=asked.search_images,
                     precision=bench.evaluator.settings.dtype,

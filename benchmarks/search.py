@@ -238,7 +238,7 @@ def main() -> None:
     )
     parser.add_argument("--min-keep", default="auto", help="as for amc search; 0 allows removed branches")
     parser.add_argument("--channel-step", default="auto", help="as for amc search")
-    parser.add_argument("--judge", choices=["loss", "distance"], default="loss", help="as for amc search")
+    parser.add_argument("--search-objective", choices=["loss", "logit_mse"], default="loss", help="as for amc search")
     parser.add_argument("--report", action="store_true", help="print tables and draw plots of all records")
     asked = parser.parse_args()
     if asked.report:
@@ -251,11 +251,11 @@ def main() -> None:
     widths = {"min_keep": asked.min_keep, "channel_step": asked.channel_step}
     usual = all(parser.get_default(name) == value for name, value in widths.items())
     others = "" if usual else f"-keep-{asked.min_keep}-step-{asked.channel_step}"
-    others += "" if asked.judge == "loss" else f"-by-{asked.judge}"
+    others += "" if asked.search_objective == "loss" else "-by-distance"
     with Records(RESULTS / f"search-{asked.model}-{asked.flops}{images}{others}.jsonl") as records:
         if not records("about"):
             records.add("about", machine=machine(), images=asked.search_images)
-        bench = open_bench(asked, asked.flops, judge=asked.judge, **widths)
+        bench = open_bench(asked, asked.flops, objective=asked.search_objective, **widths)
         _searches(asked, bench, records)
         if asked.untrained:
             _untrained(asked, bench, records)

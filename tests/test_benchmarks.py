@@ -51,7 +51,7 @@ def test_an_evaluation_in_parts(results, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert told.count("with BatchNorms folded") == 2
     with bench.Records(results / "evaluation.jsonl") as records:
-        search = records("resnet8, --drift search, 100 images by distance")["search"]
+        search = records("resnet8, --sequential-reconstruction search, 100 images by logit_mse")["search"]
     assert 0 < search["score"] + search["re-solve"] < search["total"]
 
 

@@ -313,13 +313,13 @@ def changed(task, monkeypatch, what: str):
             task, objective=replace(task.objective, loss=lambda outputs, targets: 2 * plain(outputs, targets))
         )
     elif what == "seed":
-        config = replace(CONFIG, seed=1)
+        config = CONFIG.replace(seed=1)
     elif what == "criterion":
-        config = replace(CONFIG, search=replace(CONFIG.search, criterion="l2"))
-    elif what == "judge":
-        config = replace(CONFIG, search=replace(CONFIG.search, judge="loss"))
+        config = CONFIG.replace(search=CONFIG.search.replace(criterion="l2"))
+    elif what == "objective of the search":
+        config = CONFIG.replace(search=CONFIG.search.replace(objective="loss"))
     elif what == "objective's file":
-        config = replace(CONFIG, objective="mine.py:make")
+        config = CONFIG.replace(objective="mine.py:make")
     elif what == "code":
         monkeypatch.setattr("amc.evaluation.memo.code_version", lambda: "another")
     elif what == "library":
@@ -338,7 +338,7 @@ def changed(task, monkeypatch, what: str):
         "objective's file",
         "seed",
         "criterion",
-        "judge",
+        "objective of the search",
         "code",
         "library",
     ],
@@ -347,7 +347,7 @@ def test_what_has_changed_is_never_found(tmp_path: Path, task, monkeypatch, what
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text("def make(): ...")
     if what == "objective's file":
-        use(tmp_path, task, replace(CONFIG, objective="mine.py:make"))
+        use(tmp_path, task, CONFIG.replace(objective="mine.py:make"))
         Path("mine.py").write_text("def make(): ...  # another")
     else:
         use(tmp_path, task)
@@ -358,14 +358,14 @@ def test_what_has_changed_is_never_found(tmp_path: Path, task, monkeypatch, what
         "objective's file": {"moments", "orders"},
         "seed": {"baselines"},
         "criterion": {"moments", "baselines"},
-        "judge": {"moments", "orders", "baselines"},
+        "objective of the search": {"moments", "orders", "baselines"},
     }.get(what, set())
     assert kinds(tmp_path) == {kind: count if kind in same else count + 1 for kind, count in before.items()}
 
 
 def test_what_a_search_has_found_is_of_one_network_its_settings_and_the_reward(tmp_path: Path, task):
     def found(value: int, settings=((2, 4),), task=task, recalibrate=False, **search) -> int:
-        config = replace(CONFIG, search=replace(CONFIG.search, **search))
+        config = CONFIG.replace(search=CONFIG.search.replace(**search))
         shared, how = Shared(Cache(tmp_path / "c"), task, config), EvaluationSettings("loss", recalibrate=recalibrate)
         nothing = FunctionBackend(lambda choice: pytest.fail("nothing is scored"))
         backend = CachedSearch(nothing, shared, how, SimpleNamespace(settings=settings))
@@ -412,8 +412,8 @@ def test_what_a_device_took_is_of_one_network_and_command_while_the_device_is_th
     script.write_text("one")
 
     def times(ms: float, task=task, word: str = "x"):
-        search = replace(CONFIG.search, latency_model=f"command:{script} {word} {{onnx}}")
-        return Shared(Cache(tmp_path / "c"), task, replace(CONFIG, search=search)).device_times("original", ms)
+        search = CONFIG.search.replace(latency_model=f"command:{script} {word} {{onnx}}")
+        return Shared(Cache(tmp_path / "c"), task, CONFIG.replace(search=search)).device_times("original", ms)
 
     times(2.0).put("smallest", 1.0)
     assert times(2.05).get("smallest") == 1.0

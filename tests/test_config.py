@@ -339,6 +339,21 @@ def test_old_values_are_accepted_with_a_warning(path: str, value: float) -> None
         assert getattr(parts[section](**{key: value}), key) == "auto"
 
 
+@pytest.mark.parametrize(
+    ("old", "value", "new", "now"),
+    [
+        ("search.judge", "distance", "search.objective", "logit_mse"),
+        ("search.judge", "loss", "search.objective", "loss"),
+        ("search.drift", "final", "search.sequential_reconstruction", "final"),
+    ],
+)
+def test_old_names_are_accepted_with_a_warning(old: str, value: str, new: str, now: str) -> None:
+    with pytest.warns(RenamedWarning, match=f"{old} is now called {new}"):
+        config = from_dict(nested({old: value}))
+    assert look_up(config, new) == now
+    assert identity(config) == identity(from_dict(nested({new: now})))
+
+
 def identity(config: Config) -> str:
     return hashlib.sha256(json.dumps(binding(config), sort_keys=True).encode()).hexdigest()[:32]
 

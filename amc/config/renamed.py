@@ -38,6 +38,8 @@ class Renamed:
 RENAMED = (
     Renamed("search.min_keep", values=((-1.0, "auto"),)),
     Renamed("search.channel_step", values=((0, "auto"),)),
+    Renamed("search.sequential_reconstruction", "search.drift", "--drift"),
+    Renamed("search.objective", "search.judge", "--judge", (("distance", "logit_mse"),)),
     Renamed("finetune.epochs", values=((-1.0, "auto"),)),
     Renamed("threads", values=((0, "auto"),)),
     Renamed("memory_limit", values=((0.0, "auto"),)),

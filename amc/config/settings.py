@@ -120,8 +120,8 @@ class SearchConfig(Settings):
     criterion: str = setting("obs", "which channels go first: obs, l1, l2, or path/to/file.py:function", "--criterion")
     reward: str = setting(
         "loss",
-        "what the search maximises: loss (minus what --judge says), error (AMC's: -error), error-flops (-error log "
-        "MACs), error-params (-error log parameters), error-latency (-error log ms, measured), or "
+        "what the search maximises: loss (minus the --search-objective), error (AMC's: -error), error-flops (-error "
+        "log MACs), error-params (-error log parameters), error-latency (-error log ms, measured), or "
         "path/to/file.py:function",
         "--reward",
     )
@@ -148,24 +148,25 @@ class SearchConfig(Settings):
         AUTO, "widths are multiples of this [auto: 4 or 8, by the site's width]", "--channel-step"
     )
     reconstruct: bool = setting(True, "re-solve the following layers by least squares", "--reconstruct")
-    drift: Literal["search", "final", "off"] = setting(
+    sequential_reconstruction: Literal["search", "final", "off"] = setting(
         "search",
         "re-solve layers on what really reaches them in the pruned network: in every evaluation (search), of the best "
         "policies only (final: faster evaluations, which rank less well), or not (off)",
-        "--drift",
+        "--sequential-reconstruction",
     )
-    judge: Literal["distance", "loss"] = setting(
-        "distance",
-        "what a policy loses on an image: distance (mean squared difference of its logits from the original's; the "
-        "loss without one vector of logits a sample) or loss (with the labels)",
-        "--judge",
+    objective: Literal["logit_mse", "loss"] = setting(
+        "logit_mse",
+        "the objective of the search, per sample: logit_mse (mean squared difference of the logits from the "
+        "original's; the loss where there is not one vector of logits a sample) or loss (the task's own, "
+        "with the labels)",
+        "--search-objective",
     )
     race: bool = setting(
         True, "stop reading images for a policy once it is clear if it is better than the best so far", "--race"
     )
     refine: int = setting(
         10,
-        "policies of the search that are scored again with --drift before the candidates are taken",
+        "policies of the search that are re-solved with full effort and scored again before the candidates are taken",
         "--refine",
         ge=1,
         le=10**6,

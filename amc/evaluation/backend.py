@@ -44,6 +44,7 @@ class Backend(Protocol):
 
     def announce(self, choices: Sequence[Choice]) -> None:
         """Told which policies `score` will be asked for next: where there are many workers, they begin with them."""
+        return
 
     def memo(self, key: Any, find: Callable[[], Any]) -> Any:
         """What is known by a ``key``, else what ``find`` gives, kept for later. Both are plain values."""
@@ -75,7 +76,9 @@ class FunctionBackend(Backend):
         return self._score(choice)
 
     def race(self, choice: Choice, incumbent: Choice) -> Race:
-        return super().race(choice, incumbent) if self._race is None else self._race(choice, incumbent)
+        if self._race is None:
+            raise NotImplementedError("no function for races was given")
+        return self._race(choice, incumbent)
 
     def site_error(self, site: int, setting: Setting) -> float | None:
         return None if self._site_error is None else self._site_error(site, setting)

@@ -10,6 +10,7 @@ from amc.evaluation.cached import CachedBackend, CachedSearch
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.reward import Evaluation
 from amc.latency.profiling import Bench
+from amc.operators.channels import widths_of
 from amc.pipeline.record import Record
 from amc.runtime.monitor import Monitor
 from amc.space.budget import Space
@@ -27,7 +28,7 @@ class MeasuredLatency(Forwarding):
         self._bench = bench
 
     def measure(self, choice: Choice) -> Mapping[str, float]:
-        return {"latency": self._bench.timing(choice).ratio * self._bench.original_ms}
+        return {"latency": self._bench.timing(widths_of(choice)).ratio * self._bench.original_ms}
 
 
 class SearchProgress(Forwarding):

@@ -295,14 +295,14 @@ class Stages:
 def settings_of(config: Config) -> EvaluationSettings:
     """What a configuration says of evaluations; ``auto`` is decided later, by a trial evaluator."""
     search = config.search
-    sequential = search.drift if search.reconstruct else "off"
+    sequential = search.sequential_reconstruction if search.reconstruct else "off"
     reconstruction = Reconstruction(
         search.reconstruct,
         FAST if sequential == "search" else None,
         None if sequential == "off" else FULL,
         config.seed,
     )
-    return EvaluationSettings("logit_mse" if search.judge == "distance" else "loss", reconstruction=reconstruction)
+    return EvaluationSettings(search.objective, reconstruction=reconstruction)
 
 
 def make_space(config: Config, graph: Graph, resources: ResourceModel, pace: Pace | None = None) -> Space:
