@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+import amc
 from amc.config import DataConfig
-from amc.errors import ModelError
+from amc.errors import DataError, ModelError
 from amc.graph.build import build_graph
-from amc.task import Task, make_task
+from amc.task import Task, check_training, make_task
 from amc.task.data import splits_of
 from amc.task.models import load_weights
 
@@ -208,3 +209,93 @@ def test_what_cannot_be_compressed_is_refused(make: Any, told: str) -> None:
     with pytest.raises(ModelError, match=told) as caught:
         task_of(make())
     assert "\n" not in str(caught.value)
+
+
+# One training step is tried before the search
+
+
+class Training(nn.Module):
+    """Does something else in training mode."""
+
+    def __init__(self, body: nn.Module, change) -> None:
+        super().__init__()
+        self.body, self.change = body, change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(self.body(x)) if self.training else self.body(x)
+
+
+def fails(x: Tensor) -> Tensor:
+    raise KeyError("auxiliary")
+
+
+class NoGradient(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = plain()
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class Rounded(torch.autograd.Function):
+    """Without a derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: plain().requires_grad_(False), r"all parameters of the network are frozen.*requires_grad_\(True\)"),
+        (
+            lambda: Training(plain(), lambda y: (y, y[:, :2])),
+            r"a tuple of \[8, 3\], \[8, 2\], which the loss cannot take",
+        ),
+        (lambda: Training(plain(), lambda y: {"out": y}), r"a dict of \[8, 3\], which the loss cannot take"),
+        (lambda: Training(plain(), lambda y: y[:1]), r"in training mode the network gives \[1, 3\]"),
+        (lambda: Training(plain(), fails), "fails in training mode: .*auxiliary"),
+        (lambda: Training(plain(), torch.Tensor.detach), "has no gradient in training mode"),
+        (lambda: Training(plain(), Rounded.apply), "cannot be trained"),
+        (NoGradient, "has no gradient in training mode"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_is_told_before_the_search(make, told):
+    with pytest.raises(ModelError, match=told) as error:
+        check_training(task_of(make()))
+    assert "--no-finetune" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_labels_of_the_training_split_are_not_the_networks_mistake():
+    train = TensorDataset(IMAGES, torch.full((40,), 7))
+    splits = splits_of(train, TensorDataset(IMAGES, CLASSES), TensorDataset(IMAGES, CLASSES), DataConfig())
+    with pytest.raises(DataError):
+        check_training(make_task("net", plain(), splits, torch.device("cpu")))
+
+
+def test_trying_to_train_changes_nothing():
+    model = nn.Sequential(plain()[0], nn.BatchNorm2d(6), nn.Dropout(0.5), nn.Flatten(), nn.Linear(96, 3))
+    task = task_of(model)
+    before = {key: value.clone() for key, value in task.model.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    check_training(task)
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(value, before[key]) for key, value in task.model.state_dict().items())
+    assert all(p.grad is None for p in task.model.parameters())
+    assert not task.model.training
+
+
+def test_a_run_that_cannot_train_leaves_no_folder(tmp_path):
+    """A network that cannot be trained is refused before anything is spent, and no folder is left."""
+    data = TensorDataset(IMAGES, CLASSES)
+    config = amc.Config(threads=1, device="cpu", cache=None)
+    frozen = plain().requires_grad_(False)
+    with pytest.raises(ModelError, match="all parameters of the network are frozen"):
+        amc.compress(frozen, data, data, amc.Budget(flops=0.7), config=config, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -31,7 +31,7 @@ from amc.runtime.tracking import check_log, tracked
 from amc.search import check_searcher, keeps_study, searchers
 from amc.space.budget import UNITS, Budget, Space
 from amc.space.sites import Choice
-from amc.task import Task, load_data, load_model, load_objective, make_task, nested
+from amc.task import Task, check_training, load_data, load_model, load_objective, make_task, nested
 
 
 def run(
@@ -205,6 +205,8 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
     if record.journal.last("done") is not None:
         return delivery.finished()
     with record.stage("inspect"):
+        if record.epochs > 0:
+            check_training(task)
         graph = flow.inspect()
     with record.stage("profile") if config.budget.latency else contextlib.nullcontext():
         pace = flow.pace(graph)

@@ -13,7 +13,7 @@ from amc.errors import BundleError
 from amc.latency import onnx_metric
 from amc.pipeline.pipeline import open_task, refuse_plugins, use_threads
 from amc.runtime.monitor import Monitor, Silent
-from amc.task import evaluate, load_data, load_objective
+from amc.task import check_training, evaluate, load_data, load_objective
 from amc.train.trainer import asked_precision, checkpoint_precision, fastest_precision, make_plan, train
 
 
@@ -33,6 +33,7 @@ def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
     use_threads(config)
     torch.manual_seed(config.seed)
     task = open_task(config)
+    check_training(task)
     path = Path(config.out or f"{Path(config.model.name).stem.replace(':', '-')}.safetensors")
     if path.suffix != ".safetensors" or path.is_dir():
         raise BundleError(f"--out is {path}, but must be a .safetensors file.")

@@ -10,7 +10,7 @@ from torch import nn
 
 from amc.errors import AmcError, DataError, ModelError, first_line
 from amc.task import nested
-from amc.task.checks import prepared, tried
+from amc.task.checks import prepared, trains, tried
 from amc.task.data import Split, Splits, load_data
 from amc.task.metrics import CLASSIFICATION, Objective, load_objective
 from amc.task.models import load_model
@@ -22,12 +22,16 @@ __all__ = [
     "Splits",
     "Task",
     "batches",
+    "check_training",
     "evaluate",
     "load_data",
     "load_model",
     "load_objective",
     "make_task",
 ]
+
+TRIED = 8
+"""Samples of the training step that is tried."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +80,15 @@ def make_task(
         raise DataError(f"{name} does not take these inputs of shape {nested.shape(inputs)}: {reason}") from error
     objective.check(name, outputs, nested.to(targets, device), splits.classes)
     return task
+
+
+def check_training(task: Task) -> None:
+    """Try one training step on a copy of the network. Raises ModelError or DataError in one line."""
+    inputs, targets = (nested.to(given, task.device) for given in _first_samples(task.splits.train, TRIED))
+    with torch.inference_mode():
+        outputs = nested.call(task.model, nested.mapped(torch.clone, inputs))
+    task.objective.check(task.name, outputs, targets, task.splits.classes)
+    trains(task.model, task.objective, inputs, targets)
 
 
 def _first_samples(split: Split, count: int = 64) -> tuple[Nested, Nested]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from amc.errors import ModelError
+from amc.errors import ModelError, first_line
 from amc.task import nested
+from amc.task.metrics import Objective
 from amc.task.nested import Nested
 
 
@@ -103,6 +105,62 @@ def tried(name: str, model: nn.Module, inputs: Nested) -> Any:
     if not all(map(_alike, first, second)):
         raise ModelError(f"{name} gives other values for the same inputs each time: turn off what is random in it.")
     return outputs
+
+
+def trains(model: nn.Module, objective: Objective, inputs: Nested, targets: Nested) -> None:
+    """Try one training step on a copy: a forward pass in training mode, the loss, and its gradients.
+
+    ``inputs`` and ``targets`` are some samples on the model's device. The random numbers of the process are left as
+    they are. Raises ModelError, in words that name the way out.
+    """
+    copied = copy.deepcopy(model).train()
+    if not any(p.requires_grad for p in copied.parameters()):
+        raise ModelError(
+            "all parameters of the network are frozen, so it cannot be trained after pruning: call "
+            f"model.requires_grad_(True) on it, or leave the training out{_NO_TRAINING}."
+        )
+    devices = [p.device for p in copied.parameters() if p.device.type == "cuda"][:1]
+    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        try:
+            outputs = nested.call(copied, nested.mapped(torch.clone, inputs))
+        except Exception as error:
+            raise ModelError(f"the network fails in training mode: {first_line(error)}{_OR_NO_TRAINING}") from error
+        loss = _training_loss(objective, outputs, targets, nested.length(targets))
+        if not loss.requires_grad:
+            raise ModelError(
+                "the network's output has no gradient in training mode, as where forward() runs under torch.no_grad() "
+                f"or detaches what it returns: take that out, or leave the training out{_NO_TRAINING}."
+            )
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            raise ModelError(f"the network cannot be trained: {first_line(error)}{_OR_NO_TRAINING}") from error
+
+
+_NO_TRAINING = " (--no-finetune; from Python finetune.epochs 0)"
+_OR_NO_TRAINING = f". Mend that, or leave the training out{_NO_TRAINING}."
+
+
+def _training_loss(objective: Objective, outputs: Any, targets: Nested, count: int) -> Tensor:
+    """The mean loss of what the network gives in training mode. Raises ModelError where there is none."""
+    reason = ""
+    try:
+        losses = objective.loss(outputs, targets)
+        if objective.logits is not None:
+            objective.logits(outputs).shape  # noqa: B018  (which distillation asks for)
+        if list(losses.shape) != [count]:
+            reason = f"the losses have the shape {list(losses.shape)}, not [{count}]"
+    except Exception as error:  # noqa: BLE001  (a user's function throws what it likes)
+        reason = first_line(error)
+    if reason:
+        shapes = ", ".join(str(list(t.shape)) for t in _tensors(outputs)) or "no tensor"
+        given = shapes if isinstance(outputs, Tensor) else f"a {type(outputs).__name__} of {shapes}"
+        raise ModelError(
+            f"in training mode the network gives {given}, which the loss cannot take ({reason}): let it return what it "
+            "returns in evaluation mode, pass an objective whose loss and logits take both, or leave the training "
+            f"out{_NO_TRAINING}."
+        )
+    return losses.mean()
 
 
 def _other(old: Tensor, at: list[Any], new: Tensor, *now: Any) -> bool:
