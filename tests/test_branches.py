@@ -25,7 +25,7 @@ from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.graph.build import build_graph
 from amc.graph.surgery import Dresser
 from amc.latency import LatencyProbe, Runner
-from amc.latency.learned import Tables, _Table
+from amc.latency.learned import OperatorTable, Tables
 from amc.latency.operators import operators
 from amc.operators.branches import find_branches, skip_identities
 from amc.operators.channels import legal_widths
@@ -325,7 +325,7 @@ def test_time_without_a_branch_is_that_of_the_other_operators(original):
     found = operators(onnx.load(str(path)), layout, len(graph.sites), example.numpy())
     assert sum(op.branch >= 0 for op in found) == 2 * len(layout.branches)
     marks = np.array([64])
-    tables = Tables(found, {op.kind: _Table(marks, marks, np.ones((1, 1))) for op in found}, 0.5, 1.0)
+    tables = Tables(found, {op.kind: OperatorTable(marks, marks, np.ones((1, 1)), 0.1) for op in found}, 0.5, 1.0)
     full = [site.channels for site in graph.sites]
     assert tables([full])[0] == 0.5 + len(found)
     for removed in range(1, len(layout.branches) + 1):
@@ -333,6 +333,7 @@ def test_time_without_a_branch_is_that_of_the_other_operators(original):
         for branch in layout.branches[:removed]:
             widths[branch.site] = 0
         assert tables([widths])[0] == 0.5 + len(found) - 2 * removed
+        assert tables.starting([widths])[0] == pytest.approx(0.1 * (len(found) - 2 * removed))
 
 
 def test_the_cut_file_runs_without_its_branches(original):

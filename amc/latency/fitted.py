@@ -7,7 +7,8 @@ layers write, ``y [N]`` milliseconds::
 
 Non-negative least squares on relative errors, with a ridge on the layers' own ``e_l``: with few networks all layers
 cost alike per MAC, with more they part. The ridge is the one that predicts networks best that were left out. What is
-non-negative never costs less when it is wider, as the action wall wants it.
+non-negative never costs less when it is wider, as the action wall wants it. The smallest network is among those
+measured, so no prediction is below the least that was measured.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class FittedModel:
     def __init__(self, name: str, measure: Callable[[Sequence[int]], float]) -> None:
         self.name, self._measure = name, measure
         self._weights = np.zeros(0)
+        self.least = 0.0
+        """Milliseconds of the fastest network that was measured: no prediction is below it."""
         self.error = 0.0
         """Mean relative error on networks that were left out."""
         self.networks = 0
@@ -45,7 +48,7 @@ class FittedModel:
         self._layers = _Features(problem.layers, tuple(problem.full), [s[-1] for s in settings])
         rows = sample_policies(settings, min(MOST, max(LEAST, len(settings))))
         times = np.array([self._measure(row) for row in rows])
-        self.networks = len(rows)
+        self.networks, self.least = len(rows), float(times.min())
         features = self._layers(rows)
         losses = {ridge: _left_out(features, times, ridge) for ridge in RIDGES}
         best = min(losses, key=lambda ridge: losses[ridge])
@@ -57,7 +60,7 @@ class FittedModel:
 
     def predict_all(self, rows: ArrayLike) -> Floats:
         """Milliseconds ``[B]`` of the widths ``[B, S]``."""
-        found: Floats = self._layers(rows) @ self._weights
+        found: Floats = np.maximum(self._layers(rows) @ self._weights, self.least)
         return found
 
 

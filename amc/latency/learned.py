@@ -8,7 +8,10 @@ it computes channels in blocks, so i and o count as rounded up to the block; bel
 boundary it changes layouts. What the features leave over is added where enough was seen of it. The block is the one
 that explains the measurements best. ``c0`` and ``c1`` come from the times of the whole networks.
 
-How good that is is told by five-fold cross-validation: every network is predicted from the others alone.
+Every prediction is positive, however far from what was profiled: ``c0 ≥ 0``, ``c1`` is between 0.5 and 2, and no
+table entry is below what starting its operator takes (`Tables.starting`).
+
+The error is estimated by five-fold cross-validation: every network is predicted from the others alone.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,6 +40,12 @@ ENOUGH = 10
 """So many undisturbed networks teach more than a few hundred disturbed ones do (measured on ResNet-20)."""
 TRUST = 2.0
 """So many observations of a pair of widths weigh as much as the features do."""
+START = 0.1
+"""Least share of the fastest measured call of an operator that is taken for starting it."""
+NEGLIGIBLE = 1e-4
+"""Least share of an operator's average part in the original's time that is taken for starting it."""
+SLOPES = (0.5, 2.0)
+"""Bounds of ``c1``: operators are scaled to add up to their network, so it is near 1."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ def errors(predicted: ArrayLike, measured: ArrayLike) -> Errors:
 class Tables:
     """Sums of table entries: ``c0 + c1 · Σ_a table_a[i_a, o_a]`` for widths ``[B, S]``."""
 
-    def __init__(self, found: Sequence[Operator], tables: Mapping[str, _Table], c0: float, c1: float) -> None:
+    def __init__(self, found: Sequence[Operator], tables: Mapping[str, OperatorTable], c0: float, c1: float) -> None:
         self._slopes = np.stack([op.inputs[0] for op in found] + [op.outputs[0] for op in found], 1).astype(np.float64)
         self._constants = np.array([op.inputs[1] for op in found] + [op.outputs[1] for op in found], np.float64)
         # every table's levels and values one after the other, so that a prediction is a few lookups
@@ -93,6 +103,7 @@ class Tables:
         self._bases = np.array([starts[op.kind][2] for op in found])
         self._count, self._found, self._tables = len(found), found, tables
         self._branches = np.array([op.branch for op in found], np.int64)
+        self._starts = np.array([tables[op.kind].start for op in found])
         self.c0, self.c1 = c0, c1
 
     def non_decreasing(self, settings: Sequence[Sequence[int]]) -> Tables:
@@ -113,7 +124,7 @@ class Tables:
             ms = table.ms[np.ix_(np.searchsorted(table.inputs, inputs), np.searchsorted(table.outputs, outputs))]
             below = np.minimum.accumulate(np.minimum.accumulate(ms[::-1, ::-1], 0), 1)[::-1, ::-1]
             above = np.maximum.accumulate(np.maximum.accumulate(ms, 0), 1)
-            tables[kind] = _Table(inputs, outputs, (below + above) / 2)
+            tables[kind] = OperatorTable(inputs, outputs, (below + above) / 2, table.start)
         return Tables(self._found, tables, self.c0, self.c1)
 
     def operators(self, rows: ArrayLike) -> Floats:
@@ -122,7 +133,13 @@ class Tables:
         lengths = (w @ self._slopes + self._constants).astype(np.int64)
         places = self._steps[lengths + self._offsets]
         found: Floats = self._values[places[:, : self._count] + places[:, self._count :] + self._bases]
-        return found if w.all() else found * ((self._branches < 0) | (w[:, self._branches] > 0))
+        return found if w.all() else found * _present(self._branches, w)
+
+    def starting(self, rows: ArrayLike) -> Floats:
+        """Milliseconds ``[B]`` that starting the remaining operators takes: no prediction is below it."""
+        w = np.atleast_2d(np.asarray(rows))
+        found: Floats = self.c1 * (_present(self._branches, w) @ self._starts)
+        return found
 
     def __call__(self, rows: ArrayLike) -> Floats:
         """Milliseconds ``[B]``."""
@@ -131,18 +148,26 @@ class Tables:
 
 
 @dataclass(frozen=True, eq=False)
-class _Table:
+class OperatorTable:
     """What an operator takes, by levels of its inputs and outputs; between two levels, the upper one counts."""
 
     inputs: Ints
     outputs: Ints
     ms: Floats
+    start: float
+    """Milliseconds of starting the operator: the least entry."""
 
     def places(self, side: int) -> Ints:
         """For every length from 0 to the most, the level that counts."""
         marks = (self.inputs, self.outputs)[side]
         found: Ints = np.searchsorted(marks, np.arange(marks[-1] + 1))
         return found
+
+
+def _present(branches: Ints, w: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which operators ``[B, A]`` a network still has: those outside the branches that are removed."""
+    found: NDArray[np.bool_] = (branches < 0) | (w[:, branches] > 0)
+    return found
 
 
 def _reached(op: Operator, side: int, settings: Sequence[Sequence[int]], marks: Ints) -> Ints:
@@ -184,13 +209,17 @@ def fit(
     own[own.sum(1) == 0] = 1.0  # a profiler that names none of them leaves it to the whole networks
     own *= (total / own.sum(1))[:, None]  # the profiler's session ran at a speed of its own
     weight = np.array([0.2 + s.quiet for s in samples])
+    present = _present(np.array([op.branch for op in found], np.int64), w)
+    negligible = NEGLIGIBLE * original_ms / len(found)
     tables = {}
     for kind in sorted({op.kind for op in found}):
         members = [a for a, op in enumerate(found) if op.kind == kind]
         ends = [_ends(found[a], w) for a in members]
-        i, o = (np.concatenate([end[side] for end in ends]) for side in (0, 1))
+        there = present[:, members].T.ravel()
+        i, o = (np.concatenate([end[side] for end in ends])[there] for side in (0, 1))
+        ms, share = own[:, members].T.ravel()[there], np.tile(weight, len(members))[there]
         most = np.max([_ends(found[a], np.array([full])) for a in members], 0).ravel()
-        tables[kind] = _table(i, o, own[:, members].T.ravel(), np.tile(weight, len(members)), block, most)
+        tables[kind] = _table(i, o, ms, share, block, most, negligible)
     summed = Tables(found, tables, 0.0, 1.0)(w)
     c0, c1 = _line(summed, total, weight)
     return Tables(found, tables, c0, c1)
@@ -200,7 +229,10 @@ def _ends(op: Operator, w: Ints) -> tuple[Ints, Ints]:
     return w @ op.inputs[0] + op.inputs[1], w @ op.outputs[0] + op.outputs[1]
 
 
-def _table(i: Ints, o: Ints, ms: Floats, weight: Floats, block: int, most: Ints) -> _Table:
+def _table(i: Ints, o: Ints, ms: Floats, weight: Floats, block: int, most: Ints, negligible: float) -> OperatorTable:
+    """One kind's table up to the lengths ``most [2]``, from calls ``[n]`` of its operators."""
+    if len(ms) == 0:  # every network that was measured has its branches removed
+        i, o, ms, weight = most[:1], most[1:], np.array([negligible]), np.ones(1)
     basis = features(i, o, block)
     c = _non_negative(basis, ms, weight)
     left = defaultdict(list)
@@ -212,7 +244,9 @@ def _table(i: Ints, o: Ints, ms: Floats, weight: Floats, block: int, most: Ints)
     for (one, two), rests in left.items():
         x, y = np.searchsorted(inputs, one), np.searchsorted(outputs, two)
         values[x, y] += median(rests) * len(rests) / (len(rests) + TRUST)
-    return _Table(inputs, outputs, np.maximum(values, 0.0))
+    least = float(ms.min())
+    start = max(negligible, min(least, max(START * least, float(c[0]))))
+    return OperatorTable(inputs, outputs, np.maximum(values, start), start)
 
 
 def _non_negative(basis: Floats, ms: Floats, weight: Floats) -> Floats:
@@ -236,16 +270,17 @@ def _huber(rest: Floats) -> Floats:
 
 
 def _line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
-    """``y ≈ c0 + c1 · x`` with small relative errors; far points count less."""
+    """``y ≈ c0 + c1 · x`` with small relative errors, ``c0 ≥ 0`` and ``c1`` within `SLOPES`; far points count less."""
     basis = np.stack([np.ones(len(x)), x], 1) / y[:, None]
     share = np.sqrt(weight)
     c = np.array([0.0, 1.0])
-    for _ in range(8):
-        if np.ptp(x) < 1e-3 * x.mean():
-            return 0.0, float(np.median(y / x))
-        c = np.linalg.lstsq(basis * share[:, None], share, rcond=None)[0]
-        share = np.sqrt(weight * _huber(1 - basis @ c))
-    return float(c[0]), max(0.0, float(c[1]))
+    if np.ptp(x) >= 1e-3 * x.mean():
+        for _ in range(8):
+            c = np.linalg.lstsq(basis * share[:, None], share, rcond=None)[0]
+            share = np.sqrt(weight * _huber(1 - basis @ c))
+        if c[0] >= 0 and SLOPES[0] <= c[1] <= SLOPES[1]:
+            return float(c[0]), float(c[1])
+    return 0.0, float(np.clip(np.median(y / x), *SLOPES))
 
 
 def undisturbed(samples: Sequence[Sample]) -> Sequence[Sample]:

@@ -39,6 +39,8 @@ LATENCY_MODELS: Registry[Callable[[], Any]] = Registry(
 )
 COMMAND = "command:"
 TABLES = (".csv", ".json")
+LEAST = 0.5
+"""Least share of the smallest network's time that a model may give for another one: operators must still be started."""
 SUSPICIOUS = 0.01
 """A device this many times this machine's time for the original: rather a model that gives seconds."""
 
@@ -136,14 +138,15 @@ class Predictor:
         prepare = getattr(model, "prepare", None)
         if prepare is not None:
             self._asked("prepare", lambda: prepare(problem))
-        self.original = self.predict(problem.full)
+        self.smallest = 0.0
+        """Milliseconds of the smallest network."""
+        self.original, self.smallest = self.predict(problem.full), self.predict(problem.smallest)
         self._check(problem)
 
     def _check(self, problem: LatencyProblem) -> None:
-        smallest = self.predict(problem.smallest)
-        if smallest > self.original:
+        if self.smallest > self.original:
             raise LatencyError(
-                f"the latency model {self.name} gives {smallest:g} ms for the smallest network but "
+                f"the latency model {self.name} gives {self.smallest:g} ms for the smallest network but "
                 f"{self.original:g} ms for the original: it does not follow the widths."
             )
         here = problem.original_ms
@@ -171,7 +174,7 @@ class Predictor:
             raise LatencyError(
                 f"the latency model {self.name} gives {list(found.shape)} numbers for {len(rows)} policies."
             )
-        wrong = np.flatnonzero(~(np.isfinite(found) & (found > 0)))
+        wrong = np.flatnonzero(~(np.isfinite(found) & (found > 0) & (found >= LEAST * self.smallest)))
         if len(wrong):
             self._number(float(found[wrong[0]]), dict(zip(self._sites, rows[wrong[0]].tolist(), strict=True)))
         return found
@@ -196,6 +199,12 @@ class Predictor:
             told = ", ".join(f"{site} {width}" for site, width in list(widths.items())[:3])
             raise LatencyError(
                 f"the latency model {self.name} gives {ms} ms for the widths {told} …: it must be above 0."
+            )
+        if ms < LEAST * self.smallest:
+            told = ", ".join(f"{site} {width}" for site, width in list(widths.items())[:3])
+            raise LatencyError(
+                f"the latency model {self.name} gives {ms:g} ms for the widths {told} …, less than half of the "
+                f"{self.smallest:g} ms that it gives for the smallest network: it does not follow the widths."
             )
         return ms
 

@@ -29,6 +29,8 @@ GOOD_ENOUGH = 0.006
 """Mean error at which measuring more is not worth the time."""
 FULL_EVERY = 25
 """How often the original itself is among the networks."""
+REMOVE_EVERY = 3
+"""How often branches are removed, where they can be."""
 
 Measure = Callable[[Sequence[int]], Sample]
 
@@ -113,9 +115,16 @@ def _operator_from_json(value: Mapping[str, Any], sites: int) -> Operator:
     return Operator(str(value["name"]), str(value["kind"]), inputs, outputs, branch)
 
 
-def policies(settings: Sequence[Sequence[int]], seed: int = 0) -> Iterator[tuple[int, ...]]:
-    """Policies to measure: the original now and then, and random ones, some alike in all sites and some not at all."""
+def policies(
+    settings: Sequence[Sequence[int]], removable: Sequence[int] = (), seed: int = 0
+) -> Iterator[tuple[int, ...]]:
+    """Policies to measure: the original now and then, and random ones, some alike in all sites and some not at all.
+
+    Every third one lacks a random share of the branches at the sites ``removable``: the smallest networks of a search
+    have none of them, and no model should be asked far outside what it has seen.
+    """
     rng = np.random.default_rng(seed)
+    branches = np.random.default_rng((seed, 1))
     full = np.array([s[-1] for s in settings], np.float64)
     number = 0
     while True:
@@ -124,7 +133,11 @@ def policies(settings: Sequence[Sequence[int]], seed: int = 0) -> Iterator[tuple
         else:
             shares = rng.uniform(0.15, 1.05) * np.exp(rng.uniform(0.0, 1.0) * rng.standard_normal(len(full)))
             wanted = (shares * full).tolist()
-            yield tuple(min(s, key=lambda w, x=x: abs(w - x)) for s, x in zip(settings, wanted, strict=True))  # type: ignore[misc]
+            widths = [min(s, key=lambda w, x=x: abs(w - x)) for s, x in zip(settings, wanted, strict=True)]  # type: ignore[misc]
+            if removable and number % REMOVE_EVERY == 0:
+                removed = branches.permutation(removable)[: branches.integers(1, len(removable) + 1)]
+                widths = [0 if site in removed else width for site, width in enumerate(widths)]
+            yield tuple(widths)
         number += 1
 
 
@@ -142,7 +155,8 @@ def collect(
     On a loud machine it takes up to twice the time, until there are enough undisturbed networks.
     """
     start, checked, note = clock() - profile.seconds, 0, ""
-    for number, widths in enumerate(policies(settings)):
+    removable = sorted({op.branch for op in profile.operators if op.branch >= 0})
+    for number, widths in enumerate(policies(settings, removable)):
         count = len(profile.samples)
         if number < count:
             continue
