@@ -1,4 +1,5 @@
-"""The command line: parse, call, print. Exit codes: 0 done, 2 the user's mistake, 130 interrupted."""
+"""The command line: parse, call, print. Exit codes: 0 done, 2 the user's mistake, 3 budget not met, 130
+interrupted."""
 
 from __future__ import annotations
 

@@ -156,8 +156,10 @@ def _until_chosen(config: Config, folder: Path) -> tuple[dict[str, float], float
         later, space = _timed(lambda: flow.space(graph))
         seconds["inspect"] += later
         seconds["calibrate"], evaluator = _timed(lambda: flow.calibrate(graph, space))
-        seconds["search"], problem = _timed(lambda: flow.search(graph, space, evaluator))
-        seconds["refine"], (_, candidates) = _timed(lambda: flow.choose(flow.promising(problem, None), evaluator))
+        seconds["search"], found = _timed(lambda: flow.search(graph, space, evaluator))
+        shortlist = flow.promising(found or (), space, None)
+        assert shortlist is not None
+        seconds["refine"], (_, candidates) = _timed(lambda: flow.choose(shortlist.evaluations, evaluator))
     return seconds, next(c["before"] for c in candidates if c["chosen"])
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from amc.evaluation.problem import Problem, site_features
 from amc.evaluation.reward import loss as loss_reward
 from amc.latency import measure
-from amc.latency.constraint import Paced, steps
+from amc.latency.prediction import CorrectedCosts, effective_widths
 from amc.latency.profile import LearnedModel, Profile
 from amc.pipeline.stages import Stages, with_zero_widths
 from amc.runtime.journal import Journal, read_records
@@ -53,12 +53,11 @@ def limited(bench: Bench, model: LearnedModel, resource: str, share: float) -> S
     """The space of a run with this single limit."""
     if resource == "macs":
         return replace(bench.space, limits={"macs": share * bench.space.costs(bench.space.full)["macs"]})
-    settings = steps(model.predict_all, with_zero_widths(bench.space.settings, bench.space.model))
+    settings = effective_widths(model.predict_all, with_zero_widths(bench.space.settings, bench.space.model))
     within = model.tables.non_decreasing(settings)
     limit = share * float(within([bench.space.full])[0])
-    return Space(
-        numeric_sites(bench.space.names, settings), Paced(bench.space.model, within, lambda: 1.0), {"latency": limit}
-    )
+    costs = CorrectedCosts(bench.space.model, within, 1.0)
+    return Space(numeric_sites(bench.space.names, settings), costs, {"latency": limit})
 
 
 def searched(bench: Bench, space: Space, evaluations: int, record: Path) -> dict[str, Any]:

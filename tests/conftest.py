@@ -1,7 +1,5 @@
 """What all tests share: one thread, and property tests that do the same on every machine."""
 
-from importlib import import_module
-
 import pytest
 import torch
 from hypothesis import settings
@@ -19,22 +17,15 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
-    """No test reads or writes the user's cache, or waits for what else runs on the machine."""
+    """No test reads or writes the user's cache, or waits for what else runs on the machine.
+
+    Runs measure what they deliver for a fraction of a second; how to measure well is tested by itself.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMC_LOCKS", str(tmp_path_factory.mktemp("locks")))
         patch.setenv("AMC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("AMC_MEASURE_SECONDS", "0.2")
         yield
-
-
-@pytest.fixture(autouse=True)
-def _brief(monkeypatch):
-    """Runs measure what they deliver for a fraction of a second; how to measure well is tested by itself."""
-    from amc.latency import measure
-
-    for module in ("amc.pipeline.delivery", "amc.latency.int8"):
-        monkeypatch.setattr(
-            import_module(module), "measure", lambda *a, **options: measure(*a, **{**options, "seconds": 0.2})
-        )
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amc.errors import BudgetError, LatencyError
-from amc.latency.constraint import CORRECTIONS, MARGIN, Learned, Paced, steps
+from amc.errors import LatencyError
+from amc.latency.constraint import limited_here
+from amc.latency.correction import MARGIN, ROUNDS, RoundOver
 from amc.latency.learned import Sample, errors, features, fit, learn, levels
 from amc.latency.operators import Operator, names, operators, read_events
+from amc.latency.prediction import CorrectedCosts, effective_widths
 from amc.latency.profile import LEAST, LearnedModel, Profile, collect, policies
 from amc.latency.quiet import Reference, Timing, Usual
+from amc.latency.verification import VerifiedLatency
 from amc.operators.channels import legal_widths
 from amc.runtime.journal import Journal
 from amc.space.budget import Space
@@ -140,8 +143,8 @@ class TestMonotone:
     @settings(max_examples=25)
     @given(share=st.floats(0.3, 1), random=st.randoms(use_true_random=False))
     def test_episodes_end_within_the_limit(self, model, share, random):
-        legal = steps(model.predict_all, SETTINGS)
-        costs = Paced(Nothing(), model.tables.non_decreasing(legal), lambda: 1.0)
+        legal = effective_widths(model.predict_all, SETTINGS)
+        costs = CorrectedCosts(Nothing(), model.tables.non_decreasing(legal), 1.0)
         least, most = (float(costs.costs([[s[end] for s in legal]])["latency"][0]) for end in (0, -1))
         space = Space(numeric_sites(SITES, legal), costs, {"latency": least + share * (most - least)})
         choice: tuple[int, ...] = ()
@@ -160,18 +163,18 @@ class Nothing:
 
 class TestSteps:
     def test_widths_within_a_block_are_not_legal(self):
-        legal = steps(lambda rows: np.array([runtime(w).sum() for w in np.atleast_2d(rows)]), SETTINGS)
+        legal = effective_widths(lambda rows: np.array([runtime(w).sum() for w in np.atleast_2d(rows)]), SETTINGS)
         assert legal == ((16, 32), (16, 32, 48, 64), (16, 32, 48, 64), (16, 32, 48, 64, 80, 96, 112, 128))
 
     def test_the_original_stays_even_where_nothing_is_saved(self):
-        assert steps(lambda rows: np.ones(len(rows)), SETTINGS) == tuple((s[-1],) for s in SETTINGS)
+        assert effective_widths(lambda rows: np.ones(len(rows)), SETTINGS) == tuple((s[-1],) for s in SETTINGS)
 
     def test_a_width_that_is_slower_than_a_wider_one_is_not_legal(self):
         def slow(rows):
             w = np.atleast_2d(rows)[:, 0]
             return np.where(w == 20, 2.0, w / 32)
 
-        legal = steps(slow, [(8, 16, 20, 24, 32)])
+        legal = effective_widths(slow, [(8, 16, 20, 24, 32)])
         assert legal == ((8, 16, 24, 32),)
 
 
@@ -314,113 +317,142 @@ class FakeBench:
         return Timing(ratio, self.quiet, ORIGINAL_MS)
 
 
-class TestPromise:
-    def pace(self, model, tmp_path, factor=1.1, journal=None) -> tuple[Learned, FakeBench, Journal]:
+class TestConstraint:
+    def limited(self, model, tmp_path, factor=1.1, journal=None, asked="0.6", evaluations=8):
         bench = FakeBench(factor)
         journal = journal or Journal(tmp_path / "journal.jsonl")
-        return Learned(model, bench, "0.6", journal), bench, journal
+        return limited_here(model, bench, asked, journal, evaluations), bench, journal
 
-    def space(self, pace) -> Space:
-        legal = steps(pace.predict, SETTINGS)
-        return Space(
-            numeric_sites(SITES, legal),
-            Paced(Nothing(), pace.within(legal), lambda: pace.factor),
-            {"latency": pace.limit_ms},
-        )
+    def space(self, latency) -> Space:
+        legal = effective_widths(latency.prediction.predict, SETTINGS)
+        return Space(numeric_sites(SITES, legal), latency.costs(Nothing(), legal), {"latency": latency.limit_ms})
 
     def test_policies_near_the_budget_correct_the_model(self, model, tmp_path):
-        pace, bench, journal = self.pace(model, tmp_path)
-        pace.aim(self.space(pace), 0, lambda *_: None)
-        assert pace.factor == pytest.approx(1.1, rel=0.03)
+        latency, bench, journal = self.limited(model, tmp_path)
+        latency.aim(self.space(latency), 0, lambda *_: None)
+        assert latency.now.scale == pytest.approx(1.1, rel=0.03)
+        assert latency.round.number == 0
         before = bench.measured
-        pace.aim(self.space(pace), 0, lambda *_: None)
+        latency.aim(self.space(latency), 0, lambda *_: None)
         assert bench.measured == before
-        chosen = self.space(pace).fit(np.ones(4))
-        assert pace.measured(chosen)["ms"] <= pace.limit_ms
+        chosen = self.space(latency).fit(np.ones(4))
+        assert latency.verifier.observe(chosen).ms <= latency.limit_ms
         journal.close()
 
     def test_what_was_measured_is_not_measured_again_after_an_interruption(self, model, tmp_path):
-        pace, bench, journal = self.pace(model, tmp_path)
-        pace.aim(self.space(pace), 0, lambda *_: None)
-        factor, done = pace.factor, bench.measured
+        latency, bench, journal = self.limited(model, tmp_path)
+        latency.aim(self.space(latency), 0, lambda *_: None)
+        scale, done = latency.now.scale, bench.measured
         journal.close()
         with Journal(tmp_path / "journal.jsonl") as again:
-            pace, bench, _ = self.pace(model, tmp_path, journal=again)
-            pace.aim(self.space(pace), 0, lambda *_: None)
-            assert (pace.factor, bench.measured) == (factor, 0)
+            latency, bench, _ = self.limited(model, tmp_path, journal=again)
+            latency.aim(self.space(latency), 0, lambda *_: None)
+            assert (latency.now.scale, bench.measured) == (scale, 0)
             assert done > 0
 
-    def test_a_search_corrects_the_model_on_its_way_and_the_same_when_repeated(self, model, tmp_path):
-        pace, bench, journal = self.pace(model, tmp_path)
-        space = self.space(pace)
-        best = [space.fit(shares) for shares in np.random.default_rng(0).uniform(0.3, 1, (8, 4))]
+    def test_a_round_ends_where_the_best_are_predicted_wrongly_and_the_same_when_repeated(self, model, tmp_path):
+        latency, bench, journal = self.limited(model, tmp_path, factor=1.0)
+        latency.aim(self.space(latency), 0, lambda *_: None)
+        space, bench.factor = self.space(latency), 1.1
+        best = [space.fit(shares) for shares in np.random.default_rng(5).uniform(0.3, 1, (8, 4))]
 
-        def go(pace) -> list[float]:
-            seen = []
-            with pace.searching(space, 8):
-                for proposals in range(1, 9):
-                    pace.follow(proposals, lambda n=proposals: best[:n])
-                    seen.append(pace.factor)
-            return seen
+        def go(latency) -> int:
+            for proposals in range(1, 9):
+                try:
+                    latency.check(space, proposals, lambda n=proposals: best[:n])
+                except RoundOver:
+                    return proposals
+            return 9
 
-        first, measured = go(pace), bench.measured
-        assert first[0] == 1.0
-        assert first[1:] == pytest.approx([1.1] * 7, rel=0.03)
-        assert 3 <= measured <= 9
-        assert pace.factor == first[-1]
-        assert not space.fits([best[0]])[0]
-        with pace.searching(space, 8):
-            pace.follow(2, lambda: [])
-            assert pace.ever_fits(space, best[0])  # it was made under the uncorrected model
+        assert go(latency) == 2
+        assert latency.now.scale == pytest.approx(1.1, rel=0.03)
+        assert (latency.round.number, latency.round.evaluations) == (1, 6)
+        assert not self.space(latency).fits([best[0]])[0]
+        assert space.fits([best[0]])[0]  # a space does not change
+        measured = bench.measured
         journal.close()
+        lines = (tmp_path / "journal.jsonl").read_text().splitlines(keepends=True)
+        assert json.loads(lines[-1])["kind"] == "correction"
+        (tmp_path / "journal.jsonl").write_text("".join(lines[:-1]))  # it was interrupted just before
         with Journal(tmp_path / "journal.jsonl") as again:
-            pace, bench, _ = self.pace(model, tmp_path, journal=again)
-            assert (go(pace), bench.measured) == (first, 0)
+            latency, bench, _ = self.limited(model, tmp_path, journal=again)
+            assert (go(latency), bench.measured) == (2, 0)
+            assert measured > 0
+        assert (tmp_path / "journal.jsonl").read_text() == "".join(lines)
+
+    def test_a_round_goes_on_where_predictions_are_right(self, model, tmp_path):
+        latency, _, journal = self.limited(model, tmp_path)
+        latency.aim(self.space(latency), 0, lambda *_: None)
+        space = self.space(latency)
+        for proposals in range(1, 9):
+            latency.check(space, proposals, lambda: [space.fit(np.ones(4))])
+        assert latency.round.number == 0
+        journal.close()
 
     @pytest.mark.parametrize(("spread", "factor"), [(0.5, 1.0), (0.02, 1.3)])
-    def test_what_was_measured_on_a_loud_machine_counts_where_it_agrees(self, model, tmp_path, spread, factor):
-        pace, bench, journal = self.pace(model, tmp_path, factor=1.3)
+    def test_what_was_measured_on_a_noisy_machine_counts_where_it_agrees(self, model, tmp_path, spread, factor):
+        latency, bench, journal = self.limited(model, tmp_path, factor=1.3)
         bench.quiet, bench.spread = 0.0, spread
-        pace.aim(self.space(pace), 0, lambda *_: None)
-        assert pace.factor == pytest.approx((1 + MARGIN) * factor, rel=0.03)
-        assert pace.keeps_to_limit(self.space(pace).fit(np.ones(4)))
+        latency.aim(self.space(latency), 0, lambda *_: None)
+        assert latency.now.scale == pytest.approx((1 + MARGIN) * factor, rel=0.03)
+        assert latency.keeps(self.space(latency).fit(np.ones(4)))
         journal.close()
 
-    def test_something_is_left_to_a_search_that_goes_on(self, model, tmp_path):
-        pace, _, journal = self.pace(model, tmp_path, factor=9.0)
-        space = self.space(pace)
-        with pace.searching(space, 4):
-            pace.follow(1, lambda: [space.fit(np.ones(4))])
-            assert pace.factor > 1.0
-            assert space.fits([space.smallest])[0]
+    @pytest.mark.parametrize("factor", [0.4, 9.0])
+    def test_a_model_that_is_far_off_is_refused(self, model, tmp_path, factor):
+        latency, _, journal = self.limited(model, tmp_path, factor=factor)
+        with pytest.raises(LatencyError, match="latency cannot be predicted: a network takes"):
+            latency.aim(self.space(latency), 0, lambda *_: None)
+        assert latency.now.scale == 1.0
+        journal.close()
+
+    def test_a_round_that_finds_a_model_far_off_does_not_end_for_that(self, model, tmp_path):
+        latency, bench, journal = self.limited(model, tmp_path, factor=1.0)
+        latency.aim(self.space(latency), 0, lambda *_: None)
+        space, bench.factor = self.space(latency), 9.0
+        latency.check(space, 2, lambda: [space.fit([1, 1, 1, 0.5])])
+        assert latency.round.number == 0
+        assert "more than can be trusted" in latency.search_again(space, [space.fit([1, 1, 1, 0.5])])
         journal.close()
 
     def test_slow_ones_are_left_out_and_all_slow_means_searching_again(self, model, tmp_path):
-        pace, _, journal = self.pace(model, tmp_path, factor=1.1)
-        tight = self.space(pace).fit(np.ones(4))  # fits by the uncorrected model only
-        small = tuple(s[0] for s in steps(pace.predict, SETTINGS))
-        assert pace.fast_enough([tight, small], lambda *_: None) == [small]
-        assert pace.factor == 1.0
-        assert pace.fast_enough([tight], lambda *_: None) == []
-        assert pace.factor > 1.08
-        assert not self.space(pace).fits([tight])[0]
+        latency, _, journal = self.limited(model, tmp_path, factor=1.1)
+        space = self.space(latency)
+        tight = space.fit(np.ones(4))  # fits by the uncorrected model only
+        small = space.smallest
+        assert latency.fast_enough([tight, small], 2, lambda *_: None) == [small]
+        assert latency.now.scale == 1.0
+        assert latency.fast_enough([tight], 1, lambda *_: None) == []
+        assert latency.search_again(space, [tight]) is None
+        assert latency.now.scale > 1.08
+        assert not self.space(latency).fits([tight])[0]
+        assert latency.closest([space.full, tight, small]) == small
         journal.close()
 
-    def test_a_missed_promise_tightens_until_it_is_kept(self, model, tmp_path):
-        pace, _, journal = self.pace(model, tmp_path)
-        assert pace.keeps(0.5, 0.5)
-        assert not pace.keeps(0.55, 0.5)
-        assert pace.factor == pytest.approx(1.1, rel=0.02)
-        for _ in range(CORRECTIONS - 1):
-            assert not pace.keeps(0.55, 0.5)
-        with pytest.raises(BudgetError, match="cannot be kept"):
-            pace.keeps(0.55, 0.5)
+    def test_rounds_end(self, model, tmp_path):
+        latency, _, journal = self.limited(model, tmp_path, asked="0.8")
+        latency.aim(self.space(latency), 0, lambda *_: None)
+        missed = VerifiedLatency(0.5, 0.51, "measured")
+        rounds = 1
+        while latency.tighten(self.space(latency), missed) is None:
+            rounds += 1
+        assert rounds == ROUNDS
+        assert latency.round.is_last
+        assert "was run 4 times" in latency.tighten(self.space(latency), missed)
+        assert not latency.round.checks
+        journal.close()
+
+    def test_no_round_is_begun_for_which_nothing_is_small_enough(self, model, tmp_path):
+        latency, _, journal = self.limited(model, tmp_path, asked="0.3")
+        latency.aim(self.space(latency), 0, lambda *_: None)
+        told = latency.tighten(self.space(latency), VerifiedLatency(0.5, 0.8, "measured"))
+        assert "even the smallest network would take" in told
         journal.close()
 
     def test_the_report_tells_the_error_and_the_corrections(self, model, tmp_path):
-        pace, _, journal = self.pace(model, tmp_path)
-        pace.aim(self.space(pace), 0, lambda *_: None)
-        said = pace.report(FULL)
+        latency, _, journal = self.limited(model, tmp_path)
+        latency.aim(self.space(latency), 0, lambda *_: None)
+        said = latency.report(FULL)
         assert said["error"]["count"] == 120
         assert said["measured_error"] == pytest.approx(1 - 1 / 1.1, abs=0.02)
         assert [c["why"] for c in said["corrections"]] == ["near the budget, before the search"]

@@ -46,34 +46,6 @@ class TestContract:
         assert set(problem.space.limits) == set(resources)
         assert all(e.costs[r] <= limit for e in problem.evaluations for r, limit in problem.space.limits.items())
 
-    @pytest.mark.parametrize("factor", [0.8, 1.2])
-    def test_costs_may_be_corrected_on_the_way(self, name: str, factor: float):
-        toy, _ = toy_problem(resources=("latency",))
-        now = 1.0
-
-        class Costs:
-            def costs(self, choices):
-                known = toy.space.model.costs(choices)
-                return {**known, "latency": now * known["latency"]}
-
-        def fits(space, choice):
-            costs = toy.space.costs(choice)
-            costs["latency"] *= min(1.0, now)
-            return all(costs[name] <= limit for name, limit in space.limits.items())
-
-        def observe(evaluation, proposals):
-            nonlocal now
-            now = 1.0 if proposals < 2 else factor
-
-        def score(choice):
-            return Score(1 - sum(choice) / 40, sum(choice) / 40)
-
-        problem = Problem(
-            replace(toy.space, model=Costs()), toy.features, FunctionBackend(score), observer=observe, fits=fits
-        )
-        load_searcher(name)(problem, 4, 0)
-        assert problem.proposals == 4
-
     def test_one_evaluation_is_enough(self, name: str):
         assert run(name, evaluations=1).proposals == 1
 

@@ -22,6 +22,7 @@ from amc import reports
 from amc.config import Config, DataConfig, from_dict
 from amc.evaluation.problem import Problem
 from amc.evaluation.reward import Evaluation
+from amc.latency.instruments import Instruments
 from amc.operators.policy import fingerprint
 from amc.pipeline import delivery, stages
 from amc.pipeline.pipeline import compress_task
@@ -52,7 +53,6 @@ def prepare(known: Path) -> None:
     """Measure briefly; save a checkpoint at every step, so that kills meet it; export each network once only;
     and draw no charts."""
     measuring.ROUNDS, measuring.LEAST_BLOCKS, measuring.WARMUP = 2, 2, 1
-    delivery.measure = lambda *args, **options: measuring.measure(*args, **{**options, "seconds": 0.0})
     finetune.CHECKPOINT_SECONDS = 0.0
     export = stages.export_onnx
     known.mkdir()
@@ -86,7 +86,7 @@ def run(task: Task, folder: Path, values: dict[str, object] = TINY) -> None:
     Problem._evaluate = counted
     config: Config = from_dict(values).replace(out=str(folder), cache=str(folder.with_suffix(".cache")))
     try:
-        compress_task(task, config, folder)
+        compress_task(task, config, folder, instruments=Instruments(seconds=0.0))
     finally:
         Problem._evaluate = evaluate
 

@@ -16,7 +16,7 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
 
 
 def _profile(parsed: argparse.Namespace) -> int:
-    from amc.latency.constraint import steps
+    from amc.latency.prediction import effective_widths
     from amc.latency.profiling import profile_network
     from amc.operators.channels import legal_widths
     from amc.pipeline.pipeline import open_task
@@ -30,7 +30,7 @@ def _profile(parsed: argparse.Namespace) -> int:
         monitor.begin("profile")
         model = profile_network(open_task(config), config, path, monitor.progress)
     profile, error, console = model.profile, model.errors, terminal()
-    legal = steps(model.predict_all, [legal_widths(c, 0.1) for c in profile.full])
+    legal = effective_widths(model.predict_all, [legal_widths(c, 0.1) for c in profile.full])
     rows = [[name, str(full), ", ".join(map(str, own))] for name, full, own in
             zip(profile.sites, profile.full, legal, strict=True)]  # fmt: skip
     console.print(table(["site", "channels", "widths at which the time changes"], rows))

@@ -15,6 +15,9 @@ from amc.commands.show import table, terminal
 from amc.config import Config
 from amc.errors import ConfigError
 
+NOT_MET = 3
+"""Exit code of a run whose network does not meet the budget."""
+
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
@@ -28,6 +31,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 def _search(parsed: argparse.Namespace) -> int:
     from amc.pipeline.pipeline import run
+    from amc.pipeline.summary import is_missed
     from amc.runtime.monitor import shown
 
     given = given_values(parsed)
@@ -37,7 +41,7 @@ def _search(parsed: argparse.Namespace) -> int:
     with shown() as monitor, _remote(parsed) as remote:
         result = run(config, parsed.resume, monitor, parsed.trust, remote)
     _print_result(result.summary, result.folder)
-    return 0
+    return NOT_MET if any(is_missed(proof) for proof in result.summary["proof"]) else 0
 
 
 @contextlib.contextmanager
@@ -54,6 +58,7 @@ def _remote(parsed: argparse.Namespace) -> Iterator[Any]:
 
 
 def _print_result(summary: Any, folder: Path) -> None:
+    from amc.pipeline.summary import is_missed
     from amc.reports import final_table
     from amc.space.budget import format_cost
 
@@ -63,7 +68,7 @@ def _print_result(summary: Any, folder: Path) -> None:
     console.print(table(["", "original", "pruned", "fine-tuned", "ratio"], rows))
     for proof in summary["proof"]:
         value, limit = (format_cost(proof["resource"], proof[key]) for key in ("exported", "limit"))
-        word = "met" if proof["met"] else "not proved"
+        word = "met" if proof["met"] else "NOT met" if is_missed(proof) else "not proved"
         console.print(f"{word}: {value} of at most {limit} ({proof['how']})")
     if summary.get("int8"):
         int8 = summary["int8"]

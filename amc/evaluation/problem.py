@@ -73,12 +73,9 @@ class Problem:
         study: StudyPlace | None = None,
         races: bool = True,
         kind: str = "evaluation",
-        fits: Callable[[Space, Choice], bool] | None = None,
     ) -> None:
         """``backend`` evaluates. ``races``: a policy is compared with the incumbent where the backend can do that.
-
-        ``kind`` names the evaluations in the journal. ``fits`` tells which policies are within a space's budget or were
-        when they were made, where costs are corrected during the search.
+        ``kind`` names the evaluations in the journal.
         """
         self.space = space
         self.study = study
@@ -87,7 +84,7 @@ class Problem:
         self.backend, self._reward, self._races = backend, reward, races and backend.races
         self._journal = journal or Journal(None)
         self._observer = observer
-        self._kind, self._fits = kind, fits
+        self._kind = kind
         self._known = {e.choice: e for e in recorded(self._journal, kind)}
         # what a resumed search may see is what it has proposed anew, or it would not repeat itself
         self._proposed: dict[Choice, Evaluation] = {}
@@ -113,7 +110,7 @@ class Problem:
         if not space.is_legal(choice):
             raise ValueError(f"the policy {tuple(choice)} is not legal: a site of it has no such setting")
         policy = space.choice(space.positions(choice))
-        if not (self._fits(space, policy) if self._fits else bool(space.fits([policy])[0])):
+        if not space.fits([policy])[0]:
             raise ValueError(f"the policy {policy} is over the budget {dict(space.limits)}")
         return policy
 
@@ -142,7 +139,7 @@ class Problem:
         space = replace(self.space, limits=dict(limits))
         return Problem(
             space, self.features, self.backend, self._reward, self._journal, observe, None, self._races,
-            "other-evaluation", self._fits,
+            "other-evaluation",
         )  # fmt: skip
 
     def memo(self, key: Any, find: Callable[[], Any]) -> Any:

@@ -39,8 +39,8 @@ from amc.latency.verification import (
 )
 from amc.runtime.journal import Journal
 from amc.space.budget import Space, parse_limit
-from amc.space.policy import Choice
 from amc.space.resources import CostModel
+from amc.space.sites import Choice
 
 AIMED = 4
 """Policies near the budget that are measured before the search."""
@@ -122,7 +122,7 @@ class LatencyConstraint:
         factor = estimate(observed, self.now.factor)
         if abs(np.log(factor / self.now.factor)) > TOLERANCE and self._obstacle(space, factor) is None:
             self.corrections.add(factor, "the best policies so far", self.now.tighter, proposals)
-            raise RoundOver
+            raise RoundOver(self.now.scale)
 
     def fast_enough(self, ranked: Sequence[Choice], count: int, progress: Progress) -> list[Choice]:
         """Of the first ``count`` likely policies those within the limit when measured, in order.

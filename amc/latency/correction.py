@@ -35,8 +35,12 @@ BOUNDS = (0.5, 2.0)
 """A model that must be corrected by more than that does not know the device."""
 
 
-class RoundOver(Exception):  # noqa: N818  (it is no error)
-    """Ends the search of a round: predictions were corrected."""
+class RoundOver(Exception):
+    """Ends the search of a round: predictions were corrected, by ``scale`` in all."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__(f"predictions are now corrected by {scale:.3f}")
+        self.scale = scale
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class Corrections:
 
     @property
     def round(self) -> Round:
-        """The round that the run is in. A correction within a round leaves the next one the evaluations not yet done."""
+        """The round that the run is in. What a correction within a round left undone is the next one's."""
         known, left = self.all(), self._evaluations
         for correction in known[1:]:
             left = self._evaluations if correction.after is None else max(1, left - correction.after)

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import onnx
 import onnxruntime
 
 from amc.errors import ExportError, first_line
-from amc.latency.measurement import measure
+from amc.latency.instruments import Instruments
 from amc.latency.session import Inputs
 from amc.operators.branches import skip_identities
 from amc.runtime.provenance import cpu_flags
@@ -141,11 +141,12 @@ def fastest(
     threads: int = 1,
     progress: Callable[[float, str], None] = lambda share, note: None,
     measuring: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    instruments: Instruments = Instruments(),  # noqa: B008  (it is immutable)
 ) -> tuple[Trial, list[Trial]]:
     """Write ``source`` in 8 bits to ``target`` by the best setting; gives that one and all that were tried.
 
-    ``score(path)`` is a model's metric, ``measuring()`` is entered while models are timed. When no setting holds, the
-    most accurate is taken.
+    ``score(path)`` is a model's metric, ``measuring()`` is entered while models are timed, by ``instruments``. When no
+    setting holds, the most accurate is taken.
     """
     with tempfile.TemporaryDirectory(prefix="amc-") as folder:
         files, failed = {}, []
@@ -161,18 +162,15 @@ def fastest(
         if not files:
             raise ExportError(failed[0])
         with measuring():
-            times = _times(source, {name: path for name, (path, _, _) in files.items()}, inputs, threads)
+            models = {"float": source, **{name: path for name, (path, _, _) in files.items()}}
+            times = instruments.measure(models, inputs, threads, instruments.limited(4.0), precision=0.01).latencies
         trials = [
-            Trial(name, metric, times[name], tuple(left), layers) for name, (_, metric, (left, layers)) in files.items()
+            Trial(name, metric, times[name].ratio, tuple(left), layers)
+            for name, (_, metric, (left, layers)) in files.items()
         ]
         best = choose(trials, score(source))
         target.write_bytes(files[best.name][0].read_bytes())
     return best, trials
-
-
-def _times(source: Path, files: Mapping[str, Path], inputs: Inputs, threads: int) -> dict[str, float]:
-    found = measure({"float": source, **files}, inputs, threads, seconds=4.0, precision=0.01)
-    return {name: found.latencies[name].ratio for name in files}
 
 
 def choose(trials: Sequence[Trial], metric: float) -> Trial:

@@ -15,8 +15,8 @@ from amc.latency.learned import Tables
 from amc.latency.model import LatencyProblem, Predictor
 from amc.latency.profile import LearnedModel
 from amc.space.budget import NOTHING
-from amc.space.policy import Choice
-from amc.space.resources import CostModel, Costs, Floats
+from amc.space.resources import CostModel, Costs
+from amc.space.sites import Choice, Floats
 
 Predict = Callable[[ArrayLike], NDArray[np.float64]]
 """Milliseconds ``[B]`` of widths ``[B, S]``."""

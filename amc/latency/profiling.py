@@ -22,6 +22,7 @@ from amc.errors import ExportError, LatencyError
 from amc.graph.build import Graph, build_graph
 from amc.graph.surgery import Dresser
 from amc.latency import LatencyProbe, LatencyProblem, Runner, layer_shapes
+from amc.latency.instruments import Instruments, MakeProbe
 from amc.latency.learned import Sample, undisturbed
 from amc.latency.operators import names, operators
 from amc.latency.profile import LEAST, LearnedModel, Profile, collect
@@ -42,6 +43,7 @@ class Bench:
         threads: int,
         original_ms: float | None = None,
         alone: Callable[[], AbstractContextManager[object]] = nullcontext,
+        make_probe: MakeProbe = LatencyProbe,
     ) -> None:
         """``original_ms``: what the original takes, where that is known; ``alone`` keeps other runs off the machine."""
         self._task, self._graph, self.full = task, graph, tuple(site.channels for site in graph.sites)
@@ -49,7 +51,7 @@ class Bench:
         self._inputs = nested.feeds(task.example)
         self._alone = alone
         with alone():
-            self._probe = LatencyProbe(original, self._layout, self._inputs, threads, original_ms)
+            self._probe = make_probe(original, self._layout, self._inputs, threads, original_ms)
         proto = onnx.load(str(original))
         self.operators = operators(proto, self._layout, len(graph.sites), self._inputs)
         self._names = names(proto, self.operators)
@@ -154,13 +156,20 @@ def learn_latency(
     return model
 
 
-def profile_network(task: Task, config: Config, path: Path, progress: Callable[[float, str], None]) -> LearnedModel:
+def profile_network(
+    task: Task,
+    config: Config,
+    path: Path,
+    progress: Callable[[float, str], None],
+    instruments: Instruments | None = None,
+) -> LearnedModel:
     """Measure policies of the task's network into ``path``, going on with what it holds already."""
+    probe = (instruments or Instruments.usual()).probe
     graph = build_graph(task.model, task.example)
     with tempfile.TemporaryDirectory() as folder:
         original = Path(folder, "original.onnx")
         export_onnx(task.model, task.example, original)
-        bench = Bench(task, graph, original, config.latency_threads)
+        bench = Bench(task, graph, original, config.latency_threads, make_probe=probe)
         key = profile_key(bench, config.latency_threads, task)
         return learn_latency(bench, graph, key, path, config.profile_seconds, progress)
 

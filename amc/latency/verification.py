@@ -12,9 +12,10 @@ from amc.latency.measurement import Measurement
 from amc.latency.model import LatencyProblem, Predictor
 from amc.latency.prediction import LatencyPrediction
 from amc.latency.quiet import QUIET, Timing
+from amc.operators.channels import widths_of
 from amc.runtime.journal import Journal
 from amc.space.budget import is_absolute, parse_limit
-from amc.space.policy import Choice
+from amc.space.sites import Choice
 
 SESSIONS = 3
 """Sessions in which a policy is measured."""
@@ -76,7 +77,7 @@ class Verifier:
         """Measure a policy, or recall what it took."""
         known = self.known(choice)
         if known is None:
-            timing = self._meter.timing(choice, SESSIONS)
+            timing = self._meter.timing(widths_of(choice), SESSIONS)
             ms = timing.ratio * self._meter.original_ms
             known = Observation(choice, ms, self._prediction.ms(choice), timing.quiet)
             self._journal.append("latency", choice=list(choice), ms=ms, predicted=known.predicted, quiet=known.quiet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from amc.deploy.export import Parity, check_parity, check_program, count_onnx_ma
 from amc.deploy.fvcore_macs import count_with_fvcore
 from amc.deploy.program import read_program, write_program
 from amc.errors import BundleError, ExportError
-from amc.evaluation.problem import Problem, recorded
+from amc.evaluation.problem import recorded
+from amc.evaluation.reward import Evaluation
 from amc.graph.build import Graph
 from amc.graph.channels import Kept
 from amc.graph.trace import Trace, trace, unprovable
-from amc.latency import Measurement, Runner, measure, onnx_metric
-from amc.latency.constraint import Pace
+from amc.latency import Measurement, Runner, onnx_metric
+from amc.latency.constraint import LatencyConstraint
 from amc.latency.int8 import fastest
+from amc.latency.verification import VerifiedLatency
 from amc.operators.branches import find_branches
 from amc.operators.policy import Policy
 from amc.pipeline.record import Record
@@ -37,9 +40,9 @@ LOSSES = 20
 """How often a training's loss is recorded."""
 PARITY_SAMPLES = 64
 INT8, INT8_SAMPLES = "model.int8.onnx", 256
-PROMISE_SECONDS = 20.0
+VERIFY_SECONDS = 20.0
 """Longest that a limit on latency is measured for; less where the ratio is known well enough."""
-PROMISE_TRIES = 3
+VERIFY_TRIES = 3
 """So often it is measured on a machine that is busy with something else."""
 
 
@@ -128,7 +131,7 @@ class Delivery:
             found["branches"] = (len(find_branches(read_onnx(path), graph)), "counted in model.onnx")
         proof: list[dict[str, Any]] = []
         for resource, limit in space.limits.items():
-            if resource == "latency":  # measured after this, see `promised`
+            if resource == "latency":  # measured after this, see `verify`
                 continue
             value, how = found[resource]
             unproved = unprovable(traced) if resource == "macs" else None
@@ -176,11 +179,14 @@ class Delivery:
             record.config.latency_threads,
             record.monitor.progress,
             record.machine.measuring,
+            record.instruments,
         )
         models = {"original": record.folder / "original.onnx", "final": source, "int8": target}
         with record.machine.measuring():
-            times = measure(models, inputs, record.config.latency_threads, seed=record.config.seed,
-                            progress=lambda share, note: record.monitor.progress(0.5 + share / 2, note))  # fmt: skip
+            times = record.instruments.measure(
+                models, inputs, record.config.latency_threads, record.instruments.limited(5.0),
+                seed=record.config.seed, progress=lambda share, note: record.monitor.progress(0.5 + share / 2, note),
+            )  # fmt: skip
         ratios = {
             key: dict(zip(("value", "low", "high"), times.ratio("int8", other), strict=True))
             for key, other in (("ratio", "original"), ("ratio_to_final", "final"))
@@ -193,29 +199,36 @@ class Delivery:
                       for t in tried],
         }  # fmt: skip
 
-    def promised(self, pace: Pace | None, chosen: Choice, latency: Measurement) -> dict[str, Any] | None:
-        """Hold the limit on latency against what was measured; where it is missed, prepare for another search."""
+    def verify(
+        self, latency: LatencyConstraint | None, chosen: Choice, measured: Measurement
+    ) -> VerifiedLatency | None:
+        """Hold the limit on latency, if there is one, against what was measured."""
+        return latency.proof.verify(self.record.folder / "model.onnx", chosen, measured) if latency else None
+
+    def give_up(self, verified: VerifiedLatency, obstacle: str | None) -> bool:
+        """Whether a network that misses the limit on latency is delivered: there is an obstacle to another search."""
         record = self.record
-        if pace is None:
-            return None
-        promise = pace.promise(record.folder / "model.onnx", chosen, latency)
-        if not promise["met"]:
-            measured, limit = (format_cost("latency", promise[key]) for key in ("exported", "limit"))
+        measured, limit = format_cost("latency", verified.ms), format_cost("latency", verified.limit_ms)
+        if obstacle is None:
             record.monitor.say(f"measured {measured}, over {limit}: searching again")
             (record.folder / "checkpoint.pt").unlink(missing_ok=True)
-        return promise
+        else:
+            record.monitor.say(f"measured {measured}, over {limit}, and {obstacle}: this network is delivered")
+        return obstacle is not None
 
-    def measure(self, pace: Pace | None = None) -> Measurement:
-        """Time both networks side by side on one sample; a few times, where a promise depends on it and it is loud."""
+    def measure(self, latency: LatencyConstraint | None = None) -> Measurement:
+        """Time both networks side by side on one sample; again on a noisy machine, where a limit depends on it."""
         record = self.record
         models = {"original": record.folder / "original.onnx", "final": record.folder / "model.onnx"}
         inputs = nested.feeds(record.task.example)
         threads, progress = record.config.latency_threads, record.monitor.progress
-        seconds = 5.0 if record.config.budget.latency is None else PROMISE_SECONDS
-        for _ in range(PROMISE_TRIES):
+        seconds = record.instruments.limited(5.0 if latency is None else VERIFY_SECONDS)
+        for _ in range(VERIFY_TRIES):
             with record.machine.measuring():
-                found = measure(models, inputs, threads, seconds=seconds, seed=record.config.seed, progress=progress)
-            if pace is None or not pace.was_loud(found):
+                found = record.instruments.measure(
+                    models, inputs, threads, seconds, seed=record.config.seed, progress=progress
+                )
+            if latency is None or not latency.proof.disturbed(found):
                 break
         return found
 
@@ -239,7 +252,9 @@ class Delivery:
         )
         return dict(scores)
 
-    def deliver(self, model: nn.Module, policy: Policy, problem: Problem, summary: dict[str, Any]) -> Result:
+    def deliver(
+        self, model: nn.Module, policy: Policy, evaluations: Sequence[Evaluation], summary: dict[str, Any]
+    ) -> Result:
         """Write the rest of the bundle; result.json comes last but for the reports made of it."""
         record = self.record
         from amc.reports import write_reports
@@ -252,4 +267,4 @@ class Delivery:
         sweep(record.folder)
         record.journal.append("done")
         (record.folder / "checkpoint.pt").unlink(missing_ok=True)
-        return Result(model, policy, tuple(problem.evaluations), summary, record.folder)
+        return Result(model, policy, tuple(evaluations), summary, record.folder)

@@ -13,6 +13,7 @@ from amc.errors import AmcError, BundleError, ConfigError, first_line
 from amc.evaluation.reward import load_reward
 from amc.importance import load_criterion
 from amc.latency import load_latency_model, runs_code
+from amc.latency.instruments import Instruments
 from amc.latency.profiling import is_profile
 from amc.operators.policy import fingerprint, make_policy
 from amc.pipeline.backends import RemoteBackend
@@ -40,11 +41,12 @@ def run(
     monitor: Monitor | None = None,
     trust: bool = False,
     remote: RemoteBackend | None = None,
+    instruments: Instruments | None = None,
 ) -> Result:
     """Do what the configuration says; ``resume`` goes on with the run in a folder, by that run's configuration.
 
     A resumed run that names Python files of its own, or other places to write to, is refused unless you ``trust`` it.
-    ``remote`` scores policies on other machines.
+    ``remote`` scores policies on other machines. ``instruments`` time networks, in place of ONNX Runtime here.
     """
     if resume is not None:
         folder = Path(resume)
@@ -53,10 +55,10 @@ def run(
         config = from_run(folder)
         if not trust:
             refuse_foreign(config, folder)
-        return compress_task(open_task(config), config, folder, monitor, remote)
+        return compress_task(open_task(config), config, folder, monitor, remote, instruments)
     check(config)
     task = open_task(config)
-    return compress_task(task, config, new_folder(config), monitor, remote)
+    return compress_task(task, config, new_folder(config), monitor, remote, instruments)
 
 
 def refuse_plugins(config: Config, folder: Path) -> None:
@@ -170,7 +172,12 @@ def new_folder(config: Config) -> Path:
 
 
 def compress_task(
-    task: Task, config: Config, folder: Path, monitor: Monitor | None = None, remote: RemoteBackend | None = None
+    task: Task,
+    config: Config,
+    folder: Path,
+    monitor: Monitor | None = None,
+    remote: RemoteBackend | None = None,
+    instruments: Instruments | None = None,
 ) -> Result:
     """The flow on a task. Whatever the folder's journal holds of an earlier attempt is not done again."""
     check(config)
@@ -185,7 +192,7 @@ def compress_task(
         sweep(folder)
         new = journal.last("run") is None
         try:
-            record = Record(task, config, folder, journal, recorder, machine)
+            record = Record(task, config, folder, journal, recorder, machine, instruments)
             with tracked(config, folder, journal, recorder.say):
                 return _compress(record, remote)
         except AmcError:
@@ -209,21 +216,24 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
             check_training(task)
         graph = flow.inspect()
     with record.stage("profile") if config.budget.latency else contextlib.nullcontext():
-        pace = flow.pace(graph)
-        space = flow.space(graph, pace)
-        if pace and pace.measures:
-            pace.aim(space, config.seed, record.monitor.progress)
+        latency = flow.latency(graph)
+        if latency:
+            latency.aim(flow.space(graph, latency), config.seed, record.monitor.progress)
+        space = flow.space(graph, latency)
     with record.stage("calibrate"):
         evaluator = flow.calibrate(graph, space)
-    while True:  # once, but for a limit on latency that turns out to be missed
-        space = flow.space(graph, pace)
+    obstacle = None
+    while True:  # one round; others where latency is limited and turns out to be predicted wrongly
+        space = flow.space(graph, latency)
         with record.stage("search"):
-            problem = flow.search(graph, space, evaluator, pace)
+            found = flow.search(graph, space, evaluator, latency)
+        if found is None:
+            continue
         with record.stage("choose"):
-            best = flow.promising(problem, pace)
-            if not best:
+            shortlist = flow.promising(found, space, latency)
+            if shortlist is None:
                 continue
-            chosen, candidates = flow.choose(best, evaluator)
+            chosen, candidates = flow.choose(shortlist.evaluations, evaluator)
         with record.stage("fine-tune"):
             model = delivery.finetune(evaluator.pruned(chosen))
         with record.stage("export"):
@@ -233,35 +243,39 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
             proof = delivery.prove(space, model, graph, gone)
             macs = delivery.count_macs(model)
         with record.stage("measure"):
-            latency = delivery.measure(pace)
-            promise = delivery.promised(pace, chosen, latency)
-        if promise is None or promise["met"]:
+            measured = delivery.measure(latency)
+            verified = delivery.verify(latency, chosen, measured)
+        if latency is None or verified is None or verified.met:
+            break
+        obstacle = shortlist.obstacle or latency.tighten(space, verified)
+        if delivery.give_up(verified, obstacle):
             break
     with record.stage("quantise") if config.int8 else contextlib.nullcontext():
         int8 = delivery.quantise()
     with record.stage("test"):
         scores = delivery.test(model)
     policy = make_policy(graph, fingerprint(task.model), kept, task.example)
-    found = Findings(
+    findings = Findings(
         original=_told(space, space.full),
         final={**_told(space, chosen), "size": float((folder / "model.onnx").stat().st_size)},
         limits=space.limits,
-        evaluations=len(problem.evaluations),
+        evaluations=len(found),
         recalibrate=evaluator.settings.recalibrate,
         pruned_metric=next(c["before"] for c in candidates if c["chosen"]),
         candidates=candidates,
-        proof=[*proof, promise] if promise else proof,
+        proof=[*proof, verified.to_json()] if verified else proof,
         parity=parity,
-        latency=latency,
-        prediction=pace.report(chosen) if pace else None,
+        latency=measured,
+        prediction=latency.report(chosen) if latency else None,
         scores=scores,
         stages=record.seconds(),
         precision=record.precision(),
         int8=int8,
         unwritten=unwritten,
         macs=macs,
+        obstacle=obstacle,
     )
-    return delivery.deliver(model, policy, problem, summarise(task, config, policy, found))
+    return delivery.deliver(model, policy, found, summarise(task, config, policy, findings))
 
 
 def _told(space: Space, choice: Choice) -> dict[str, float]:

@@ -17,6 +17,7 @@ from torch import nn
 from amc.config import Config, binding, to_dict, unless_auto
 from amc.errors import BundleError
 from amc.evaluation.memo import Shared, open_cache
+from amc.latency.instruments import Instruments
 from amc.operators.policy import fingerprint
 from amc.runtime.files import write_text
 from amc.runtime.journal import Journal
@@ -30,10 +31,19 @@ class Record:
     """One run in its folder."""
 
     def __init__(
-        self, task: Task, config: Config, folder: Path, journal: Journal, monitor: Monitor, machine: Machine
+        self,
+        task: Task,
+        config: Config,
+        folder: Path,
+        journal: Journal,
+        monitor: Monitor,
+        machine: Machine,
+        instruments: Instruments | None = None,
     ) -> None:
+        """``instruments`` time networks: ONNX Runtime here, where none are given."""
         self.task, self.config, self.folder = task, config, folder
         self.journal, self.monitor, self.machine = journal, monitor, machine
+        self.instruments = instruments or Instruments.usual()
         self.shared = Shared(open_cache(config, machine.resting), task, config)
         """What the run has in common with others."""
         self._bind()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from amc.deploy.export import check_parity, export_onnx, file_layout
 from amc.errors import ConfigError
 from amc.evaluation.cached import CachedBackend, refined_score
 from amc.evaluation.evaluator import Evaluator
-from amc.evaluation.problem import Problem, StudyPlace, site_features
+from amc.evaluation.problem import Problem, StudyPlace, recorded, site_features
 from amc.evaluation.reward import Evaluation, load_reward
 from amc.evaluation.score import Score
 from amc.evaluation.settings import EvaluationSettings, Reconstruction
@@ -27,8 +27,9 @@ from amc.graph.build import Graph, build_graph
 from amc.graph.surgery import twin
 from amc.graph.trace import unprovable
 from amc.latency import Predictor, Runner, load_latency_model
-from amc.latency.constraint import Believed, Learned, Pace, Paced, steps
-from amc.latency.device import Device
+from amc.latency.constraint import LatencyConstraint, limited_by_model, limited_here, limited_on_device
+from amc.latency.correction import RoundOver
+from amc.latency.prediction import effective_widths
 from amc.latency.profiling import Bench, is_profile, latency_problem, learn_latency, profile_key
 from amc.operators.channels import legal_widths
 from amc.operators.policy import fingerprint
@@ -52,6 +53,15 @@ SPARE = 3
 """Policies that are measured beyond the candidates: some may turn out too slow."""
 
 
+@dataclass(frozen=True)
+class Shortlist:
+    """The policies that one is chosen of."""
+
+    evaluations: Sequence[Evaluation]
+    obstacle: str | None = None
+    """Why the limit on latency cannot be kept, where none of them keeps it."""
+
+
 class Stages:
     """From the network to the best policy."""
 
@@ -70,11 +80,11 @@ class Stages:
             record.monitor.say(f"{why}.")
         return graph
 
-    def space(self, graph: Graph, pace: Pace | None = None) -> Space:
-        """Legal widths under the budget, with exact costs."""
+    def space(self, graph: Graph, latency: LatencyConstraint | None = None) -> Space:
+        """Legal widths under the budget, with exact costs; latency as it is predicted in this round."""
         record = self.record
         resources = ResourceModel(graph, record.task.model, file_layout(self._original(), graph, record.task.model))
-        return make_space(record.config, graph, resources, pace)
+        return make_space(record.config, graph, resources, latency)
 
     def _exported(self) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
@@ -107,37 +117,46 @@ class Stages:
 
         return tried[record.once("recalibrate", recalibration_helps) if asked == "auto" else asked == "on"]
 
-    def search(self, graph: Graph, space: Space, evaluator: Evaluator, pace: Pace | None = None) -> Problem:
-        """Let the searcher propose policies."""
+    def search(
+        self, graph: Graph, space: Space, evaluator: Evaluator, latency: LatencyConstraint | None = None
+    ) -> tuple[Evaluation, ...] | None:
+        """Let the searcher propose policies. None where latency is predicted otherwise since: the round is over."""
         record = self.record
         search, reward = record.config.search, load_reward(record.config.search.reward)
+        evaluations, earlier = search.evaluations, list[Evaluation]()
+        if latency:
+            evaluations = latency.round.evaluations
+            earlier = list(islice(recorded(record.journal), latency.now.evaluated))
         timed = getattr(reward, "needs_latency", False) and record.config.budget.latency is None
         backend = search_backend(record, evaluator, space, self.bench(graph) if timed else None, self._remote)
 
         def observe(evaluation: Evaluation, proposals: int) -> None:
             backend.observe(evaluation, proposals)
-            if pace:
-                pace.follow(proposals, lambda: [e.choice for e in problem.best()])
+            if latency:
+                latency.check(space, proposals, lambda: [e.choice for e in problem.best()])
 
         problem = Problem(
             space, site_features(graph), backend, reward, record.journal, observe, self._study(),
-            races=search.race and may_race(search.searcher), fits=pace.ever_fits if pace else None,
+            races=search.race and may_race(search.searcher),
         )  # fmt: skip
-        with pace.searching(space, search.evaluations) if pace else contextlib.nullcontext():
-            run_searcher(search.searcher, search.searcher_options, problem, search.evaluations, record.config.seed)
+        try:
+            run_searcher(search.searcher, search.searcher_options, problem, evaluations, record.config.seed)
+        except RoundOver as over:
+            record.monitor.say(f"latency was predicted wrongly (corrected by {over.scale:.3f}): searching on")
+            return None
         failed = [e for e in problem.evaluations if e.error is not None]
         if len(failed) == len(problem.evaluations):
             raise ConfigError(f"every evaluation failed; the first: {failed[0].error}")
         if failed:
             record.monitor.say(f"{len(failed)} of {len(problem.evaluations)} evaluations failed: {failed[0].error}")
-        return problem
+        return tuple({e.choice: e for e in [*earlier, *problem.evaluations]}.values())
 
     def _study(self) -> StudyPlace:
         """Where a searcher's study is kept: in the run's folder, unless the user names a storage."""
         record = self.record
         config, name = record.config, record.config.search.study_name
         stem = f"{Path(config.model.name).name} on {Path(config.data.name).name}"
-        again = sum(correction.get("after") is None for correction in record.journal.records("correction")) - 1
+        again = sum(1 for _ in record.journal.records("correction")) - 1
         if again > 0:  # under a corrected latency model the same proportions are other policies
             stem += f", search {again + 1}"
         if config.search.storage is None:
@@ -172,15 +191,16 @@ class Stages:
         known = record.journal.last("latency-scale")
         ms = None if known is None else float(known["ms"])
         threads, measuring = record.config.latency_threads, record.machine.measuring
-        bench = Bench(record.task, graph, self._original(), threads, ms, measuring)
+        probe = record.instruments.probe
+        bench = Bench(record.task, graph, self._original(), threads, ms, measuring, probe)
         if known is None:
             record.journal.append("latency-scale", ms=bench.original_ms)
         return bench
 
-    def pace(self, graph: Graph) -> Pace | None:
-        """What predicts, measures and promises latency, where it is limited."""
+    def latency(self, graph: Graph) -> LatencyConstraint | None:
+        """What predicts, verifies and corrects latency, where it is limited."""
         record = self.record
-        asked = record.config.budget.latency
+        asked, journal, evaluations = record.config.budget.latency, record.journal, record.config.search.evaluations
         if asked is None:
             return None
         bench, named = self.bench(graph), record.config.search.latency_model
@@ -188,13 +208,13 @@ class Stages:
         if named is None or is_profile(named):
             key = profile_key(bench, record.config.latency_threads, record.task)
             path = self._profile(bench, graph, key) if named is None else Path(named)
-            return Learned(learn_latency(bench, graph, key, path, 0, progress), bench, asked, record.journal)
+            return limited_here(learn_latency(bench, graph, key, path, 0, progress), bench, asked, journal, evaluations)
         remember = self._remembered()
         problem = latency_problem(bench, graph, self._original(), record.config, remember, record.task, progress)
         predictor = Predictor(load_latency_model(named), problem)
         if predictor.measures:
-            return Device(predictor, problem, asked, record.journal)
-        return Believed(predictor.name, predictor, bench, asked, record.journal)
+            return limited_on_device(predictor, problem, asked, journal, evaluations)
+        return limited_by_model(predictor, asked, journal, evaluations)
 
     def _profile(self, bench: Bench, graph: Graph, key: dict[str, Any]) -> Path:
         """The run's profile: made by one of the runs that share it. What a run has corrected it keeps."""
@@ -239,18 +259,28 @@ class Stages:
 
         return remember
 
-    def promising(self, problem: Problem, pace: Pace | None) -> list[Evaluation]:
+    def promising(
+        self, found: Sequence[Evaluation], space: Space, latency: LatencyConstraint | None
+    ) -> Shortlist | None:
         """The best few; where latency is limited, of those that keep to it when measured. None: search again."""
         record = self.record
         count = max(record.config.search.refine, record.config.finetune.candidates)
-        if pace is None or not pace.measures:
-            return problem.best(count)
-        best = problem.best()
-        likely = pace.likely([e.choice for e in best], count + SPARE)
-        good = pace.fast_enough(likely, record.monitor.progress)
-        return [e for e in best if e.choice in good][:count]
+        best = best_first(found)
+        if latency is None:
+            return Shortlist(best[:count])
+        ranked = [e.choice for e in best]
+        good = latency.fast_enough(ranked, count + SPARE, record.monitor.progress)
+        if good:
+            return Shortlist([e for e in best if e.choice in good][:count])
+        obstacle = latency.search_again(space, latency.likely(ranked, count + SPARE))
+        if obstacle is None:
+            record.monitor.say("all of the best networks are over the limit on latency: searching again")
+            return None
+        record.monitor.say(f"no network is within the limit on latency, and {obstacle}: the fastest is taken")
+        closest = latency.closest(ranked)
+        return Shortlist([e for e in best if e.choice == closest], obstacle)
 
-    def choose(self, found: list[Evaluation], evaluator: Evaluator) -> tuple[Choice, list[dict[str, Any]]]:
+    def choose(self, found: Sequence[Evaluation], evaluator: Evaluator) -> tuple[Choice, list[dict[str, Any]]]:
         """Refine the best policies, fine-tune the best of those briefly, and take the winner.
 
         Scores before training do not tell it; without training the best refined one is taken.
@@ -280,7 +310,7 @@ class Stages:
         winner = min(range(len(best)), key=lambda i: (-scores[i][1], scores[i][0]))
         return best[winner], [_candidate(c, refined[c], scores[i][1], i == winner) for i, c in enumerate(best)]
 
-    def _refine(self, best: list[Evaluation], evaluator: Evaluator) -> dict[Choice, Score]:
+    def _refine(self, best: Sequence[Evaluation], evaluator: Evaluator) -> dict[Choice, Score]:
         """The best policies with their scores as refined networks."""
         record = self.record
         known = {tuple(r["choice"]): Score(r["loss"], r["metric"]) for r in record.journal.records("refined")}
@@ -305,10 +335,17 @@ def settings_of(config: Config) -> EvaluationSettings:
     return EvaluationSettings(search.objective, reconstruction=reconstruction)
 
 
-def make_space(config: Config, graph: Graph, resources: ResourceModel, pace: Pace | None = None) -> Space:
+def best_first(found: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations that did not fail, the best first; equal rewards are told apart by the loss."""
+    return sorted((e for e in found if e.error is None), key=lambda e: (-e.reward, e.loss))
+
+
+def make_space(
+    config: Config, graph: Graph, resources: ResourceModel, latency: LatencyConstraint | None = None
+) -> Space:
     """Legal widths under the configuration's budget. Raises BudgetError when it cannot be met.
 
-    Without ``pace`` a limit on latency is left out. Where latency is all that is limited, only widths at which it
+    Without ``latency`` a limit on latency is left out. Where latency is all that is limited, only widths at which it
     changes are legal.
     """
     search, asked = config.search, config.budget.replace(latency=None)
@@ -322,12 +359,12 @@ def make_space(config: Config, graph: Graph, resources: ResourceModel, pace: Pac
     others = asked.replace(branches=None) != BudgetConfig()
     if branches_go(config):
         settings = with_zero_widths(settings, resources)
-    if pace is None:
+    if latency is None:
         return Space(numeric_sites(names, settings), resources, limits)
     if not others:
-        settings = steps(pace.predict, settings)
-    costs = Paced(resources, pace.within(settings), lambda: pace.factor)
-    return Space(numeric_sites(names, settings), costs, {**limits, "latency": pace.limit_ms})
+        settings = effective_widths(latency.prediction.predict, settings)
+    costs = latency.costs(resources, settings)
+    return Space(numeric_sites(names, settings), costs, {**limits, "latency": latency.limit_ms})
 
 
 def branches_go(config: Config) -> bool:

@@ -13,6 +13,7 @@ from amc.latency import Measurement
 from amc.latency.int8 import TOLERANCE
 from amc.operators.policy import Policy
 from amc.runtime.provenance import environment
+from amc.space.budget import format_cost, is_absolute, parse_limit
 from amc.task import Task
 
 VERSION = 1
@@ -46,6 +47,8 @@ class Findings:
     """What is known of model.int8.onnx, or why there is none (``error``)."""
     unwritten: str | None = None
     """Why there is no program.json."""
+    obstacle: str | None = None
+    """Why the limit on latency is not met."""
 
 
 def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> dict[str, Any]:
@@ -83,7 +86,9 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
     }
     failed = None if found.int8 is None else found.int8.get("error")
     missing = [f"There is no program.json: {found.unwritten}"] if found.unwritten else []
-    return {**summary, "notes": [*notes(summary), *_macs_notes(found), *_int8_notes(summary, failed), *missing]}
+    missed = [_missed(summary, proof, found.obstacle) for proof in found.proof if is_missed(proof)]
+    others = [*_macs_notes(found), *_int8_notes(summary, failed), *missing]
+    return {**summary, "notes": [*missed, *notes(summary), *others]}
 
 
 _PATHS = (
@@ -138,37 +143,56 @@ def _int8_notes(summary: Mapping[str, Any], failed: str | None) -> list[str]:
     int8 = summary["int8"]
     if int8 is None:
         return []
-    told, ratio = [], int8["ratio_to_final"]
+    said, ratio = [], int8["ratio_to_final"]
     if ratio["high"] >= 1:
-        told.append(f"model.int8.onnx is not faster than model.onnx on this machine ({ratio['value']:.2f} of its time, "
+        said.append(f"model.int8.onnx is not faster than model.onnx on this machine ({ratio['value']:.2f} of its time, "
                     f"{ratio['low']:.2f} to {ratio['high']:.2f}): use model.onnx.")  # fmt: skip
     lost = summary["final"]["search"] - int8["search"]
     if lost > TOLERANCE:
-        told.append(f"Quantising to 8 bits costs {100 * lost:.1f} points of {summary['metric']} on the search split "
+        said.append(f"Quantising to 8 bits costs {100 * lost:.1f} points of {summary['metric']} on the search split "
                     "by every setting.")  # fmt: skip
     if int8["in_float"]:
-        told.append(f"{len(int8['in_float'])} of {int8['layers']} convolutions and matrix products of model.int8.onnx "
+        said.append(f"{len(int8['in_float'])} of {int8['layers']} convolutions and matrix products of model.int8.onnx "
                     "are computed in float by ONNX Runtime.")  # fmt: skip
-    return told
+    return said
+
+
+def is_missed(proof: Mapping[str, Any]) -> bool:
+    """Whether a limit is not kept by the network that is delivered: that on latency, since others always are."""
+    return bool(proof["resource"] == "latency" and not proof["met"])
+
+
+def _missed(summary: Mapping[str, Any], proof: Mapping[str, Any], obstacle: str | None) -> str:
+    """Which limit is not met, why, and what to change."""
+    asked, needed = str(summary["budget"]["asked"]["latency"]), 1.01 * proof["exported"] / proof["limit"]
+    share = parse_limit("latency", asked, 1.0) * needed
+    enough = f"{1.01 * proof['exported']:.3g}ms" if is_absolute(asked) else f"{share:.2g}"
+    able = f"Raise --latency to {enough}" if is_absolute(asked) or share <= 1 else "Raise --latency"
+    measured, limit = (format_cost("latency", proof[key]) for key in ("exported", "limit"))
+    return (
+        f"The limit on latency is not met: {measured}, where at most {limit} were asked for"
+        f"{f'; {obstacle}' if obstacle else ''}. {able}, allow narrower layers with a lower --min-keep, or measure "
+        "while the machine is idle."
+    )
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
     """What the user should know of the result: above all, when fewer MACs are not less time, and why."""
-    told = []
+    said = []
     macs = summary["final"]["macs"] / summary["original"]["macs"]
     time = summary["latency"]["ratio"]
     if time["low"] > 1.1 * macs:
         reasons = "; ".join(_reasons(summary))
         fell = f"only to {time['value']:.2f}" if time["value"] < 1 else f"rose to {time['value']:.2f}"
-        told.append(f"MACs fell to {macs:.2f} of the original, but the measured time {fell}: {reasons}.")
+        said.append(f"MACs fell to {macs:.2f} of the original, but the measured time {fell}: {reasons}.")
     elif time["high"] < 0.9 * macs:
-        told.append(f"The measured time fell further ({time['value']:.2f}) than the MACs ({macs:.2f}).")
+        said.append(f"The measured time fell further ({time['value']:.2f}) than the MACs ({macs:.2f}).")
     if time["high"] - time["low"] > 0.2 * time["value"]:
-        told.append(
+        said.append(
             f"The machine was noisy: the time's ratio lies between {time['low']:.2f} and {time['high']:.2f}. "
             "Measure again when it is quiet."
         )
-    return told
+    return said
 
 
 def _reasons(summary: Mapping[str, Any]) -> list[str]:
