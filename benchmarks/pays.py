@@ -45,6 +45,10 @@ ABOUT = (
     "equally accurate network searched for latency, interpolated between the networks found."
 )
 """What the report says above its tables."""
+HEAD = (
+    "| accuracy | MACs limit | time, searched for MACs | time, searched for latency | ratio of the times |",
+    "|---|---|---|---|---|",
+)
 SHARES = (0.4, 0.5, 0.6, 0.7, 0.8)
 """Limits on MACs and on latency, as shares of the original."""
 
@@ -97,12 +101,10 @@ def measured(stages: Stages, choices: dict[str, tuple[int, ...]], seconds: float
 
 
 def faster(rows: list[dict[str, Any]], accuracy: str) -> Iterator[str]:
-    """For every network searched for MACs, the time of an equally accurate one searched for latency, interpolated.
+    """Table rows: for every network searched for MACs, the time of an equally accurate one searched for latency.
 
-    The interpolation runs along the front of the networks searched for latency. Below it, the fastest one counts.
+    Times are interpolated along the front of the networks searched for latency. Below it, the fastest one counts.
     """
-    yield "| accuracy | MACs limit | time, searched for MACs | time, searched for latency | ratio of the times |"
-    yield "|---|---|---|---|---|"
     frontier, times = [], []
     for row in sorted((r for r in rows if r["asked"] == "latency"), key=lambda r: float(r["ratio"])):
         if not frontier or row[accuracy] > frontier[-1]:
@@ -147,11 +149,11 @@ def report(path: Path) -> list[str]:
             f"{' | '.join(after)} |"
         )
     if rows and all("ratio" in row for row in rows):
-        lines += ["", "At equal accuracy before training:", "", *faster(rows, "metric")]
+        lines += ["", "At equal accuracy before training:", "", *HEAD, *faster(rows, "metric")]
         done = [row for row in rows if row["after"] is not None]
         if {row["asked"] for row in done} == {"latency", "macs"}:
             for key, split in (("after", "search"), ("test", "test")):
-                lines += ["", f"At equal accuracy on the {split} split after training:", "", *faster(done, key)]
+                lines += ["", f"At equal accuracy on the {split} split after training:", "", *HEAD, *faster(done, key)]
     return lines
 
 
