@@ -36,7 +36,7 @@ from amc.search import load_searcher
 from amc.space.budget import Space
 from amc.space.sites import numeric_sites
 from amc.task import evaluate, nested
-from amc.train.trainer import make_plan, train
+from amc.train import make_plan, train
 from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench, open_stages, rounded
 
 ABOUT = (

@@ -32,7 +32,7 @@ from amc.graph.trace import trace
 from amc.search import load_searcher
 from amc.task import batches, evaluate
 from amc.task.data import sample
-from amc.train.trainer import make_plan, train
+from amc.train import make_plan, train
 from benchmarks.bench import IMAGES, RESULTS, Bench, Records, arguments, machine, open_bench, rounded
 
 ONCE = ("uniform", "allocate", "threshold")

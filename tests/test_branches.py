@@ -37,7 +37,7 @@ from amc.search.allocate import decode, quick_decoder
 from amc.space.budget import Space
 from amc.space.resources import ResourceModel
 from amc.space.sites import numeric_sites
-from amc.train.trainer import Plan, train
+from amc.train import Plan, train
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 from amc.config import DataConfig
 from amc.errors import BundleError, ModelError
 from amc.task import evaluate, load_data, make_task
-from amc.train.trainer import Plan, one_cycle, soft_targets, train
+from amc.train import Constant, Hook, OneCycle, Plan, Sgd, SparseNorms, Step, train
+from amc.train.distillation import soft_targets
 
 PLAN = Plan(12, 0.05, 16, 5e-4, 0.5, 4.0, seed=3)
 
@@ -71,7 +73,7 @@ def test_divergence_is_told(task):
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_nothing():
-    rates = [one_cycle(step, 99) for step in range(99)]
+    rates = [OneCycle()(step, 99) for step in range(99)]
     assert max(rates) == pytest.approx(1.0)
     assert rates.index(max(rates)) == 19
     assert rates[0] == pytest.approx(0.05)
@@ -92,3 +94,117 @@ def test_tiny_weights_are_flushed(task):
         model[0].weight[0] = 1e-39
     trained = train(model, task, Plan(0, 0.05, 16, 0.0, 0.0, 4.0, 0))
     assert bool((trained[0].weight[0] == 0).all())
+
+
+class Ledger(Hook):
+    """Writes down what it is called for, and counts steps in its state."""
+
+    def __init__(self):
+        self.calls, self.count = [], 0
+
+    def before_step(self, step):
+        self.calls.append(("before", step.number))
+
+    def penalty(self, step):
+        self.calls.append(("penalty", step.number))
+
+    def after_step(self, step):
+        self.count += 1
+        self.calls.append(("after", step.number))
+
+    def after_epoch(self, step):
+        self.calls.append(("epoch", step.epoch))
+
+    def state(self):
+        return {"count": self.count}
+
+    def restore(self, state):
+        self.count = state["count"]
+
+
+def test_hooks_are_called_around_every_step(task):
+    """Two epochs of two steps, and one step of the third."""
+    ledger = Ledger()
+    batch = len(task.splits.train) // 2
+    train(copy.deepcopy(task.model), task, replace(PLAN, steps=5, batch_size=batch), hooks=[ledger])
+    steps = [[("before", n), ("penalty", n), ("after", n)] for n in range(5)]
+    expected = [*steps[0], *steps[1], ("epoch", 0), *steps[2], *steps[3], ("epoch", 1), *steps[4], ("epoch", 2)]
+    assert ledger.calls == expected
+
+
+def test_hooks_that_do_nothing_change_nothing(task):
+    plain = train(copy.deepcopy(task.model), task, PLAN, task.model)
+    hooked = train(copy.deepcopy(task.model), task, PLAN, task.model, hooks=[Hook(), Ledger()])
+    assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(hooked), strict=True))
+
+
+@dataclass(eq=False)
+class Noise(Hook):
+    """A penalty that grows with what it has seen, and draws at random: all that a checkpoint must bring back."""
+
+    strength: float = 0.01
+
+    def __post_init__(self):
+        self.seen = torch.zeros(())
+
+    def penalty(self, step):
+        return self.strength * self.seen * (step.model[0].weight * torch.rand(())).square().sum()
+
+    def after_step(self, step):
+        self.seen += step.model[0].weight.detach().abs().mean()
+
+    def state(self):
+        return {"seen": self.seen}
+
+    def restore(self, state):
+        self.seen = state["seen"]
+
+
+def test_the_state_of_hooks_is_in_the_checkpoint(task, tmp_path, monkeypatch):
+    whole = train(copy.deepcopy(task.model), task, PLAN, hooks=[Noise()])
+    monkeypatch.setattr("amc.train.trainer.CHECKPOINT_SECONDS", 0.0)
+    path = tmp_path / "checkpoint.pt"
+
+    def stop(share: float, loss: float) -> None:
+        if share > 0.55:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(copy.deepcopy(task.model), task, PLAN, None, path, stop, [Noise()])
+    steps = []
+    other = train(copy.deepcopy(task.model), task, PLAN, None, path, lambda share, _: steps.append(share), [Noise()])
+    assert len(steps) == 6
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(other), strict=True))
+
+
+def test_a_checkpoint_of_other_hooks_is_not_used(task, tmp_path):
+    path, steps = tmp_path / "checkpoint.pt", []
+    train(copy.deepcopy(task.model), task, PLAN, None, path, hooks=[SparseNorms(0.1)])
+    train(copy.deepcopy(task.model), task, PLAN, None, path, lambda share, _: steps.append(share), [SparseNorms(0.2)])
+    assert len(steps) == PLAN.steps
+
+
+def test_optimiser_and_rate_are_the_plans(task):
+    """One step of plain SGD without decay: the weights fall by the rate times the gradient."""
+    plan = replace(PLAN, steps=1, distillation=0.0, weight_decay=0.0, rate=Constant(), optimizer=Sgd(0.0, False))
+    gradients = []
+
+    class Watch(Hook):
+        def after_step(self, step):
+            gradients.extend(p.grad.clone() for p in step.model.parameters())
+
+    before = [p.detach().clone() for p in task.model.parameters()]
+    trained = train(copy.deepcopy(task.model), task, plan, hooks=[Watch()])
+    for old, new, gradient in zip(before, trained.parameters(), gradients, strict=True):
+        torch.testing.assert_close(new.detach(), old - plan.lr * gradient)
+
+
+def test_sparse_norms_make_scales_small(task):
+    """The penalty's gradient is its strength times the sign of each scale, and scales shrink under it."""
+    scales = {}
+    for strength in (0.0, 0.1):
+        plan = replace(PLAN, steps=40, distillation=0.0)
+        trained = train(copy.deepcopy(task.model), task, plan, hooks=[SparseNorms(strength)] if strength else [])
+        scales[strength] = float(trained[1].weight.abs().sum().detach())
+    assert scales[0.1] < 0.8 * scales[0.0]
+    assert SparseNorms().penalty(Step(nn.Linear(2, 2), 0, 1, 1)) is None

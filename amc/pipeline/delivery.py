@@ -34,7 +34,7 @@ from amc.space.budget import UNITS, Space, format_cost
 from amc.space.sites import Choice
 from amc.task import batches, evaluate, nested
 from amc.task.data import sample
-from amc.train.trainer import train
+from amc.train import train
 
 LOSSES = 20
 """How often a training's loss is recorded."""

@@ -24,7 +24,7 @@ from amc.runtime.journal import Journal
 from amc.runtime.locks import Machine
 from amc.runtime.monitor import Monitor
 from amc.task import Task
-from amc.train.trainer import Plan, asked_precision, fastest_precision, make_plan
+from amc.train import Plan, asked_precision, fastest_precision, make_plan
 
 
 class Record:

@@ -45,7 +45,7 @@ from amc.space.budget import Budget, Space
 from amc.space.resources import ResourceModel
 from amc.space.sites import Choice, numeric_sites
 from amc.task import evaluate
-from amc.train.trainer import train
+from amc.train import train
 
 FEW = 4
 """Samples by which the original is compared on ONNX Runtime."""

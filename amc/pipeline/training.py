@@ -14,7 +14,7 @@ from amc.latency import onnx_metric
 from amc.pipeline.pipeline import open_task, refuse_plugins, use_threads
 from amc.runtime.monitor import Monitor, Silent
 from amc.task import check_training, evaluate, load_data, load_objective
-from amc.train.trainer import asked_precision, checkpoint_precision, fastest_precision, make_plan, train
+from amc.train import asked_precision, checkpoint_precision, fastest_precision, make_plan, train
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""The state of a training on disk: it goes on from there exactly as if it had not stopped."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amc.errors import BundleError, first_line
+from amc.runtime.files import replacing
+from amc.train.hooks import Hook
+from amc.train.plan import Plan
+
+
+def save(
+    path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, hooks: Sequence[Hook]
+) -> None:
+    """Write down a training of which ``step`` steps are done."""
+    state = {
+        "step": step,
+        "plan": _identity(plan, hooks),
+        "precision": plan.precision,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "hooks": [dict(hook.state()) for hook in hooks],
+    }
+    content = io.BytesIO()  # torch.save does not tell a full disk from a mistake
+    torch.save(state, content)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getvalue())
+
+
+def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, hooks: Sequence[Hook]) -> int:
+    """Steps already done, with model, optimiser and hooks as they were then; 0 where there is no such checkpoint.
+
+    Raises BundleError where it is damaged, or of another network.
+    """
+    if not path.exists():
+        return 0
+    state = _read(path)
+    if state["plan"] != _identity(plan, hooks):
+        return 0
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        for hook, kept in zip(hooks, state.get("hooks", []), strict=True):
+            hook.restore(kept)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise BundleError(f"the checkpoint {path} is of another network: delete it ({first_line(error)}).") from None
+    return int(state["step"])
+
+
+def checkpoint_precision(path: Path) -> str | None:
+    """The precision that an interrupted training was in, so that it goes on in the same; None without a checkpoint."""
+    return str(_read(path)["precision"]) if path.exists() else None
+
+
+def _identity(plan: Plan, hooks: Sequence[Hook]) -> str:
+    """What tells one training from another."""
+    return repr((plan, *(hook if is_dataclass(hook) else type(hook).__qualname__ for hook in hooks)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint, loaded safely. Raises BundleError."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not {"step", "plan", "precision", "model", "optimizer"} <= state.keys():
+            raise ValueError("not a checkpoint")
+    except Exception as error:  # noqa: BLE001  (whatever a damaged file makes the loader throw)
+        kind = type(error).__name__
+        raise BundleError(f"the checkpoint {path} is damaged ({kind}): delete it and resume again.") from None
+    return state

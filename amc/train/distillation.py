@@ -1,0 +1,20 @@
+"""Distillation: the original's softened classes as targets (Hinton et al. 2015, arXiv:1503.02531, section 2)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def soft_targets(outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+    """KL divergence of the student's softened classes from the teacher's, times T², mean over samples.
+
+    Both are logits ``[N, K, …]``, divided by the temperature T. The factor T² keeps gradients of one size at any T.
+
+    >>> import torch
+    >>> soft_targets(torch.tensor([[2.0, 0.0]]), torch.tensor([[2.0, 0.0]]), 4.0).item()
+    0.0
+    """
+    student = F.log_softmax(outputs.float() / temperature, 1)
+    teacher = F.log_softmax(wanted.float() / temperature, 1)
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1).mean() * temperature**2
