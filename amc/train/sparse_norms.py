@@ -31,5 +31,5 @@ class SparseNorms(Hook):
 
     def penalty(self, step: Step) -> Tensor | None:
         """λ Σ |γ|; None for a network without BatchNorm scales."""
-        scales = [m.weight for m in step.model.modules() if isinstance(m, BATCH_NORMS) and m.weight is not None]
-        return self.strength * torch.cat(scales).abs().sum() if scales else None
+        norms = [m for m in step.model.modules() if isinstance(m, BATCH_NORMS) and m.affine]
+        return self.strength * torch.stack([m.weight.abs().sum() for m in norms]).sum() if norms else None
