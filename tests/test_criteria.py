@@ -10,6 +10,9 @@ from torch import nn
 from amc.graph.build import build_graph
 from amc.importance import Criterion, Need, Norm, Producer, Reader, SiteView, collect, criteria, rank, view
 from amc.importance.curvature import diagonal
+from amc.importance.group import slots
+from amc.importance.statistics import by_channel
+from amc.importance.synflow import flow, positive
 from amc.task import Objective, Task, make_task
 from amc.task.data import Splits
 from amc.testing import check_criterion
@@ -200,6 +203,43 @@ class TestCurvature:
         site = view(graph, task.model, {}, 0, EVERYTHING, {Need.CURVATURE: collect(Need.CURVATURE, task, graph)})
         readers = SiteView(3, readers=site.readers)
         assert criteria()["obd"].scores(readers).tolist() == pytest.approx([1 / 3, 4 / 3, 1 / 12], rel=0.03)
+
+
+class TestSynapticFlow:
+    def test_what_flows_into_a_channel_flows_out_of_it(self, resnet8):
+        """Theorem 1, through convolutions, normalisations, ReLUs and additions."""
+        graph, model = resnet8
+        positives = positive(model)
+        flows = flow(positives, torch.ones(1, 1, 8, 8))
+        for index, site in enumerate(graph.sites):
+            sums = {
+                kind: sum(by_channel(slot.rows(flows[slot.tensor]).sum(1), slot.channels, site.channels)
+                          for slot in slots(graph, positives, index) if slot.kind is kind)
+                for kind in (Producer, Reader)
+            }  # fmt: skip
+            torch.testing.assert_close(sums[Producer], sums[Reader])
+
+    def test_by_hand(self):
+        """Two channels between one input and one output: the flow is the product of the absolute weights."""
+        model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))
+        with torch.no_grad():
+            model[0].weight.copy_(torch.tensor([[-3.0], [2.0]]))
+            model[2].weight.copy_(torch.tensor([[1.0, -2.0]]))
+        flows = flow(positive(model), torch.ones(1, 1))
+        assert flows["0.weight"].flatten().tolist() == [3.0, 4.0]
+        assert flows["2.weight"].flatten().tolist() == [3.0, 4.0]
+        task = task_of(model, torch.randn(200, 1), torch.randn(200, 1))
+        graph = build_graph(task.model, task.example)
+        found = rank("synflow", graph, task.model, {}, {Need.FLOW: collect(Need.FLOW, task, graph)})
+        assert found[0].tolist() == [1, 0]
+
+    def test_it_reads_no_data_and_changes_nothing(self, tiny):
+        task, graph, _ = tiny
+        before = {key: value.clone() for key, value in task.model.state_dict().items()}
+        other = task_of(task.model, torch.full((50, 2), 7.0), torch.zeros(50, 1))
+        first, second = (collect(Need.FLOW, t, graph) for t in (task, other))
+        assert torch.equal(first["0"], second["0"])
+        assert all(torch.equal(value, before[key]) for key, value in task.model.state_dict().items())
 
 
 def test_random_scores_follow_the_seed(resnet8):

@@ -10,12 +10,14 @@ from amc.graph.sites import Graph
 from amc.importance.criterion import Need
 from amc.importance.curvature import collect_curvature
 from amc.importance.statistics import collect_activations, collect_gradients
+from amc.importance.synflow import collect_flow
 from amc.task import Task
 
 COLLECTORS: dict[Need, Callable[[Task, Graph], dict[str, Tensor]]] = {
     Need.ACTIVATIONS: collect_activations,
     Need.GRADIENTS: collect_gradients,
     Need.CURVATURE: collect_curvature,
+    Need.FLOW: collect_flow,
 }
 
 

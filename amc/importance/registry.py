@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amc.errors import ConfigError, did_you_mean
-from amc.importance import activations, chance, damage, fpgm, magnitude, obs, slimming, snip, taylor
+from amc.importance import activations, chance, damage, fpgm, magnitude, obs, slimming, snip, synflow, taylor
 from amc.importance.criterion import Criterion, Need
 from amc.runtime.plugins import is_plugin, load_plugin
 
@@ -17,6 +17,7 @@ _TABLE: tuple[Criterion, ...] = (
     *taylor.CRITERIA,
     *damage.CRITERIA,
     snip.CRITERION,
+    synflow.CRITERION,
 )
 
 CRITERIA: dict[str, Criterion] = {criterion.name: criterion for criterion in _TABLE}
