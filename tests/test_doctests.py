@@ -21,7 +21,7 @@ def with_examples():
                 yield ".".join(parts if package == "amc" else ("amc", *parts))
 
 
-@pytest.mark.parametrize("name", with_examples())
+@pytest.mark.parametrize("name", list(with_examples()))
 def test_examples_give_what_they_say(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = doctest.testmod(import_module(name), optionflags=doctest.ELLIPSIS)

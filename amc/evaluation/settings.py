@@ -43,7 +43,7 @@ class EvaluationSettings:
     >>> EvaluationSettings("los")
     Traceback (most recent call last):
     ...
-    amc.errors.ConfigError: the objective of the search is 'los'. Did you mean loss?
+    amc.errors.ConfigError: the objective of the search is 'los'. Did you mean 'loss'?
     """
 
     objective: SearchObjective

@@ -118,7 +118,7 @@ class Space(PolicyGrid):
     ...         return {"macs": np.asarray(sizes, np.float64).sum(1)}
     >>> space = Space(numeric_sites("ab", [(1, 2, 4), (2, 4)]), Sum(), {"macs": 6.0})
     >>> space.fit([1.0, 1.0]), space.positions((2, 4)).tolist(), space.choice([1, 1])
-    ((2, 4), [1, 1], (2, 4))
+    ((4, 2), [1, 1], (2, 4))
     """
 
     model: CostModel
