@@ -17,8 +17,9 @@ from typing import Any
 from torch import nn
 
 from amc.config import BudgetConfig, Config, ModelConfig
-from amc.pipeline.pipeline import compress_task, pick_device
+from amc.pipeline.pipeline import check, compress_task, pick_device
 from amc.pipeline.result import Result
+from amc.runtime.arguments import PATH, expect
 from amc.runtime.monitor import Monitor
 from amc.space.budget import Budget
 from amc.task import Objective, make_task
@@ -45,12 +46,20 @@ def compress(
     ``train``, ``search`` and ``test`` are map-style datasets of (input, target), or DataLoaders over them, of
     which the dataset and the collate function are used. Calibration images are held out of ``train``, and so
     is the search split where none is given. ``test`` is read once, at the end. ``config`` sets everything else;
-    its model, data and budget are not used. Without ``out`` the bundle is in a temporary folder.
+    its model, data and budget are not used. Without ``out`` the bundle is in a temporary folder. Nothing is
+    printed: what happens is told to ``monitor``, or logged (`logging`, the logger ``amc``). Raises AmcError.
     """
+    expect("model", model, nn.Module, "a torch.nn.Module")
+    expect("budget", budget, Budget, "an amc.Budget")
+    expect("config", config, Config, "an amc.Config", optional=True)
+    expect("objective", objective, Objective, "an amc.Objective")
+    expect("name", name, str, "a text")
+    expect("out", out, PATH, "a path", optional=True)
     config = config or Config()
     limits = {field: None if v is None else str(v) for field, v in vars(budget).items()}
     own_data = config.data.replace(name="own data")
     config = config.replace(budget=BudgetConfig(**limits), model=ModelConfig(name=name), data=own_data)
+    check(config)
     splits = splits_of(train, test, search, config.data)
     task = make_task(name, copy.deepcopy(unwrapped(model)), splits, pick_device(config.device), objective)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="amc-"))

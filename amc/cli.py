@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from amc import __version__
 from amc.commands import COMMANDS
+from amc.config import shown
 from amc.errors import AmcError, ConfigError, RenamedWarning, did_you_mean, printable
 
 
@@ -22,7 +23,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
-            word = message.removeprefix(prefix).split()[0].partition("=")[0]
+            word = (message.removeprefix(prefix).split() or [""])[0].partition("=")[0]
             flags = [flag for action in self._actions for flag in action.option_strings]
             message = f"unknown option {word}.{did_you_mean(word, flags)}"
         raise ConfigError(f"{message} (see {self.prog} --help)" if "--help" not in message else message)
@@ -75,6 +76,9 @@ def _complain(message: str) -> None:
 
 
 def _main(arguments: Sequence[str]) -> int:
+    wrong = next((word for word in arguments if not word or "\0" in word), None)
+    if wrong is not None:
+        raise ConfigError(f"an argument is {shown(wrong)}: {'it must not hold NUL' if wrong else 'leave it out'}.")
     parser = _Parser(
         prog="amc",
         description="Give it a trained network and a budget; get back a smaller ONNX model that provably meets it.",

@@ -65,8 +65,12 @@ def printable(text: str) -> str:
     >>> printable("red: \\x1b[31m\\nnew line")
     'red: \\\\x1b[31m new line'
     """
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    return without_escapes(" ".join(text.split()))
+
+
+def without_escapes(text: str) -> str:
+    """A text of anybody's, its lines kept, with whatever a terminal acts on written out."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def first_line(error: BaseException) -> str:
@@ -92,10 +96,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(word in told for word in _NO_MEMORY)
 
 
+MOST_LISTED = 30
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` when something known is close to ``word``, else the list of what is known."""
+    """`` Did you mean 'x'?`` when something known is close to ``word``, else what is known, if that is a short list."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1)
     if close:
         return f" Did you mean '{close[0]}'?"
-    return f" Known: {', '.join(known)}." if known else ""
+    return f" Known: {', '.join(known)}." if 0 < len(known) <= MOST_LISTED else ""

@@ -28,6 +28,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartb
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from amc.config import masked
 from amc.errors import BundleError, ConfigError, first_line
 from amc.evaluation.problem import Problem, StudyPlace, from_record, to_record
 from amc.evaluation.reward import Evaluation
@@ -199,8 +200,14 @@ def _bind(study: optuna.Study, place: StudyPlace) -> None:
 @functools.cache
 def check_storage(url: str) -> None:
     """Raise ConfigError for a storage that cannot be opened."""
-    with _told_plainly(url, ""):
-        open_storage(url)
+    try:
+        with _told_plainly(url, ""):
+            open_storage(url)
+    except ConfigError:
+        raise
+    except Exception as error:  # noqa: BLE001  (drivers and damaged files throw what they like)
+        reason = f"{type(error).__name__}: {masked(first_line(error))}"
+        raise ConfigError(f"--storage {masked(url)} cannot be opened: {reason}") from None
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -246,13 +253,8 @@ def _told_plainly(url: str, kept: str = " What was finished is kept there.") -> 
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ConfigError(f"--storage {_public(url)} needs the package '{error.name}': install it.") from None
+        raise ConfigError(f"--storage {masked(url)} needs the package '{error.name}': install it.") from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
         cause = error.__cause__ or error
         reason = first_line(getattr(cause, "orig", None) or cause)
-        raise ConfigError(f"--storage {_public(url)}: {reason}.{kept}") from None
-
-
-def _public(url: str) -> str:
-    head, at, host = url.rpartition("@")
-    return f"{head.partition('://')[0]}://…@{host}" if at else url
+        raise ConfigError(f"--storage {masked(url)}: {masked(reason)}.{kept}") from None

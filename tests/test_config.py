@@ -43,7 +43,7 @@ def other(option: Option) -> Any:
         return next(choice for choice in option.choices if choice != option.default)
     if isinstance(option.default, bool):
         return not option.default
-    return {int: 24, float: 0.25, tuple: (0.5, 0.25), str: "x"}[option.kind]
+    return {int: 24, float: 0.25, tuple: (0.5, 0.25), dict: {"a": 1}, str: "x"}[option.kind]
 
 
 def nested(values: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def look_up(config: Config, path: str) -> Any:
 def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> set[str]:
     found = set()
     for name, value in values.items():
-        found |= leaves(value, (*path, name)) if isinstance(value, dict) else {".".join((*path, name))}
+        found |= leaves(value, (*path, name)) if value and isinstance(value, dict) else {".".join((*path, name))}
     return found
 
 

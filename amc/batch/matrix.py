@@ -9,13 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from amc.config import BudgetConfig, Config, convert, from_dict, merge, read_yaml
+from amc.config import BudgetConfig, Config, convert, from_dict, merge, read_yaml, shown
 from amc.errors import AmcError, ConfigError, did_you_mean
 
 AXES = {"models": "model", "data": "data", "budgets": "budget", "devices": "device", "searchers": "searcher",
         "seeds": "seed"}  # fmt: skip
 _KEYS = (*AXES, "common", "exclude", "overrides", "out", "retries")
 _LIMITS = set(BudgetConfig.model_fields)
+LONGEST_NAME, LONGEST_FOLDER = 100, 200
+"""Characters of an entry's name, and of a run's, which names its folder."""
+MOST_RETRIES = 1000
+MOST_OF_A_RESOURCE = 1e15
 MANY_BUDGETS = 3
 """From so many on it may be worth to search them together (`amc.search.transfer`), where no searcher is named."""
 _LATENCY = ("latency_model", "latency_timeout")
@@ -67,6 +71,8 @@ class Matrix:
             if any(_matches(rule, place) for rule in self.exclude):
                 continue
             name = "--".join(names)
+            if len(name) > LONGEST_FOLDER:
+                raise ConfigError(f"the run {shown(name)} has a name of more than {LONGEST_FOLDER} characters.")
             try:
                 config = from_dict({**self._values(place), "out": str(self.out / name)})
             except AmcError as error:
@@ -101,26 +107,36 @@ def read_matrix(path: str | Path, out: str | None = None) -> Matrix:
     values = read_yaml(path)
     for key in values:
         if key not in _KEYS:
-            raise ConfigError(f"{path}: unknown key '{key}'.{did_you_mean(str(key), _KEYS)}")
+            raise ConfigError(f"{path}: unknown key {shown(str(key))}.{did_you_mean(str(key), _KEYS)}")
     try:
         axes = {word: dict(_entries(axis, values[axis])) for axis, word in AXES.items() if values.get(axis) is not None}
         if not axes:
             raise ConfigError(f"there is no matrix: give at least one of {', '.join(AXES)}.")
         common = _mapping(values.get("common") or {}, "common")
+        _whole_settings(common)
         retries = convert(values.get("retries", 1), int, "retries")
-        if retries < 0:
-            raise ConfigError(f"retries is {retries}, but must be 0 or more.")
+        if not 0 <= retries <= MOST_RETRIES:
+            raise ConfigError(f"retries is {shown(retries)}, but must be at least 0 and at most {MOST_RETRIES}.")
+        folder = convert(values.get("out") or str(Path("amc-runs", Path(path).stem)), str, "out")
         return Matrix(
             axes,
             common,
             [_rule(rule, axes, "exclude") for rule in _list(values.get("exclude"), "exclude")],
             [_override(entry, axes) for entry in _list(values.get("overrides"), "overrides")],
-            Path(out or values.get("out") or Path("amc-runs", Path(path).stem)),
+            Path(out or folder),
             retries,
             dict(_resources(values.get("devices"))),
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _whole_settings(common: Mapping[str, Any]) -> None:
+    """Raise ConfigError for settings that no run could have: those of an axis are put over them, and would hide it."""
+    try:
+        from_dict(common, quiet=True)
+    except ConfigError as error:
+        raise ConfigError(f"common: {error}") from None
 
 
 def _entries(axis: str, given: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -130,13 +146,15 @@ def _entries(axis: str, given: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     elif isinstance(given, list):
         pairs = [(_named(axis, value), value) for value in given]
     else:
-        raise ConfigError(f"{axis} is {given!r}, but must be a list, or names with what they stand for.")
+        raise ConfigError(f"{axis} is {shown(given)}, but must be a list, or names with what they stand for.")
     if not pairs:
         raise ConfigError(f"{axis} is empty: leave it out, or name something.")
     seen: set[str] = set()
     for name, value in pairs:
         if not name or name != _slug(name):
-            raise ConfigError(f"{axis}: the name '{name}' must be of letters, digits, '.', '_' and '-'.")
+            raise ConfigError(f"{axis}: the name {shown(name)} must be of letters, digits, '.', '_' and '-'.")
+        if len(name) > LONGEST_NAME:
+            raise ConfigError(f"{axis}: the name {shown(name)} is longer than {LONGEST_NAME} characters.")
         if name in seen:
             raise ConfigError(f"{axis}: there are two of the name '{name}'.")
         seen.add(name)
@@ -147,7 +165,7 @@ def _named(axis: str, value: Any) -> str:
     """The name of a list's entry: the value itself, or what a budget limits (``flops-0.5``)."""
     if isinstance(value, Mapping):
         if axis != "budgets":
-            raise ConfigError(f"{axis}: {value!r} has no name: write NAME: {{…}} instead of a list.")
+            raise ConfigError(f"{axis}: {shown(value)} has no name: write NAME: {{…}} instead of a list.")
         return "-".join(_slug(f"{key}-{limit}") for key, limit in value.items())
     return _slug(str(value).rpartition("/")[2])
 
@@ -189,7 +207,7 @@ def _device(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
             part[key] = value
         else:
             known = [*_LIMITS, *_LATENCY, *_TOP, "threads", "resources"]
-            raise ConfigError(f"unknown key 'devices.{name}.{key}'.{did_you_mean(str(key), known)}")
+            raise ConfigError(f"unknown key {shown(f'devices.{name}.{key}')}.{did_you_mean(str(key), known)}")
     return part
 
 
@@ -198,13 +216,20 @@ def _resources(devices: Any) -> Iterator[tuple[str, dict[str, float]]]:
     for name, entry in devices.items() if isinstance(devices, Mapping) else ():
         where = f"devices.{name}.resources"
         needs = _mapping((entry or {}).get("resources") or {}, where)
-        yield str(name), {str(key): convert(value, float, f"{where}.{key}") for key, value in needs.items()}
+        yield str(name), {str(key): _amount(value, f"{where}.{key}") for key, value in needs.items()}
+
+
+def _amount(value: Any, where: str) -> float:
+    number = float(convert(value, float, where))
+    if not 0 < number <= MOST_OF_A_RESOURCE:
+        raise ConfigError(f"{where} is {number:g}, but must be above 0 and at most {MOST_OF_A_RESOURCE:g}.")
+    return number
 
 
 def _override(entry: Any, axes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, Any]]:
     given = _mapping(entry, "overrides")
     if set(given) != {"match", "set"}:
-        raise ConfigError(f"an override is {given!r}, but must have 'match' and 'set'.")
+        raise ConfigError(f"an override is {shown(given)}, but must have 'match' and 'set'.")
     return _rule(given["match"], axes, "overrides"), _mapping(given["set"], "overrides.set")
 
 
@@ -213,9 +238,9 @@ def _rule(rule: Any, axes: Mapping[str, Mapping[str, Any]], where: str) -> dict[
     found = {}
     for axis, name in _mapping(rule, where).items():
         if axis not in axes:
-            raise ConfigError(f"unknown key '{where}.{axis}'.{did_you_mean(str(axis), axes)}")
+            raise ConfigError(f"unknown key {shown(f'{where}.{axis}')}.{did_you_mean(str(axis), axes)}")
         if str(name) not in axes[axis]:
-            raise ConfigError(f"{where}: there is no {axis} '{name}'.{did_you_mean(str(name), axes[axis])}")
+            raise ConfigError(f"{where}: there is no {axis} {shown(str(name))}.{did_you_mean(str(name), axes[axis])}")
         found[axis] = str(name)
     if not found:
         raise ConfigError(f"{where}: an empty rule would mean every run.")
@@ -224,7 +249,7 @@ def _rule(rule: Any, axes: Mapping[str, Mapping[str, Any]], where: str) -> dict[
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where} is {value!r}, but must hold keys and values.")
+        raise ConfigError(f"{where} is {shown(value)}, but must hold keys and values.")
     return dict(value)
 
 
@@ -232,5 +257,5 @@ def _list(value: Any, where: str) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise ConfigError(f"{where} is {value!r}, but must be a list.")
+        raise ConfigError(f"{where} is {shown(value)}, but must be a list.")
     return value

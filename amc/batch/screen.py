@@ -10,13 +10,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from amc.batch.drive import Observer, Outcome
 from amc.batch.matrix import Job
 from amc.batch.status import Status, statuses, time_left
-from amc.errors import BundleError
+from amc.errors import BundleError, printable
 from amc.reports.human import seconds
 
 _EVERY = 0.5  # seconds between two looks at the folders, at least
@@ -31,10 +31,11 @@ def status_table(runs: Sequence[Status]) -> Table:
     for column in ("run", "state", "stage", "evaluations", "a minute", "spent", "stage ends in"):
         table.add_column(column, justify="left" if column in ("run", "state", "stage") else "right")
     for run in sorted(runs, key=lambda r: _ORDER.index(r.state))[:_ROWS]:
-        stage = f"{run.stage} {100 * run.share:.0f} %" if run.state == "running" else escape(run.note)
+        stage = f"{run.stage} {100 * run.share:.0f} %" if run.state == "running" else run.note
         rate = "" if run.rate is None else f"{run.rate:.0f}"
         spent, left = (seconds(run.seconds) if run.seconds else ""), ("" if run.left is None else seconds(run.left))
-        table.add_row(escape(run.name), run.state, stage, str(run.evaluations or ""), rate, spent, left)
+        words = (run.name, run.state, stage, str(run.evaluations or ""), rate, spent, left)
+        table.add_row(*(Text(printable(word)) for word in words))
     return table
 
 
@@ -87,7 +88,7 @@ class Screen(Observer):
             self._next = time.monotonic() + max(_EVERY, _SHARE * (time.monotonic() - begun))
 
     def _say(self, text: str) -> None:
-        self._console.print(escape(text), soft_wrap=True)
+        self._console.print(printable(text), markup=False, soft_wrap=True)
 
     def _picture(self) -> Any:
         from rich.console import Group

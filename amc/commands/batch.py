@@ -86,8 +86,8 @@ def _print_batch(folder: Path) -> None:
     console.print(table([*axes, *COLUMNS], [[*(row.place[axis] for axis in axes), *row.cells] for row in rows]))
     for network in networks:
         if network.reason:
-            console.print(f"failed: {network.name}: {network.reason}", markup=False, soft_wrap=True)
-    console.print(f"{folder}: batch.html, and a folder for every run", markup=False, soft_wrap=True)
+            console.print(f"failed: {network.name}: {network.reason}", soft_wrap=True)
+    console.print(f"{folder}: batch.html, and a folder for every run", soft_wrap=True)
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +100,7 @@ def _status(parsed: argparse.Namespace) -> int:
 
     runs, console = statuses(Path(parsed.folder)), terminal()
     console.print(status_table(runs))
-    console.print(summary_line(runs), markup=False, soft_wrap=True)
+    console.print(summary_line(runs), soft_wrap=True)
     return 0
 
 

@@ -31,7 +31,7 @@ def _inspect(parsed: argparse.Namespace) -> int:
     costs = ResourceModel(graph, task.model).cost([s.channels for s in graph.sites])
     console = terminal()
     console.print(f"{task.name}: {costs['macs'] / 1e6:,.2f} M MACs, {costs['params']:,.0f} parameters, "
-                  f"{costs['memory'] / 1e3:,.0f} kB of activations at most", markup=False)  # fmt: skip
+                  f"{costs['memory'] / 1e3:,.0f} kB of activations at most")  # fmt: skip
     rows = []
     for site, features in zip(graph.sites, site_features(graph), strict=True):
         widths = legal_widths(site.channels, config.search.least_share, unless_auto(config.search.channel_step))
@@ -48,9 +48,9 @@ def _inspect(parsed: argparse.Namespace) -> int:
         )
     console.print(table(["site", "channels", "widths", "MACs", "layers cut", "layers reading"], rows))
     for site in graph.sites:
-        console.print(f"{site.name}: {', '.join(site.layers)} → {', '.join(site.consumers)}", markup=False)
+        console.print(f"{site.name}: {', '.join(site.layers)} → {', '.join(site.consumers)}")
     for refusal in graph.refusals:
-        console.print(f"not prunable: {refusal.name} ({refusal.channels} channels): {refusal.reason}", markup=False)
+        console.print(f"not prunable: {refusal.name} ({refusal.channels} channels): {refusal.reason}")
     return 0
 
 

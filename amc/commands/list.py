@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from amc.commands.command import Command
+from amc.config import shown
 from amc.errors import ConfigError, RenamedWarning, did_you_mean, printable
 
 KINDS = {
@@ -28,7 +29,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 
 def _list(parsed: argparse.Namespace) -> int:
     if parsed.what not in KINDS:
-        raise ConfigError(f"unknown kind {parsed.what!r}.{did_you_mean(parsed.what, KINDS)}")
+        raise ConfigError(f"unknown kind {shown(parsed.what)}.{did_you_mean(parsed.what, KINDS)}")
     return _print(parsed.what, settings=True)
 
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from amc.commands.command import Command
+from amc.commands.options import positive, whole
 from amc.commands.show import table, terminal
 from amc.config import convert
 
 
 def _add_measure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", metavar="MODEL.onnx", nargs="+", help="ONNX models; the first one is the baseline")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of ONNX Runtime [1]")
-    parser.add_argument("--seconds", type=float, default=20.0, metavar="X", help="longest time to measure for [20]")
-    parser.add_argument("--precision", type=float, default=0.005, metavar="X",
+    parser.add_argument("--threads", default="1", metavar="N", help="threads of ONNX Runtime [1]")
+    parser.add_argument("--seconds", default="20", metavar="X", help="longest time to measure for [20]")
+    parser.add_argument("--precision", default="0.005", metavar="X",
                         help="stop when every ratio's 95%% interval is within this share of it [0.005]")  # fmt: skip
     parser.add_argument("--input-size", metavar="C,H,W", help="the input's shape after the batch, where a model "
                         "leaves it open")  # fmt: skip
@@ -30,23 +31,25 @@ def _measure(parsed: argparse.Namespace) -> int:
     from amc.runtime.files import write_json
     from amc.runtime.monitor import shown
 
+    threads = whole(parsed.threads, "--threads", 1)
+    seconds, precision = positive(parsed.seconds, "--seconds", 86400), positive(parsed.precision, "--precision", 1)
     shape = convert(parsed.input_size, tuple[int, ...] | None, "--input-size")
     paths = [Path(model) for model in parsed.models]
-    first, *others = (Runner(path, max(1, parsed.threads)) for path in paths)
+    first, *others = (Runner(path, threads) for path in paths)
     inputs = first.inputs(shape)
     for other in others:
         other.inputs(inputs.shape[1:])
     names = [f"{i}. {path.name}" if len(paths) > 1 else str(path) for i, path in enumerate(paths, 1)]
-    where = _where(parsed.threads, inputs.shape)
+    where = _where(threads, inputs.shape)
     with shown() as monitor:
         monitor.begin("measure")
-        found = measure(dict(zip(names, paths, strict=True)), inputs, parsed.threads, parsed.seconds, parsed.precision,
+        found = measure(dict(zip(names, paths, strict=True)), inputs, threads, seconds, precision,
                         progress=monitor.progress)  # fmt: skip
-        memory = {name: peak_memory(path, inputs.shape, parsed.threads)
+        memory = {name: peak_memory(path, inputs.shape, threads)
                   for name, path in zip(names, paths, strict=True)}  # fmt: skip
     where["load_after"] = os.getloadavg()[0]
     _print_measured(found, memory, where)
-    noisy = found.spread > 4 * parsed.precision
+    noisy = found.spread > 4 * precision
     if noisy:
         terminal().print(
             f"note: the machine is too noisy to tell: a ratio is known to ±{100 * found.spread:.1f} % only. "
@@ -85,7 +88,7 @@ def _print_measured(found: Any, memory: Mapping[str, int | None], where: Mapping
     console.print(f"{found.rounds} rounds in random order, {found.threads} thread(s), inputs {where['inputs']}; "
                   f"{where['runtime']}, {where['cpu']}, load {where['load_before']:.1f} before and "
                   f"{where['load_after']:.1f} after. Peak memory is what loading and running the model adds to a "
-                  "process of its own.", markup=False, soft_wrap=True)  # fmt: skip
+                  "process of its own.", soft_wrap=True)  # fmt: skip
 
 
 MEASURE = Command(

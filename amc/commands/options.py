@@ -110,12 +110,20 @@ def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
     values[path[-1]] = value
 
 
-def whole(value: str, flag: str, least: int) -> int:
-    """A whole number, at least ``least``. Raises ConfigError."""
+def whole(value: str, flag: str, least: int, most: int = 4096) -> int:
+    """A whole number, at least ``least`` and at most ``most``. Raises ConfigError."""
     number = convert(value, int, flag)
-    if number < least:
-        raise ConfigError(f"{flag} is {number}, but must be {least} or more.")
+    if not least <= number <= most:
+        raise ConfigError(f"{flag} is {shown(number)}, but must be at least {least} and at most {most}.")
     return int(number)
+
+
+def positive(value: str, flag: str, most: float) -> float:
+    """A number above 0, at most ``most``. Raises ConfigError."""
+    number = convert(value, float, flag)
+    if not 0 < number <= most:
+        raise ConfigError(f"{flag} is {number:g}, but must be above 0 and at most {most:g}.")
+    return float(number)
 
 
 def amount(value: str, flag: str) -> int:

@@ -77,8 +77,8 @@ def _print_result(summary: Any, folder: Path) -> None:
             f"{int8['latency_ms']:.3g} ms, {int8['ratio']['value']:.3f} of the original's time"
         )
     for note in summary["notes"]:
-        console.print(f"note: {note}", markup=False)
-    console.print(f"{folder}: model.onnx, report.html and all the rest", markup=False)
+        console.print(f"note: {note}")
+    console.print(f"{folder}: model.onnx, report.html and all the rest")
 
 
 SEARCH = Command(

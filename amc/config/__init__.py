@@ -4,6 +4,7 @@ from amc.config.base import AUTO, Auto, unless_auto
 from amc.config.files import from_run, from_yaml, merge, read_yaml
 from amc.config.options import Option, checked, options
 from amc.config.renamed import current, renamed_flags
+from amc.config.secrets import masked, public
 from amc.config.settings import BudgetConfig, Config, DataConfig, FinetuneConfig, ModelConfig, SearchConfig
 from amc.config.tree import binding, from_dict, to_dict
 from amc.config.values import convert, shown
@@ -25,8 +26,10 @@ __all__ = [
     "from_dict",
     "from_run",
     "from_yaml",
+    "masked",
     "merge",
     "options",
+    "public",
     "read_yaml",
     "renamed_flags",
     "shown",

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from amc.config.secrets import with_passwords
 from amc.config.settings import Config
 from amc.config.tree import from_dict
 from amc.config.values import shown
@@ -24,9 +25,13 @@ def from_yaml(path: str | Path) -> Config:
     return from_dict(read_yaml(path))
 
 
-def from_run(folder: Path) -> Config:
-    """The configuration of the run in ``folder``, whichever version wrote it: nobody is warned about its words."""
-    return from_dict(read_yaml(folder / "config.yaml"), quiet=True)
+def from_run(folder: Path, passwords: bool = False) -> Config:
+    """The configuration of the run in ``folder``, whichever version wrote it: nobody is warned about its words.
+
+    With ``passwords`` those that the file does not hold are taken from the environment (`amc.config.secrets`).
+    """
+    values = read_yaml(folder / "config.yaml")
+    return from_dict(with_passwords(values) if passwords else values, quiet=True)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from amc.config.messages import one_line
 from amc.config.renamed import FIRST, as_first_written, current
+from amc.config.secrets import public
 from amc.config.settings import Config
 from amc.config.values import shown
 from amc.errors import ConfigError
@@ -41,13 +42,15 @@ def to_dict(config: Config) -> dict[str, Any]:
 _FREE = ("out", "cache", "log", "threads", "memory_limit")
 
 
-def binding(config: Config) -> dict[str, Any]:
+def binding(config: Config, mask: bool = True) -> dict[str, Any]:
     """What of a configuration may not change while a run goes on: all but its place and its share of a machine.
 
     It is written as version 0.1 wrote it, so that runs begun with that version can be resumed: with the names of
-    then, and of settings that came later only those that are not at their default.
+    then, and of settings that came later only those that are not at their default. Passwords are masked; version 0.1
+    did not do so (``mask``).
     """
-    values, defaults = to_dict(config), as_first_written(to_dict(Config()))
+    values = public(to_dict(config)) if mask else to_dict(config)
+    defaults = as_first_written(to_dict(Config()))
     found: dict[str, Any] = {}
     for name, value in as_first_written(values).items():
         if isinstance(value, dict) and isinstance(defaults.get(name), dict):

@@ -96,8 +96,8 @@ def _mapping(value: Any, _: Any) -> dict[str, Any]:
 def _text(value: Any, _: Any = None) -> str:
     if not isinstance(value, str):
         raise ValueError(_NAMES[str])
-    if "\0" in value or len(value) > _LONGEST:
-        raise ValueError(f"{_NAMES[str]} of at most {_LONGEST} characters, none of them NUL")
+    if not value or "\0" in value or len(value) > _LONGEST:
+        raise ValueError(f"{_NAMES[str]} of 1 to {_LONGEST} characters, none of them NUL")
     return value
 
 

@@ -37,6 +37,7 @@ from amc.operators.branches import removed
 from amc.operators.compose import apply_settings
 from amc.operators.operator import NetworkFacts
 from amc.operators.policy import Policy
+from amc.runtime.arguments import PATH, expect
 from amc.runtime.files import replacing, write_json
 from amc.task.checks import prepared, unwrapped
 from amc.task.models import load_weights, read_state_dict
@@ -127,6 +128,8 @@ def apply(model: nn.Module, policy: Policy | str | Path, example: Nested | None 
     ``example`` is one sample ``[1, ...]``: a network is run to see which channels hang together. Left out, it is noise
     of the shapes that the policy records.
     """
+    expect("model", model, nn.Module, "a torch.nn.Module")
+    expect("policy", policy, (Policy, *PATH), "an amc.Policy or its file")
     policy = policy if isinstance(policy, Policy) else Policy.load(policy)
     was_training = model.training
     own = prepared(twin(unwrapped(model))).eval()
@@ -147,6 +150,8 @@ def load(folder: str | Path, model: nn.Module | None = None, example: Nested | N
     With ``model``, the original: a copy of it, pruned as the policy says, with the bundle's weights. Without: the
     network as a program (`amc.deploy.program`), for which its source class is not needed.
     """
+    expect("folder", folder, PATH, "a path")
+    expect("model", model, nn.Module, "a torch.nn.Module", optional=True)
     if model is not None:
         where = verified(folder, "policy.json", "model.safetensors")
         pruned = apply(model, where / "policy.json", example)

@@ -23,6 +23,7 @@ from amc.operators.branches import RemovedBranch
 from amc.operators.channels import ChannelSetting, listed_channels
 from amc.operators.operator import PolicySetting
 from amc.operators.registry import OPERATORS, Operators, operator_of
+from amc.runtime.arguments import PATH, expect
 from amc.runtime.files import write_json
 from amc.task.nested import Nested, Signature
 
@@ -56,6 +57,7 @@ class Policy:
     @classmethod
     def load(cls, path: str | Path, operators: Operators = OPERATORS) -> Policy:
         """Read and check a policy. Raises PolicyError."""
+        expect("path", path, PATH, "a path")
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")), operators)
         except OSError as error:

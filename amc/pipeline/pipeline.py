@@ -22,10 +22,11 @@ from amc.pipeline.record import Record
 from amc.pipeline.result import Result
 from amc.pipeline.stages import Stages
 from amc.pipeline.summary import Findings, summarise
+from amc.runtime.arguments import PATH, expect
 from amc.runtime.files import sweep
 from amc.runtime.journal import Journal
 from amc.runtime.locks import Machine
-from amc.runtime.monitor import Monitor, Silent
+from amc.runtime.monitor import Logged, Monitor
 from amc.runtime.plugins import is_plugin
 from amc.runtime.progress import Recorder
 from amc.runtime.tracking import check_log, tracked
@@ -46,15 +47,21 @@ def run(
     """Do what the configuration says; ``resume`` goes on with the run in a folder, by that run's configuration.
 
     A resumed run that names Python files of its own, or other places to write to, is refused unless you ``trust`` it.
-    ``remote`` scores policies on other machines. ``instruments`` time networks, in place of ONNX Runtime here.
+    ``remote`` scores policies on other machines. ``instruments`` time networks, in place of ONNX Runtime here. What
+    happens is told to ``monitor``; without one it is logged (`logging`, the logger ``amc``). Raises AmcError for the
+    user's mistakes.
     """
+    expect("config", config, Config, "an amc.Config")
+    expect("resume", resume, PATH, "a path", optional=True)
+    expect("trust", trust, bool, "true or false")
     if resume is not None:
         folder = Path(resume)
         if not (folder / "config.yaml").is_file():
             raise BundleError(f"{folder} holds no run to resume (there is no config.yaml).")
-        config = from_run(folder)
+        config = from_run(folder, passwords=True)
         if not trust:
             refuse_foreign(config, folder)
+        check(config)
         return compress_task(open_task(config), config, folder, monitor, remote, instruments)
     check(config)
     task = open_task(config)
@@ -179,15 +186,17 @@ def compress_task(
     remote: RemoteBackend | None = None,
     instruments: Instruments | None = None,
 ) -> Result:
-    """The flow on a task. Whatever the folder's journal holds of an earlier attempt is not done again."""
-    check(config)
+    """The flow on a task. Whatever the folder's journal holds of an earlier attempt is not done again.
+
+    The configuration has been checked (`check`).
+    """
     use_threads(config)
     torch.manual_seed(config.seed)
     folder.mkdir(parents=True, exist_ok=True)
     with (
         Journal(folder / "journal.jsonl") as journal,
         Machine() as machine,
-        Recorder(folder, monitor or Silent(), machine.pause) as recorder,
+        Recorder(folder, monitor or Logged(), machine.pause) as recorder,
     ):
         sweep(folder)
         new = journal.last("run") is None

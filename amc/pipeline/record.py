@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from amc.config import Config, binding, to_dict, unless_auto
+from amc.config import Config, binding, public, to_dict, unless_auto
 from amc.errors import BundleError
 from amc.evaluation.memo import Shared, open_cache
 from amc.latency.instruments import Instruments
@@ -25,6 +25,10 @@ from amc.runtime.locks import Machine
 from amc.runtime.monitor import Monitor
 from amc.task import Task
 from amc.train import Plan, asked_precision, fastest_precision, make_plan
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class Record:
@@ -47,20 +51,22 @@ class Record:
         self.shared = Shared(open_cache(config, machine.resting), task, config)
         """What the run has in common with others."""
         self._bind()
-        write_text(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+        write_text(folder / "config.yaml", yaml.safe_dump(public(to_dict(config)), sort_keys=False))
         monitor.say(f"{task.name}; everything goes to {folder} (after an interruption: --resume {folder})")
 
     def _bind(self) -> None:
         """A folder belongs to one network, one configuration and one set of splits."""
         identity = {
             "fingerprint": fingerprint(self.task.model),
-            "config": hashlib.sha256(json.dumps(binding(self.config), sort_keys=True).encode()).hexdigest()[:32],
+            "config": _digest(binding(self.config)),
             "splits": dict(self.task.splits.provenance),
         }
         before = self.journal.last("run")
         if before is None:
             self.journal.append("run", **identity)
             return
+        if before.get("config") == _digest(binding(self.config, mask=False)):  # of version 0.1
+            identity["config"] = before["config"]
         for part, now in identity.items():
             if before.get(part) != now:
                 word = {"fingerprint": "network", "config": "configuration", "splits": "data"}[part]

@@ -12,6 +12,7 @@ from torch import nn
 from amc.deploy import bundle
 from amc.evaluation.reward import Evaluation
 from amc.operators.policy import Policy
+from amc.runtime.arguments import PATH, expect
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Result:
         """Copy the bundle to another folder."""
         import shutil
 
+        expect("folder", folder, PATH, "a path")
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         for name in {*bundle.FILES, *bundle.OPTIONAL}:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from amc.config import Config, to_dict
+from amc.config import Config, public, to_dict
 from amc.deploy.export import Parity
 from amc.latency import Measurement
 from amc.latency.int8 import TOLERANCE
@@ -53,7 +53,7 @@ class Findings:
 
 def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> dict[str, Any]:
     """The content of result.json."""
-    plain = _nameless(to_dict(config))
+    plain = _nameless(public(to_dict(config)))
     summary: dict[str, Any] = {
         "format": "amc-result",
         "version": VERSION,

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from amc.errors import without_escapes
+
 
 class Display:
     """One line a stage: what, how far, the best so far, time spent and time left."""
@@ -52,19 +54,24 @@ class Display:
     def begin(self, stage: str) -> None:
         self._stage, self._note = stage, ""
         if self._live:
-            self._bar = self._bars.add_task(f"{stage:<12}", total=1.0, note="")
+            self._bar = self._bars.add_task(_plain(f"{stage:<12}"), total=1.0, note="")
 
     def progress(self, share: float, note: str = "") -> None:
         self._note = note or self._note
         if self._bar is not None:
-            self._bars.update(self._bar, completed=min(1.0, share), note=escape(self._note))
+            self._bars.update(self._bar, completed=min(1.0, share), note=_plain(self._note))
 
     def end(self, seconds: float) -> None:
         if self._bar is not None:
             self._bars.update(self._bar, completed=1.0)
             self._bar = None
         elif not self._live:
-            self._console.print(f"{self._stage:<12} {seconds:7.1f} s  {escape(self._note)}", highlight=False)
+            self._console.print(_plain(f"{self._stage:<12} {seconds:7.1f} s  {self._note}"), highlight=False)
 
     def say(self, text: str) -> None:
-        self._console.print(escape(text), highlight=False)
+        self._console.print(_plain(text), highlight=False)
+
+
+def _plain(text: str) -> str:
+    """A text as it is: without markup, and without escapes that the terminal acts on."""
+    return escape(without_escapes(text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -33,6 +34,25 @@ class Silent:
     def end(self, seconds: float) -> None: ...
 
     def say(self, text: str) -> None: ...
+
+
+class Logged:
+    """Logs, under the name ``amc``: stages and what the user should know as information, progress for debugging."""
+
+    def __init__(self) -> None:
+        self._log, self._stage = logging.getLogger("amc"), ""
+
+    def begin(self, stage: str) -> None:
+        self._stage = stage
+
+    def progress(self, share: float, note: str = "") -> None:
+        self._log.debug("%s: %.0f %% %s", self._stage, 100 * share, note)
+
+    def end(self, seconds: float) -> None:
+        self._log.info("%s: done in %.1f s", self._stage, seconds)
+
+    def say(self, text: str) -> None:
+        self._log.info("%s", text)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from amc.config import Config, to_dict
+from amc.config import Config, masked, to_dict
 from amc.errors import ConfigError, did_you_mean, first_line
 from amc.runtime.journal import Journal
 
@@ -34,7 +34,7 @@ def check_log(log: str | None) -> None:
         return
     kind, _, place = log.partition(":")
     if kind not in KINDS:
-        raise ConfigError(f"--log {_public(log)} is unknown.{did_you_mean(kind, KINDS)} Name one as in "
+        raise ConfigError(f"--log {masked(log)} is unknown.{did_you_mean(kind, KINDS)} Name one as in "
                           "tensorboard:FOLDER or mlflow:sqlite:///runs.db.")  # fmt: skip
     if not place:
         where = "a folder (tensorboard:logs)" if kind == "tensorboard" else "a store (mlflow:sqlite:///runs.db)"
@@ -55,7 +55,7 @@ def tracked(config: Config, folder: Path, journal: Journal, say: Callable[[str],
     kind, _, place = config.log.partition(":")
     with _told_plainly(config.log):
         sink: _Sink = _TensorBoard(place, folder) if kind == "tensorboard" else _MLflow(place, folder, config, journal)
-    tracker = _Tracker(sink, folder, lambda error: say(f"nothing more goes to {kind}: {_public(first_line(error))}"))
+    tracker = _Tracker(sink, folder, lambda error: say(f"nothing more goes to {kind}: {masked(first_line(error))}"))
     journal.follow(tracker.take)
     try:
         yield
@@ -235,9 +235,5 @@ def _told_plainly(log: str) -> Iterator[None]:
         yield
     except Exception as error:  # noqa: BLE001  (as above)
         system = re.search(r"\[Errno -?\d+\] ([^\"')]+)", str(error))  # what a server's client wraps up in three lines
-        reason = f"it does not answer: {system[1]}." if system else _public(first_line(error))
-        raise ConfigError(f"--log {_public(log)}: {reason}") from None
-
-
-def _public(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//…@", text)
+        reason = f"it does not answer: {system[1]}." if system else masked(first_line(error))
+        raise ConfigError(f"--log {masked(log)}: {reason}") from None

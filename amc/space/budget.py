@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from amc.config import BudgetConfig
+from amc.config import BudgetConfig, shown
 from amc.errors import BudgetError
 from amc.space.resources import CostModel
 from amc.space.sites import Choice, Floats, Ints, PolicyGrid, Setting
@@ -25,6 +25,9 @@ UNITS = {
     "branches": "residual branches",
 }  # fmt: skip
 _FIELDS = {"flops": "macs", **{name: name for name in UNITS if name != "macs"}}
+_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(e[+-]?[0-9]+)? *(%|[a-z]*)", re.IGNORECASE | re.ASCII)
+LONGEST = 60
+"""Characters of an amount."""
 _COUNT = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
 _MILLISECONDS = {"US": 1e-3, "MS": 1.0, "S": 1e3}
@@ -90,19 +93,24 @@ def is_absolute(latency: str) -> bool:
 
 def parse_limit(field: str, value: float | str, original: float) -> float:
     """One limit as an absolute number: up to 1 without a unit, or with %, is a share of ``original``."""
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[a-zA-Z]*)\s*", str(value), re.IGNORECASE)
+    match = _AMOUNT.fullmatch(str(value).strip()[: LONGEST + 1])
     kind = field.rpartition("-")[2]
     scales = _SCALES.get(kind, _COUNT)
-    unit = match[2].upper() if match else ""
-    number = float(match[1]) if match else 0.0
-    if match is None or not (unit in scales or unit in ("", "%")) or (kind == "latency" and not unit and number > 1):
-        raise BudgetError(f"--{field} is {value!r}, but must be like 0.5, 50% or {_EXAMPLES.get(kind, '20M')}.")
+    unit = match[3].upper() if match else ""
+    number = float(match[1] + (match[2] or "")) if match else 0.0
+    if (
+        match is None
+        or len(str(value)) > LONGEST
+        or not (unit in scales or unit in ("", "%"))
+        or (kind == "latency" and not unit and number > 1)
+    ):
+        raise BudgetError(f"--{field} is {shown(value)}, but must be like 0.5, 50% or {_EXAMPLES.get(kind, '20M')}.")
     if unit == "%":
         number, share = number / 100, True
     else:
         share = unit == "" and number <= 1
     if not 0 < number < float("inf") or (share and number > 1):
-        raise BudgetError(f"--{field} is {value!r}: a share must be above 0 and at most 1 (100%).")
+        raise BudgetError(f"--{field} is {shown(value)}: a share must be above 0 and at most 1 (100%).")
     return number * original if share else number * scales.get(unit, 1.0)
 
 

@@ -34,6 +34,10 @@ class Objective:
     """Picks the logits, classes along axis 1, out of what the network gives: with them the original teaches by soft
     targets (distillation). None: no distillation."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not callable(self.loss) or not callable(self.metric):
+            raise ConfigError("an amc.Objective has a name, a loss and a metric: Objective('accuracy', loss, metric).")
+
     def vectors(self, outputs: Any) -> Tensor | None:
         """The logits ``[N, K]`` where there is one vector of them a sample, and not one of every pixel."""
         found = None if self.logits is None else self.logits(outputs)
