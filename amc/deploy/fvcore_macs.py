@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -106,6 +107,7 @@ def count_with_fvcore(model: nn.Module, example: Nested) -> FvcoreCount:
 
             analysis = FlopCountAnalysis(_Flat(model, example).eval(), leaves)
             analysis.set_op_handle("aten::_convolution_mode", _convolution)
+            analysis.set_op_handle("aten::matmul", _matmul)
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
             found, unknown = analysis.by_operator(), analysis.unsupported_ops()
     except Exception as error:  # noqa: BLE001  (whatever TorchScript or a rule of fvcore makes of a network)
@@ -122,6 +124,13 @@ def _convolution(inputs: list[Any], outputs: list[Any]) -> dict[str, int]:
 
     x, weight, y = (get_shape(value) for value in (*inputs[:2], outputs[0]))
     return {"conv": int(conv_flop_count(x, weight, y))}
+
+
+def _matmul(inputs: list[Any], outputs: list[Any]) -> dict[str, int]:
+    """fvcore's own rule fails for vectors and for batches that are broadcast."""
+    from fvcore.nn.jit_handles import get_shape
+
+    return {"matmul": prod(get_shape(outputs[0])) * get_shape(inputs[0])[-1]}
 
 
 def _multiplies(name: str) -> bool:
