@@ -90,6 +90,8 @@ class _Builder:
 
     def _settle(self) -> None:
         self._roots = _settle(self._flow)
+        if _tie_unused(self._flow, self._roots):
+            self._roots = _settle(self._flow)
         self._frozen = self._flow.atoms.frozen(self._roots)
         self._tensor_axes = dict(self._parameter_axes())
         self._groups = self._find_groups()
@@ -111,6 +113,10 @@ class _Builder:
     def _parameter_axes(self) -> Iterator[tuple[str, tuple[int, Ints]]]:
         """For every parameter that was followed by its elements: the dimension along which its channels lie."""
         for name, atoms in self._flow.parameters.items():
+            if name in self._flow.weights:
+                for root in np.unique(self._roots[atoms.numpy()]).tolist():
+                    self._frozen.setdefault(root, f"{name} is used in several ways")
+                continue
             roots = self._roots[atoms.numpy()]
             dims = along(roots)
             if len(dims) == 1:
@@ -310,7 +316,10 @@ class _Builder:
     def _weighty(self, own: Weights, kind: str, axis: _Find) -> Layer:
         output = None if own.refused else axis(self._roots[own.output.numpy()])
         inputs = None if own.input is None else axis(self._roots[own.input.numpy()])
-        weight = self._model.get_parameter(own.name) if own.bare else self._model.get_submodule(own.name).weight
+        holder, _, key = own.name.rpartition(".")
+        weight = (
+            getattr(self._model.get_submodule(holder), key) if own.bare else self._model.get_submodule(own.name).weight
+        )
         assert isinstance(weight, Tensor)
         macs, taps = own.positions * weight.numel(), weight[0].numel() if own.by_group else weight[0, 0].numel()
         alone = sum(other.norm == own.norm for other in self._flow.weights.values()) == 1
@@ -411,6 +420,29 @@ def _settle(flow: Flow) -> Ints:
             return roots
         for parts, dims in open_parts:
             _tie(flow, parts, dims)
+
+
+def _tie_unused(flow: Flow, roots: Ints) -> bool:
+    """Tie elements of parameters that nothing has read to their channel; gives whether there are any.
+
+    A table of positions may have more rows than the example has positions.
+    """
+    members = np.bincount(roots, minlength=flow.atoms.count)
+    tied = False
+    for atoms in flow.parameters.values():
+        own = roots[atoms.numpy()]
+        for dim in along(own) if len(along(own)) > 1 else []:
+            lines = np.moveaxis(own, dim, 0).reshape(own.shape[dim], -1)
+            used = members[lines] > 1
+            if used.all() or not used.any(1).all():
+                continue
+            line = np.take_along_axis(lines, used.argmax(1)[:, None], 1)
+            if bool(((lines == line) | ~used).all()):
+                wide = torch.from_numpy(np.broadcast_to(line, lines.shape)[~used])
+                flow.atoms.tie(wide, torch.from_numpy(lines[~used]))
+                tied = True
+                break
+    return tied
 
 
 def _tie(flow: Flow, parts: Parts, dims: list[int]) -> None:

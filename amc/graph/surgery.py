@@ -137,7 +137,7 @@ def weight_of(model: nn.Module, layer: Layer) -> Tensor:
         weight: Any = own_tensors(model, layer)[layer.name.rpartition(".")[2]]
     else:
         weight = model.get_submodule(layer.name).weight
-    swapped = layer.kind == "parameter:1" or isinstance(_module(model, layer), TRANSPOSED)
+    swapped = layer.kind == "parameter:1" or (isinstance(_module(model, layer), TRANSPOSED) and not layer.by_group)
     found: Tensor = weight.detach()
     return found.transpose(0, 1) if swapped else found
 
@@ -162,7 +162,7 @@ def axes_of(model: nn.Module, layer: Layer, key: str, shape: tuple[int, ...]) ->
         if layer.input is not None:
             axes[1 - dim] = layer.input
     elif shape:
-        swapped = len(shape) > 1 and isinstance(model.get_submodule(layer.name), TRANSPOSED)
+        swapped = len(shape) > 1 and isinstance(model.get_submodule(layer.name), TRANSPOSED) and not layer.by_group
         sides = [layer.input, layer.output] if swapped else [layer.output, layer.input]
         axes[: min(2, len(shape))] = sides[: len(shape)]
     # a tensor of length 1 is shared by all channels
@@ -186,7 +186,9 @@ def _set_widths(module: Any, layer: Layer, width: int | None) -> None:
             module.groups = module.out_channels // before
         module.in_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, TRANSPOSED):
-        module.in_channels, module.out_channels = module.weight.shape[:2]
+        if layer.by_group:  # depthwise: as many groups as channels
+            module.groups = module.weight.shape[0]
+        module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase) and width is not None:

@@ -101,7 +101,8 @@ def masked_outputs(model: nn.Module, graph: Graph, kept: Kept, inputs: Nested) -
 @contextmanager
 def _deaf(model: nn.Module, layers: Sequence[Layer], kept: Kept, called: Container[str]) -> Iterator[None]:
     """Layers read the kept inputs only. Where a function uses their weights, zeros stand for the others."""
-    handles, whole = [], []
+    handles: list[Any] = []
+    whole: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for layer in layers:
             if layer.input is None:
@@ -114,9 +115,11 @@ def _deaf(model: nn.Module, layers: Sequence[Layer], kept: Kept, called: Contain
                     dim = next(
                         d for d, axis in enumerate(axes) if axis is layer.input and (d or axes[0] is not axes[1])
                     )
-                    whole.append((holder, own, holder._parameters[own]))
+                    held: dict[str, Any] = holder._parameters if own in holder._parameters else holder._buffers
+                    whole.append((held, own, held[own]))
                     changed = _changed(tensor, dim, positions, bare=layer.name not in called)
-                    holder._parameters[own] = nn.Parameter(changed, getattr(holder, own).requires_grad)
+                    trains = held[own].requires_grad
+                    held[own] = nn.Parameter(changed, trains) if isinstance(held[own], nn.Parameter) else changed
             if layer.name in called:
                 module = model.get_submodule(layer.name)
                 handles.append(module.register_forward_pre_hook(_gather(module, len(layer.input), positions)))
@@ -124,8 +127,8 @@ def _deaf(model: nn.Module, layers: Sequence[Layer], kept: Kept, called: Contain
     finally:
         for handle in handles:
             handle.remove()
-        for holder, own, parameter in whole:
-            holder._parameters[own] = parameter
+        for held, own, before in whole:
+            held[own] = before
 
 
 def _changed(tensor: Tensor, dim: int, positions: Tensor, bare: bool) -> Tensor:
@@ -162,11 +165,15 @@ class _Statistics(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         dim, positions = self._kept[self._number]
         x = args[0].index_select(dim, positions)
-        rest = [t.index_select(0, positions) if isinstance(t, Tensor) else t for t in args[1:]]
+        rest: list[Any]
         if name == "native_group_norm":  # input, weight, bias, N, C, positions, groups, eps
+            rest = [t.index_select(0, positions) if isinstance(t, Tensor) else t for t in args[1:]]
             rest[3] = len(positions)
         elif "norm" in name and name != "linalg_vector_norm":  # input, shape, weight, …
-            rest[0] = [len(positions)]
+            shape, inner = list(args[1]), dim - (args[0].ndim - len(args[1]))
+            shape[inner] = len(positions)
+            rest = [t.index_select(inner, positions) if isinstance(t, Tensor) else t for t in args[1:]]
+            rest[0] = shape
         else:
             return func(x, *args[1:], **(kwargs or {}))
         found = func(x, *rest, **(kwargs or {}))

@@ -1,7 +1,8 @@
 """What a layer's outputs meet: a stream that they are added to, or an activation of their own.
 
-Both are found by watching the operators of one forward pass. Streams are found again in later passes by the numbers of
-their operators; only the network's operators count, not those of hooks.
+Both are found by watching the operators of one forward pass; only the network's operators count, not those of hooks.
+A later pass, of another batch size or memory layout or of a cut network, may run other operators that only move
+elements. So a stream is found again by the layer that ran last before it, and by its operator among those of its name.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from amc.graph.channels import Layer
 from amc.task import nested
 from amc.task.nested import Nested
 
-Stream = tuple[int, str]
-"""The operator that leaves a stream: its number in the forward pass, and its name."""
+Stream = tuple[str, str, int]
+"""The operator that leaves a stream: the layer that began last before it ('' for none), the operator's name, and which
+of that name it is since then."""
 Activation = Callable[[Tensor], Tensor]
 _aten = torch.ops.aten
 _CASTS = (_aten._to_copy,)
@@ -68,11 +70,12 @@ def find_joins(model: nn.Module, layers: Mapping[str, Layer], example: Nested) -
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operators of a pass and holds the streams that some of them leave, until they have been used."""
+    """Holds the streams of a pass from the operators that leave them until they have been used."""
 
     def __init__(self, streams: Mapping[str, Stream]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._count = 0
+        self._place = _Place()
+        self._done: set[str] = set()
         self.found: dict[str, Tensor] = {}
         self._wanted: dict[Stream, list[str]] = {}
         for layer, stream in streams.items():
@@ -81,10 +84,14 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func.overloadpacket not in _CASTS:
-            for layer in self._wanted.get((self._count, str(func)), ()):
-                self.found[layer] = next(t for t in tree_leaves(out) if isinstance(t, Tensor))
-            self._count += 1
+            for layer in self._wanted.get(self._place.after(str(func)), ()):
+                if layer not in self._done:
+                    self.found[layer] = next(t for t in tree_leaves(out) if isinstance(t, Tensor))
         return out
+
+    def begin(self, layer: str) -> None:
+        """This layer runs now."""
+        self._place.begin(layer)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -96,8 +103,23 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.__enter__()  # type: ignore[no-untyped-call]
 
     def forget(self, layer: str) -> None:
-        """The layer's stream has been used."""
+        """The layer's stream has been used; where the layer runs again, it is not held again."""
+        self._done.add(layer)
         self.found.pop(layer, None)
+
+
+class _Place:
+    """Where in a pass an operator is, see `Stream`."""
+
+    def __init__(self) -> None:
+        self._layer, self._since = "", Counter[str]()
+
+    def begin(self, layer: str) -> None:
+        self._layer, self._since = layer, Counter()
+
+    def after(self, operator: str) -> Stream:
+        self._since[operator] += 1
+        return self._layer, operator, self._since[operator]
 
 
 class _Finder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -106,7 +128,8 @@ class _Finder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._streams: dict[str, Stream] = {}
         self._activations: dict[str, Activation] = {}
         self._readers: Counter[str] = Counter()
-        self._names: list[str] = []
+        self._place = _Place()
+        self._written: list[Stream] = []
         self._count = 0
         self._writer: dict[int, int] = {}
         self._alive: list[Any] = []  # an identity must not be used twice while we record
@@ -115,6 +138,7 @@ class _Finder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def begin(self, layer: str) -> None:
         self._begun[layer] = self._count
+        self._place.begin(layer)
 
     def end(self, layer: str, output: Tensor) -> None:
         self._made[self._writer.get(id(output), -1)] = layer
@@ -139,13 +163,13 @@ class _Finder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for mine, other in (args[:2], args[1::-1]):
                 layer, writer = self._maker(mine), self._writer.get(id(other), -1)
                 if layer is not None and 0 <= writer < self._begun[layer] and args[0].shape == args[1].shape:
-                    self._streams[layer] = (writer, self._names[writer])
+                    self._streams[layer] = self._written[writer]
         elif (plain := _OUT_OF_PLACE.get(func.overloadpacket)) and (layer := self._maker(args[0])) is not None:
             self._activations[layer] = _bound(plain, args[1:], kwargs)
         out = func(*args, **kwargs)
         if func.overloadpacket in _CASTS:
             return out
-        self._names.append(str(func))
+        self._written.append(self._place.after(str(func)))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._alive.append(tensor)

@@ -160,7 +160,8 @@ class SequentialReconstruction:
         """The layer's weights and constant for its inputs ``x``, where ``stream`` is what its output is added to."""
         positions, target = self._positions[layer.name], _cut(self._outputs[layer.name], outputs)
         rows = rows_at(module, x, positions, self._taps.get(layer.name))
-        if stream is not None and _is_like(stream, module, x, target.shape[1]):
+        known = layer.name in self._added
+        if stream is not None and known and _is_like(stream, module, x, target.shape[1]):
             now = outputs_at(module, stream, positions).to(target.dtype)
             scale = 1.0 if norm is None else undone(norm[0])
             target = target + (_cut(self._added[layer.name], outputs) - now) * scale
@@ -203,6 +204,7 @@ class SequentialReconstruction:
 
         def hook(layer: Layer, fold: Callable[[str], None]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def pause(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+                watch.begin(layer.name)
                 if layer.name in seen:  # a network that takes its batch in parts: the first one tells
                     return
                 seen.add(layer.name)

@@ -8,18 +8,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.nn.utils import prune
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from amc.errors import ModelError, first_line
 from amc.task import nested
 from amc.task.metrics import Objective
 from amc.task.nested import Nested
 
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network itself, out of what training wraps around it: DataParallel, torch.compile."""
+    """The network itself, out of what training wraps around it: DataParallel, averaging of weights, torch.compile."""
     inner: Any = model
-    while isinstance(inner, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(inner, "_orig_mod"):
+    while isinstance(inner, _WRAPPERS) or hasattr(inner, "_orig_mod"):
         inner = inner._orig_mod if hasattr(inner, "_orig_mod") else inner.module
     return inner  # type: ignore[no-any-return]
 
@@ -27,8 +34,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def prepared(model: nn.Module) -> nn.Module:
     """The network itself, in single precision. Raises ModelError.
 
-    Parameters in half precision or in another memory layout are converted in place, and hooks of the backward pass are
-    taken off.
+    In place: parameters in half precision or in another memory layout are converted; masks of torch.nn.utils.prune and
+    weights of spectral_norm and of the old weight_norm become plain weights, with the values that they have in
+    evaluation; hooks of the backward pass are taken off, and activations that the network keeps are detached.
     """
     model = unwrapped(model)
     if not isinstance(model, nn.Module):
@@ -44,14 +52,72 @@ def prepared(model: nn.Module) -> nn.Module:
             raise ModelError(f"'{name}' is quantised: pass the network as it was before that.")
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
         model.float()
+    _make_weights_plain(model)
     _settle_tensors(model)
-    for module in model.modules():  # nested tensors, made of padding masks, can be neither followed nor exported
-        if isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
-    for module in model.modules():  # instruments of training; channels could not be traced through them
-        module._backward_hooks.clear()
-        module._backward_pre_hooks.clear()
+    _cut_off_activations(model)
+    _see_that_it_copies(model)
+    _settle_modules(model)
     return model
+
+
+def _settle_modules(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(
+            module, nn.TransformerEncoder
+        ):  # nested tensors, of padding masks, cannot be followed or exported
+            module.use_nested_tensor = False
+        module._backward_hooks.clear()  # instruments of training; channels could not be traced through them
+        module._backward_pre_hooks.clear()
+
+
+def _make_weights_plain(model: nn.Module) -> None:
+    """Those that hooks compute anew at every call, which can be neither copied nor cut, and those of spectral_norm."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()  # where spectral_norm leaves its estimate as it is
+    for module in list(model.modules()):
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+            elif isinstance(hook, SpectralNorm):
+                nn.utils.remove_spectral_norm(module, hook.name)
+            elif isinstance(hook, WeightNorm):
+                nn.utils.remove_weight_norm(module, hook.name)
+        if is_parametrized(module):
+            for name, made_by in list(module.parametrizations.items()):  # type: ignore[union-attr,operator]
+                if any(type(p).__name__ == "_SpectralNorm" for p in made_by):
+                    remove_parametrizations(module, name, leave_parametrized=True)
+    for module, mode in modes.items():
+        module.training = mode
+
+
+def _cut_off_activations(model: nn.Module) -> None:
+    """Detach what forward has kept in a module: tensors that hang on a graph cannot be copied."""
+    for module in model.modules():
+        for key, value in vars(module).items():
+            if not key.startswith("_") and any(isinstance(t, Tensor) and t.grad_fn for t in tree_leaves(value)):
+                vars(module)[key] = tree_map_only(Tensor, Tensor.detach, value)
+
+
+def _see_that_it_copies(model: nn.Module) -> None:
+    """Raise ModelError where a module holds what cannot be copied, such as a lock or an open file."""
+    shared: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}  # copying these takes memory
+    try:
+        copy.deepcopy(model, dict(shared))
+        return
+    except Exception as error:  # noqa: BLE001  (whatever a foreign module raises)
+        reason = first_line(error)
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key not in ("_modules", "_parameters", "_buffers"):
+                try:
+                    copy.deepcopy(value, dict(shared))
+                except Exception:  # noqa: BLE001
+                    path = f"{name}.{key}".lstrip(".")
+                    raise ModelError(
+                        f"the network cannot be copied: '{path}' is a {type(value).__name__}, which has no copies. Make "
+                        "it when it is needed, or give the module a __deepcopy__ or __getstate__ that leaves it out."
+                    ) from None
+    raise ModelError(f"the network cannot be copied: {reason}")
 
 
 def _settle_tensors(model: nn.Module) -> None:

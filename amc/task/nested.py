@@ -108,6 +108,13 @@ def channels_last(inputs: Nested, layout: torch.memory_format = torch.channels_l
     return mapped(lambda leaf: leaf.to(memory_format=layout) if leaf.ndim == 4 else leaf, inputs)
 
 
+def lay_out(model: nn.Module, layout: torch.memory_format) -> None:
+    """Put a network's weights ``[out, in, h, w]`` into a memory layout; those of another rank stay as they are."""
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+
+
 DTYPES = (
     "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64", "complex64",
     "complex128",

@@ -96,7 +96,7 @@ class Trainer:
         self._teacher = teacher if plan.distillation > 0 else None
         self._layout = torch.contiguous_format if plan.precision == "float32" else torch.channels_last
         if any(leaf.ndim == 4 for leaf in nested.leaves(task.example)):
-            model.to(memory_format=self._layout)
+            nested.lay_out(model, self._layout)
         model.train()
         self._per_epoch = len(task.splits.train) // plan.batch_size
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)

@@ -14,14 +14,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from amc.graph.channels import BATCH_NORMS, CONVS, TRANSPOSED
-from amc.graph.elements import Atoms, core, tidy, varying
+from amc.graph.elements import FIXED, Atoms, core, tidy, varying
 from amc.graph.flow.rules import RULES
 from amc.graph.macs import operator_macs
 
 _MOST_ATOMS = 1 << 22  # elements of a parameter that is followed element by element
 STATISTICS = frozenset(
     ("native_layer_norm", "_fused_rms_norm", "native_group_norm", "sum", "mean", "amax", "amin", "var", "std",
-     "linalg_vector_norm", "var_mean")
+     "linalg_vector_norm", "var_mean", "max", "min", "logsumexp", "prod", "median", "nanmedian", "nansum", "std_mean",
+     "aminmax", "any", "all", "argmax", "argmin")
 )  # fmt: skip
 """Operators that take statistics; `amc.graph.channels.Statistic` numbers these."""
 Vector = Tensor
@@ -44,6 +45,8 @@ class Weights:
     by_group: bool = False
     norm: str | None = None
     refused: str | None = None
+    is_table: bool = False
+    """Embeddings ``[n, width]``: a row is looked up, nothing is multiplied."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +108,10 @@ class Flow:
         """In a second pass, for layers that run in training only, nothing is counted."""
         self._number = -1
         self._planes: Any = WeakTensorKeyDictionary()
+        self._indices: dict[int, int] = {}
+        """The number of an activation by its memory."""
+        self._written: dict[int, tuple[Tensor, Tensor]] = {}
+        """By memory that was written to in parts: a tensor that keeps it from being freed, and all of its atoms."""
         self._produced: Any = WeakTensorKeyDictionary()
         self._stack: list[str] = [""]
         self.tensors: dict[int, tuple[str, Tensor]] = {}
@@ -132,8 +139,11 @@ class Flow:
 
     def made(self, index: int, tensor: Tensor) -> None:
         """Activation ``index`` of the trace is this tensor."""
-        plane = self._planes.get(tensor)
-        if plane is not None and not self.rehearsing:
+        if self.rehearsing:
+            return
+        self._indices[tensor.untyped_storage()._cdata] = index
+        plane = self.plane(tensor)
+        if plane is not None:
             self.activations[index] = core(plane)
 
     def outputs(self, tensors: Sequence[Tensor]) -> None:
@@ -169,20 +179,69 @@ class Flow:
         """The atoms of a tensor's elements; None where no channel is known."""
         if not isinstance(tensor, Tensor):
             return None
+        written = self._written.get(tensor.untyped_storage()._cdata)
+        if written is not None:
+            return tidy(written[1].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()))
         if tensor in self._planes:
             found: Tensor | None = self._planes[tensor]
             return found
         own = self.tensors.get(tensor.untyped_storage()._cdata)
-        if own is None or not tensor.is_floating_point():
-            return None
-        name, whole = own
-        if self._is_weight(name, whole) or whole.numel() > _MOST_ATOMS or not whole.is_contiguous():
-            return None
-        if name in self._constants:
-            return None
-        if name not in self.parameters:
-            self.parameters[name] = self.atoms.fresh(whole.numel()).reshape(whole.shape)
-        return tidy(self.parameters[name].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()))
+        return self._of_own(*own, tensor) if own is not None and tensor.is_floating_point() else None
+
+    def _of_own(self, name: str, whole: Tensor, tensor: Tensor) -> Tensor | None:
+        """The atoms of a parameter or buffer, of which ``tensor`` is a view."""
+        if name in self.weights and self.weights[name].is_table:
+            return self._of_table(self.weights[name].output, whole, tensor)
+        atoms = self._of_bias(name, whole)
+        if atoms is None:
+            large = whole.numel() > _MOST_ATOMS or not whole.is_contiguous()
+            if large or name in self._constants or self._is_weight(name, whole):
+                return None
+            if name not in self.parameters:
+                self.parameters[name] = self.atoms.fresh(whole.numel()).reshape(whole.shape)
+            atoms = self.parameters[name]
+        return tidy(atoms.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()))
+
+    def _of_table(self, atoms: Vector, table: Tensor, tensor: Tensor) -> Tensor | None:
+        """Of a table of embeddings ``[n, width]``, or of it transposed."""
+        if tensor.shape == table.shape and tensor.stride() == table.stride():
+            return atoms.expand(tensor.shape)
+        return atoms[:, None].expand(tensor.shape) if tensor.shape == table.shape[::-1] else None
+
+    def _of_bias(self, name: str, tensor: Tensor) -> Tensor | None:
+        """The atoms of a layer's own bias, where it is added apart from the layer's product."""
+        holder, _, key = name.rpartition(".")
+        layer = self.weights.get(holder)
+        known = layer is not None and not layer.bare and key == "bias" and tensor.shape == layer.output.shape
+        return layer.output if known and layer is not None else None
+
+    def write(self, target: Tensor, plane: Tensor) -> bool:
+        """Elements with these atoms are written into a part of a tensor. Gives whether that can be followed."""
+        storage = target.untyped_storage()
+        count = storage.nbytes() // target.element_size()
+        if storage._cdata in self.tensors or count > _MOST_ATOMS:
+            return False
+        if storage._cdata not in self._written:
+            self._written[storage._cdata] = (target, self._all_of(target, count))
+        whole = self._written[storage._cdata][1]
+        whole.as_strided(target.shape, target.stride(), target.storage_offset()).copy_(plane)
+        if storage._cdata in self._indices:
+            self.activations[self._indices[storage._cdata]] = whole
+        return True
+
+    def _all_of(self, target: Tensor, count: int) -> Tensor:
+        """The atoms of the whole memory that a tensor shows a part of."""
+        found = torch.full((count,), FIXED)
+        for tensor, plane in list(self._planes.items()):
+            if tensor.untyped_storage()._cdata == target.untyped_storage()._cdata:
+                found.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).copy_(plane)
+        return found
+
+    def cut_into_equal_parts(self, plane: Tensor, dim: int, parts: int) -> None:
+        """A dimension is cut into so many parts of equal length: after removing they must still be equal."""
+        if dim in varying(plane):
+            small = core(plane).movedim(dim, 0)
+            self.parts.append(Parts(self.running, small.reshape(parts, -1, *small.shape[1:]).squeeze()))
 
     def _views_parameter(self, args: Any, outs: Sequence[Tensor]) -> bool:
         source = args[0] if args and isinstance(args[0], Tensor) else None
@@ -242,7 +301,9 @@ class Flow:
         """A plane meets a tensor without channels: one of full length along them fixes their number."""
         if plane is not None:
             offset = plane.ndim - other.ndim
-            if any(d >= offset and other.shape[d - offset] > 1 for d in varying(plane)):
+            # a dimension that is expanded (stride 0) has any length
+            lengths = [1 if other.stride(d) == 0 else other.shape[d] for d in range(other.ndim)]
+            if any(d >= offset and lengths[d - offset] > 1 for d in varying(plane)):
                 self.atoms.freeze(core(plane), "it meets a constant with a fixed number of channels")
 
     def only_along(self, plane: Tensor, dims: Sequence[int], reason: str) -> Tensor:
@@ -281,7 +342,8 @@ class Flow:
             if isinstance(module, (*CONVS, *TRANSPOSED, nn.Linear)):
                 return holder, holder, False
             if not isinstance(module, nn.utils.parametrize.ParametrizationList):
-                return (name, holder, True) if own[1].ndim == 2 else None
+                whole = own[1].ndim == 2 or own[1].shape == weight.shape
+                return (name, holder, True) if own[1].ndim >= 2 and whole else None
         module = self._model.get_submodule(self._stack[-1])  # weights that are computed from parameters
         if (isinstance(module, (*CONVS, *TRANSPOSED, nn.Linear)) and own is None) or _parametrized(module):
             return self._stack[-1], self._stack[-1], False
@@ -295,7 +357,21 @@ class Flow:
         name, module, bare = found
         if name not in self.weights:
             self.weights[name] = Weights(name, module, self.atoms.fresh(outputs), bare=bare)
-        return self.weights[name]
+        layer = self.weights[name]
+        return None if layer.is_table or len(layer.output) != outputs else layer
+
+    def table(self, weight: Tensor) -> Weights | None:
+        """The record of a table of embeddings ``[n, width]``."""
+        own = self.tensors.get(weight.untyped_storage()._cdata)
+        if own is None or own[1].shape != weight.shape or not weight.is_floating_point():
+            return None
+        name, holder = own[0], own[0].rpartition(".")[0]
+        if isinstance(self._model.get_submodule(holder), (*CONVS, *TRANSPOSED, nn.Linear)):
+            return None
+        if name not in self.weights:
+            atoms = self.atoms.fresh(weight.shape[1])
+            self.weights[name] = Weights(name, holder, atoms, bare=True, transposed=True, is_table=True)
+        return self.weights[name] if self.weights[name].is_table else None
 
     def read(self, layer: Weights, atoms: Vector) -> None:
         """The layer's input channels are these."""

@@ -19,11 +19,14 @@ def _convolution(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: 
     transposed, groups = bool(args[6]), int(args[8])
     atoms = channels_along(flow, flow.plane(x), 1, x.shape[1], "a convolution runs over its channels")
     layer = flow.layer(weight, out.shape[1])
-    if layer is None or (transposed and groups > 1):
+    if layer is None or (transposed and groups > 1 and weight.shape[:2] != (groups, 1)):
         if atoms is not None:
-            flow.atoms.freeze(atoms, "the weights of a convolution that reads it belong to no layer")
+            flow.atoms.freeze(atoms, _why_unread(flow, layer, weight, groups))
+        if layer is not None:
+            flow.atoms.freeze(layer.output, f"{layer.name} is a transposed convolution of {groups} groups of channels")
+            return layer.output.reshape(1, -1, *[1] * (out.ndim - 2)).expand(out.shape)
         return None
-    layer.transposed = transposed
+    layer.transposed = transposed and groups == 1
     flow.ran(layer, weight, operator_macs(func, args, kwargs, out) or 0)
     if groups == 1:
         if atoms is not None:
@@ -31,7 +34,27 @@ def _convolution(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: 
     else:
         _grouped(flow, layer, atoms, groups)
     flow.produced(layer, out)
-    return layer.output.reshape(1, -1, *[1] * (out.ndim - 2)).expand(out.shape)
+    found: Tensor | None = layer.output.reshape(1, -1, *[1] * (out.ndim - 2)).expand(out.shape)
+    bias = flow.plane(args[2]) if layer.bare else None
+    if bias is not None:
+        found = flow.join(found, bias.reshape(1, -1, *[1] * (out.ndim - 2)))
+    return found
+
+
+def _why_unread(flow: Flow, layer: Weights | None, weight: Tensor, groups: int) -> str:
+    """Why what a convolution reads must stay as it is."""
+    if layer is not None:
+        return f"{layer.name}, which reads it, is a transposed convolution of {groups} groups of channels"
+    own = flow.tensors.get(weight.untyped_storage()._cdata)
+    where = f"in {flow.running} " if flow.running else ""
+    source = f"from a part of {own[0]}" if own else "while the network runs"
+    return f"the weights of a convolution {where}that reads it are made {source}"
+
+
+@rule("embedding")
+def _embedding(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
+    table = flow.table(args[0])
+    return None if table is None else table.output.expand(out.shape)
 
 
 def _grouped(flow: Flow, layer: Weights, atoms: Vector | None, groups: int) -> None:

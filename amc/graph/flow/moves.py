@@ -22,7 +22,7 @@ def _same(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) ->
     return None if plane is None or shapes[0] != plane.shape else [plane] * len(shapes)
 
 
-@rule("new_zeros", "new_ones", "new_empty", "new_full", "zero_", "fill_", "uniform_", "normal_", "embedding",
+@rule("new_zeros", "new_ones", "new_empty", "new_full", "zero_", "fill_", "uniform_", "normal_",
        "arange", "_local_scalar_dense", "is_same_size")  # fmt: skip
 def _nothing(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
     return None
@@ -43,7 +43,7 @@ def _view(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor)
 
 
 @rule("expand", "permute", "transpose", "t", "numpy_T", "slice", "unsqueeze", "squeeze", "flip", "roll", "repeat",
-       "narrow", "index_select", "pixel_shuffle", "pixel_unshuffle", "unfold", "diagonal", "movedim")  # fmt: skip
+       "narrow", "index_select", "pixel_unshuffle", "unfold", "diagonal", "movedim")  # fmt: skip
 def _move(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
     plane = flow.plane(args[0])
     if plane is None:
@@ -59,7 +59,7 @@ def _sliced(flow: Flow, plane: Tensor, dim: int, start: int | None, out: Tensor)
     if dim in varying(plane):
         length, whole = out.shape[dim], plane.shape[dim]
         if whole % length == 0 and (start or 0) % length == 0:
-            flow.parts.append(Parts(flow.running, _factored(plane, dim, whole // length)))
+            flow.cut_into_equal_parts(plane, dim, whole // length)
         else:
             _unequal(flow, plane, dim, "it is cut into pieces of fixed length")
 
@@ -73,12 +73,6 @@ def _unequal(flow: Flow, plane: Tensor, dim: int, reason: str) -> None:
         flow.atoms.freeze(core(plane), reason)
 
 
-def _factored(plane: Tensor, dim: int, parts: int) -> Tensor:
-    """The atoms along ``dim`` as ``[parts, length, …]``."""
-    small = core(plane).movedim(dim, 0)
-    return small.reshape(parts, -1, *small.shape[1:]).squeeze()
-
-
 @rule("select", "unbind")
 def _select(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
     plane = flow.plane(args[0])
@@ -90,7 +84,30 @@ def _select(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) 
     return [tidy(p) for p in found] if name == "unbind" else tidy(found)
 
 
-@rule("split", "split_with_sizes", "chunk")
+@rule("pixel_shuffle")
+def _pixel_shuffle(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
+    """``[…, C·r², H, W]`` → ``[…, C, H·r, W·r]``: r² channels become one."""
+    plane = flow.plane(args[0])
+    if plane is None:
+        return None
+    channel = plane.ndim - 3
+    plane = flow.only_along(plane, [channel], "pixel_shuffle runs over its channels")
+    blocks = core(plane).movedim(channel, -1).reshape(-1)
+    blocks = blocks.expand(args[0].shape[channel]).reshape(out.shape[channel], -1)
+    flow.atoms.tie(blocks[:, :1], blocks, "pixel_shuffle makes one channel of several")
+    return blocks[:, 0, None, None].expand(out.shape)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def _channel_shuffle(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
+    plane = flow.plane(args[0])
+    if plane is None:
+        return None
+    flow.cut_into_equal_parts(plane, 1, args[1])
+    return tidy(plane.unflatten(1, (args[1], -1)).transpose(1, 2).flatten(1, 2))
+
+
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "chunk")
 def _split(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
     plane = flow.plane(args[0])
     if plane is None:
@@ -99,7 +116,7 @@ def _split(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -
     lengths = [t.shape[dim] for t in out]
     if dim in varying(plane):
         if len(set(lengths)) == 1:
-            flow.parts.append(Parts(flow.running, _factored(plane, dim, len(lengths))))
+            flow.cut_into_equal_parts(plane, dim, len(lengths))
         else:
             _unequal(flow, plane, dim, "it is split into parts of fixed, different lengths")
     return [tidy(p) for p in plane.split(lengths, dim)]
@@ -155,8 +172,8 @@ def _pad(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) 
 
 @rule("copy_")
 def _copy(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
-    plane = flow.plane(args[1])
-    target = args[0]
-    if plane is not None and target.untyped_storage().nbytes() != target.numel() * target.element_size():
+    plane, target = flow.plane(args[1]), args[0]
+    whole = target.untyped_storage().nbytes() == target.numel() * target.element_size()
+    if plane is not None and not (whole or flow.write(target, plane.expand(target.shape))):
         flow.atoms.freeze(core(plane), "it is written into a part of a tensor")
     return None if plane is None else plane.expand(out.shape)

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from amc.graph.elements import core, varying
-from amc.graph.flow.follow import Flow
+from amc.graph.elements import core, tidy, varying
+from amc.graph.flow.follow import Flow, channels_along
 from amc.graph.flow.rules import rule
 
 
@@ -32,11 +32,14 @@ def _softmax(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tens
     return flow.only_along(plane, others, "a softmax runs over its channels")
 
 
-@rule("sum", "mean", "amax", "amin", "var", "std", "linalg_vector_norm", "var_mean")
+@rule("sum", "mean", "amax", "amin", "var", "std", "linalg_vector_norm", "var_mean", "max", "min", "logsumexp", "prod",
+      "median", "nanmedian", "nansum", "std_mean", "aminmax", "any", "all", "argmax", "argmin")  # fmt: skip
 def _reduce(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
     plane = flow.plane(args[0])
     if plane is None:
         return None
+    if len(args) > 1 and isinstance(args[1], Tensor):  # torch.max of two tensors
+        return _pointwise(flow, name, func, args, kwargs, out)
     place = 2 if name == "linalg_vector_norm" else 1
     dims = args[place] if len(args) > place else kwargs.get("dim")
     dims = range(plane.ndim) if not isinstance(dims, list | tuple | int) or dims == [] else dims
@@ -71,6 +74,72 @@ def _spatial(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any)
     outer = list(range(plane.ndim - space))
     small = core(flow.only_along(plane, outer, "a pooling runs over its channels"))
     return [small.expand(t.shape) for t in tree_leaves(out)]
+
+
+@rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "msort", "argsort", "topk", "kthvalue", "mode")
+def _ordered(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    """Along positions each channel keeps its own; along channels every one depends on others."""
+    plane = flow.plane(args[0])
+    if plane is None:
+        return None
+    place = 2 if name in ("topk", "kthvalue") else 1
+    given = next((a for a in args[place:] if type(a) is int), None)
+    dim = kwargs.get("dim", (0 if name == "msort" else -1) if given is None else given) % plane.ndim
+    others = [d for d in varying(plane) if d != dim]
+    if dim in varying(plane) and not others:
+        flow.atoms.freeze(core(plane), f"{name} runs over its channels")
+        return None
+    plane = flow.only_along(plane, others, f"{name} runs over its channels").narrow(dim, 0, 1)
+    return [
+        (plane if t.ndim == plane.ndim else plane.select(dim, 0)).expand(t.shape)
+        for t in tree_leaves(out) if isinstance(t, Tensor)
+    ]  # fmt: skip
+
+
+@rule("glu")
+def _glu(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
+    """The second half along a dimension gates the first."""
+    plane = flow.plane(args[0])
+    if plane is None:
+        return None
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", -1)) % plane.ndim
+    flow.cut_into_equal_parts(plane, dim, 2)
+    first, second = plane.chunk(2, dim)
+    joined = flow.join(tidy(first), tidy(second))
+    return None if joined is None else joined.expand(out.shape)
+
+
+@rule("log_sigmoid_forward", "rrelu_with_noise", "rrelu_with_noise_functional")
+def _one_operand(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    plane = flow.plane(args[0])
+    shapes = [t.shape for t in tree_leaves(out) if isinstance(t, Tensor)]
+    return None if plane is None else [plane if shape == plane.shape else None for shape in shapes]
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d", "_grid_sampler_2d_cpu_fallback", "max_unpool2d", "max_unpool3d")
+def _sampled(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
+    """Positions of every channel are picked: by a grid ``[N, H, W, 2]``, which all share, or by indices of its own."""
+    atoms = channels_along(flow, flow.plane(args[0]), 1, out.shape[1], f"{name} runs over its channels")
+    chosen = flow.plane(args[1])
+    if chosen is not None and name.startswith("max_unpool"):
+        by_channel = flow.only_along(chosen, [1], f"{name} runs over its channels")
+        if atoms is not None:
+            flow.atoms.tie(atoms, core(by_channel).reshape(-1))
+    elif chosen is not None:
+        flow.atoms.freeze(core(chosen), "it says where others are sampled")
+    return None if atoms is None else atoms.reshape(1, -1, *[1] * (out.ndim - 2)).expand(out.shape)
+
+
+@rule("col2im")
+def _col2im(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
+    """Windows ``[N, C·k, L]`` are added up to ``[N, C, H, W]``: the k rows of a channel go together."""
+    reason = "a window runs over its channels"
+    atoms = channels_along(flow, flow.plane(args[0]), args[0].ndim - 2, args[0].shape[-2], reason)
+    if atoms is None:
+        return None
+    rows = atoms.reshape(out.shape[-3], -1)
+    flow.atoms.tie(rows[:, :1], rows, reason)
+    return rows[:, 0, None, None].expand(out.shape)
 
 
 @rule("im2col")
