@@ -121,6 +121,7 @@ def assert_true_to_masking(model: nn.Module, example: Tensor, policies: int = 4)
         smaller = pruned(model, graph, kept)
         assert costs.cost([len(k) for k in kept]) == measured(smaller, example)
         images = torch.randn((2, *example.shape[1:]), generator=torch.Generator().manual_seed(2))
+        images = images if example.is_floating_point() else example.expand(2, *example.shape[1:])
         assert_same(output(smaller, images), masked_outputs(model, graph, kept, images)[0])
     return graph
 

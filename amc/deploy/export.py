@@ -22,7 +22,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from amc.deploy.program import arguments, quiet, why
+from amc.deploy.program import FIXED_BATCH, arguments, quiet, why
 from amc.errors import ExportError, first_line
 from amc.graph.attention import without_fast_path
 from amc.graph.build import Graph
@@ -62,6 +62,10 @@ def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
         raise ExportError(f"the network cannot be exported to ONNX: {why(cause)}") from error
     assert program is not None
     proto = program.model_proto
+    for value in proto.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if dims and not dims[0].dim_param:
+            raise ExportError(f"the network cannot be exported to ONNX: {FIXED_BATCH}")
     _strip(proto)
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))

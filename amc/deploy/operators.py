@@ -66,7 +66,7 @@ _OTHERS_WORDS = """
     view_as_real vsplit vstack where zeros zeros_like _unsafe_view _to_copy _softmax _log_softmax
     _adaptive_avg_pool2d _adaptive_avg_pool3d _native_batch_norm_legit_no_training _weight_norm_interface
     _weight_norm _convolution _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact1d
-    _upsample_nearest_exact2d _upsample_nearest_exact3d _shape_as_tensor
+    _upsample_nearest_exact2d _upsample_nearest_exact3d _shape_as_tensor __and__ __or__ __xor__
 """
 _OTHERS = frozenset(_OTHERS_WORDS.split())
 

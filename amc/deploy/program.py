@@ -59,6 +59,14 @@ _TRAINED = {"aten.batch_norm.default": 5, "aten.dropout.default": 2}
 """Operators that do something else in training, and which argument says so."""
 
 
+FIXED_BATCH = "it fixes its batch size: x.shape[0] keeps it open, len(x) and int(...) do not"
+DECIDES = (
+    "its forward decides by values of its input (an if on a tensor, .item(), int(...) or float(...)), which a file of "
+    "operators cannot: torch.where on tensors can"
+)
+"""Why a network cannot be exported."""
+
+
 def arguments(example: Nested) -> tuple[tuple[Tensor, ...], dict[str, Tensor], Any]:
     """Positional and keyword arguments for torch's exporters, of two samples, and which axes are dynamic: the first."""
     twice = nested.mapped(lambda leaf: leaf.cpu().repeat(2, *[1] * (leaf.ndim - 1)), example)
@@ -72,12 +80,20 @@ def arguments(example: Nested) -> tuple[tuple[Tensor, ...], dict[str, Tensor], A
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Torch's exporters talk on every channel there is."""
-    noisy = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch._dynamo")]
+    noisy = [
+        log
+        for name, log in logging.root.manager.loggerDict.items()
+        if isinstance(log, logging.Logger) and name.partition(".")[0] in ("torch", "onnxscript", "onnx_ir")
+    ]
     levels = [log.level for log in noisy]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         for log in noisy:
-            log.setLevel(logging.ERROR)
+            log.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
@@ -86,11 +102,20 @@ def quiet() -> Iterator[None]:
 
 
 def why(error: BaseException) -> str:
-    """What one of torch's exporters says, in one line."""
+    """What one of torch's exporters says, in one line.
+
+    >>> why(RuntimeError("Constraints violated (batch)! For more information, …"))
+    'it fixes its batch size: x.shape[0] keeps it open, len(x) and int(...) do not'
+    """
     told = str(error)
+    if "data-dependent" in told or "GuardOnDataDependent" in type(error).__name__:
+        return DECIDES
     if "Constraints violated" in told or "specialized" in told:
-        return "it fixes its batch size: x.shape[0] keeps it open, len(x) and int(...) do not"
-    return first_line(error)
+        return FIXED_BATCH
+    unknown = re.search(r"translating node %\w+ .*?target=torch\.ops\.(?:aten\.)?([\w.]+?)(?:\.\w+)?\]", told)
+    if unknown is not None:
+        return f"ONNX has no operator for {unknown.group(1)}, or torch does not know how to write it"
+    return first_line(error).removesuffix(" See the stack trace for more information.")
 
 
 # Writing

@@ -64,6 +64,8 @@ class Trace:
     """MACs by the name of the operator."""
     uncounted: tuple[str, ...] = ()
     """Operators whose MACs are unknown: ``macs`` lacks them."""
+    reads_values: bool = False
+    """Whether Python reads numbers out of activations: what runs next may depend on them."""
 
     @property
     def peak(self) -> int:
@@ -85,6 +87,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._watch = watch
         self.macs: Counter[str] = Counter()
         self.uncounted: dict[str, None] = {}
+        self.reads_values = False
         self.steps: list[tuple[list[int], list[int], bool]] = []
         self.sizes: list[int] = []
         self._ids: dict[int, int] = {}
@@ -117,6 +120,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.uncounted[name] = None
         elif macs:
             self.macs[name] += macs
+        if name == "_local_scalar_dense" and args[0].untyped_storage()._cdata not in self._constant:
+            self.reads_values = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -157,7 +162,7 @@ def trace(model: nn.Module, example: Nested, watch: Watch | None = None) -> Trac
     live = _liveness(recorder, sources, ends)
     sizes = np.array(recorder.sizes, np.int64)
     macs, uncounted = dict(recorder.macs), tuple(recorder.uncounted)
-    return Trace(layers, sum(macs.values()), sizes, live, tuple(outputs), macs, uncounted)
+    return Trace(layers, sum(macs.values()), sizes, live, tuple(outputs), macs, uncounted, recorder.reads_values)
 
 
 def _liveness(recorder: _Recorder, sources: list[int], ends: list[int]) -> NDArray[np.bool_]:

@@ -69,7 +69,8 @@ class Trial:
         if [o.shape for o in after.outputs] != [o.shape for o in before.outputs]:
             return "it changes the shape of the network's output"
         if after.sizes.shape != before.sizes.shape or after.live.shape != before.live.shape:
-            return "the network runs differently without some of its channels"
+            decides = "the network decides by values of its input (an if on a tensor, .item(), int(...) or float(...))"
+            return decides if before.reads_values else "the network runs differently without some of its channels"
         macs = before.macs - _saved_macs(graph.layers, kept)
         if after.macs != macs:
             return f"its cost is not what its layers say ({after.macs} MACs, not {macs})"

@@ -43,6 +43,9 @@ def prepared(model: nn.Module) -> nn.Module:
         raise ModelError(f"the network is a {type(model).__name__}, but must be a torch.nn.Module.")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the network is a TorchScript module: pass the nn.Module that it was made of.")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(f"'{name}' is a TorchScript module: put the nn.Module that it was made of in its place.")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(tensor):
             raise ModelError(f"'{name}' has no shape yet: run the network once on its data, so that it is made.")
@@ -114,8 +117,8 @@ def _see_that_it_copies(model: nn.Module) -> None:
                 except Exception:  # noqa: BLE001
                     path = f"{name}.{key}".lstrip(".")
                     raise ModelError(
-                        f"the network cannot be copied: '{path}' is a {type(value).__name__}, which has no copies. Make "
-                        "it when it is needed, or give the module a __deepcopy__ or __getstate__ that leaves it out."
+                        f"the network cannot be copied: '{path}' is a {type(value).__name__}, which has no copies. "
+                        "Make it when it is needed, or give the module a __getstate__ that leaves it out."
                     ) from None
     raise ModelError(f"the network cannot be copied: {reason}")
 

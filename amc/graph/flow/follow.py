@@ -18,6 +18,7 @@ from amc.graph.elements import FIXED, Atoms, core, tidy, varying
 from amc.graph.flow.rules import RULES
 from amc.graph.macs import operator_macs
 
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _MOST_ATOMS = 1 << 22  # elements of a parameter that is followed element by element
 STATISTICS = frozenset(
     ("native_layer_norm", "_fused_rms_norm", "native_group_norm", "sum", "mean", "amax", "amin", "var", "std",
@@ -162,6 +163,9 @@ class Flow:
         self._forget_norms(name, args, outs)
         if self._views_parameter(args, outs):
             return  # its atoms are found by its storage, once something else than a view needs them
+        if isinstance(self.module(), _RECURRENT):
+            self._recurs(args, kwargs)
+            return
         if rule is None and torch.Tag.pointwise in func.tags:
             rule = RULES["pointwise"]
         if rule is not None:
@@ -321,7 +325,13 @@ class Flow:
             if own is not None and own not in self.parameters:
                 self._constants.add(own)
             elif (plane := self.plane(tensor)) is not None:
-                self.atoms.freeze(core(plane), f"it runs through {name}, which is not understood")
+                self.atoms.freeze(core(plane), f"it runs through {name.strip('_')}, which is not understood")
+
+    def _recurs(self, args: Any, kwargs: Any) -> None:
+        kind = type(self.module()).__name__
+        for tensor in tree_leaves((args, kwargs)):
+            if self._own(tensor) is None and (plane := self.plane(tensor)) is not None:
+                self.atoms.freeze(core(plane), f"{self.running or 'the network'}, a recurrent layer ({kind}), reads it")
 
     def _own(self, tensor: Any) -> str | None:
         """The parameter or buffer that a tensor is or shows."""

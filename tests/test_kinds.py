@@ -1,0 +1,342 @@
+"""Kinds of networks that people bring: what is offered works, and what is refused has one line with a true reason."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from networks import EXAMPLE, Net, assert_true_to_masking, block, chain, lively, pool
+from test_graph import Function, names, reasons
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
+
+from amc.errors import ModelError
+from amc.graph.build import build_graph
+from amc.task.checks import prepared
+
+ROWS = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(0))
+WORDS = torch.arange(12)[None]
+
+
+def over(function: Callable[[Tensor], Tensor]) -> Net:
+    """Convolution ``a``, convolution ``c`` on what the function makes of its 8 channels, linear layer ``fc``."""
+    return chain(Function(function))
+
+
+def pooled(function: Callable[[Tensor], Tensor]) -> Net:
+    """Convolutions ``a`` and ``b``; the function makes ``[N, 8]`` of the 8 channels of ``b``."""
+    return Net(
+        lambda m, x: m.fc(function(m.b(m.a(x)))), a=block(3, 8), b=nn.Conv2d(8, 8, 3, padding=1), fc=nn.Linear(8, 10)
+    )
+
+
+def through(**members: Any) -> Net:
+    """Convolution ``a`` to 8 channels, the members in order, convolution ``c``, linear layer ``fc``."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x)
+        for name in members:
+            x = F.relu(getattr(m, name)(x))
+        return m.fc(pool(m.c(x)))
+
+    return Net(forward, a=nn.Conv2d(3, 8, 3, 1, 1), **members, c=nn.Conv2d(8, 6, 3), fc=nn.Linear(6, 10))
+
+
+def functional(weight: Tensor, bias: Tensor | None = None, **options: Any) -> Net:
+    """A convolution by function, whose weights are the network's own."""
+    return Net(
+        lambda m, x: m.fc(pool(m.c(F.relu(F.conv2d(m.a(x), m.w, m.bias, **options))))),
+        a=nn.Conv2d(3, 8, 3), w=nn.Parameter(weight), bias=None if bias is None else nn.Parameter(bias),
+        c=nn.Conv2d(8, 6, 3), fc=nn.Linear(6, 10),
+    )  # fmt: skip
+
+
+def written_in_parts(x: Tensor) -> Tensor:
+    y = x.new_empty(x.shape[0], x.shape[1], x.shape[2] + 2, x.shape[3])
+    y[:, :, 1:-1] = x
+    y[:, :, :1], y[:, :, -1:] = x[:, :, -1:], x[:, :, :1]
+    return y
+
+
+def upsampled_beside() -> Net:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x)
+        beside = [F.pixel_shuffle(m.up(x), 2), F.interpolate(x, scale_factor=2)]
+        return m.fc(pool(m.c(torch.cat(beside, 1))))
+
+    return Net(
+        forward,
+        a=nn.Conv2d(3, 8, 3), up=nn.Conv2d(8, 16, 1), c=nn.Conv2d(12, 6, 3), fc=nn.Linear(6, 10),
+    )  # fmt: skip
+
+
+def unpooled() -> Net:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        small, places = F.max_pool2d(m.a(x), 2, return_indices=True)
+        return m.fc(pool(m.c(F.max_unpool2d(m.b(small), places, 2))))
+
+    return Net(forward, a=nn.Conv2d(3, 8, 3, 1, 1), b=nn.Conv2d(8, 8, 1), c=nn.Conv2d(8, 6, 3), fc=nn.Linear(6, 10))
+
+
+def sampled() -> Net:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.fc(pool(m.c(F.grid_sample(m.a(x), m.places.expand(x.shape[0], -1, -1, -1), align_corners=False))))
+
+    return Net(
+        forward, a=nn.Conv2d(3, 8, 3), places=nn.Parameter(torch.rand(1, 5, 5, 2)), c=nn.Conv2d(8, 6, 3),
+        fc=nn.Linear(6, 10),
+    )  # fmt: skip
+
+
+def rows_first(bias: bool) -> Net:
+    """A linear layer reads a transposed view, as in SegFormer."""
+    return Net(
+        lambda m, x: m.fc(F.relu(m.m(F.relu(m.l(m.a(x).flatten(2).transpose(1, 2))))).mean(1)),
+        a=nn.Conv2d(3, 8, 3, 2), l=nn.Linear(8, 12, bias=bias), m=nn.Linear(12, 6), fc=nn.Linear(6, 10),
+    )  # fmt: skip
+
+
+def positions(rows: int, buffer: bool) -> Net:
+    """A table of positions that is as long as the sequence, or longer, and cut."""
+    net = Net(
+        lambda m, x: m.o(m.t(m.i(x) + m.pe[:, : x.size(1)]).mean(1)),
+        i=nn.Linear(16, 12), t=nn.TransformerEncoderLayer(12, 3, 24, batch_first=True), o=nn.Linear(12, 4),
+    )  # fmt: skip
+    table = torch.randn(1, rows, 12)
+    if buffer:
+        net.register_buffer("pe", table)
+    else:
+        net.pe = nn.Parameter(table)
+    return net
+
+
+def embedded(places: str) -> Net:
+    """Words and positions; the residual stream is as wide as the embeddings."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.e(x)
+        h = h + (m.p if places == "parameter" else m.p(torch.arange(12)) if places == "table" else 0)
+        h = h + m.f2(F.gelu(m.f1(m.n(h))))
+        return m.o(h.mean(1))
+
+    made = {"parameter": nn.Parameter(torch.randn(1, 12, 8)), "table": nn.Embedding(12, 8), "none": None}
+    return Net(
+        forward, e=nn.Embedding(50, 8), p=made[places], f1=nn.Linear(8, 24), f2=nn.Linear(24, 8), n=nn.LayerNorm(8),
+        o=nn.Linear(8, 4),
+    )  # fmt: skip
+
+
+def tied_words() -> Net:
+    """The table of words is the last layer, too."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        h = m.e(x) + m.f2(F.gelu(m.f1(m.e(x))))
+        return (h @ m.e.weight.T).mean(1)
+
+    return Net(forward, e=nn.Embedding(50, 8), f1=nn.Linear(8, 24), f2=nn.Linear(24, 8))
+
+
+def volumes() -> Net:
+    """A 3D convolution, then 2D ones."""
+    return Net(
+        lambda m, x: m.fc(pool(m.b(F.relu(m.a(x[:, None])).flatten(1, 2)))),
+        a=nn.Conv3d(1, 8, 3, padding=1), b=nn.Conv2d(24, 6, 3), fc=nn.Linear(6, 10),
+    )  # fmt: skip
+
+
+def recurrent(kind: type) -> Net:
+    return Net(
+        lambda m, x: m.fc(m.rnn(m.b(m.a(x)).flatten(2).transpose(1, 2))[0][:, -1]),
+        a=block(3, 8), b=nn.Conv2d(8, 6, 3), rnn=kind(6, 5, batch_first=True), fc=nn.Linear(5, 10),
+    )  # fmt: skip
+
+
+OFFERED: dict[str, tuple[Callable[[], nn.Module], list[str], Tensor]] = {
+    "norm over [C, H, W]": (lambda: chain(nn.LayerNorm([8, 8, 8])), ["a", "c"], EXAMPLE),
+    "norm over [C, H, W] without parameters": (
+        lambda: chain(nn.LayerNorm([8, 8, 8], elementwise_affine=False)), ["a", "c"], EXAMPLE
+    ),
+    "3D beside 2D": (volumes, ["a", "b"], EXAMPLE),
+    "max over channels": (lambda: over(lambda x: x * x.max(1, keepdim=True)[0].sigmoid()), ["a", "c"], EXAMPLE),
+    "min over channels": (lambda: over(lambda x: x - x.min(1, keepdim=True)[0]), ["a", "c"], EXAMPLE),
+    "logsumexp over channels": (lambda: over(lambda x: x - x.logsumexp(1, True)), ["a", "c"], EXAMPLE),
+    "max over positions": (lambda: pooled(lambda x: x.flatten(2).max(2)[0]), ["a.0", "b"], EXAMPLE),
+    "median over positions": (lambda: pooled(lambda x: x.flatten(2).median(2)[0]), ["a.0", "b"], EXAMPLE),
+    "largest of positions": (lambda: pooled(lambda x: x.flatten(2).topk(3)[0].mean(2)), ["a.0", "b"], EXAMPLE),
+    "sorted positions": (lambda: pooled(lambda x: x.flatten(2).sort()[0][..., 5]), ["a.0", "b"], EXAMPLE),
+    "k-th of positions": (lambda: pooled(lambda x: x.flatten(2).kthvalue(5)[0]), ["a.0", "b"], EXAMPLE),
+    "logsumexp over positions": (lambda: pooled(lambda x: x.logsumexp((2, 3))), ["a.0", "b"], EXAMPLE),
+    "product over positions": (lambda: pooled(lambda x: x.mean(3).prod(2)), ["a.0", "b"], EXAMPLE),
+    "sums up to a position": (lambda: over(lambda x: x.cumsum(2) + x.cummax(3)[0]), ["a", "c"], EXAMPLE),
+    "gated linear unit": (lambda: chain(nn.Conv2d(8, 16, 1), nn.GLU(1)), ["a", "middle.0", "c"], EXAMPLE),
+    "log sigmoid": (lambda: chain(nn.LogSigmoid()), ["a", "c"], EXAMPLE),
+    "random leaky": (lambda: chain(nn.RReLU()), ["a", "c"], EXAMPLE),
+    "channel shuffle": (
+        lambda: chain(nn.ChannelShuffle(2), nn.Conv2d(8, 8, 1, groups=2)), ["a", "middle.1", "c"], EXAMPLE
+    ),
+    "windows and back": (lambda: chain(nn.Unfold(3, padding=1), nn.Fold(8, 3, padding=1)), ["a", "c"], EXAMPLE),
+    "sampled at places": (sampled, ["a", "c"], EXAMPLE),
+    "unpooled": (unpooled, ["a", "c"], EXAMPLE),
+    "circular padding": (
+        lambda: chain(nn.Conv2d(8, 8, 3, 1, 1, padding_mode="circular")), ["a", "middle.0", "c"], EXAMPLE
+    ),
+    "written in parts": (lambda: over(written_in_parts), ["a", "c"], EXAMPLE),
+    "normalised": (lambda: pooled(lambda x: F.normalize(pool(x), dim=1)), ["a.0", "b"], EXAMPLE),
+    "normalised by hand": (
+        lambda: pooled(lambda x: (y := pool(x)) / y.norm(dim=1, keepdim=True)), ["a.0", "b"], EXAMPLE
+    ),
+    "rows first": (lambda: rows_first(True), ["a", "l", "m"], EXAMPLE),
+    "rows first without bias": (lambda: rows_first(False), ["a", "l", "m"], EXAMPLE),
+    "pixel shuffle beside": (upsampled_beside, ["a", "up", "c"], EXAMPLE),
+    "depthwise transposed": (
+        lambda: through(u=nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=8), v=nn.Conv2d(8, 8, 1)), ["a", "v", "c"], EXAMPLE
+    ),
+    "convolution by function": (lambda: functional(torch.randn(8, 8, 3, 3)), ["a", "w", "c"], EXAMPLE),
+    "with bias": (lambda: functional(torch.randn(8, 8, 3, 3), torch.randn(8)), ["a", "w", "c"], EXAMPLE),
+    "grouped": (lambda: functional(torch.randn(8, 4, 3, 3), groups=2), ["a", "w", "c"], EXAMPLE),
+    "positions": (lambda: positions(12, False), ["i", "t.self_attn.in_proj_weight", "t.linear1"], ROWS),
+    "more positions": (lambda: positions(64, False), ["i", "t.self_attn.in_proj_weight", "t.linear1"], ROWS),
+    "a buffer of more positions": (lambda: positions(64, True), ["i", "t.self_attn.in_proj_weight", "t.linear1"], ROWS),
+    "words": (lambda: embedded("none"), ["e.weight", "f1"], WORDS),
+    "words and a table of places": (lambda: embedded("table"), ["e.weight", "f1"], WORDS),
+    "words and a parameter of places": (lambda: embedded("parameter"), ["e.weight", "f1"], WORDS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OFFERED)
+def test_it_is_offered_and_works(kind: str) -> None:
+    make, sites, example = OFFERED[kind]
+    torch.manual_seed(0)
+    assert names(assert_true_to_masking(lively(make()), example, policies=2)) == sites
+
+
+def refusals(model: nn.Module, example: Tensor) -> str:
+    """What the user is told, of a network with nothing to prune, too."""
+    try:
+        return "; ".join(f"{name}: {reason}" for name, reason in reasons(build_graph(model, example)).items())
+    except ModelError as error:
+        return str(error)
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str, Tensor]] = {
+    "sorted channels": (lambda: over(lambda x: x.sort(1)[0]), "a", "sort runs over its channels", EXAMPLE),
+    "sums over channels": (lambda: over(lambda x: x.cumsum(1)), "a", "cumsum runs over its channels", EXAMPLE),
+    "largest channels": (lambda: over(lambda x: x.topk(8, 1)[0]), "a", "topk runs over its channels", EXAMPLE),
+    "grouped transposed": (
+        lambda: through(u=nn.ConvTranspose2d(8, 8, 2, 2, groups=2)), "a",
+        "u, which reads it, is a transposed convolution of 2 groups of channels", EXAMPLE,
+    ),
+    "LSTM": (lambda: recurrent(nn.LSTM), "b", "rnn, a recurrent layer (LSTM), reads it", EXAMPLE),
+    "GRU": (lambda: recurrent(nn.GRU), "b", "rnn, a recurrent layer (GRU), reads it", EXAMPLE),
+    "a table of words that is also a layer": (
+        tied_words, "e.weight", "its channels are multiplied with one another", WORDS
+    ),
+    "a part of a parameter": (
+        lambda: Net(lambda m, x: m.fc(pool(F.conv2d(m.a(x), m.w[:8]))), a=nn.Conv2d(3, 8, 3),
+                    w=nn.Parameter(torch.randn(9, 8, 1, 1)), fc=nn.Linear(8, 10)),
+        "a", "the weights of a convolution that reads it are made from a part of w", EXAMPLE,
+    ),
+    "experts that are mixed": (
+        lambda: Net(lambda m, x: m.fc(pool(m.c(F.conv2d(y := m.a(x), (m.r(pool(y)) @ m.w).view(8, 8, 1, 1))))),
+                    a=nn.Conv2d(3, 8, 3), r=nn.Linear(8, 3), w=nn.Parameter(torch.randn(3, 64)), c=nn.Conv2d(8, 6, 3),
+                    fc=nn.Linear(6, 10)),
+        "a", "the weights of a convolution that reads it are made while the network runs", EXAMPLE,
+    ),
+    "a branch by value": (
+        lambda: over(lambda x: x * 2 if x.mean() > 0 else x.neg().exp()), "a",
+        "the network decides by values of its input (an if on a tensor, .item(), int(...) or float(...))", EXAMPLE,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_it_is_refused_by_its_reason(kind: str) -> None:
+    make, layer, reason, example = REFUSED[kind]
+    torch.manual_seed(0)
+    model = lively(make())
+    assert f"{layer}: {reason}" in refusals(model, example)
+
+
+# Modules that cannot be copied
+
+
+def masked(m: nn.Sequential) -> None:
+    prune.ln_structured(m[0], "weight", 0.5, 2, 0)
+    prune.l1_unstructured(m[2], "weight", 0.3)
+    prune.l1_unstructured(m[2], "bias", 0.3)
+
+
+def kept(m: nn.Sequential) -> None:
+    m[0].register_forward_hook(lambda module, inputs, output: setattr(module, "last", [output]))
+    m(EXAMPLE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        masked,
+        kept,
+        lambda m: nn.utils.spectral_norm(m[0]),
+        lambda m: parametrizations.spectral_norm(m[0]),
+        lambda m: parametrizations.weight_norm(m[0]),
+        pytest.param(lambda m: nn.utils.weight_norm(m[0]), marks=pytest.mark.filterwarnings("ignore::FutureWarning")),
+    ],
+)
+def test_weights_that_are_computed_and_what_is_kept_do_no_harm(change: Callable[[nn.Sequential], None]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+    )
+    change(model)
+    model.eval()
+    with torch.no_grad():
+        before = model(EXAMPLE)
+    graph = assert_true_to_masking(prepared(model), EXAMPLE, policies=2)
+    assert names(graph) == ["0", "2"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(EXAMPLE), before)
+
+
+def test_averaged_weights_are_the_network() -> None:
+    inner = chain()
+    assert prepared(torch.optim.swa_utils.AveragedModel(inner)).a.weight.equal(inner.a.weight)
+
+
+class Locked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.lock = nn.Conv2d(3, 8, 3), threading.Lock()
+
+
+def test_a_lock_is_named() -> None:
+    with pytest.raises(ModelError, match=r"cannot be copied: 'inner.lock' is a lock, which has no copies"):
+        prepared(Net(lambda m, x: x, inner=Locked()))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_torchscript_inside_is_named() -> None:
+    with pytest.raises(ModelError, match="'d' is a TorchScript module"):
+        prepared(Net(lambda m, x: x, d=torch.jit.script(nn.Conv2d(3, 8, 3))))
+
+
+def test_a_padding_mask_is_followed() -> None:
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 3, 24, batch_first=True), 2)
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.i, self.t, self.o = nn.Linear(16, 12), encoder, nn.Linear(12, 4)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.o(self.t(self.i(x), src_key_padding_mask=mask)[:, 0])
+
+    torch.manual_seed(0)
+    graph = build_graph(Masked().eval(), {"x": ROWS, "mask": torch.arange(12)[None] > 8})
+    assert names(graph) == [
+        "i", "t.layers.0.self_attn.in_proj_weight", "t.layers.0.linear1", "t.layers.1.self_attn.in_proj_weight",
+        "t.layers.1.linear1",
+    ]  # fmt: skip
