@@ -80,7 +80,7 @@ def _make_weights_plain(model: nn.Module) -> None:
     for module in list(model.modules()):
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, prune.BasePruningMethod):
-                prune.remove(module, hook._tensor_name)
+                prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
             elif isinstance(hook, SpectralNorm):
                 nn.utils.remove_spectral_norm(module, hook.name)
             elif isinstance(hook, WeightNorm):
