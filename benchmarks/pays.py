@@ -30,7 +30,7 @@ from amc.evaluation.reward import loss as loss_reward
 from amc.latency import measure
 from amc.latency.prediction import CorrectedCosts, effective_widths
 from amc.latency.profile import LearnedModel, Profile
-from amc.pipeline.stages import Stages, with_zero_widths
+from amc.pipeline.stages import Stages
 from amc.runtime.journal import Journal, read_records
 from amc.search import load_searcher
 from amc.space.budget import Space
@@ -57,7 +57,9 @@ def limited(bench: Bench, model: LearnedModel, resource: str, share: float) -> S
     """The space of a run with this single limit."""
     if resource == "macs":
         return replace(bench.space, limits={"macs": share * bench.space.costs(bench.space.full)["macs"]})
-    settings = effective_widths(model.predict_all, with_zero_widths(bench.space.settings, bench.space.model))
+    removable = {branch.site for branch in bench.space.model.branches}
+    widths = [(0, *s.sizes) if number in removable else s.sizes for number, s in enumerate(bench.space.sites)]
+    settings = effective_widths(model.predict_all, widths)
     within = model.tables.non_decreasing(settings)
     limit = share * float(within([bench.space.full])[0])
     costs = CorrectedCosts(bench.space.model, within, 1.0)

@@ -29,6 +29,7 @@ from amc.latency.learned import OperatorTable, Tables
 from amc.latency.operators import operators
 from amc.operators.branches import find_branches, skip_identities
 from amc.operators.channels import legal_widths
+from amc.operators.operator import NetworkFacts
 from amc.operators.policy import Policy, fingerprint, make_policy
 from amc.pipeline.stages import branches_go, make_space
 from amc.reconstruction.sequential import Effort
@@ -410,7 +411,7 @@ def test_branches_of_a_network_without_any(capsys, tmp_path):
     layout = file_layout(tmp_path / "m.onnx", graph, model)
     assert layout.branches == ()
     with pytest.raises(BudgetError, match="no residual branch of this network can be removed whole"):
-        make_space(Config(budget=BudgetConfig(branches="0.5")), graph, ResourceModel(graph, model, layout))
+        make_space(Config(budget=BudgetConfig(branches="0.5")), NetworkFacts(model, graph, layout))
     options = ["--latency", "0.5", "--branches", "0.5", "--latency-model", "command:./measure.sh {onnx}"]
     assert main(["search", *options, "--out", str(tmp_path / "run")]) == 2
     assert "only profiles know what a network takes without some of its branches" in capsys.readouterr().err
@@ -433,7 +434,7 @@ def test_when_branches_may_go(budget, search, go, original):
     model, _, graph, _, layout = original("resnet8-digits")
     config = Config(budget=BudgetConfig(**budget), search=SearchConfig(**search))
     assert branches_go(config) is go
-    space = make_space(config, graph, ResourceModel(graph, model, layout))  # without what predicts latency
+    space = make_space(config, NetworkFacts(model, graph, layout))  # without what predicts latency
     assert [s for s, settings in enumerate(space.settings) if settings[0] == 0] == [
         branch.site for branch in layout.branches if go
     ]

@@ -14,6 +14,7 @@ from amc.errors import AmcError
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.settings import EvaluationSettings
 from amc.graph.build import build_graph
+from amc.operators.operator import NetworkFacts
 from amc.pipeline.pipeline import check, compress_task, open_task
 from amc.pipeline.record import Record
 from amc.pipeline.stages import Stages, branches_go, make_space
@@ -21,7 +22,6 @@ from amc.runtime.journal import Journal
 from amc.runtime.locks import Machine
 from amc.runtime.memory import GIB
 from amc.runtime.monitor import Monitor, Silent
-from amc.space.resources import ResourceModel
 
 
 def work(config: Config, monitor: Monitor) -> None:
@@ -66,16 +66,16 @@ def _examine_group(group: list[Config]) -> Iterator[str | None]:
     except AmcError as error:
         yield from [str(error)] * len(group)
         return
-    resources = ResourceModel(graph, task.model)
+    network = NetworkFacts(task.model, graph)
     if any(config.budget.size or branches_go(config) for config in group):
         with tempfile.TemporaryDirectory() as folder:
             original = Path(folder, "original.onnx")
             export_onnx(task.model, task.example, original)
-            resources = ResourceModel(graph, task.model, file_layout(original, graph, task.model))
+            network = NetworkFacts(task.model, graph, file_layout(original, graph, task.model))
     for config in group:
         try:
             check(config)
-            make_space(config, graph, resources)
+            make_space(config, network)
             yield None
         except AmcError as error:
             yield str(error)

@@ -17,11 +17,13 @@ from amc.evaluation.settings import Dtype, EvaluationSettings
 from amc.evaluation.site_errors import SiteErrors
 from amc.graph.build import Graph
 from amc.graph.channels import Kept
-from amc.operators.channels import width_of
+from amc.operators.channels import all_widths
+from amc.operators.compose import recorded_settings
+from amc.operators.operator import NetworkFacts, PolicySetting
 from amc.reconstruction.fold import Folder
 from amc.reconstruction.least_squares import Moments
 from amc.runtime.memory import Memory
-from amc.space.sites import Choice, Setting
+from amc.space.sites import Choice, Setting, SiteSettings
 from amc.task import Task
 
 _SMALL = 4e6  # MACs
@@ -38,13 +40,17 @@ class Evaluator(Backend):
         moments: Mapping[str, Moments],
         settings: EvaluationSettings,
         memory: Memory | None = None,
+        sites: Sequence[SiteSettings] | None = None,
     ) -> None:
-        """``orders``: of every site its channels ``[C]``, the most important first. ``moments``: of the layers' inputs.
+        """``orders``: of every group its channels ``[C]``, most important first. ``moments``: of the layers' inputs.
 
-        ``memory`` bounds what sequential reconstruction and sensitivities take.
+        ``memory`` bounds what sequential reconstruction and sensitivities take. ``sites``: the space's; left out, all
+        widths of all channel groups.
         """
         self.settings = settings
-        self._task, self._graph, self._orders, self._moments, self._memory = task, graph, orders, moments, memory
+        self._task, self._graph, self._moments, self._memory = task, graph, moments, memory
+        self._facts = NetworkFacts(task.model, graph, orders=[order.numpy() for order in orders])
+        self._sites = tuple(all_widths(graph) if sites is None else sites)
         self.samples = SearchSamples(task, Folder(task.model, graph.layers, task.example))
         self.networks = self._new_networks()
         self._errors = self._new_errors()
@@ -53,11 +59,11 @@ class Evaluator(Backend):
 
     def _new_networks(self) -> PolicyNetworks:
         how = self.settings.reconstruction
-        return PolicyNetworks(self._task, self._graph, self._orders, self._moments, how, self._memory)
+        return PolicyNetworks(self._task, self._facts, self._sites, self._moments, how, self._memory)
 
     def _new_errors(self) -> SiteErrors:
         objective = self.settings.objective
-        return SiteErrors(self._task, self._graph, self._orders, self._moments, objective, self._memory)
+        return SiteErrors(self._task, self._facts, self._sites, self._moments, objective, self._memory)
 
     def with_settings(self, settings: EvaluationSettings) -> Evaluator:
         """An evaluator by other settings. It shares with this one whatever does not depend on what they change."""
@@ -72,8 +78,12 @@ class Evaluator(Backend):
         return other
 
     def kept(self, choice: Choice) -> Kept:
-        """The channels that stay at every site, ascending."""
+        """The channels that stay in every group of the graph, ascending."""
         return self.networks.kept(choice)
+
+    def recorded(self, choice: Choice) -> dict[str, PolicySetting]:
+        """What policy.json says of every site of a policy."""
+        return recorded_settings(self._facts, self._sites, choice)
 
     @property
     def races(self) -> bool:
@@ -91,7 +101,7 @@ class Evaluator(Backend):
 
     def site_error(self, site: int, setting: Setting) -> float:
         """What a site's setting costs, estimated without an evaluation (`amc.evaluation.site_errors`)."""
-        return self._errors(site, width_of(setting))
+        return self._errors(site, setting)
 
     def refined_score(self, choice: Choice) -> Score:
         """The score of the network that would be delivered before training, always in float32."""

@@ -1,7 +1,7 @@
 """From a choice to the network of a policy: pruned, re-solved, recalibrated.
 
 One scratch copy of the original takes on the tensors of every policy in turn, so that thousands of evaluations copy no
-module. `PolicyNetworks.kept` is the one place that turns a choice into channels.
+module. `amc.operators.compose.PolicyApplier` is the one place that turns a choice into a network.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from amc.evaluation.settings import EvaluationSettings, Reconstruction
-from amc.graph.build import Graph
 from amc.graph.channels import BATCH_NORMS, Kept
-from amc.graph.surgery import Dresser, silence
+from amc.operators.compose import PolicyApplier
+from amc.operators.operator import NetworkFacts
 from amc.reconstruction.least_squares import Moments, Reconstructor
 from amc.reconstruction.recalibration import recalibrate
 from amc.reconstruction.sequential import SequentialReconstruction
 from amc.runtime.memory import Memory
-from amc.space.sites import Choice
+from amc.space.sites import Choice, SiteSettings
 from amc.task import Task
 
 
@@ -30,20 +29,19 @@ class PolicyNetworks:
     def __init__(
         self,
         task: Task,
-        graph: Graph,
-        orders: Sequence[Tensor],
+        facts: NetworkFacts,
+        sites: Sequence[SiteSettings],
         moments: Mapping[str, Moments],
         reconstruction: Reconstruction,
         memory: Memory | None = None,
     ) -> None:
-        """``orders``: of every site its channels ``[C]``, the most important first. ``moments``: of the layers' inputs.
+        """``sites``: what the settings of a choice are of. ``moments``: of the layers' inputs.
 
         ``memory`` bounds the samples and the rows of sequential reconstruction.
         """
-        self._task, self._graph = task, graph
-        self._orders = [order.numpy() for order in orders]
+        self._task, self._sites, graph = task, tuple(sites), facts.graph
         self._scratch = copy.deepcopy(task.model).requires_grad_(False)
-        self._applier = Dresser(self._scratch, graph.layers)
+        self._applier = PolicyApplier(self._scratch, facts, sites)
         self._solve = Reconstructor(graph, task.model, moments) if reconstruction.solve else None
         self._sequential = {
             effort: SequentialReconstruction(task, graph, reconstruction.seed, effort, memory)
@@ -55,16 +53,15 @@ class PolicyNetworks:
     @property
     def full(self) -> Choice:
         """The choice that removes nothing."""
-        return tuple(site.channels for site in self._graph.sites)
+        return tuple(site.original for site in self._sites)
 
     def kept(self, choice: Choice) -> Kept:
-        """The channels that stay at every site, ascending."""
-        return [np.sort(order[:width]) for order, width in zip(self._orders, choice, strict=True)]
+        """The channels that stay in every group of the graph, ascending."""
+        return self._applier.kept(choice)
 
     def plain(self, choice: Choice) -> nn.Module:
         """The pruned network, its layers re-solved on the original's inputs only."""
-        kept = self.kept(choice)
-        self._applier.dress(kept, self._solve(kept) if self._solve else None)
+        self._applier.apply(choice, self._solve(self.kept(choice)) if self._solve else None)
         return self._scratch
 
     def network(self, choice: Choice, settings: EvaluationSettings) -> nn.Module:
@@ -90,7 +87,7 @@ class PolicyNetworks:
         wanted = {name: p.requires_grad for name, p in self._task.model.named_parameters()}
         for name, parameter in own.named_parameters():
             parameter.requires_grad_(wanted[name])
-        silence(own, self._graph.layers, self.kept(choice))
+        self._applier.finish(own, choice)
         return own
 
     def forget(self) -> None:

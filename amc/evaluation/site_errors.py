@@ -1,8 +1,9 @@
 """What a site's settings cost in the objective of the search, without an evaluation.
 
-A layer that reads the site has, after re-solving, the error that the remaining channels leave unexplained
-(`amc.reconstruction.least_squares.lost_variances`); how much it matters is the layer's sensitivity
-(`amc.reconstruction.sensitivity`). Fisher's approximation to second order: errors of layers are added.
+The operator that a site belongs to says what its settings do (`CompressionOperator.errors`), in terms of what can be
+estimated here. Of channels that are removed: a layer that reads them has, after re-solving, the error that the
+remaining channels leave unexplained (`amc.reconstruction.least_squares.lost_variances`); how much it matters is the
+layer's sensitivity (`amc.reconstruction.sensitivity`). Fisher's approximation to second order: errors of layers add up.
 """
 
 from __future__ import annotations
@@ -16,44 +17,53 @@ import torch
 from torch import Tensor
 
 from amc.evaluation.settings import SearchObjective
-from amc.graph.build import Graph, consumers
+from amc.graph.build import consumers
 from amc.graph.channels import Layer
 from amc.graph.surgery import weight_of
+from amc.operators.operator import NetworkFacts
+from amc.operators.registry import operator_of
 from amc.reconstruction.least_squares import Moments, elements, lost_variances
 from amc.reconstruction.sensitivity import Sensitivity, sensitivities
 from amc.reconstruction.sequential import undone
 from amc.runtime.memory import Memory
+from amc.space.sites import Setting, SiteSettings
 from amc.task import Task
 
 
 class SiteErrors:
-    """Estimated rise of the objective of the search for every site and width, all other sites whole."""
+    """Estimated rise of the objective of the search for every site and setting, all other sites whole."""
 
     def __init__(
         self,
         task: Task,
-        graph: Graph,
-        orders: Sequence[Tensor],
+        facts: NetworkFacts,
+        sites: Sequence[SiteSettings],
         moments: Mapping[str, Moments],
         objective: SearchObjective,
         memory: Memory | None = None,
     ) -> None:
         """``memory`` bounds the backward passes that sensitivities take."""
-        self._task, self._graph, self._moments = task, graph, moments
-        self._orders = [order.numpy() for order in orders]
+        self._task, self._facts, self._sites, self._moments = task, facts, tuple(sites), moments
+        self._graph, self._orders = facts.graph, facts.orders
         self._objective, self._memory = objective, memory
-        self._tables: dict[int, Tensor] = {}
+        self._tables: dict[int, dict[Setting, float]] = {}
 
-    def __call__(self, site: int, width: int) -> float:
-        """The error of a site at a width, summed over the layers that read it; 0 at its full width.
+    def __call__(self, site: int, setting: Setting) -> float:
+        """The error of a site at a setting; 0 at the original's."""
+        if site not in self._tables:
+            own = self._sites[site]
+            errors = operator_of(own.operators[0]).errors(self._facts, own, self)
+            self._tables[site] = dict(zip(own.settings, errors, strict=True))
+        return self._tables[site][setting]
+
+    def removing_channels(self, group: int) -> Tensor:
+        """The error by how many channels of a group stay ``[C + 1]``, summed over the layers that read them.
 
         Of a layer whose inputs were not measured (a grouped convolution, heads in a fused attention) the share of its
-        inputs that is removed counts: no site may seem free.
+        inputs that is removed counts: no group may seem free.
         """
-        if site not in self._tables:
-            readers = [self._reader_errors(layer, site) for layer in consumers(self._graph, site)]
-            self._tables[site] = sum(readers, torch.zeros(self._graph.sites[site].channels + 1, dtype=torch.float64))
-        return float(self._tables[site][width])
+        readers = [self._reader_errors(layer, group) for layer in consumers(self._graph, group)]
+        return sum(readers, torch.zeros(self._graph.sites[group].channels + 1, dtype=torch.float64))
 
     @cached_property
     def sensitivities(self) -> Mapping[str, Sensitivity]:
@@ -61,7 +71,7 @@ class SiteErrors:
         return sensitivities(self._task, self._graph.layers, self._memory, self._objective == "logit_mse")
 
     def _reader_errors(self, layer: Layer, site: int) -> Tensor:
-        """The errors of one layer that reads a site, at all of the site's widths ``[channels + 1]``."""
+        """The errors of one layer that reads a channel group, at all of the group's widths ``[C + 1]``."""
         known, own = self.sensitivities, self.sensitivities.get(layer.name)
         usual = sum(s.whole for s in known.values()) / len(known) if known else 1.0
         axis, moments = layer.input, self._moments.get(layer.name)

@@ -163,6 +163,11 @@ def legal_widths(channels: int, min_keep: float, step: int | None = None) -> tup
     return (*sorted(widths), channels)
 
 
+def all_widths(graph: Graph) -> tuple[SiteSettings, ...]:
+    """One site a channel group of the graph, with every width from 0 on."""
+    return numeric_sites([group.name for group in graph.sites], [range(group.channels + 1) for group in graph.sites])
+
+
 def width_of(setting: Setting) -> int:
     """The number of channels that a setting keeps. Raises TypeError for another operator's setting."""
     if not isinstance(setting, int):

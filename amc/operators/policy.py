@@ -44,6 +44,11 @@ class Policy:
     inputs: Signature | None = None
     """What the network takes."""
 
+    @classmethod
+    def of(cls, model: nn.Module, settings: Mapping[str, PolicySetting], example: Nested | None = None) -> Policy:
+        """The policy with these settings for one network. ``example``: what the network takes."""
+        return cls(fingerprint(model), settings, None if example is None else Signature.of(example))
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
         sites = {name: setting.to_json() for name, setting in self.settings.items()}

@@ -15,7 +15,7 @@ from amc.importance import load_criterion
 from amc.latency import load_latency_model, runs_code
 from amc.latency.instruments import Instruments
 from amc.latency.profiling import is_profile
-from amc.operators.policy import fingerprint, make_policy
+from amc.operators.policy import Policy
 from amc.pipeline.backends import RemoteBackend
 from amc.pipeline.delivery import Delivery
 from amc.pipeline.record import Record
@@ -263,7 +263,7 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
         int8 = delivery.quantise()
     with record.stage("test"):
         scores = delivery.test(model)
-    policy = make_policy(graph, fingerprint(task.model), kept, task.example)
+    policy = Policy.of(task.model, evaluator.recorded(chosen), task.example)
     findings = Findings(
         original=_told(space, space.full),
         final={**_told(space, chosen), "size": float((folder / "model.onnx").stat().st_size)},
@@ -289,5 +289,5 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
 
 def _told(space: Space, choice: Choice) -> dict[str, float]:
     """Exact costs only: latency is told as it was measured, and branches where they may go."""
-    untold = {"latency"} if 0 in space.smallest else {"latency", "branches"}
+    untold = {"latency"} if any(site.sizes[0] == 0 for site in space.sites) else {"latency", "branches"}
     return {name: value for name, value in space.costs(choice).items() if name not in untold}

@@ -31,8 +31,10 @@ from amc.latency.constraint import LatencyConstraint, limited_by_model, limited_
 from amc.latency.correction import RoundOver
 from amc.latency.prediction import effective_widths
 from amc.latency.profiling import Bench, is_profile, latency_problem, learn_latency, profile_key
-from amc.operators.channels import legal_widths
+from amc.operators.compose import cost_model, offered_sites
+from amc.operators.operator import NetworkFacts, SettingBounds
 from amc.operators.policy import fingerprint
+from amc.operators.registry import OPERATORS, Operators
 from amc.pipeline.backends import RemoteBackend, search_backend
 from amc.pipeline.record import Record
 from amc.reconstruction.sequential import FAST, FULL
@@ -42,8 +44,7 @@ from amc.runtime.memory import Memory
 from amc.runtime.plugins import file_digests
 from amc.search import may_race, run_searcher
 from amc.space.budget import Budget, Space
-from amc.space.resources import ResourceModel
-from amc.space.sites import Choice, numeric_sites
+from amc.space.sites import Choice
 from amc.task import evaluate
 from amc.train import train
 
@@ -83,8 +84,8 @@ class Stages:
     def space(self, graph: Graph, latency: LatencyConstraint | None = None) -> Space:
         """Legal widths under the budget, with exact costs; latency as it is predicted in this round."""
         record = self.record
-        resources = ResourceModel(graph, record.task.model, file_layout(self._original(), graph, record.task.model))
-        return make_space(record.config, graph, resources, latency)
+        layout = file_layout(self._original(), graph, record.task.model)
+        return make_space(record.config, NetworkFacts(record.task.model, graph, layout), latency)
 
     def _exported(self) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +99,7 @@ class Stages:
         moments = record.shared.moments(graph, self.memory, record.folder, record.monitor.progress)
         orders = record.shared.orders(graph, moments)
         given = settings or settings_of(record.config)
-        evaluator = Evaluator(record.task, graph, orders, moments, given, self.memory)
+        evaluator = Evaluator(record.task, graph, orders, moments, given, self.memory, space.sites)
         return evaluator if settings else self._decided(evaluator, space.fit(np.ones(len(space.names))))
 
     def _decided(self, trial: Evaluator, uniform: Choice) -> Evaluator:
@@ -340,31 +341,34 @@ def best_first(found: Sequence[Evaluation]) -> list[Evaluation]:
     return sorted((e for e in found if e.error is None), key=lambda e: (-e.reward, e.loss))
 
 
-def make_space(
-    config: Config, graph: Graph, resources: ResourceModel, latency: LatencyConstraint | None = None
-) -> Space:
-    """Legal widths under the configuration's budget. Raises BudgetError when it cannot be met.
+def make_space(config: Config, network: NetworkFacts, latency: LatencyConstraint | None = None) -> Space:
+    """What the operators offer under the configuration's budget. Raises BudgetError when it cannot be met.
 
-    Without ``latency`` a limit on latency is left out. Where latency is all that is limited, only widths at which it
+    Without ``latency`` a limit on latency is left out. Where latency is all that is limited, only settings at which it
     changes are legal.
     """
     search, asked = config.search, config.budget.replace(latency=None)
-    settings = tuple(
-        legal_widths(s.channels, search.least_share, unless_auto(search.channel_step)) for s in graph.sites
-    )
-    names = tuple(s.name for s in graph.sites)
-    original = resources.cost([s.channels for s in graph.sites])
+    bounds, operators = SettingBounds(search.least_share, unless_auto(search.channel_step)), used_operators(config)
+    sites = offered_sites(network, bounds, operators)
+    resources = cost_model(network, sites, operators)
+    full = [site.sizes[-1] for site in sites]
+    original = {name: float(values[0]) for name, values in resources.costs([full]).items()}
     exact = asked != BudgetConfig() or config.budget.latency is None
     limits = Budget.from_config(asked).limits(original) if exact else {}
     others = asked.replace(branches=None) != BudgetConfig()
-    if branches_go(config):
-        settings = with_zero_widths(settings, resources)
     if latency is None:
-        return Space(numeric_sites(names, settings), resources, limits)
+        return Space(sites, resources, limits)
     if not others:
-        settings = effective_widths(latency.prediction.predict, settings)
-    costs = latency.costs(resources, settings)
-    return Space(numeric_sites(names, settings), costs, {**limits, "latency": latency.limit_ms})
+        worthwhile = effective_widths(latency.prediction.predict, [site.sizes for site in sites])
+        sites = tuple(site.only(sizes) for site, sizes in zip(sites, worthwhile, strict=True))
+    costs = latency.costs(resources, [site.sizes for site in sites])
+    return Space(sites, costs, {**limits, "latency": latency.limit_ms})
+
+
+def used_operators(config: Config) -> Operators:
+    """The operators that a search uses."""
+    unused = set() if branches_go(config) else {"branches"}
+    return [operator for operator in OPERATORS if operator.kind not in unused]
 
 
 def branches_go(config: Config) -> bool:
@@ -376,12 +380,6 @@ def branches_go(config: Config) -> bool:
     if budget.branches is not None or budget.latency is None:
         return budget.branches is not None or least == 0
     return least in (AUTO, 0) and (named is None or is_profile(named))
-
-
-def with_zero_widths(settings: Sequence[tuple[int, ...]], resources: ResourceModel) -> tuple[tuple[int, ...], ...]:
-    """The settings, and 0 where a branch can be removed."""
-    removable = {branch.site for branch in resources.branches}
-    return tuple((0, *widths) if site in removable else widths for site, widths in enumerate(settings))
 
 
 def _candidate(choice: Choice, before: Score, after: float | None, chosen: bool) -> dict[str, Any]:

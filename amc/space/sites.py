@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -52,6 +52,15 @@ class SiteSettings:
     def original(self) -> Setting:
         """The setting that leaves the site as it is."""
         return self.settings[-1]
+
+    def only(self, sizes: Sequence[int]) -> SiteSettings:
+        """The site with the settings of these sizes alone.
+
+        >>> ranked_site("a", ("x", "y", "z"), "letters").only([1, 3]).settings
+        ('x', 'z')
+        """
+        left = [(setting, size) for setting, size in zip(self.settings, self.sizes, strict=True) if size in sizes]
+        return replace(self, settings=tuple(s for s, _ in left), sizes=tuple(size for _, size in left))
 
 
 def ranked_site(name: str, settings: Sequence[Setting], operator: str) -> SiteSettings:
