@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from amc.deploy.result import read_result
 from amc.errors import BundleError
 from amc.reports import human
 from amc.reports.charts import front_chart
-from amc.reports.read import read_batch_journal, read_result
+from amc.reports.read import read_batch_journal
 from amc.reports.table import judged_on, outcome
 from amc.runtime.files import write_text
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from amc.deploy.result import read_result
 from amc.reports.html import html_report
 from amc.reports.markdown import markdown_report
-from amc.reports.read import read_journal, read_result
+from amc.reports.read import read_journal
 from amc.runtime.files import write_text
 
 

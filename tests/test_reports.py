@@ -354,7 +354,7 @@ def test_a_missing_result(tmp_path: Path) -> None:
             r"sites\[0\].width is not a number",
         ),
         (json.dumps({**RESULT, "final": {"search": float("nan")}}), r"final\.search is not a number"),
-        (json.dumps({**RESULT, "latency": {"threads": 1}}), r"latency\.rounds is not a number"),
+        (json.dumps({**RESULT, "latency": {"threads": 1}}), r"latency\.rounds is missing"),
     ],
 )
 def test_a_broken_result_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:

@@ -23,7 +23,6 @@ import hashlib
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save
 from torch import nn
@@ -58,20 +57,6 @@ def save_weights(model: nn.Module, path: Path) -> None:
     state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     with replacing(path) as temporary:
         temporary.write_bytes(save(state))
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """The result.json of a bundle. Raises BundleError."""
-    path = folder / "result.json"
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BundleError(f"{folder} has no result.json: it is not a bundle, or its run has not ended.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"cannot read {path}: {error}") from None
-    if not isinstance(result, dict) or result.get("format") != "amc-result":
-        raise BundleError(f"{path} is not the result of a run.")
-    return result
 
 
 def seal(folder: Path) -> None:

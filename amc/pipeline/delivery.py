@@ -15,6 +15,7 @@ from amc.deploy import bundle
 from amc.deploy.export import Parity, check_parity, check_program, count_onnx_macs, export_pruned, read_onnx
 from amc.deploy.fvcore_macs import count_with_fvcore
 from amc.deploy.program import read_program, write_program
+from amc.deploy.result import read_result
 from amc.errors import BundleError, ExportError
 from amc.evaluation.problem import recorded
 from amc.evaluation.reward import Evaluation
@@ -58,7 +59,7 @@ class Delivery:
         model = bundle.load(record.folder, record.task.model, record.task.example)
         policy = Policy.load(record.folder / "policy.json")
         evaluations = tuple(recorded(record.journal))
-        return Result(model, policy, evaluations, bundle.read_result(record.folder), record.folder)
+        return Result(model, policy, evaluations, read_result(record.folder / "result.json"), record.folder)
 
     def finetune(self, model: nn.Module) -> nn.Module:
         """Train the chosen network for good, with checkpoints."""

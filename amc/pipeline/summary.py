@@ -9,14 +9,13 @@ from typing import Any
 
 from amc.config import Config, public, to_dict
 from amc.deploy.export import Parity
+from amc.deploy.result import FORMAT, VERSION
 from amc.latency import Measurement
 from amc.latency.int8 import TOLERANCE
 from amc.operators.policy import Policy
 from amc.runtime.provenance import environment
 from amc.space.budget import format_cost, is_absolute, parse_limit
 from amc.task import Task
-
-VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +54,7 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
     """The content of result.json."""
     plain = _nameless(public(to_dict(config)))
     summary: dict[str, Any] = {
-        "format": "amc-result",
+        "format": FORMAT,
         "version": VERSION,
         "task": task.name,
         "model": {"name": plain["model"]["name"], "fingerprint": policy.fingerprint},

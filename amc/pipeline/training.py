@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from amc.config import Config, from_run, unless_auto
-from amc.deploy.bundle import read_result, save_weights, verified
+from amc.deploy.bundle import save_weights, verified
+from amc.deploy.result import read_result
 from amc.errors import BundleError
 from amc.latency import onnx_metric
 from amc.pipeline.pipeline import open_task, refuse_plugins, use_threads
@@ -62,14 +63,16 @@ class Rerun:
 
 def evaluate_bundle(folder: Path, trust: bool = False) -> Rerun:
     """Run the bundle's model.onnx on the test split of its run's data."""
-    result = read_result(folder)
+    path = folder / "result.json"
+    if not path.is_file():
+        raise BundleError(f"{folder} has no result.json: it is not a bundle, or its run has not ended.")
+    result = read_result(path)
     verified(folder, "model.onnx", "config.yaml", "result.json")
     config = from_run(folder)
     if not trust:
         refuse_plugins(config, folder)
     split, objective = load_data(config.data).test, load_objective(config.objective)
     found = onnx_metric(folder / "model.onnx", objective, split)
-    try:
-        return Rerun(str(result["metric"]), found, float(result["final"]["test"]))
-    except (KeyError, TypeError, ValueError):
-        raise BundleError(f"{folder / 'result.json'} is damaged: it has no final test score.") from None
+    if result["final"].get("test") is None:
+        raise BundleError(f"{path} is damaged: it has no final test score.")
+    return Rerun(result["metric"], found, result["final"]["test"])
