@@ -255,7 +255,8 @@ def rows(model: type[BaseModel] = ResultFile, path: str = "") -> Iterator[tuple[
 
 def _described(field: FieldInfo) -> tuple[type[BaseModel] | None, str]:
     """The model within a field, and the field's type in words."""
-    kind, missing = field.annotation, ""
+    kind: Any = field.annotation
+    missing = ""
     if get_origin(kind) in (Union, UnionType):
         kind, missing = get_args(kind)[0], ", or null"
     many = get_origin(kind) is list
