@@ -1,4 +1,4 @@
-"""What a run has to show: report.md and report.html, made from its result.json and journal.jsonl alone."""
+"""Reports of runs and batches, made from result.json and the journals alone."""
 
 from amc.reports.table import final_table
 from amc.reports.write import write_reports

@@ -1,4 +1,4 @@
-"""The report of a batch: one table and one page, out of the batch's journal and its runs' folders."""
+"""The report of a batch: a table and a page, made from the batch's journal and the folders of its runs."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from amc.reports.table import judged_on, outcome
 from amc.runtime.files import write_text
 
 CHOICES = ("searcher", "seed")
-"""The axes that a user chooses over: of all else the best network is asked for each."""
+"""Axes over which the best network is chosen. The table has one row for each combination of the others."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """One run of a batch: its place in the matrix, and its result or why there is none."""
+    """One run of a batch: its place in the matrix, and its result or the reason for having none."""
 
     name: str
     place: Mapping[str, str]
     result: Mapping[str, Any] | None
     reason: str
-    """Why the run failed; empty when it did not, or has not been tried yet."""
+    """Why the run failed. Empty if it did not fail or has not been tried yet."""
 
     @property
     def met(self) -> bool:
-        """Whether the exported model was proved to be within every limit."""
+        """Whether the exported model meets every limit."""
         return self.result is not None and all(line["met"] for line in self.result["proof"])
 
     @property
-    def question(self) -> tuple[tuple[str, str], ...]:
-        """What the network is an answer to: its place without the axes that are chosen over."""
+    def group(self) -> tuple[tuple[str, str], ...]:
+        """Its row in the table: its place without the axes in `CHOICES`."""
         return tuple((axis, name) for axis, name in self.place.items() if axis not in CHOICES)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the batch's table, as text; ``best`` is the network it tells of, where there is one."""
+    """One row of the batch's table, as text. ``best`` is its network, if there is one."""
 
     place: Mapping[str, str]
     cells: Sequence[str]
@@ -52,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of one inference of both networks, and the share that is left; None where nothing was measured."""
+    """Milliseconds of one inference of both networks, and final / original. None if not measured."""
 
     original: float | None
     final: float | None
@@ -60,7 +60,7 @@ class Times:
 
 
 def times(result: Mapping[str, Any]) -> Times:
-    """As measured where the run was; on a device with a latency model of its own, as that model tells."""
+    """Times measured by the run; for a device with its own latency model, that model's predictions."""
     latency, original, final = result.get("latency") or {}, result["original"], result["final"]
     said = latency.get("prediction")
     told = next((line for line in result["proof"] if line["resource"] == "latency"), None)
@@ -72,12 +72,12 @@ def times(result: Mapping[str, Any]) -> Times:
     return Times(original.get("latency_ms"), final.get("latency_ms"), ratio)
 
 
-COLUMNS = ("by", "metric", "was", "MACs", "model.onnx", "time", "runs")
-"""``by``: searcher and seed of the best network; ``time``: ms of one inference, and the ratio to the original's."""
+COLUMNS = ("found by", "metric", "original", "MACs", "model.onnx", "time", "runs done")
+"""Found by: searcher and seed of the best network. Time: ms of one inference, and the ratio to the original's."""
 
 
 def read_batch(folder: Path) -> list[Network]:
-    """The runs of a batch, in the matrix' order. Raises BundleError."""
+    """The runs of a batch, in the order of the matrix. Raises BundleError."""
     batch = read_batch_journal(folder)
     return [_network(folder, name, place, batch.failures.get(name, "")) for name, place in batch.places.items()]
 
@@ -93,17 +93,17 @@ def _network(folder: Path, name: str, place: Mapping[str, str], reason: str) -> 
 
 
 def best(networks: Sequence[Network]) -> Network | None:
-    """The network that meets its budget and is best on the search split: the test split tells, it does not choose."""
+    """The network that meets its budget and has the best metric on the search split. None if no network does."""
     good = [n for n in networks if n.result is not None and n.met]
     return max(good, key=lambda n: n.result["final"]["search"], default=None)  # type: ignore[index]
 
 
 def batch_rows(networks: Sequence[Network]) -> list[Row]:
-    """The table: for every network, data, device and budget the best that was found."""
+    """The table: the best network for every model, data set, device and budget."""
     groups: dict[tuple[tuple[str, str], ...], list[Network]] = {}
     for network in networks:
-        groups.setdefault(network.question, []).append(network)
-    return [_row(dict(question), members) for question, members in groups.items()]
+        groups.setdefault(network.group, []).append(network)
+    return [_row(dict(group), members) for group, members in groups.items()]
 
 
 def _row(place: Mapping[str, str], members: Sequence[Network]) -> Row:
@@ -126,7 +126,11 @@ def _row(place: Mapping[str, str], members: Sequence[Network]) -> Row:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """The points (cost, score) that no other beats in both, by rising cost."""
+    """Indices of the Pareto front of (cost, score) points, by rising cost.
+
+    >>> front([(1.0, 0.5), (2.0, 0.4), (3.0, 0.9)])
+    [0, 2]
+    """
     order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
     found: list[int] = []
     for index in order:
@@ -136,7 +140,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def _charts(networks: Sequence[Network]) -> Iterator[tuple[str, str]]:
-    """Title and SVG: the metric against time and against MACs, for every data set (and device, of time)."""
+    """Title and SVG of each chart: the metric against time and against MACs, for every data set and device."""
     groups: dict[tuple[str, ...], list[Network]] = {}
     for network in networks:
         if network.result is not None:
@@ -153,18 +157,18 @@ def _charts(networks: Sequence[Network]) -> Iterator[tuple[str, str]]:
 
 
 def _timed(results: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Milliseconds and metric of all networks, the originals among them."""
+    """Milliseconds and metric of all networks, including the originals."""
     spent = [(r, which, getattr(times(r), which)) for r in results for which in ("original", "final")]
     return [(ms, r[which][judged_on(r)]) for r, which, ms in spent if ms is not None]
 
 
 def _counted(results: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Millions of MACs, and the metric."""
+    """Millions of MACs and metric of all networks, including the originals."""
     return [(1e-6 * r[which]["macs"], r[which][judged_on(r)]) for r in results for which in ("original", "final")]
 
 
 def html_batch(name: str, networks: Sequence[Network]) -> str:
-    """The text of batch.html. Everything from the runs is escaped; only the charts are let through."""
+    """The text of batch.html. All text from the runs is escaped; only the charts are inserted as they are."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

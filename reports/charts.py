@@ -1,4 +1,4 @@
-"""The charts of report.html: inline SVG in the colours of the page's CSS variables, with text as text."""
+"""The charts of report.html: inline SVG with real text, in the colours of the page's CSS variables."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _STYLE = {
 
 
 def widths_chart(result: Mapping[str, Any]) -> str:
-    """How much of every site is kept: a bar of the original's length, filled as far as the site is kept."""
+    """The share kept at every site: one bar per site, filled by the share."""
     sites = result["sites"]
     names = [_shortened(site["name"]) for site in sites]
     shares = [_percent(site["width"], site["of"]) for site in sites]
@@ -65,7 +65,7 @@ def widths_chart(result: Mapping[str, Any]) -> str:
 
 
 def progress_chart(result: Mapping[str, Any], journal: Journal) -> str:
-    """Every evaluation's metric, and the best so far, against the evaluation's number."""
+    """The metric of every evaluation and the best so far, against the number of the evaluation."""
     numbers = [evaluation.number for evaluation in journal.evaluations]
     values = [100 * evaluation.metric for evaluation in journal.evaluations]
 
@@ -80,7 +80,7 @@ def progress_chart(result: Mapping[str, Any], journal: Journal) -> str:
 
 
 def tradeoff_chart(result: Mapping[str, Any], journal: Journal) -> str:
-    """Every evaluation's metric against its share of the budgeted resource; the chosen policy is marked."""
+    """The metric of every evaluation against its share of the limited resource. The chosen policy is marked."""
     resource = budgeted(result)[0]
     original = result["original"][resource]
     limits = [line["limit"] for line in result["proof"] if line["resource"] == resource]
@@ -107,7 +107,7 @@ def tradeoff_chart(result: Mapping[str, Any], journal: Journal) -> str:
 def front_chart(
     points: Sequence[tuple[float, float]], best: Sequence[tuple[float, float]], cost: str, metric: str, name: str
 ) -> str:
-    """Networks as (cost, metric), and the line of the best: those that no other beats in both."""
+    """Networks as (cost, metric) points, and the line of the Pareto front ``best``."""
 
     def draw(axes: Any) -> None:
         axes.scatter([x for x, _ in points], [100 * y for _, y in points], label="network", **_POINTS)
@@ -135,7 +135,7 @@ def _shortened(name: str, most: int = 40) -> str:
 
 
 def _svg(name: str, label: str, height: int, draw: Draw) -> str:
-    """An ``<svg>`` element of 720 by ``height``, the same bytes for the same drawing."""
+    """An ``<svg>`` element of size 720 × ``height``. The same drawing gives the same bytes."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
@@ -150,7 +150,7 @@ def _svg(name: str, label: str, height: int, draw: Draw) -> str:
 
 
 def _inlined(document: str, label: str, height: int) -> str:
-    """The body of matplotlib's SVG document in an element of our own, themed, without unused ids."""
+    """The body of matplotlib's SVG document in a new element, with theme colours and without unused ids."""
     body = document[document.index(">", document.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     used = set(re.findall(r"#([\w-]+)", body))

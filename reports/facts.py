@@ -1,4 +1,4 @@
-"""How a run was made, as names and texts: what somebody needs to make it again."""
+"""How a run was made, as pairs of name and text: all that is needed to repeat it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from amc.reports.read import Journal
 
 
 def facts(result: Mapping[str, Any], journal: Journal) -> list[tuple[str, str]]:
-    """Model, data, search, seeds and environment, a line each."""
+    """Model, data, search, seeds and environment, one pair each."""
     environment, data = result["environment"], result["data"]
     splits = [(name, split) for name, split in data["splits"].items() if isinstance(split, dict)]
     lines = [
@@ -40,17 +40,17 @@ def _search(search: Mapping[str, Any], journal: Journal) -> str:
 
 
 def _latency(latency: Mapping[str, Any]) -> str:
-    """How good the predictions were, where latency was limited."""
+    """The accuracy of the predictions, if latency was limited."""
     said = latency.get("prediction")
     if not isinstance(said, dict):
         return ""
     parts, error = [str(said.get("model"))], said.get("error")
     if isinstance(error, dict):
         mean, worst = (human.percent(error.get(key)) for key in ("mean", "worst"))
-        parts.append(f"learned from {said.get('networks')} networks, cross-validated error {mean}, at worst {worst}")
+        parts.append(f"fitted on {said.get('networks')} networks, cross-validated error {mean}, worst {worst}")
     if said.get("measured_error") is not None:
         off = human.percent(said["measured_error"])
-        parts.append(f"{said.get('measured_policies')} policies of the search measured, predictions off by {off}")
+        parts.append(f"{said.get('measured_policies')} policies measured in the search, mean prediction error {off}")
     if said.get("corrections"):
         parts.append(f"corrected {len(said['corrections'])} times")
     return "; ".join(parts)

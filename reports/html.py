@@ -1,4 +1,4 @@
-"""report.html: the report as one page that fetches nothing."""
+"""report.html: the report as one self-contained page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from amc.reports.table import final_table, judged_on, outcome, time_ratio
 
 @dataclass(frozen=True)
 class Tile:
-    """A key figure: what it is, the figure, and where it comes from."""
+    """A key figure: its name, the figure, and the two values behind it."""
 
     name: str
     figure: str
@@ -25,7 +25,7 @@ class Tile:
 
 
 def html_report(result: Mapping[str, Any], journal: Journal) -> str:
-    """The text of report.html. Everything from the run is escaped; only the charts are let through."""
+    """The text of report.html. All text from the run is escaped; only the charts are inserted as they are."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -67,17 +67,20 @@ def tiles(result: Mapping[str, Any]) -> Iterator[Tile]:
 
 
 def _charts(result: Mapping[str, Any], journal: Journal) -> Iterator[tuple[str, str, str]]:
-    """Title, explanation and SVG of every chart that there is something to draw for."""
+    """Title, explanation and SVG of every chart that has data."""
     if result["sites"]:
         yield (
-            "What is kept",
-            "Each bar is a site; the filled part is what the policy keeps.",
+            "Channels kept",
+            "Each bar is a site. The filled part is the share that the policy keeps.",
             widths_chart(result),
         )
     if len(journal.evaluations) < 2:
         return
-    failed = f" Failed and not shown: {journal.failed}." if journal.failed else ""
-    text = f"The {result['metric']} of each policy on the search split, before fine-tuning.{failed}"
+    failed = f" Failed evaluations, not shown: {journal.failed}." if journal.failed else ""
+    text = (
+        f"The {result['metric']} of each policy on the search split, before fine-tuning. Where only a part of the "
+        f"split was read, it is an estimate.{failed}"
+    )
     yield "Progress of the search", text, progress_chart(result, journal)
-    text = "The same policies against what they cost. The choice among the best is made after brief fine-tuning."
+    text = "The same policies against their cost. The best few are fine-tuned briefly before one is chosen."
     yield "Metric against cost", text, tradeoff_chart(result, journal)

@@ -1,4 +1,4 @@
-"""Numbers as people read them. Every function writes ``–`` for None."""
+"""Numbers formatted for people. Every function returns ``–`` for None."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def size(value: float) -> str:
 
 @_or_nothing
 def exact(value: float) -> str:
-    """20406592 as ``20,406,592``, for limits and what is held against them; below 10 with four significant digits."""
+    """20406592 as ``20,406,592``, for limits and the costs compared with them; below 10 with four digits."""
     return f"{value:,.3f}".rstrip("0").rstrip(".") if abs(value) >= 10 else f"{value:.4g}"
 
 
@@ -87,12 +87,12 @@ def ratio(value: float) -> str:
 
 
 def quotient(part: float | None, whole: float | None) -> float | None:
-    """``part / whole``, None where there is no such number."""
+    """``part / whole``. None if either is missing or ``whole`` is 0."""
     return None if part is None or not whole else part / whole
 
 
 def difference(after: float | None, before: float | None) -> float | None:
-    """``after - before``, None where one is missing."""
+    """``after - before``. None if either is missing."""
     return None if after is None or before is None else after - before
 
 

@@ -18,7 +18,7 @@ _SPECIAL = re.compile(r"([\\`*\[\]|~$!])|(?<![0-9A-Za-z])(_)|(_)(?![0-9A-Za-z])"
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is, on one line, in a table's cell too."""
+    """Escape text so that Markdown shows it literally, on one line, also in a table cell."""
     line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\g<0>", line)
 
@@ -36,7 +36,7 @@ def fenced(text: str, language: str) -> str:
 
 
 def markdown_report(result: Mapping[str, Any], journal: Journal) -> str:
-    """The text of report.md. Whatever the template prints is escaped unless it is marked as Markup."""
+    """The text of report.md. The template escapes all values that are not Markup."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

@@ -1,4 +1,4 @@
-"""Reading what runs have written beside result.json: the evaluations of journal.jsonl, and batch.jsonl."""
+"""Read the journals of runs: the evaluations of journal.jsonl, and batch.jsonl."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from amc.runtime.journal import read_records
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation that did not fail. ``number`` counts all evaluations of the journal from 1."""
+    """An evaluation that did not fail. ``number`` is its position among all evaluations of the journal, from 1."""
 
     number: int
     metric: float
@@ -24,14 +24,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Journal:
-    """The evaluations of a search in their order, and how many failed."""
+    """The evaluations of a search in order, and the number of failed ones."""
 
     evaluations: list[Evaluation]
     failed: int
 
 
 def read_journal(path: Path) -> Journal:
-    """The evaluations in journal.jsonl; none without a journal. Torn lines are passed over."""
+    """The evaluations in journal.jsonl. Incomplete lines are skipped; without a journal there are none."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
@@ -49,19 +49,19 @@ def read_journal(path: Path) -> Journal:
 
 @dataclass(frozen=True)
 class BatchJournal:
-    """What a batch's last command was about."""
+    """The runs of the last `amc batch` command."""
 
     places: Mapping[str, Mapping[str, str]]
-    """Run → its place in the matrix, in the matrix' order."""
+    """Run → its place in the matrix, in the order of the matrix."""
     failures: Mapping[str, str]
-    """Run → why its last attempt ended; those that an earlier command has left may be tried again, and do not count."""
+    """Run → why its last attempt failed. Failures of earlier commands do not count, because they may be tried again."""
 
 
 def read_batch_journal(folder: Path) -> BatchJournal:
-    """What batch.jsonl says of the last command. Raises BundleError."""
+    """Read batch.jsonl. Raises BundleError."""
     path = folder / "batch.jsonl"
     if not path.is_file():
-        raise BundleError(f"{folder} holds no batch (there is no batch.jsonl).")
+        raise BundleError(f"{folder} is not the folder of a batch: it has no batch.jsonl.")
     records = read_records(path)
     begun = [index for index, record in enumerate(records) if record["kind"] == "batch"]
     last = records[begun[-1] :] if begun else []
@@ -69,7 +69,7 @@ def read_batch_journal(folder: Path) -> BatchJournal:
         places = {str(run["name"]): dict(run["place"]) for record in last[:1] for run in record["runs"]}
         ends = [(str(r["name"]), r["error"]) for r in last if r["kind"] == "end" and r["last"]]
     except (KeyError, TypeError, ValueError):
-        raise BundleError(f"{path} is damaged: move it away, and give the batch's command again.") from None
+        raise BundleError(f"{path} is damaged. Move it away and run the batch command again.") from None
     return BatchJournal(places, {name: str(error) for name, error in ends if error is not None})
 
 
@@ -91,5 +91,5 @@ def _numbers(value: object) -> dict[str, float]:
 
 
 def _is_number(value: object) -> bool:
-    """Neither a bool nor NaN nor infinite nor beyond what a float holds."""
+    """Whether it is a finite number in the range of a float, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300

@@ -11,7 +11,7 @@ from amc.reports import human
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the final table, as text. ``ratio`` is final / original; of a metric, the points gained."""
+    """One row of the final table, as text. ``ratio`` is final / original; for a metric, the points gained."""
 
     label: str
     original: str
@@ -21,7 +21,7 @@ class Row:
 
 
 NAMES = {"macs": "MACs", "params": "parameters", "size": "file size", "memory": "peak activations"}
-"""The resources that every result tells."""
+"""The resources that every result contains, and their names in reports."""
 
 _COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("macs", "MACs", human.count),
@@ -32,7 +32,7 @@ _COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
 
 
 def final_table(result: Mapping[str, Any]) -> list[Row]:
-    """What the original, pruned and fine-tuned network reach and cost, from result.json's content."""
+    """Metrics and costs of the original, pruned and fine-tuned network, from the content of result.json."""
     original, pruned, final = result["original"], result["pruned"], result["final"]
 
     def row(key: str, label: str, write: Callable[[float | None], str], change: str) -> Row:
@@ -56,25 +56,25 @@ def final_table(result: Mapping[str, Any]) -> list[Row]:
 
 
 def time_ratio(result: Mapping[str, Any]) -> float | None:
-    """Final / original time: the paired estimate where there is one, else the two latencies' quotient."""
+    """Final / original time: the paired estimate if there is one, else the quotient of the two latencies."""
     if result.get("latency"):
         return float(result["latency"]["ratio"]["value"])
     return human.quotient(result["final"].get("latency_ms"), result["original"].get("latency_ms"))
 
 
 def budgeted(result: Mapping[str, Any]) -> list[str]:
-    """The resources to tell of first: those with a limit, or MACs."""
+    """The resources to report first: those with a limit, or MACs."""
     return [name for name in NAMES if name in result["budget"]["limits"]] or ["macs"]
 
 
 def judged_on(result: Mapping[str, Any]) -> str:
-    """The split that the outcome is told on: test where it was measured, else search."""
+    """The split that the outcome is reported on: test if it was measured, else search."""
     measured = all(result[stage].get("test") is not None for stage in ("original", "final"))
     return "test" if measured else "search"
 
 
 def outcome(result: Mapping[str, Any]) -> str:
-    """The run in one sentence without its subject: what is left of the limited resources, metric, time."""
+    """The run in one sentence: remaining share of the limited resources, metric, time."""
     original, final, split = result["original"], result["final"], judged_on(result)
     parts = [
         f"{human.short_percent(human.quotient(final[name], original[name]))} of the {NAMES[name]}"

@@ -1,4 +1,4 @@
-"""From a run's folder to its reports."""
+"""Write the reports of a run's folder."""
 
 from __future__ import annotations
 
