@@ -36,7 +36,7 @@ from amc.pipeline.pipeline import open_task
 from amc.pipeline.record import Record
 from amc.pipeline.stages import Stages
 from amc.runtime.journal import Journal
-from amc.runtime.locks import Machine
+from amc.runtime.locks import MeasurementLock
 from amc.runtime.monitor import Silent
 
 SEARCH_ONLY = {"finetune": {"epochs": 0}, "search": {"recalibrate": "off"}, "budget": {"flops": "0.5"}, "threads": 1}
@@ -150,8 +150,8 @@ def _until_chosen(config: Config, folder: Path) -> tuple[dict[str, float], float
     """Seconds of each stage of a run up to the choice of its policy, and the policy's metric before fine-tuning."""
     seconds: dict[str, float] = {}
     seconds["load"], task = _timed(lambda: open_task(config))
-    with Journal(folder / "journal.jsonl") as journal, Machine() as machine:
-        flow = Stages(Record(task, config, folder, journal, Silent(), machine))
+    with Journal(folder / "journal.jsonl") as journal, MeasurementLock() as lock:
+        flow = Stages(Record(task, config, folder, journal, Silent(), lock))
         seconds["inspect"], graph = _timed(flow.inspect)
         later, space = _timed(lambda: flow.space(graph))
         seconds["inspect"] += later

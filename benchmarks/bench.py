@@ -21,7 +21,7 @@ from amc.pipeline.pipeline import open_task
 from amc.pipeline.record import Record
 from amc.pipeline.stages import Stages
 from amc.runtime.journal import Journal, read_records
-from amc.runtime.locks import Machine
+from amc.runtime.locks import MeasurementLock
 from amc.runtime.monitor import Silent
 from amc.runtime.provenance import cpu_name
 from amc.space.budget import Space
@@ -72,7 +72,7 @@ def open_stages(asked: argparse.Namespace, flops: float, **search: Any) -> Stage
         }
     )
     task = open_task(config)
-    return Stages(Record(task, config, folder, Journal(None), Silent(), Machine()))
+    return Stages(Record(task, config, folder, Journal(None), Silent(), MeasurementLock()))
 
 
 def open_bench(asked: argparse.Namespace, flops: float, **search: Any) -> Bench:

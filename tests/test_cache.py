@@ -25,7 +25,7 @@ from amc.graph.build import build_graph
 from amc.latency.profiling import profile_key
 from amc.pipeline.stages import settings_of
 from amc.runtime.cache import Cache
-from amc.runtime.locks import Machine
+from amc.runtime.locks import MeasurementLock
 from amc.task import load_data, load_model, make_task
 
 ME = {"weights": "a", "seed": 0}
@@ -187,8 +187,8 @@ def _compute(folder: Path) -> None:
 
 
 def _wait_and_hold(folder: Path, locks: Path) -> None:
-    with Machine(locks) as machine:
-        Cache(folder, resting=machine.resting).tensors("moments", me, ones)
+    with MeasurementLock(locks) as lock:
+        Cache(folder, resting=lock.released).tensors("moments", me, ones)
 
 
 def forked(target, *arguments):
@@ -429,11 +429,11 @@ def test_what_a_device_took_is_of_one_network_and_command_while_the_device_is_th
 
 def test_who_waits_for_another_process_lets_others_measure(tmp_path: Path):
     other = forked(_compute, tmp_path / "c")
-    with Machine(tmp_path / "locks") as machine:
+    with MeasurementLock(tmp_path / "locks") as lock:
         time.sleep(0.05)
         waiting = forked(_wait_and_hold, tmp_path / "c", tmp_path / "locks")
         time.sleep(0.05)
-        with machine.measuring() as alone:
+        with lock.exclusive() as alone:
             assert alone
     for process in (other, waiting):
         process.join()

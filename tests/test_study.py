@@ -209,12 +209,12 @@ def test_another_version_of_a_plug_in_has_another_study(tmp_path, digits, monkey
     from amc.config import from_dict
     from amc.pipeline.record import Record
     from amc.pipeline.stages import Stages
-    from amc.runtime.locks import Machine
+    from amc.runtime.locks import MeasurementLock
     from amc.runtime.monitor import Silent
 
     def identity(objective: str) -> str:
         config = from_dict({"search": {"storage": "study.db"}, "objective": objective})
-        return Stages(Record(digits[0], config, tmp_path, Journal(None), Silent(), Machine()))._study().identity
+        return Stages(Record(digits[0], config, tmp_path, Journal(None), Silent(), MeasurementLock()))._study().identity
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("")

@@ -19,7 +19,7 @@ from amc.pipeline.pipeline import check, compress_task, open_task
 from amc.pipeline.record import Record
 from amc.pipeline.stages import Stages, branches_go, make_space
 from amc.runtime.journal import Journal
-from amc.runtime.locks import Machine
+from amc.runtime.locks import MeasurementLock
 from amc.runtime.memory import GIB
 from amc.runtime.monitor import Monitor, Silent
 
@@ -42,8 +42,8 @@ def evaluator_of(config: Config, folder: Path, settings: EvaluationSettings | No
     What does not fit into memory it keeps in files of ``folder``.
     """
     task = open_task(config)
-    with Machine() as machine:
-        flow = Stages(Record(task, config, folder, Journal(None), Silent(), machine))
+    with MeasurementLock() as lock:
+        flow = Stages(Record(task, config, folder, Journal(None), Silent(), lock))
         graph = flow.inspect()
         return flow.calibrate(graph, flow.space(graph), settings)
 

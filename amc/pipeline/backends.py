@@ -12,9 +12,11 @@ from amc.evaluation.reward import Evaluation
 from amc.latency.profiling import Bench
 from amc.operators.channels import widths_of
 from amc.pipeline.record import Record
-from amc.runtime.monitor import Monitor
 from amc.space.budget import Space
 from amc.space.sites import Choice, Setting
+
+Step = Callable[[float, str], None]
+"""Told of every step of a search: the share that is done, and a note."""
 
 RemoteBackend = Callable[[Config, Evaluator], Backend]
 """Makes a backend that scores on other machines as the evaluator does on this one."""
@@ -34,14 +36,14 @@ class MeasuredLatency(Forwarding):
 class SearchProgress(Forwarding):
     """Shows how far a search is: the site errors that are estimated before its first proposal, then its best policy."""
 
-    def __init__(self, inner: Backend, monitor: Monitor, metric: str, sites: int, evaluations: int) -> None:
+    def __init__(self, inner: Backend, step: Step, metric: str, sites: int, evaluations: int) -> None:
         super().__init__(inner)
-        self._monitor, self._metric, self._sites, self._evaluations = monitor, metric, sites, evaluations
+        self._step, self._metric, self._sites, self._evaluations = step, metric, sites, evaluations
         self._proposals, self._best = 0, float("-inf")
 
     def site_error(self, site: int, setting: Setting) -> float | None:
         if not self._proposals:
-            self._monitor.progress(0.0, f"errors of sites: {site + 1} of {self._sites}")
+            self._step(0.0, f"errors of sites: {site + 1} of {self._sites}")
         return self.inner.site_error(site, setting)
 
     def observe(self, evaluation: Evaluation, proposals: int) -> None:
@@ -50,7 +52,7 @@ class SearchProgress(Forwarding):
         if evaluation.error is None:
             self._best = max(self._best, evaluation.metric)
         shown = f"best {self._metric} {100 * self._best:.2f} %" if self._best > float("-inf") else "no policy works yet"
-        self._monitor.progress(min(1.0, proposals / self._evaluations), f"{shown} before fine-tuning")
+        self._step(min(1.0, proposals / self._evaluations), f"{shown} before fine-tuning")
 
 
 def search_backend(
@@ -64,4 +66,4 @@ def search_backend(
     else:
         backend = MeasuredLatency(CachedBackend(own, record.shared, evaluator.settings), bench)
     metric, evaluations = record.task.objective.name, record.config.search.evaluations
-    return SearchProgress(backend, record.monitor, metric, len(space.names), evaluations)
+    return SearchProgress(backend, record.step, metric, len(space.names), evaluations)

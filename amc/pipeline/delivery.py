@@ -70,7 +70,7 @@ class Delivery:
 
             def observe(done: float, loss: float) -> None:
                 nonlocal told
-                record.monitor.progress(done, f"loss {loss:.3f}")
+                record.step(done, f"loss {loss:.3f}")
                 if int(LOSSES * done) > told:
                     told = int(LOSSES * done)
                     record.journal.append("training", done=round(done, 4), loss=loss)
@@ -178,15 +178,15 @@ class Delivery:
             lambda path: onnx_metric(path, record.task.objective, search),
             inputs,
             record.config.latency_threads,
-            record.monitor.progress,
-            record.machine.measuring,
+            record.step,
+            record.lock.exclusive,
             record.instruments,
         )
         models = {"original": record.folder / "original.onnx", "final": source, "int8": target}
-        with record.machine.measuring():
+        with record.lock.exclusive():
             times = record.instruments.measure(
                 models, inputs, record.config.latency_threads, record.instruments.limited(5.0),
-                seed=record.config.seed, progress=lambda share, note: record.monitor.progress(0.5 + share / 2, note),
+                seed=record.config.seed, progress=lambda share, note: record.step(0.5 + share / 2, note),
             )  # fmt: skip
         ratios = {
             key: dict(zip(("value", "low", "high"), times.ratio("int8", other), strict=True))
@@ -222,10 +222,10 @@ class Delivery:
         record = self.record
         models = {"original": record.folder / "original.onnx", "final": record.folder / "model.onnx"}
         inputs = nested.feeds(record.task.example)
-        threads, progress = record.config.latency_threads, record.monitor.progress
+        threads, progress = record.config.latency_threads, record.step
         seconds = record.instruments.limited(5.0 if latency is None else VERIFY_SECONDS)
         for _ in range(VERIFY_TRIES):
-            with record.machine.measuring():
+            with record.lock.exclusive():
                 found = record.instruments.measure(
                     models, inputs, threads, seconds, seed=record.config.seed, progress=progress
                 )
@@ -248,9 +248,7 @@ class Delivery:
             return scores
 
         scores = record.once("test", score)
-        record.monitor.progress(
-            1.0, f"{record.task.objective.name} {100 * scores['final_test']:.2f} % on the test split"
-        )
+        record.step(1.0, f"{record.task.objective.name} {100 * scores['final_test']:.2f} % on the test split")
         return dict(scores)
 
     def deliver(

@@ -25,7 +25,7 @@ from amc.pipeline.summary import Findings, summarise
 from amc.runtime.arguments import PATH, expect
 from amc.runtime.files import sweep
 from amc.runtime.journal import Journal
-from amc.runtime.locks import Machine
+from amc.runtime.locks import MeasurementLock
 from amc.runtime.monitor import Logged, Monitor
 from amc.runtime.plugins import is_plugin
 from amc.runtime.progress import Recorder
@@ -195,13 +195,13 @@ def compress_task(
     folder.mkdir(parents=True, exist_ok=True)
     with (
         Journal(folder / "journal.jsonl") as journal,
-        Machine() as machine,
-        Recorder(folder, monitor or Logged(), machine.pause) as recorder,
+        MeasurementLock() as lock,
+        Recorder(folder, monitor or Logged()) as recorder,
     ):
         sweep(folder)
         new = journal.last("run") is None
         try:
-            record = Record(task, config, folder, journal, recorder, machine, instruments)
+            record = Record(task, config, folder, journal, recorder, lock, instruments)
             with tracked(config, folder, journal, recorder.say):
                 return _compress(record, remote)
         except AmcError:
@@ -227,7 +227,7 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
     with record.stage("profile") if config.budget.latency else contextlib.nullcontext():
         latency = flow.latency(graph)
         if latency:
-            latency.aim(flow.space(graph, latency), config.seed, record.monitor.progress)
+            latency.aim(flow.space(graph, latency), config.seed, record.step)
         space = flow.space(graph, latency)
     with record.stage("calibrate"):
         evaluator = flow.calibrate(graph, space)

@@ -21,7 +21,7 @@ from amc.latency.instruments import Instruments
 from amc.operators.policy import fingerprint
 from amc.runtime.files import write_text
 from amc.runtime.journal import Journal
-from amc.runtime.locks import Machine
+from amc.runtime.locks import MeasurementLock
 from amc.runtime.monitor import Monitor
 from amc.task import Task
 from amc.train import Plan, asked_precision, fastest_precision, make_plan
@@ -41,14 +41,14 @@ class Record:
         folder: Path,
         journal: Journal,
         monitor: Monitor,
-        machine: Machine,
+        lock: MeasurementLock,
         instruments: Instruments | None = None,
     ) -> None:
         """``instruments`` time networks: ONNX Runtime here, where none are given."""
         self.task, self.config, self.folder = task, config, folder
-        self.journal, self.monitor, self.machine = journal, monitor, machine
+        self.journal, self.monitor, self.lock = journal, monitor, lock
         self.instruments = instruments or Instruments.usual()
-        self.shared = Shared(open_cache(config, machine.resting), task, config)
+        self.shared = Shared(open_cache(config, lock.released), task, config)
         """What the run has in common with others."""
         self._bind()
         write_text(folder / "config.yaml", yaml.safe_dump(public(to_dict(config)), sort_keys=False))
@@ -76,6 +76,11 @@ class Record:
         """So many samples may be in the network at once."""
         self.task = replace(self.task, batch=batch)
         self.shared = Shared(self.shared.cache, self.task, self.config)
+
+    def step(self, share: float, note: str = "") -> None:
+        """A step of the work is done: wait while another process measures latency, then show how far the stage is."""
+        self.lock.give_way()
+        self.monitor.progress(share, note)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -96,7 +96,7 @@ class Stages:
     def calibrate(self, graph: Graph, space: Space, settings: EvaluationSettings | None = None) -> Evaluator:
         """Moments and channel orders, and an evaluator by them; ``settings`` are this run's where not given."""
         record = self.record
-        moments = record.shared.moments(graph, self.memory, record.folder, record.monitor.progress)
+        moments = record.shared.moments(graph, self.memory, record.folder, record.step)
         orders = record.shared.orders(graph, moments)
         given = settings or settings_of(record.config)
         evaluator = Evaluator(record.task, graph, orders, moments, given, self.memory, space.sites)
@@ -191,7 +191,7 @@ class Stages:
         record = self.record
         known = record.journal.last("latency-scale")
         ms = None if known is None else float(known["ms"])
-        threads, measuring = record.config.latency_threads, record.machine.measuring
+        threads, measuring = record.config.latency_threads, record.lock.exclusive
         probe = record.instruments.probe
         bench = Bench(record.task, graph, self._original(), threads, ms, measuring, probe)
         if known is None:
@@ -205,7 +205,7 @@ class Stages:
         if asked is None:
             return None
         bench, named = self.bench(graph), record.config.search.latency_model
-        progress = record.monitor.progress
+        progress = record.step
         if named is None or is_profile(named):
             key = profile_key(bench, record.config.latency_threads, record.task)
             path = self._profile(bench, graph, key) if named is None else Path(named)
@@ -223,7 +223,7 @@ class Stages:
         path = record.folder / "profile.json"
 
         def learn() -> bytes:
-            learn_latency(bench, graph, key, path, record.config.profile_seconds, record.monitor.progress)
+            learn_latency(bench, graph, key, path, record.config.profile_seconds, record.step)
             return path.read_bytes()
 
         if record.journal.last("profile") is None or not path.exists():
@@ -241,7 +241,7 @@ class Stages:
         times: Table | None = None
 
         def alone(measure: Callable[[], float]) -> float:
-            with record.machine.measuring():
+            with record.lock.exclusive():
                 return measure()
 
         def remember(key: str, measure: Callable[[], float]) -> float:
@@ -270,7 +270,7 @@ class Stages:
         if latency is None:
             return Shortlist(best[:count])
         ranked = [e.choice for e in best]
-        good = latency.fast_enough(ranked, count + SPARE, record.monitor.progress)
+        good = latency.fast_enough(ranked, count + SPARE, record.step)
         if good:
             return Shortlist([e for e in best if e.choice in good][:count])
         obstacle = latency.search_again(space, latency.likely(ranked, count + SPARE))
@@ -299,15 +299,13 @@ class Stages:
             if choice not in known:
                 model = evaluator.pruned(choice)
                 train(model, record.task, record.plan(share * record.epochs, model), record.task.model,
-                      progress=lambda done, _, i=index: record.monitor.progress((i + done) / len(best)))  # type: ignore[misc]  # fmt: skip
+                      progress=lambda done, _, i=index: record.step((i + done) / len(best)))  # type: ignore[misc]  # fmt: skip
                 loss, metric = evaluate(model, record.task, record.task.splits.search)
                 record.journal.append("trial", choice=list(choice), loss=loss, metric=metric)
                 known[choice] = (loss, metric)
             scores.append(known[choice])
             top = max(metric for _, metric in scores)
-            record.monitor.progress(
-                (index + 1) / len(best), f"best {100 * top:.2f} % after {100 * share:.0f} % of the training"
-            )
+            record.step((index + 1) / len(best), f"best {100 * top:.2f} % after {100 * share:.0f} % of the training")
         winner = min(range(len(best)), key=lambda i: (-scores[i][1], scores[i][0]))
         return best[winner], [_candidate(c, refined[c], scores[i][1], i == winner) for i, c in enumerate(best)]
 
@@ -319,7 +317,7 @@ class Stages:
             if found.choice not in known:
                 score = known[found.choice] = refined_score(evaluator, record.shared, found.choice)
                 record.journal.append("refined", choice=list(found.choice), loss=score.loss, metric=score.metric)
-            record.monitor.progress((index + 1) / len(best), "refining the best policies")
+            record.step((index + 1) / len(best), "refining the best policies")
         return {e.choice: known[e.choice] for e in best}
 
 

@@ -61,7 +61,7 @@ Identify = Callable[[], Mapping[str, Any]]
 
 Resting = Callable[[], AbstractContextManager[None]]
 """What a process is in while it waits for another one that computes what it wants
-(`amc.runtime.locks.Machine.resting`)."""
+(`amc.runtime.locks.MeasurementLock.released`)."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,13 +20,10 @@ _STALE = 60.0  # seconds after which a run on another machine counts as gone
 
 
 class Recorder:
-    """Passes everything on to a monitor, and keeps progress.json up to date. A full disk is not its business.
+    """Passes everything on to a monitor, and keeps progress.json up to date, as far as the disk allows."""
 
-    Every step is also a moment at which the run can wait for others: ``pause`` is called.
-    """
-
-    def __init__(self, folder: Path, monitor: Monitor, pause: Callable[[], None]) -> None:
-        self._path, self._monitor, self._pause = folder / NAME, monitor, pause
+    def __init__(self, folder: Path, monitor: Monitor) -> None:
+        self._path, self._monitor = folder / NAME, monitor
         self._stage, self._note, self._began, self._written = "", "", time.time(), 0.0
 
     def begin(self, stage: str) -> None:
@@ -36,7 +32,6 @@ class Recorder:
         self._write(0.0)
 
     def progress(self, share: float, note: str = "") -> None:
-        self._pause()
         self._note = note or self._note
         self._monitor.progress(share, note)
         if time.time() - self._written > _EVERY:

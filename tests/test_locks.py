@@ -7,27 +7,27 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from amc.runtime.locks import Machine
+from amc.runtime.locks import MeasurementLock
 
 
 def _work(folder: Path, log: Path, seconds: float) -> None:
     """Computes in steps of 5 ms, and writes down when each began and ended."""
-    with Machine(folder) as machine, log.open("w") as file:
+    with MeasurementLock(folder) as lock, log.open("w") as file:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             begun = time.monotonic()
             time.sleep(0.005)
             file.write(f"{begun} {time.monotonic()}\n")
-            machine.pause()
+            lock.give_way()
 
 
 def _measure(folder: Path, log: Path, times: int) -> None:
-    with Machine(folder) as machine, log.open("w") as file:
+    with MeasurementLock(folder) as lock, log.open("w") as file:
         for _ in range(times):
-            with machine.measuring() as alone:
+            with lock.exclusive() as alone:
                 begun = time.monotonic()
                 time.sleep(0.05)
-                machine.pause()  # what reports progress while it measures does not let go
+                lock.give_way()  # what reports progress while it measures does not let go
                 file.write(f"{begun} {time.monotonic()} {alone}\n")
             time.sleep(0.02)
 
@@ -65,21 +65,21 @@ def test_a_process_that_ends_or_is_stopped_holds_nobody_up(tmp_path: Path):
     while not (tmp_path / "log").exists():
         time.sleep(0.01)
     os.kill(worker.pid, signal.SIGSTOP)
-    with Machine(tmp_path, longest_wait=1.0) as machine:
+    with MeasurementLock(tmp_path, longest_wait=1.0) as lock:
         begun = time.monotonic()
         for _ in range(5):  # who has waited in vain once does not wait as long again
-            with machine.measuring() as alone:
+            with lock.exclusive() as alone:
                 assert not alone
         assert 1.0 < time.monotonic() - begun < 4.0
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
-    with Machine(tmp_path, longest_wait=5) as machine, machine.measuring() as alone:
+    with MeasurementLock(tmp_path, longest_wait=5) as lock, lock.exclusive() as alone:
         assert alone
 
 
 def test_without_a_folder_for_locks_work_goes_on(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with Machine(tmp_path / "file") as machine:
-        machine.pause()
-        with machine.measuring() as alone:
+    with MeasurementLock(tmp_path / "file") as lock:
+        lock.give_way()
+        with lock.exclusive() as alone:
             assert not alone
