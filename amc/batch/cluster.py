@@ -285,7 +285,7 @@ class Courier:
     def _send(self) -> None:
         self._last = time.monotonic()
         messages = []
-        for file in _SENT:
+        for file in (*_SENT, *(path.name for path in self._folder.glob("checkpoint.*.pt"))):
             path = self._folder / file
             with contextlib.suppress(FileNotFoundError):
                 state = (path.stat().st_size, path.stat().st_mtime_ns)

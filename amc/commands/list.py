@@ -18,6 +18,7 @@ KINDS = {
     "criteria": "amc.importance:criteria",
     "rewards": "amc.evaluation.reward:rewards",
     "data": "amc.task.data:data_sources",
+    "schedules": "amc.train:schedules",
     "latency-models": "amc.latency.model:latency_models",
 }
 """Where the entries of every kind are listed. Each has a name, a summary, and perhaps a reference and settings."""

@@ -76,10 +76,11 @@ def configuration(parsed: argparse.Namespace) -> Config:
 def given_values(parsed: argparse.Namespace) -> dict[str, Any]:
     """What was given on the command line, with today's names, nested. Raises ConfigError, which names the option."""
     words: dict[str, Any] = {}
-    for path in [*(".".join(option.path) for option in options()), *(path for _, path in renamed_flags())]:
+    flags = {".".join(option.path): option.flag for option in options()}
+    for path in [*flags, *(path for _, path in renamed_flags())]:
         value = getattr(parsed, path, None)
         if isinstance(value, list):
-            value = dict(_pair(text) for text in value)
+            value = dict(_pair(text, flags[path]) for text in value)
         if value is not None:
             _put(words, path.split("."), value)
     words = current(words)
@@ -93,11 +94,14 @@ def given_values(parsed: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def _pair(text: str) -> tuple[str, Any]:
+_EXAMPLES = {"--searcher-option": "population=32", "--schedule-option": "steps=3"}
+
+
+def _pair(text: str, flag: str) -> tuple[str, Any]:
     """Name and value of ``name=value``; what looks like a number or true or false is one, as in YAML."""
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise ConfigError(f"--searcher-option is {shown(text)}, but must be like population=32.")
+        raise ConfigError(f"{flag} is {shown(text)}, but must be like {_EXAMPLES.get(flag, 'name=1')}.")
     for kind in (int, float):
         with contextlib.suppress(ConfigError):
             return name, convert(value, kind, name)

@@ -117,7 +117,11 @@ class SearchConfig(Settings):
     study_name: str | None = setting(
         None, "name of the study in --storage [one for each network, data, budget and search]", "--study-name"
     )
-    criterion: str = setting("obs", "which channels go first: obs, l1, l2, or path/to/file.py:function", "--criterion")
+    criterion: str = setting(
+        "obs",
+        "which channels go first: obs, l1, taylor, fpgm … (see amc list criteria), or path/to/file.py:function",
+        "--criterion",
+    )
     reward: str = setting(
         "loss",
         "what the search maximises: loss (minus the --search-objective), error (AMC's: -error), error-flops (-error "
@@ -205,6 +209,15 @@ class FinetuneConfig(Settings):
     )
     trial_share: float = setting(
         0.1, "length of the brief fine-tuning, as a share of the full one", "--trial-share", ge=0, le=1
+    )
+    schedule: str = setting(
+        "one-shot",
+        "how the chosen policy is reached: one-shot, iterative (prune and train by turns), or "
+        "path/to/file.py:function (see amc list schedules)",
+        "--schedule",
+    )
+    schedule_options: dict[str, Any] = setting(
+        {}, "a setting of the schedule, as in steps=3; may be given several times", "--schedule-option"
     )
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from amc.deploy.fvcore_macs import count_with_fvcore
 from amc.deploy.program import read_program, write_program
 from amc.deploy.result import read_result
 from amc.errors import BundleError, ExportError
+from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.problem import recorded
 from amc.evaluation.reward import Evaluation
 from amc.graph.build import Graph
 from amc.graph.channels import Kept
+from amc.graph.narrowing import narrowed
 from amc.graph.trace import Trace, trace, unprovable
 from amc.latency import Measurement, Runner, onnx_metric
 from amc.latency.constraint import LatencyConstraint
@@ -35,10 +38,12 @@ from amc.space.budget import UNITS, Space, format_cost
 from amc.space.sites import Choice
 from amc.task import batches, evaluate, nested
 from amc.task.data import sample
-from amc.train import train
+from amc.train import Phase, train
 
 LOSSES = 20
 """How often a training's loss is recorded."""
+PHASE_SEEDS = 7919
+"""By so much the seeds of two phases of a schedule differ: they see their samples in another order."""
 PARITY_SAMPLES = 64
 INT8, INT8_SAMPLES = "model.int8.onnx", 256
 VERIFY_SECONDS = 20.0
@@ -47,11 +52,31 @@ VERIFY_TRIES = 3
 """So often it is measured on a machine that is busy with something else."""
 
 
+class LossReport:
+    """Shows how far a training is, and journals its loss now and then."""
+
+    def __init__(self, record: Record, before: float, share: float) -> None:
+        """The training is a ``share`` of all training, of which the share ``before`` is done."""
+        self._record, self._before, self._share, self._told = record, before, share, 0
+
+    def __call__(self, done: float, loss: float) -> None:
+        """So much of this training is done, with such a running loss."""
+        overall = self._before + self._share * done
+        self._record.step(overall, f"loss {loss:.3f}")
+        if int(LOSSES * done) > self._told:
+            self._told = int(LOSSES * done)
+            self._record.journal.append("training", done=round(overall, 4), loss=loss)
+
+
 class Delivery:
     """From the chosen policy to the bundle."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
+
+    def _drop_checkpoints(self) -> None:
+        for path in self.record.folder.glob("checkpoint*.pt"):
+            path.unlink(missing_ok=True)
 
     def finished(self) -> Result:
         """The result of a run that has ended already."""
@@ -61,21 +86,21 @@ class Delivery:
         evaluations = tuple(recorded(record.journal))
         return Result(model, policy, evaluations, read_result(record.folder / "result.json"), record.folder)
 
-    def finetune(self, model: nn.Module) -> nn.Module:
-        """Train the chosen network for good, with checkpoints."""
-        record = self.record
-        if record.epochs > 0:
-            plan, checkpoint = record.plan(record.epochs, model), record.folder / "checkpoint.pt"
-            told = 0
-
-            def observe(done: float, loss: float) -> None:
-                nonlocal told
-                record.step(done, f"loss {loss:.3f}")
-                if int(LOSSES * done) > told:
-                    told = int(LOSSES * done)
-                    record.journal.append("training", done=round(done, 4), loss=loss)
-
-            train(model, record.task, plan, record.task.model, checkpoint, observe)
+    def finetune(self, phases: Sequence[Phase], evaluator: Evaluator, graph: Graph) -> nn.Module:
+        """Prune and train, phase by phase. Every phase has a checkpoint, so that none is trained again."""
+        first = phases[0].choice
+        model, had = evaluator.pruned(first), evaluator.kept(first)
+        for number, phase in enumerate(phases):
+            kept = evaluator.kept(phase.choice)
+            if number > 0:
+                model, had = narrowed(model, graph.layers, had, kept), kept
+            if phase.epochs > 0:
+                plan = self.record.plan(phase.epochs, model)
+                plan = replace(plan, seed=plan.seed + PHASE_SEEDS * number)
+                name = "checkpoint.pt" if number + 1 == len(phases) else f"checkpoint.{number + 1}.pt"
+                share = (number / len(phases), 1 / len(phases))
+                train(model, self.record.task, plan, self.record.task.model, self.record.folder / name,
+                      LossReport(self.record, *share))  # fmt: skip
         return model
 
     def export(self, model: nn.Module, graph: Graph, kept: Kept) -> tuple[Parity, frozenset[str]]:
@@ -212,7 +237,7 @@ class Delivery:
         measured, limit = format_cost("latency", verified.ms), format_cost("latency", verified.limit_ms)
         if obstacle is None:
             record.monitor.say(f"measured {measured}, over {limit}: searching again")
-            (record.folder / "checkpoint.pt").unlink(missing_ok=True)
+            self._drop_checkpoints()
         else:
             record.monitor.say(f"measured {measured}, over {limit}, and {obstacle}: this network is delivered")
         return obstacle is not None
@@ -265,5 +290,5 @@ class Delivery:
         bundle.seal(record.folder)
         sweep(record.folder)
         record.journal.append("done")
-        (record.folder / "checkpoint.pt").unlink(missing_ok=True)
+        self._drop_checkpoints()
         return Result(model, policy, tuple(evaluations), summary, record.folder)

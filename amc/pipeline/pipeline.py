@@ -34,6 +34,7 @@ from amc.search import check_searcher, keeps_study, searchers
 from amc.space.budget import UNITS, Budget, Space
 from amc.space.sites import Choice
 from amc.task import Task, check_training, load_data, load_model, load_objective, make_task, nested
+from amc.train import check_schedule
 
 
 def run(
@@ -77,6 +78,7 @@ def refuse_plugins(config: Config, folder: Path) -> None:
         config.search.criterion,
         config.search.reward,
         config.search.searcher,
+        config.finetune.schedule,
     ]
     found = [name for name in named if is_plugin(name)]
     if config.search.latency_model and runs_code(config.search.latency_model):
@@ -102,6 +104,7 @@ def check(config: Config) -> None:
     """Raise AmcError for what can be seen to be wrong before anything is loaded."""
     Budget.from_config(config.budget).limits(dict.fromkeys(UNITS, 1e12))
     check_searcher(config.search.searcher, config.search.searcher_options)
+    check_schedule(config.finetune.schedule, config.finetune.schedule_options)
     if config.search.storage and not keeps_study(config.search.searcher):
         able = ", ".join(filter(keeps_study, searchers()))
         raise ConfigError(f"--storage is for the searchers that keep a study: {able}.")
@@ -244,7 +247,7 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
                 continue
             chosen, candidates = flow.choose(shortlist.evaluations, evaluator)
         with record.stage("fine-tune"):
-            model = delivery.finetune(evaluator.pruned(chosen))
+            model = delivery.finetune(record.phases(space, chosen), evaluator, graph)
         with record.stage("export"):
             kept = evaluator.kept(chosen)
             parity, gone = delivery.export(model, graph, kept)

@@ -23,8 +23,9 @@ from amc.runtime.files import write_text
 from amc.runtime.journal import Journal
 from amc.runtime.locks import MeasurementLock
 from amc.runtime.monitor import Monitor
+from amc.space.sites import Choice, PolicyGrid
 from amc.task import Task
-from amc.train import Plan, asked_precision, fastest_precision, make_plan
+from amc.train import Phase, Plan, asked_precision, fastest_precision, make_plan, phases
 
 
 def _digest(values: Mapping[str, Any]) -> str:
@@ -115,7 +116,13 @@ class Record:
         known = self.journal.last("precision")
         return str(known["found"]) if known else self.config.finetune.precision
 
+    def phases(self, grid: PolicyGrid, chosen: Choice) -> list[Phase]:
+        """How the network gets to the chosen policy: what to prune to and how long to train, one after the other."""
+        finetune = self.config.finetune
+        return phases(finetune.schedule, finetune.schedule_options, grid, chosen, self.epochs)
+
     def plan(self, epochs: float, model: nn.Module) -> Plan:
+        """A training of so many epochs, by the run's settings."""
         plan = make_plan(self.config.finetune, self.task, epochs, self.config.seed)
         precision = asked_precision(self.config.finetune)
         if precision is None:

@@ -138,16 +138,23 @@ def options(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -
 
 def _model(function: Callable[..., Any]) -> type[Settings]:
     """The keyword-only parameters of a function as a pydantic model."""
-    try:
-        hints = get_type_hints(function, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # annotations of the user's that mean nothing here
-        hints = {}
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
             default = ... if parameter.default is parameter.empty else parameter.default
-            fields[parameter.name] = _field(hints.get(parameter.name, type(default)), default)
+            fields[parameter.name] = _field(_hint(function, parameter, type(default)), default)
     return create_model("Options", __base__=Settings, **fields)
+
+
+def _hint(function: Callable[..., Any], parameter: inspect.Parameter, otherwise: type) -> Any:
+    """The parameter's annotation. Those of other parameters may mean nothing here."""
+    holder = type("Holder", (), {"__annotations__": {parameter.name: parameter.annotation}})
+    names = getattr(inspect.unwrap(function), "__globals__", {})
+    try:
+        found = get_type_hints(holder, names, include_extras=True)[parameter.name]
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        return otherwise
+    return otherwise if found is parameter.empty else found
 
 
 def _field(hint: Any, default: Any) -> Any:

@@ -3,6 +3,7 @@
 from amc.train.checkpoint import checkpoint_precision
 from amc.train.hooks import Hook, Step
 from amc.train.plan import Constant, OneCycle, Plan, Sgd, asked_precision, make_plan
+from amc.train.schedule import Phase, check_schedule, phases, schedules
 from amc.train.sparse_norms import SparseNorms
 from amc.train.trainer import Trainer, fastest_precision, train
 
@@ -10,14 +11,18 @@ __all__ = [
     "Constant",
     "Hook",
     "OneCycle",
+    "Phase",
     "Plan",
     "Sgd",
     "SparseNorms",
     "Step",
     "Trainer",
     "asked_precision",
+    "check_schedule",
     "checkpoint_precision",
     "fastest_precision",
     "make_plan",
+    "phases",
+    "schedules",
     "train",
 ]

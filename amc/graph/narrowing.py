@@ -1,0 +1,47 @@
+"""Pruning a network that is pruned already: what is left of the layers' axes, and cutting along them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from amc.graph.channels import Axis, Kept, Layer
+from amc.graph.surgery import Dresser
+
+_ONE = np.zeros(1, np.int64)  # of a branch that was removed one silenced channel is there
+
+
+def narrowed(model: nn.Module, layers: Sequence[Layer], had: Kept, kept: Kept) -> nn.Module:
+    """A copy of ``model`` that keeps fewer channels: ``kept`` of those that it ``had``.
+
+    ``layers`` are those of the unpruned network, whose channels are numbered. Raises ValueError where a channel is to
+    be kept that is not there any more.
+    """
+    for site, (before, after) in enumerate(zip(had, kept, strict=True)):
+        if not np.isin(after, before).all():
+            raise ValueError(f"site {site} is to keep channels that the network has lost: {after} of {before}")
+    left = [channels if len(channels) else _ONE for channels in had]
+    places = [np.searchsorted(before, after) for before, after in zip(left, kept, strict=True)]
+    own = copy.deepcopy(model)
+    Dresser(own, [remaining(layer, left) for layer in layers]).dress(places)
+    return own
+
+
+def remaining(layer: Layer, kept: Kept) -> Layer:
+    """The layer as it is in a network that keeps the channels ``kept``, which get new numbers."""
+    return replace(layer, output=_remaining(layer.output, kept), input=_remaining(layer.input, kept))
+
+
+def _remaining(axis: Axis | None, kept: Kept) -> Axis | None:
+    if axis is None:
+        return None
+    positions = axis.kept(kept)
+    site, channel = axis.site[positions], axis.channel[positions].copy()
+    for own in np.unique(site[site >= 0]):
+        mine = site == own
+        channel[mine] = np.searchsorted(kept[own], channel[mine])
+    return Axis(site, channel)
