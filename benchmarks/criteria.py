@@ -25,7 +25,7 @@ from torch import Tensor
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.graph.sites import Graph
-from amc.importance import Need, collect, criteria, rank
+from amc.importance import Need, CRITERIA, collect, rank
 from amc.reconstruction.least_squares import Moments, readers
 from amc.reconstruction.least_squares import collect as collect_moments
 from amc.space.sites import Choice
@@ -57,7 +57,7 @@ class Calibrated:
 
     def orders(self, name: str) -> list[Tensor]:
         """The channels of every site, the most important first."""
-        for need in criteria()[name].needs - self.collected.keys():
+        for need in CRITERIA[name].needs - self.collected.keys():
             self.collected[need] = collect(need, self.task, self.graph)
         return rank(name, self.graph, self.task.model, self.moments, self.collected, self.seed)
 
@@ -76,7 +76,7 @@ def measure(asked: argparse.Namespace, records: Records) -> None:
         records.add("original", loss=loss, metric=metric, images=len(task.splits.search))
     for seed in range(asked.seeds):
         calibrated = None
-        for name in asked.criteria.split(",") if asked.criteria else criteria():
+        for name in asked.criteria.split(",") if asked.criteria else CRITERIA:
             if records(f"{name} {seed}") is not None:
                 continue
             calibrated = calibrated or Calibrated.by(task, graph, seed)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from amc.graph.build import build_graph
-from amc.importance import Criterion, Need, Norm, Producer, Reader, SiteView, collect, criteria, rank, view
+from amc.importance import Criterion, Need, Norm, Producer, Reader, SiteView, CRITERIA, collect, rank, view
 from amc.importance.curvature import diagonal
 from amc.importance.group import slots
 from amc.importance.statistics import by_channel
@@ -50,17 +50,17 @@ def site():
     ],
 )
 def test_of_weights_by_hand(site, name, expected):
-    assert criteria()[name].scores(site).tolist() == pytest.approx(expected)
+    assert CRITERIA[name].scores(site).tolist() == pytest.approx(expected)
 
 
 def test_channels_with_several_positions_are_joined():
     """Four inputs of a linear layer that two flattened channels make."""
     weight = torch.tensor([[1.0, 2.0, -3.0, 0.5]])[..., None]
     readers = (Reader(weight, torch.arange(4), torch.tensor([0, 0, 1, 1])),)
-    assert criteria()["l1"].scores(SiteView(2, readers)).tolist() == [3.0, 3.5]
+    assert CRITERIA["l1"].scores(SiteView(2, readers)).tolist() == [3.0, 3.5]
     filters = torch.tensor([[1.0], [0.0], [1.0], [2.0]])[..., None]
     both = (Producer(filters, torch.arange(4), torch.tensor([0, 1, 0, 1])),)
-    assert criteria()["fpgm"].scores(SiteView(2, (), both)).tolist() == pytest.approx([2**0.5, 2**0.5])
+    assert CRITERIA["fpgm"].scores(SiteView(2, (), both)).tolist() == pytest.approx([2**0.5, 2**0.5])
 
 
 def squared_error(outputs, targets):
@@ -116,7 +116,7 @@ def test_activations_by_hand(tiny):
         "apoz": (hidden > 0).double().mean(0),
         "l1-activation": hidden.abs().mean(0),
     }.items():
-        assert criteria()[name].scores(site).tolist() == pytest.approx(expected.tolist(), rel=1e-5), name
+        assert CRITERIA[name].scores(site).tolist() == pytest.approx(expected.tolist(), rel=1e-5), name
 
 
 def per_sample(task, x, y):
@@ -143,7 +143,7 @@ def test_gradients_by_automatic_differentiation(tiny):
         "snip": (mean * values).abs().sum(1),
         "fisher": 0.5 * (square * values.square()).sum(1),
     }.items():
-        assert criteria()[name].scores(site).tolist() == pytest.approx(expected.tolist(), rel=1e-4), name
+        assert CRITERIA[name].scores(site).tolist() == pytest.approx(expected.tolist(), rel=1e-4), name
 
 
 def test_taylor_tells_what_removing_a_small_channel_costs(tiny):
@@ -202,7 +202,7 @@ class TestCurvature:
         graph = build_graph(task.model, task.example)
         site = view(graph, task.model, {}, 0, EVERYTHING, {Need.CURVATURE: collect(Need.CURVATURE, task, graph)})
         readers = SiteView(3, readers=site.readers)
-        assert criteria()["obd"].scores(readers).tolist() == pytest.approx([1 / 3, 4 / 3, 1 / 12], rel=0.03)
+        assert CRITERIA["obd"].scores(readers).tolist() == pytest.approx([1 / 3, 4 / 3, 1 / 12], rel=0.03)
 
 
 class TestSynapticFlow:
@@ -250,10 +250,10 @@ def test_random_scores_follow_the_seed(resnet8):
     assert first[0].tolist() != first[1].tolist()
 
 
-@pytest.mark.parametrize("name", sorted(criteria()))
+@pytest.mark.parametrize("name", sorted(CRITERIA))
 def test_it_stands_the_contract(name):
     check_criterion(name)
-    found = criteria()[name]
+    found = CRITERIA[name]
     assert found.name == name
     assert found.summary
     assert found.reference

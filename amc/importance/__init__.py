@@ -4,11 +4,12 @@ from amc.importance.collectors import COLLECTORS, collect
 from amc.importance.criterion import Criterion, Lacking, Need, descending, required
 from amc.importance.group import Activations, Norm, Part, Producer, Reader, SiteView
 from amc.importance.ranking import rank, view
-from amc.importance.registry import criteria, load_criterion
+from amc.importance.registry import CRITERIA, criteria, load_criterion
 from amc.importance.statistics import Statistics
 
 __all__ = [
     "COLLECTORS",
+    "CRITERIA",
     "Activations",
     "Criterion",
     "Lacking",

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from amc.errors import ConfigError, did_you_mean
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+from torch import Tensor
+
 from amc.importance import activations, chance, damage, fpgm, magnitude, obs, slimming, snip, synflow, taylor
 from amc.importance.criterion import Criterion, Need
-from amc.runtime.plugins import is_plugin, load_plugin
+from amc.importance.group import SiteView
+from amc.runtime.registry import Entry, Registry
 
 _TABLE: tuple[Criterion, ...] = (
     obs.CRITERION,
@@ -21,16 +27,23 @@ _TABLE: tuple[Criterion, ...] = (
 )
 
 CRITERIA: dict[str, Criterion] = {criterion.name: criterion for criterion in _TABLE}
-"""All criteria by name, the default first."""
+"""All that come with amc, by name, the default first."""
 
 
-def criteria() -> dict[str, Criterion]:
-    """All criteria by name.
+_REGISTRY: Registry[Criterion] = Registry(
+    "criterion",
+    "amc.criteria",
+    [Entry(c.name, c.summary, reference=c.reference, loader=partial(CRITERIA.__getitem__, c.name)) for c in _TABLE],
+)
+
+
+def criteria() -> dict[str, Entry[Criterion]]:
+    """The entries of all criteria by name: amc's own, then those of installed packages (group ``amc.criteria``).
 
     >>> criteria()["l1"].summary
     'absolute weights that read a channel'
     """
-    return dict(CRITERIA)
+    return _REGISTRY.entries()
 
 
 def load_criterion(name: str) -> Criterion:
@@ -39,11 +52,8 @@ def load_criterion(name: str) -> Criterion:
     A function gives the site's channels, the most important first, and is shown readers and their moments.
     Raises ConfigError.
     """
-    if name in CRITERIA:
-        return CRITERIA[name]
-    if not is_plugin(name):
-        raise ConfigError(f"unknown criterion '{name}'.{did_you_mean(name, [*CRITERIA, 'file.py:function'])}")
-    found = load_plugin(name)
+    found: object = _REGISTRY.load(name)
     if isinstance(found, Criterion):
         return found
-    return Criterion(name, "a function of the user's own", "", found, frozenset({Need.READERS, Need.MOMENTS}), "order")
+    function = cast(Callable[[SiteView], Tensor], found)
+    return Criterion(name, "of your own", "", function, frozenset({Need.READERS, Need.MOMENTS}), "order")
