@@ -25,7 +25,7 @@ from torch import Tensor
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.graph.sites import Graph
-from amc.importance import Need, CRITERIA, collect, rank
+from amc.importance import CRITERIA, Need, collect, rank
 from amc.reconstruction.least_squares import Moments, readers
 from amc.reconstruction.least_squares import collect as collect_moments
 from amc.space.sites import Choice

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from amc.graph.build import build_graph
-from amc.importance import Criterion, Need, Norm, Producer, Reader, SiteView, CRITERIA, collect, rank, view
+from amc.importance import CRITERIA, Criterion, Need, Norm, Producer, Reader, SiteView, collect, rank, view
 from amc.importance.curvature import diagonal
 from amc.importance.group import slots
 from amc.importance.statistics import by_channel
