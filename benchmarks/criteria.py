@@ -26,8 +26,8 @@ from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.graph.sites import Graph
 from amc.importance import CRITERIA, Need, collect, rank
-from amc.reconstruction.least_squares import Moments, readers
-from amc.reconstruction.least_squares import collect as collect_moments
+from amc.reconstruction.moments import Moments, readers
+from amc.reconstruction.moments import collect as collect_moments
 from amc.space.sites import Choice
 from amc.task import Task, evaluate
 from amc.task.data import sample

@@ -22,7 +22,7 @@ from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.graph.build import build_graph
 from amc.graph.sites import Graph
 from amc.importance import load_criterion, view
-from amc.reconstruction.least_squares import Moments, collect, new_shelf, readers
+from amc.reconstruction.moments import Moments, collect, moment_store, readers
 from amc.reconstruction.sequential import FULL
 from amc.runtime.memory import Memory
 from amc.task import Splits, make_task
@@ -54,8 +54,8 @@ def main() -> None:
     told("inspected")
     memory = Memory.of(asked.memory_limit)
     with tempfile.TemporaryDirectory() as folder:
-        shelf = new_shelf(memory, Path(folder))
-        moments = collect(task, readers(graph, task.model), 0, memory.batch(graph.trace.peak, 64), shelf, memory.share)
+        store = moment_store(memory, Path(folder))
+        moments = collect(task, readers(graph, task.model), 0, memory.batch(graph.trace.peak, 64), store, memory.share)
         told("collected")
         orders, slow = ranked(graph, task.model, moments, asked.seconds)
         told("ranked")
@@ -67,7 +67,7 @@ def main() -> None:
         evaluator.refined(half)
         told("refined")
         print(
-            f"moments of {len(moments)} layers, {shelf.filed} in files; {len(graph.sites)} sites, {slow} ranked by obs"
+            f"moments of {len(moments)} layers, {store.filed} in files; {len(graph.sites)} sites, {slow} ranked by obs"
         )
 
 

@@ -45,7 +45,7 @@ def digits():
     from amc.config import DataConfig
     from amc.graph.build import build_graph
     from amc.importance import rank
-    from amc.reconstruction.least_squares import collect, readers
+    from amc.reconstruction.moments import collect, readers
     from amc.task import load_data, load_model, make_task
 
     task = make_task(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from amc.graph.build import build_graph
-from amc.reconstruction.fold import Folder
+from amc.reconstruction.fold import NormFolder
 
 
 def shaken(model: nn.Module) -> nn.Module:
@@ -47,7 +47,7 @@ NETWORKS = {
 def test_the_outputs_stay_and_no_norm_runs(name):
     model, shape = NETWORKS[name]
     x = torch.randn(shape)
-    folder = Folder(model, build_graph(model, x).layers, x)
+    folder = NormFolder(model, build_graph(model, x).layers, x)
     before, state = model(x), copy.deepcopy(model.state_dict())
     with folder.folded(model), torch.no_grad():
         assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
@@ -60,7 +60,7 @@ def test_the_outputs_stay_and_no_norm_runs(name):
 def test_later_layers_wait_and_an_error_undoes_everything():
     model, shape = NETWORKS["with a bias"]
     x, state = torch.randn(shape), copy.deepcopy(model.state_dict())
-    folder, weight = Folder(model, build_graph(model, x).layers, x), model[0].weight
+    folder, weight = NormFolder(model, build_graph(model, x).layers, x), model[0].weight
 
     def read() -> None:
         with folder.folded(model, later={"0"}) as fold:
@@ -103,7 +103,7 @@ def test_what_would_change_is_left_alone(kind):
     """Even where whoever names the norms is wrong."""
     model, x = shaken(kind()), torch.randn(2, 3, 9, 9)
     layers = build_graph(model, x).layers
-    folder = Folder(model, [replace(x, norm="norm") if x.name == "layer" else x for x in layers], x)
+    folder = NormFolder(model, [replace(x, norm="norm") if x.name == "layer" else x for x in layers], x)
     with folder.folded(model):
         assert isinstance(model.norm, nn.BatchNorm2d)
 
@@ -139,7 +139,7 @@ def test_norms_that_no_layer_alone_has(kind, shape):
     layers = build_graph(model, x).layers
     named = [replace(layer, norm="norm") if layer.name in ("one", "two") else layer for layer in layers]
     for found in (layers, named):
-        folder = Folder(model, found, x)
+        folder = NormFolder(model, found, x)
         with folder.folded(shaken(model)), torch.no_grad():
             inside = model(x)
         torch.testing.assert_close(inside, model(x).detach(), rtol=1e-4, atol=1e-5)

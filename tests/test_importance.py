@@ -9,7 +9,7 @@ from amc.config import Config, SearchConfig
 from amc.errors import ConfigError
 from amc.evaluation.memo import Shared
 from amc.importance import COLLECTORS, Need, Reader, SiteView, collect, load_criterion, rank, view
-from amc.reconstruction.least_squares import Moments
+from amc.reconstruction.moments import Moments
 from amc.runtime.cache import Cache
 
 NAMES = ["obs", "l1", "l2"]

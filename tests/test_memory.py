@@ -11,9 +11,9 @@ from torch.utils.data import TensorDataset
 
 from amc.config import DataConfig
 from amc.graph.build import build_graph
-from amc.reconstruction.least_squares import Moments, _groups, collect, new_shelf, readers
+from amc.reconstruction.moments import Moments, collect, moment_store, passes, readers
 from amc.runtime import memory
-from amc.runtime.memory import GIB, Memory, Shelf
+from amc.runtime.memory import GIB, Memory, SpillStore
 from amc.task import load_data, make_task
 from amc.task.data import splits_of
 
@@ -29,10 +29,10 @@ def test_passes_and_files_do_not_change_the_moments(task, tmp_path: Path) -> Non
     graph = build_graph(task.model, task.example)
     layers = readers(graph, task.model)
     whole = collect(task, layers, 3)
-    shelf = new_shelf(Memory(0), tmp_path)
+    store = moment_store(Memory(0), tmp_path)
     shares: list[float] = []
-    small = collect(task, layers, 3, 64, shelf, 1, shares.append)
-    assert len(shares) == len(layers) == shelf.filed == len(list(tmp_path.iterdir()))
+    small = collect(task, layers, 3, 64, store, 1, shares.append)
+    assert len(shares) == len(layers) == store.filed == len(list(tmp_path.iterdir()))
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1.0)
     assert list(small) == list(whole)
@@ -58,25 +58,25 @@ def test_layers_that_are_never_called_have_no_moments() -> None:
 
 def test_layers_are_dealt_to_passes_that_fit() -> None:
     lengths = [("a", 10), ("b", 10), ("c", 20), ("d", 5), ("e", 5)]
-    assert _groups(lengths, None) == [["a", "b", "c", "d", "e"]]
-    assert _groups(lengths, 12 * 200) == [["a", "b"], ["c"], ["d", "e"]]
-    assert _groups(lengths, 1) == [["a"], ["b"], ["c"], ["d"], ["e"]]
-    assert _groups([], 1) == []
+    assert passes(lengths, None) == [["a", "b", "c", "d", "e"]]
+    assert passes(lengths, 12 * 200) == [["a", "b"], ["c"], ["d", "e"]]
+    assert passes(lengths, 1) == [["a"], ["b"], ["c"], ["d"], ["e"]]
+    assert passes([], 1) == []
 
 
-def test_a_shelf_keeps_what_fits_and_files_the_rest(tmp_path: Path) -> None:
+def test_a_store_keeps_what_fits_and_files_the_rest(tmp_path: Path) -> None:
     def take(m: Moments) -> dict[str, Tensor]:
         return {"mean": m.mean, "covariance": m.covariance}
 
-    shelf = Shelf(take, lambda t: Moments(t["mean"], t["covariance"], 1), 100, tmp_path)
+    store = SpillStore(take, lambda t: Moments(t["mean"], t["covariance"], 1), 100, tmp_path)
     for name, size in (("a", 3), ("b", 9), ("c", 1)):
-        shelf.put(name, Moments(torch.ones(size), torch.eye(size), 1))
-    assert shelf.filed == 1
-    assert set(shelf) == {"a", "b", "c"}
-    assert len(shelf) == 3
-    assert torch.equal(shelf["b"].covariance, torch.eye(9))
+        store.put(name, Moments(torch.ones(size), torch.eye(size), 1))
+    assert store.filed == 1
+    assert set(store) == {"a", "b", "c"}
+    assert len(store) == 3
+    assert torch.equal(store["b"].covariance, torch.eye(9))
     with pytest.raises(KeyError):
-        shelf["d"]
+        store["d"]
 
 
 def test_shares_of_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:

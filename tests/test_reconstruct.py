@@ -7,7 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from amc.reconstruction import least_squares as reconstruct
-from amc.reconstruction.least_squares import Moments, elements, least_squares, lost_variances, rows_of
+from amc.reconstruction.least_squares import least_squares, lost_variances
+from amc.reconstruction.moments import Moments
+from amc.reconstruction.rows import elements, rows_of
 
 
 @pytest.fixture(autouse=True)

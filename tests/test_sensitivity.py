@@ -9,7 +9,9 @@ from torch import nn
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.settings import EvaluationSettings
 from amc.graph.build import build_graph
-from amc.reconstruction.least_squares import collect, elements, least_squares, readers
+from amc.reconstruction.least_squares import least_squares
+from amc.reconstruction.moments import collect, readers
+from amc.reconstruction.rows import elements
 from amc.reconstruction.sensitivity import sensitivities
 from amc.runtime.memory import Memory
 from amc.task import make_task
@@ -61,7 +63,7 @@ def test_they_are_the_squares_of_single_samples_gradients(memory):
 def test_of_the_distance_they_are_the_squares_of_the_jacobian():
     model = network()
     task = task_of(model, 3, 8, 8)
-    found = sensitivities(task, build_graph(model, task.example).layers, distance=True)
+    found = sensitivities(task, build_graph(model, task.example).layers, logit_mse=True)
     torch.testing.assert_close(found["6"].channels.float(), torch.full((4,), 1 / 4))
     images, _ = task.splits.calibration.fetch(torch.arange(SAMPLES))
     inner = model[:3](images).detach().requires_grad_(True)
@@ -77,7 +79,7 @@ def test_without_one_vector_of_logits_a_sample_the_loss_counts():
     task = task_of(model, 3, 8, 8)
     dense = replace(task, objective=replace(task.objective, logits=lambda outputs: outputs[:, :, None]))
     layers = build_graph(model, task.example).layers
-    by_loss, found = sensitivities(task, layers), sensitivities(dense, layers, distance=True)
+    by_loss, found = sensitivities(task, layers), sensitivities(dense, layers, logit_mse=True)
     assert all(torch.equal(found[name].channels, own.channels) for name, own in by_loss.items())
 
 

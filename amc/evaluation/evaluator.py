@@ -20,8 +20,8 @@ from amc.graph.channels import Kept
 from amc.operators.channels import all_widths
 from amc.operators.compose import recorded_settings
 from amc.operators.operator import NetworkFacts, PolicySetting
-from amc.reconstruction.fold import Folder
-from amc.reconstruction.least_squares import Moments
+from amc.reconstruction.fold import NormFolder
+from amc.reconstruction.moments import Moments
 from amc.runtime.memory import Memory
 from amc.space.sites import Choice, Setting, SiteSettings
 from amc.task import Task
@@ -51,7 +51,7 @@ class Evaluator(Backend):
         self._task, self._graph, self._moments, self._memory = task, graph, moments, memory
         self._facts = NetworkFacts(task.model, graph, orders=[order.numpy() for order in orders])
         self._sites = tuple(all_widths(graph) if sites is None else sites)
-        self.samples = SearchSamples(task, Folder(task.model, graph.layers, task.example))
+        self.samples = SearchSamples(task, NormFolder(task.model, graph.layers, task.example))
         self.networks = self._new_networks()
         self._errors = self._new_errors()
         self._scorer = Scorer(self.samples, settings.objective)

@@ -26,7 +26,7 @@ from amc.importance import COLLECTORS, Need, load_criterion, rank
 from amc.importance import collect as collect_statistics
 from amc.latency.model import COMMAND
 from amc.operators.policy import fingerprint
-from amc.reconstruction.least_squares import Moments, collect, new_shelf, readers, sums_size
+from amc.reconstruction.moments import Moments, collect, moment_store, readers, sums_size
 from amc.runtime.cache import Cache, Resting, Table, cache_folder
 from amc.runtime.memory import Memory
 from amc.runtime.plugins import file_digests
@@ -97,13 +97,13 @@ class Shared:
         folder: Path | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Mapping[str, Moments]:
-        """See `amc.reconstruction.least_squares.collect`. What does not fit into ``memory`` goes to
+        """See `amc.reconstruction.moments.collect`. What does not fit into ``memory`` goes to
         ``folder`` and is not shared."""
         layers = readers(graph, self._task.model)
 
         def compute() -> Mapping[str, Moments]:
             batch, limit = min(64, self._task.batch), memory.share if memory else None
-            return collect(self._task, layers, self._config.seed, batch, new_shelf(memory, folder), limit, progress)
+            return collect(self._task, layers, self._config.seed, batch, moment_store(memory, folder), limit, progress)
 
         if self.cache.folder is None or (memory and sums_size(self._task.model, layers) > memory.share):
             return compute()

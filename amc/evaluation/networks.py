@@ -15,7 +15,8 @@ from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.graph.channels import BATCH_NORMS, Kept
 from amc.operators.compose import PolicyApplier
 from amc.operators.operator import NetworkFacts
-from amc.reconstruction.least_squares import Moments, Reconstructor
+from amc.reconstruction.least_squares import Reconstructor
+from amc.reconstruction.moments import Moments
 from amc.reconstruction.recalibration import recalibrate
 from amc.reconstruction.sequential import SequentialReconstruction
 from amc.runtime.memory import Memory

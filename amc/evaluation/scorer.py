@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from amc.evaluation.settings import SearchObjective
 from amc.graph.surgery import twin
-from amc.reconstruction.fold import Folder
+from amc.reconstruction.fold import NormFolder
 from amc.task import Task, batches, nested
 from amc.task.data import hold
 
@@ -24,7 +24,7 @@ BLOCK = 125
 class SearchSamples:
     """The search split as it is read again and again: on the device, in blocks, with the original's logits."""
 
-    def __init__(self, task: Task, folder: Folder) -> None:
+    def __init__(self, task: Task, folder: NormFolder) -> None:
         """``folder`` folds the BatchNorms of networks while they are read."""
         self.task, self.folder = task, folder
         self.split = hold(task.splits.search, task.device)

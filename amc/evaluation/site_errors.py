@@ -22,9 +22,11 @@ from amc.graph.channels import Layer
 from amc.graph.surgery import weight_of
 from amc.operators.operator import NetworkFacts
 from amc.operators.registry import operator_of
-from amc.reconstruction.least_squares import Moments, elements, lost_variances
+from amc.reconstruction.least_squares import lost_variances
+from amc.reconstruction.moments import Moments
+from amc.reconstruction.regression import undone
+from amc.reconstruction.rows import elements
 from amc.reconstruction.sensitivity import Sensitivity, sensitivities
-from amc.reconstruction.sequential import undone
 from amc.runtime.memory import Memory
 from amc.space.sites import Setting, SiteSettings
 from amc.task import Task

@@ -18,8 +18,8 @@ from amc.importance.criterion import Criterion, Lacking, Need
 from amc.importance.group import Activations, Part, SiteView, slots
 from amc.importance.ranking import view
 from amc.importance.registry import load_criterion
-from amc.reconstruction.least_squares import Moments, readers
-from amc.reconstruction.least_squares import collect as collect_moments
+from amc.reconstruction.moments import Moments, readers
+from amc.reconstruction.moments import collect as collect_moments
 from amc.task import Task, load_data, make_task
 from amc.task.models import build_model
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from amc.graph.channels import TRANSPOSED, Axis, Layer
 from amc.graph.sites import Graph
-from amc.reconstruction.least_squares import Moments
+from amc.reconstruction.moments import Moments
 
 
 @dataclass(frozen=True, eq=False)

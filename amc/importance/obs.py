@@ -22,7 +22,7 @@ from torch import Tensor
 from amc.importance.criterion import Criterion, Need, descending
 from amc.importance.group import Reader, SiteView
 from amc.importance.magnitude import l2
-from amc.reconstruction.least_squares import elements
+from amc.reconstruction.rows import elements
 
 RIDGE = 1e-2
 _ROUNDS = 128  # wide sites lose several channels a round

@@ -14,7 +14,7 @@ from amc.importance.group import Activations, Norm, Part, Producer, Reader, Site
 from amc.importance.magnitude import l2
 from amc.importance.registry import load_criterion
 from amc.importance.statistics import Statistics
-from amc.reconstruction.least_squares import Moments
+from amc.reconstruction.moments import Moments
 from amc.runtime.plugins import is_plugin
 
 

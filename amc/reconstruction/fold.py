@@ -1,8 +1,8 @@
-"""BatchNorms folded into the layers before them, while a network is only read.
+"""BatchNorms folded into the layers before them, while a network is in evaluation mode.
 
-In evaluation mode a BatchNorm is a factor and a constant for every channel, which the weights and the constant of the
-layer before can take up: of a ResNet-56 on a CPU a third of the time goes (`benchmarks/evaluation.py`). The network is
-as it was afterwards.
+There a BatchNorm multiplies every channel by a factor and adds a constant, which the weights and the bias of the layer
+before can do as well. That saves a third of ResNet-56's time on a CPU (`benchmarks/evaluation.py`). Afterwards the
+network is as it was before.
 """
 
 from __future__ import annotations
@@ -24,19 +24,26 @@ from amc.task.nested import Nested
 _TOLERANCE = 1e-3  # of the largest output
 
 
-class Folder:
-    """Knows which BatchNorms of a network, and of what is cut from it, can be folded."""
+class NormFolder:
+    """Knows which BatchNorms of a network, and of networks that are cut from it, can be folded.
+
+    ::
+
+        folder = NormFolder(model, graph.layers, example)
+        with folder.folded(network):
+            outputs = network(inputs)
+    """
 
     def __init__(self, model: nn.Module, layers: Iterable[Layer], example: Nested) -> None:
         """``layers`` name the norms behind them. When the outputs for ``example`` would change, nothing is folded."""
         modules = [x for x in layers if x.kind in ("conv", "linear")]  # a bare parameter may have a norm behind it too
         self._pairs = {x.name: x.norm for x in modules if x.norm and _foldable(model, x.name, x.norm)}
-        if self._pairs and not self._harmless(model, example):
+        if self._pairs and not self._keeps_outputs(model, example):
             self._pairs = {}
 
     @contextmanager
     def folded(self, network: nn.Module, later: Container[str] = ()) -> Iterator[Callable[[str], None]]:
-        """``network`` without the norms. Layers that are ``later`` are folded when what is given is called for them."""
+        """``network`` without the norms. Layers in ``later`` are folded when the given function is called for them."""
         norms = {name: network.get_submodule(norm) for name, norm in self._pairs.items()}
         whole: dict[str, tuple[Any, Any]] = {}
 
@@ -63,10 +70,10 @@ class Folder:
                 layer = network.get_submodule(name)
                 layer.weight, layer.bias = weight, bias
 
-    def _harmless(self, model: nn.Module, example: Nested) -> bool:
-        """What reads a layer before its norm, or calls it twice, would be given something else."""
+    def _keeps_outputs(self, model: nn.Module, example: Nested) -> bool:
+        """Whether the outputs stay the same: a module that reads a layer before its norm would get other values."""
         copied = twin(model).eval()
-        _shake([copied.get_submodule(norm) for norm in self._pairs.values()])
+        _randomise([copied.get_submodule(norm) for norm in self._pairs.values()])
         with torch.inference_mode():
             before = tree_leaves(nested.call(copied, example))
             try:
@@ -84,8 +91,8 @@ def _foldable(model: nn.Module, name: str, norm: str) -> bool:
     return plain and "weight" in layer._parameters and type(behind) in BATCH_NORMS and behind.running_mean is not None
 
 
-def _shake(norms: Iterable[Any]) -> None:
-    """Statistics that are not those of a new network: a norm that does nothing tells nothing when it is left out."""
+def _randomise(norms: Iterable[Any]) -> None:
+    """Give norms random statistics: leaving out a norm that does nothing would change nothing."""
     generator = torch.Generator().manual_seed(0)
     for norm in norms:
         mean, variance = norm.running_mean, norm.running_var

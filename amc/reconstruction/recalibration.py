@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from amc.reconstruction.least_squares import IMAGES
+from amc.reconstruction.moments import IMAGES
 from amc.task import Task, batches, nested
 from amc.task.data import sample
 

@@ -1,7 +1,7 @@
-"""What a layer's outputs meet: a stream that they are added to, or an activation of their own.
+"""What the outputs of layers are used for: residual additions, and activations that alone read them.
 
-Both are found by watching the operators of one forward pass; only the network's operators count, not those of hooks.
-A later pass, of another batch size or memory layout or of a cut network, may run other operators that only move
+Both are found by recording the operators of one forward pass; only the network's own operators count, not those of
+hooks. A later pass, of another batch size or memory layout or of a cut network, may run other operators that only move
 elements. So a stream is found again by the layer that ran last before it, and by its operator among those of its name.
 """
 
@@ -24,12 +24,12 @@ from amc.task import nested
 from amc.task.nested import Nested
 
 Stream = tuple[str, str, int]
-"""The operator that leaves a stream: the layer that began last before it ('' for none), the operator's name, and which
-of that name it is since then."""
+"""The operator whose output is the stream: the layer that began last before it ('' for none), the operator's name, and
+which of that name it is since then."""
 Activation = Callable[[Tensor], Tensor]
 _aten = torch.ops.aten
 _CASTS = (_aten._to_copy,)
-"""Operators that do not count: autocast puts them in."""
+"""Operators that do not count, since autocast adds them."""
 _ACTIVATIONS = {
     _aten.relu: _aten.relu_,
     _aten.hardtanh: _aten.hardtanh_,
@@ -38,22 +38,22 @@ _ACTIVATIONS = {
     _aten.hardsigmoid: _aten.hardsigmoid_,
     _aten.tanh: _aten.tanh_,
 }
-"""Work on every element alone; each with what does the same in place."""
+"""Element-wise operators, each with its in-place form."""
 _OUT_OF_PLACE = {kind: plain for plain, inplace in _ACTIVATIONS.items() for kind in (plain, inplace)}
 
 
 @dataclass(frozen=True)
-class Joins:
-    """What the outputs of layers, behind their norms, meet; by layer."""
+class OutputUses:
+    """What the outputs of layers, behind their norms, are used for; by the layer's name."""
 
     streams: Mapping[str, Stream]
-    """What they are added to, where it was there before the layer ran."""
+    """Residual additions: the stream that they are added to, where it was there before the layer ran."""
     activations: Mapping[str, Activation]
-    """The only thing that reads them, where that is an activation that never falls and has no slope above 1."""
+    """Their only reader, where that is an activation that never falls and has no slope above 1."""
 
 
-def find_joins(model: nn.Module, layers: Mapping[str, Layer], example: Nested) -> Joins:
-    """What the outputs of ``layers`` meet in a forward pass of ``model``."""
+def find_output_uses(model: nn.Module, layers: Mapping[str, Layer], example: Nested) -> OutputUses:
+    """What the outputs of ``layers`` are used for in a forward pass of ``model``."""
     finder = _Finder()
     handles = []
     for name, layer in layers.items():
@@ -69,8 +69,8 @@ def find_joins(model: nn.Module, layers: Mapping[str, Layer], example: Nested) -
     return finder.found(outputs)
 
 
-class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Holds the streams of a pass from the operators that leave them until they have been used."""
+class StreamWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Holds the residual streams of a pass, from the operators that make them until they have been used."""
 
     def __init__(self, streams: Mapping[str, Stream]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -90,12 +90,12 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def begin(self, layer: str) -> None:
-        """This layer runs now."""
+        """Note that a layer begins to run."""
         self._place.begin(layer)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Operators in here are not seen, and run faster."""
+        """Operators within this context are not counted, and run faster."""
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         try:
             yield
@@ -103,7 +103,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.__enter__()  # type: ignore[no-untyped-call]
 
     def forget(self, layer: str) -> None:
-        """The layer's stream has been used; where the layer runs again, it is not held again."""
+        """Release the layer's stream; where the layer runs again, it is not held again."""
         self._done.add(layer)
         self.found.pop(layer, None)
 
@@ -143,11 +143,11 @@ class _Finder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def end(self, layer: str, output: Tensor) -> None:
         self._made[self._writer.get(id(output), -1)] = layer
 
-    def found(self, outputs: Any) -> Joins:
+    def found(self, outputs: Any) -> OutputUses:
         """What was seen, when ``outputs`` are the network's."""
         self._read(outputs)
         fit = {x: own for x, own in self._activations.items() if self._readers[x] == 1 and _rises_gently(own)}
-        return Joins(self._streams, fit)
+        return OutputUses(self._streams, fit)
 
     def _maker(self, tensor: Any) -> str | None:
         """The layer whose output this is."""

@@ -1,12 +1,12 @@
-"""How much what policies are judged by minds an error in a layer's output, from one backward pass of the original.
+"""How sensitive the objective of the search is to errors in a layer's outputs, from backward passes of the original.
 
-For an error e of a layer's outputs that is small and has nothing to do with the gradient g there, the loss changes by
+For an error e of a layer's outputs that is small and independent of the gradient g there, the loss changes by
 ½ E[(Σ g e)²] ≈ ½ Σ_c E[Σ_positions g_c²] · E[e_c²] to second order, with Fisher's approximation of the Hessian (Theis
 et al. 2018, arXiv:1801.05787, for channels; here for the errors that reconstruction leaves).
 
-The distance of K logits, ‖J e‖² / K to second order, has the same form with the gradient of √(2 / K) sᵀ logits for
-random signs s, of which E s sᵀ = 1 (Hutchinson 1990). A sure network's loss, and so its gradient, is mostly of the
-images that it gets wrong; its logits count on all of them.
+The mean squared difference of K logits, ‖J e‖² / K to second order, has the same form with the gradient of
+√(2 / K) sᵀ logits for random signs s, of which E s sᵀ = 1 (Hutchinson 1990). Most of a confident network's loss, and so
+of its gradient, comes from the samples that it gets wrong; its logits count on all samples.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from amc.task import Objective, Task, batches, nested
 from amc.task.data import sample
 
 IMAGES, BATCH = 512, 64
-_Judged = Callable[[Any, Any], Tensor]
+_Value = Callable[[Any, Any], Tensor]
 _HELD = 4  # times the layers' outputs are what a backward pass holds, about
 
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """Of one layer."""
+    """How sensitive the objective of the search is to errors of one layer."""
 
     channels: Tensor
-    """``[C]``: what is judged rises by this times an error's mean square in channel c."""
+    """``[C]``: the objective rises by this times the mean square of an error in channel c."""
     whole: float
-    """What it would rise by if all of the output's variance were an error."""
+    """The rise if all of the output's variance were an error."""
 
 
 def sensitivities(
-    task: Task, layers: Iterable[Layer], memory: Memory | None = None, distance: bool = False
+    task: Task, layers: Iterable[Layer], memory: Memory | None = None, logit_mse: bool = False
 ) -> Mapping[str, Sensitivity]:
-    """Of every convolution and linear layer that is called as a module, over some calibration samples.
+    """Sensitivity to every convolution and linear layer that is called as a module, over `IMAGES` calibration samples.
 
-    ``distance``: of the logits' distance from the original's where there is one vector of them a sample, else of the
-    loss. Nothing where that cannot be differentiated, or tells nothing.
+    ``logit_mse``: to the mean squared difference of the logits from the original's, where there is one vector of them
+    a sample; else to the loss. Empty where that cannot be differentiated, or all gradients are 0.
     """
     names = [layer.name for layer in layers if layer.kind in ("conv", "linear")]
     sums: dict[str, Tensor] = {}
     try:
         model = twin(task.model).eval().requires_grad_(True)
         size = _batch(model, names, task, memory)
-        chosen, judged = sample(task.splits.calibration, IMAGES), _judged(task.objective, distance)
+        chosen, value_of = sample(task.splits.calibration, IMAGES), _value_of(task.objective, logit_mse)
         for inputs, targets in batches(chosen, size):
-            _add(model, names, task, judged, inputs, targets, sums)
+            _add(model, names, task, value_of, inputs, targets, sums)
     except RuntimeError:  # an operator without a derivative, or weights that can have none
         return {}
     found = {}
@@ -82,23 +82,23 @@ def _batch(model: nn.Module, names: list[str], task: Task, memory: Memory | None
     return memory.batch(_HELD * held // nested.length(task.example), BATCH)
 
 
-def _judged(objective: Objective, distance: bool) -> _Judged:
-    """What is differentiated, of a network's outputs and the targets (see above)."""
+def _value_of(objective: Objective, logit_mse: bool) -> _Value:
+    """The function of outputs and targets that is differentiated (see above)."""
     generator = torch.Generator().manual_seed(0)
 
-    def judged(outputs: Any, targets: Any) -> Tensor:
-        logits = objective.vectors(outputs) if distance else None
+    def value(outputs: Any, targets: Any) -> Tensor:
+        logits = objective.vectors(outputs) if logit_mse else None
         if logits is None:
             return objective.loss(outputs, targets).sum()
         signs = 1 - 2 * torch.randint(2, logits.shape, generator=generator).to(logits)
-        value: Tensor = (2 / logits.shape[1]) ** 0.5 * (signs * logits).sum()
-        return value
+        found: Tensor = (2 / logits.shape[1]) ** 0.5 * (signs * logits).sum()
+        return found
 
-    return judged
+    return value
 
 
 def _add(
-    model: nn.Module, names: list[str], task: Task, judged: _Judged, inputs: Any, targets: Any, sums: dict[str, Tensor]
+    model: nn.Module, names: list[str], task: Task, value_of: _Value, inputs: Any, targets: Any, sums: dict[str, Tensor]
 ) -> None:
     """Rows of ``sums[layer] [4, C]``: values, squares of the gradient, values' sum and sum of squares."""
     outputs: list[tuple[str, Tensor]] = []
@@ -108,7 +108,7 @@ def _add(
         return output.clone()  # what comes after may write into it
 
     result = _call(model, names, nested.to(inputs, task.device), keep)
-    value = judged(result, nested.to(targets, task.device))
+    value = value_of(result, nested.to(targets, task.device))
     gradients: tuple[Tensor | None, ...] = torch.autograd.grad(value, [o for _, o in outputs], allow_unused=True)
     for (name, output), gradient in zip(outputs, gradients, strict=True):
         if gradient is None:

@@ -1,4 +1,4 @@
-"""How much memory there is, and how it is shared out: no stage may hold what does not fit.
+"""How much memory there is, and how it is shared out: no stage may hold more than fits.
 
 A quarter of the limit each goes to the sums of one pass over the calibration split, to the moments that are kept, and
 to the activations of one batch; the rest is for the networks themselves and what solving takes.
@@ -53,7 +53,7 @@ def installed() -> int:
     return found
 
 
-class Shelf(Mapping[str, T]):
+class SpillStore(Mapping[str, T]):
     """Values by name, in memory as long as they fit, then in files that are mapped when they are read.
 
     The files are temporary ones of ``folder`` (`amc.runtime.files.sweep` removes them); without a folder all
@@ -82,7 +82,7 @@ class Shelf(Mapping[str, T]):
             self._held[name] = value
             self._bytes += size
             return
-        path = self._folder / f".shelf-{len(self._files)}.{os.getpid()}.tmp"
+        path = self._folder / f".spilled-{len(self._files)}.{os.getpid()}.tmp"
         with replacing(path) as temporary:
             save_file({key: t.contiguous() for key, t in tensors.items()}, temporary)
         self._files[name] = path

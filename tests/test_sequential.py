@@ -12,9 +12,10 @@ from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.evaluation.site_errors import SiteErrors
 from amc.graph.build import build_graph
+from amc.reconstruction import regression as mathematics
 from amc.reconstruction import sequential
-from amc.reconstruction.least_squares import collect, readers, solvable
-from amc.reconstruction.residuals import find_joins
+from amc.reconstruction.moments import collect, readers, solvable
+from amc.reconstruction.residuals import find_output_uses
 from amc.reconstruction.sequential import FULL, SequentialReconstruction
 from amc.task import make_task
 from amc.task.data import HeldSplit, Splits
@@ -54,7 +55,7 @@ def regression(x: torch.Tensor, y: torch.Tensor) -> tuple[np.ndarray, np.ndarray
 
 
 def test_every_layer_is_the_regression_on_what_reaches_it(monkeypatch):
-    monkeypatch.setattr(sequential, "RIDGE", 1e-9)
+    monkeypatch.setattr(mathematics, "RIDGE", 1e-9)
     task = linear_task()
     graph = build_graph(task.model, task.example)
     order = {site.name: np.arange(site.channels) for site in graph.sites}
@@ -67,7 +68,7 @@ def test_every_layer_is_the_regression_on_what_reaches_it(monkeypatch):
     correct(network, kept)
     net, old = network, task.model
     with torch.no_grad():
-        x = correct._inputs
+        x = correct.inputs
         stream, before = net.stem(x), old.stem(x)
         for wide, narrow in (("wide1", "narrow1"), ("wide2", "narrow2")):
             inner = net.get_submodule(wide)(stream)
@@ -80,13 +81,13 @@ def test_every_layer_is_the_regression_on_what_reaches_it(monkeypatch):
         np.testing.assert_allclose(net.head.weight, weight, atol=2e-3)
 
 
-def joins_of(task):
+def uses_of(task):
     graph = build_graph(task.model, task.example)
-    return find_joins(task.model, {x.name: x for x in graph.layers if solvable(task.model, x)}, task.example)
+    return find_output_uses(task.model, {x.name: x for x in graph.layers if solvable(task.model, x)}, task.example)
 
 
-def test_joins_are_where_a_branch_meets_a_stream_that_was_there():
-    assert set(joins_of(linear_task()).streams) == {"narrow1", "narrow2"}
+def test_residual_additions_are_where_a_branch_meets_a_stream_that_was_there():
+    assert set(uses_of(linear_task()).streams) == {"narrow1", "narrow2"}
 
 
 class Activated(nn.Module):
@@ -109,12 +110,12 @@ class Activated(nn.Module):
 
 def test_activations_are_those_that_alone_read_a_layer():
     torch.manual_seed(0)
-    joins = joins_of(small_task(Activated().eval(), (3, 12, 12)))
-    assert set(joins.activations) == {"first", "second", "head"}
-    assert set(joins.streams) == {"added"}
+    uses = uses_of(small_task(Activated().eval(), (3, 12, 12)))
+    assert set(uses.activations) == {"first", "second", "head"}
+    assert set(uses.streams) == {"added"}
     x = torch.tensor([-1.0, 2.0, 9.0])
-    assert joins.activations["first"](x).tolist() == [0, 2, 9]
-    assert joins.activations["second"](x).tolist() == [0, 2, 6]
+    assert uses.activations["first"](x).tolist() == [0, 2, 9]
+    assert uses.activations["second"](x).tolist() == [0, 2, 6]
     assert x.tolist() == [-1, 2, 9]
 
 
@@ -125,10 +126,10 @@ def test_activations_are_those_that_alone_read_a_layer():
         *((a, False) for a in (nn.LeakyReLU(-0.1), nn.LeakyReLU(3.0), nn.GELU())),
     ],
 )
-def test_activations_that_fall_or_rise_steeply_are_not_minded(activation, taken):
+def test_activations_that_fall_or_rise_steeply_are_not_fitted(activation, taken):
     """Rounds of regressions would not lead anywhere there."""
     body = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 5))
-    assert set(joins_of(small_task(body.eval(), (6,))).activations) == ({"0"} if taken else set())
+    assert set(uses_of(small_task(body.eval(), (6,))).activations) == ({"0"} if taken else set())
 
 
 @pytest.mark.parametrize(("normed", "constant"), [(False, False), (False, True), (True, True)])
@@ -136,7 +137,7 @@ def test_activations_that_fall_or_rise_steeply_are_not_minded(activation, taken)
 def test_rounds_lead_to_the_least_matching_loss(monkeypatch, activation, normed, constant):
     """At the least of a convex loss its gradient is none: what is left behind the activation goes with no input."""
     torch.manual_seed(0)
-    monkeypatch.setattr(sequential, "RIDGE", 1e-9)
+    monkeypatch.setattr(mathematics, "RIDGE", 1e-9)
     x = torch.randn(3000, 12).double() + 0.5
     y = 0.3 * (x @ torch.randn(12, 6).double() + torch.randn(3000, 6) + 0.3 * x[:, :6] ** 2)
     norm, behind = None, lambda outputs: activation(outputs)
@@ -148,8 +149,8 @@ def test_rounds_lead_to_the_least_matching_loss(monkeypatch, activation, normed,
         norm, behind = (module, module.running_mean.clone()), lambda outputs: activation(module(outputs))
 
     def left(rounds: int) -> torch.Tensor:
-        matching = sequential._matching(activation, y, norm, rounds)
-        weight, shift = sequential.regression(x, y, torch.zeros(6, 12).double(), constant, matching)
+        matching = mathematics.matching_of(activation, y, norm, rounds)
+        weight, shift = mathematics.regression(x, y, torch.zeros(6, 12).double(), constant, matching)
         missed = behind(x @ weight.T + (shift if constant else 0)) - behind(y)
         return torch.cat([missed.mean(0)[None]] * constant + [x.T @ missed / len(x)])
 
@@ -288,8 +289,8 @@ def test_features_in_half_precision_far_from_zero_are_fitted_as_well(mean, activ
     x = (mean + torch.randn(2000, 30)).bfloat16().float()
     y = x @ torch.randn(30, 4) + torch.randn(4)
     before = torch.zeros(4, 30)
-    matching = sequential._matching(torch.relu, y, None, 4) if activated else None
-    exact, halved = (sequential.regression(rows, y, before, True, matching) for rows in (x, x.bfloat16()))
+    matching = mathematics.matching_of(torch.relu, y, None, 4) if activated else None
+    exact, halved = (mathematics.regression(rows, y, before, True, matching) for rows in (x, x.bfloat16()))
     for one, other in zip(exact, halved, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * max(1.0, mean))
     assert (x @ halved[0].T + halved[1] - y).std() < 0.1 * y.std()
@@ -297,6 +298,6 @@ def test_features_in_half_precision_far_from_zero_are_fitted_as_well(mean, activ
 
 def test_settings_of_the_user_for_products_stay():
     before = torch.backends.mkldnn.matmul.fp32_precision
-    with sequential._products_of_halves():
+    with mathematics.bfloat16_products():
         assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
     assert torch.backends.mkldnn.matmul.fp32_precision == before
