@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from amc.runtime.arguments import PATH, expect
 from amc.runtime.monitor import Monitor
 from amc.space.budget import Budget
 from amc.task import Objective, make_task
-from amc.task.checks import unwrapped
+from amc.task.checks import copied, unwrapped
 from amc.task.data import splits_of
 from amc.task.metrics import CLASSIFICATION
 
@@ -61,6 +60,6 @@ def compress(
     config = config.replace(budget=BudgetConfig(**limits), model=ModelConfig(name=name), data=own_data)
     check(config)
     splits = splits_of(train, test, search, config.data)
-    task = make_task(name, copy.deepcopy(unwrapped(model)), splits, pick_device(config.device), objective)
+    task = make_task(name, copied(unwrapped(model)), splits, pick_device(config.device), objective)
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="amc-"))
     return compress_task(task, config, folder, monitor)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import EXAMPLE, Net, assert_true_to_masking, block, chain, lively, pool
+from networks import EXAMPLE, Net, assert_same, assert_true_to_masking, block, chain, lively, output, pool
 from test_graph import Function, names, reasons
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, prune
 
 from amc.errors import ModelError
 from amc.graph.build import build_graph
-from amc.task.checks import prepared
+from amc.task.checks import copied, prepared
 
 ROWS = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(0))
 WORDS = torch.arange(12)[None]
@@ -272,7 +272,7 @@ def masked(m: nn.Sequential) -> None:
 
 def kept(m: nn.Sequential) -> None:
     m[0].register_forward_hook(lambda module, inputs, output: setattr(module, "last", [output]))
-    m(EXAMPLE)
+    m(torch.zeros(1, m[0].in_channels, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -299,6 +299,17 @@ def test_weights_that_are_computed_and_what_is_kept_do_no_harm(change: Callable[
     assert names(graph) == ["0", "2"]
     with torch.no_grad():
         torch.testing.assert_close(model(EXAMPLE), before)
+
+
+@pytest.mark.parametrize("change", [kept, masked, lambda m: nn.utils.spectral_norm(m[0])])
+def test_copies_leave_graphs_behind(change: Callable[[nn.Sequential], None]) -> None:
+    """After a training step, too, there are copies; the network itself stays as it is."""
+    model = chain()
+    change(model.middle.append(nn.Conv2d(8, 8, 3)).append(nn.ReLU()).append(nn.Conv2d(8, 8, 1)))
+    before = output(model.eval(), EXAMPLE)
+    model(EXAMPLE).sum().backward()
+    assert_same(output(copied(model), EXAMPLE), before)
+    assert_same(output(model, EXAMPLE), before)
 
 
 def test_averaged_weights_are_the_network() -> None:

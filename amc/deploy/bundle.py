@@ -18,7 +18,6 @@ manifest.json       checksums of the files above that are for machines
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import tempfile
@@ -38,7 +37,7 @@ from amc.operators.operator import NetworkFacts
 from amc.operators.policy import Policy
 from amc.runtime.arguments import PATH, expect
 from amc.runtime.files import replacing, write_json
-from amc.task.checks import prepared, unwrapped
+from amc.task.checks import copied, prepared, unwrapped
 from amc.task.models import load_weights, read_state_dict
 from amc.task.nested import Nested
 
@@ -126,7 +125,7 @@ def apply(model: nn.Module, policy: Policy | str | Path, example: Nested | None 
             export_onnx(own, example, Path(folder, "original.onnx"))
             removed(read_onnx(Path(folder, "original.onnx")), graph, policy.kept(graph))
     apply_settings(own, NetworkFacts(own, graph), policy.settings)
-    return copy.deepcopy(own).train(was_training)
+    return copied(own).train(was_training)
 
 
 def load(folder: str | Path, model: nn.Module | None = None, example: Nested | None = None) -> nn.Module:

@@ -7,7 +7,6 @@ and cost bytes.
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from amc.operators.branches import find_branches, owner, remove, removed, varint
 from amc.runtime.files import replacing
 from amc.space.resources import FileLayout, StoredTensor
 from amc.task import nested
+from amc.task.checks import copied
 from amc.task.nested import Nested
 
 _TRANSIENT = ("metadata_props", "doc_string")
@@ -43,7 +43,7 @@ def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
     size = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     if size >= _LARGEST:
         raise ExportError(f"the network's tensors take {size / 2**30:.1f} GiB, and an ONNX file holds 2 GiB at most.")
-    own = copy.deepcopy(model).cpu().eval()
+    own = copied(model).cpu().eval()
     args, kwargs, shapes = arguments(example)
     try:
         with quiet(), torch.no_grad(), without_fast_path():
@@ -80,7 +80,7 @@ def export_pruned(model: nn.Module, example: Nested, path: Path, graph: Graph, k
     if all(len(channels) for channels in kept):
         export_onnx(model, example, path)
         return frozenset()
-    whole = copy.deepcopy(model)
+    whole = copied(model)
     wake(whole, graph.layers, kept)  # tensors of zeros are alike, and exporters keep one of those that are
     with replacing(path) as temporary:
         export_onnx(whole, example, temporary)

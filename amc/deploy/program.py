@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import copy
 import io
 import keyword
 import logging
@@ -45,6 +44,7 @@ from amc.deploy.trial import try_program
 from amc.errors import BundleError, ExportError, first_line
 from amc.graph.attention import without_fast_path
 from amc.task import nested
+from amc.task.checks import copied
 from amc.task.nested import Nested, Signature
 
 FORMAT, VERSION = "amc-program", 1
@@ -123,7 +123,7 @@ def why(error: BaseException) -> str:
 
 def write_program(model: nn.Module, example: Nested) -> dict[str, Any]:
     """The program of ``model`` (evaluation mode) with a dynamic batch, as plain values. Raises ExportError."""
-    own = copy.deepcopy(model).cpu().eval()
+    own = copied(model).cpu().eval()
     args, kwargs, shapes = arguments(example)
     try:
         with quiet(), torch.no_grad(), without_fast_path():

@@ -6,7 +6,6 @@ module. `amc.operators.compose.PolicyApplier` is the one place that turns a choi
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -22,6 +21,7 @@ from amc.reconstruction.sequential import SequentialReconstruction
 from amc.runtime.memory import Memory
 from amc.space.sites import Choice, SiteSettings
 from amc.task import Task
+from amc.task.checks import copied
 
 
 class PolicyNetworks:
@@ -41,7 +41,7 @@ class PolicyNetworks:
         ``memory`` bounds the samples and the rows of sequential reconstruction.
         """
         self._task, self._sites, graph = task, tuple(sites), facts.graph
-        self._scratch = copy.deepcopy(task.model).requires_grad_(False)
+        self._scratch = copied(task.model).requires_grad_(False)
         self._applier = PolicyApplier(self._scratch, facts, sites)
         self._solve = Reconstructor(graph, task.model, moments) if reconstruction.solve else None
         self._sequential = {
@@ -84,7 +84,7 @@ class PolicyNetworks:
 
     def pruned(self, choice: Choice, settings: EvaluationSettings) -> nn.Module:
         """The refined network as a module of its own, trainable where the original was."""
-        own = copy.deepcopy(self.refined(choice, settings))
+        own = copied(self.refined(choice, settings))
         wanted = {name: p.requires_grad for name, p in self._task.model.named_parameters()}
         for name, parameter in own.named_parameters():
             parameter.requires_grad_(wanted[name])

@@ -6,7 +6,6 @@ copies no module; pruning for real is dressing a deep copy once.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from amc.graph.attention import adapt
 from amc.graph.channels import CONVS, TRANSPOSED, Axis, Kept, Layer
+from amc.task.checks import copied
 
 _ONE = np.zeros(1, np.int64)
 
@@ -115,7 +115,7 @@ def twin(model: nn.Module) -> nn.Module:
         id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()
     }
     shared |= {id(b): b.detach() for b in model.buffers()}
-    return copy.deepcopy(model, shared)
+    return copied(model, shared)
 
 
 def own_tensors(model: nn.Module, layer: Layer) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import tempfile
@@ -30,6 +29,7 @@ from amc.latency.quiet import QUIET, Timing
 from amc.operators.channels import legal_widths
 from amc.runtime.provenance import cpu_name, runtime_version
 from amc.task import Task, nested
+from amc.task.checks import copied
 
 
 class Bench:
@@ -62,7 +62,7 @@ class Bench:
             for widths in {narrow, tuple(0 if s in gone else w for s, w in enumerate(narrow))}:
                 Runner(self.model(widths), threads)(self._inputs)
         except ExportError:  # the file holds a width elsewhere, as a Reshape does
-            self._network = copy.deepcopy(task.model).cpu()
+            self._network = copied(task.model).cpu()
             self._scratch = Dresser(self._network, graph.layers)
 
     @property

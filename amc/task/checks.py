@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.optim.swa_utils import AveragedModel
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from amc.errors import ModelError, first_line
 from amc.task import nested
@@ -36,7 +37,7 @@ def prepared(model: nn.Module) -> nn.Module:
 
     In place: parameters in half precision or in another memory layout are converted; masks of torch.nn.utils.prune and
     weights of spectral_norm and of the old weight_norm become plain weights, with the values that they have in
-    evaluation; hooks of the backward pass are taken off, and activations that the network keeps are detached.
+    evaluation; hooks of the backward pass are taken off.
     """
     model = unwrapped(model)
     if not isinstance(model, nn.Module):
@@ -57,8 +58,7 @@ def prepared(model: nn.Module) -> nn.Module:
         model.float()
     _make_weights_plain(model)
     _settle_tensors(model)
-    _cut_off_activations(model)
-    _see_that_it_copies(model)
+    copied(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})  # or it is said here why it cannot be
     _settle_modules(model)
     return model
 
@@ -93,34 +93,39 @@ def _make_weights_plain(model: nn.Module) -> None:
         module.training = mode
 
 
-def _cut_off_activations(model: nn.Module) -> None:
-    """Detach what forward has kept in a module: tensors that hang on a graph cannot be copied."""
-    for module in model.modules():
-        for key, value in vars(module).items():
-            if not key.startswith("_") and any(isinstance(t, Tensor) and t.grad_fn for t in tree_leaves(value)):
-                vars(module)[key] = tree_map_only(Tensor, Tensor.detach, value)
+def copied(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Module:
+    """A deep copy. Raises ModelError where a module holds what has no copies, such as a lock or an open file.
 
-
-def _see_that_it_copies(model: nn.Module) -> None:
-    """Raise ModelError where a module holds what cannot be copied, such as a lock or an open file."""
-    shared: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}  # copying these takes memory
+    Tensors that hang on a graph, as weights that hooks compute and activations that forward keeps, are detached in the
+    copy: torch copies no others. ``shared``: what stands in the copy for objects, by their id, as in `copy.deepcopy`.
+    """
+    memo = {id(t): t.detach() for _, _, value in _held(model) for t in tree_leaves(value) if _hangs(t)}
+    memo |= dict(shared or {})
     try:
-        copy.deepcopy(model, dict(shared))
-        return
+        return copy.deepcopy(model, dict(memo))
     except Exception as error:  # noqa: BLE001  (whatever a foreign module raises)
         reason = first_line(error)
+    for name, key, value in _held(model):
+        try:
+            copy.deepcopy(value, dict(memo))
+        except Exception:  # noqa: BLE001
+            raise ModelError(
+                f"the network cannot be copied: '{f'{name}.{key}'.lstrip('.')}' is a {type(value).__name__}, which has "
+                "no copies. Make it when it is needed, or give the module a __getstate__ that leaves it out."
+            ) from None
+    raise ModelError(f"the network cannot be copied: {reason}")
+
+
+def _held(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
+    """What modules hold beside parameters, buffers and other modules: module, attribute, value."""
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if key not in ("_modules", "_parameters", "_buffers"):
-                try:
-                    copy.deepcopy(value, dict(shared))
-                except Exception:  # noqa: BLE001
-                    path = f"{name}.{key}".lstrip(".")
-                    raise ModelError(
-                        f"the network cannot be copied: '{path}' is a {type(value).__name__}, which has no copies. "
-                        "Make it when it is needed, or give the module a __getstate__ that leaves it out."
-                    ) from None
-    raise ModelError(f"the network cannot be copied: {reason}")
+                yield name, key, value
+
+
+def _hangs(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.grad_fn is not None
 
 
 def _settle_tensors(model: nn.Module) -> None:

@@ -7,7 +7,6 @@ checkpoint exactly as if it had not stopped. What is done otherwise than to foll
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from amc.errors import ModelError
 from amc.task import Task, nested
+from amc.task.checks import copied
 from amc.task.nested import Nested
 from amc.train.checkpoint import restore, save
 from amc.train.distillation import soft_targets
@@ -68,7 +68,7 @@ def fastest_precision(model: nn.Module, task: Task, plan: Plan, teacher: nn.Modu
     seconds = {}
     for precision in ("float32", "channels_last", "bfloat16"):
         tried = replace(plan, steps=4, lr=1e-9, weight_decay=0.0, precision=precision)
-        trainer = Trainer(copy.deepcopy(model), task, tried, teacher)
+        trainer = Trainer(copied(model), task, tried, teacher)
         times = []
         for step in range(tried.steps):
             start = time.perf_counter()
