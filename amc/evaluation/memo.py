@@ -76,7 +76,7 @@ class Shared:
             return nested.call(task.model, nested.to(inputs, task.device)), nested.to(targets, task.device)
 
     @cached_property
-    def _judged(self) -> list[Any]:
+    def _objective_identity(self) -> list[Any]:
         """The objective, by its file, and by what it does: the losses and metrics of the first few samples."""
         objective, named = self._task.objective, self._config.objective
         found = [digest(objective.loss(*self._outputs)), digest(objective.metric(*self._outputs))]
@@ -127,7 +127,7 @@ class Shared:
             return {}
         return self.cache.tensors(
             need.value,
-            lambda: {**self._calibrated(), "task": self._judged},
+            lambda: {**self._calibrated(), "task": self._objective_identity},
             lambda: collect_statistics(need, self._task, graph),
         )
 
@@ -137,7 +137,9 @@ class Shared:
 
     def site_errors(self, objective: SearchObjective) -> Table:
         """Errors of sites at their settings."""
-        return self.cache.table("errors", lambda: {**self._ordered(), "objective": objective})
+        return self.cache.table(
+            "errors", lambda: {**self._ordered(), "task": self._objective_identity, "objective": objective}
+        )
 
     def findings(self, settings: EvaluationSettings) -> Table:
         """What searches find on their way (`amc.evaluation.problem.Problem.memo`)."""
@@ -157,7 +159,7 @@ class Shared:
 
     def original_score(self, part: str, split: Split) -> tuple[float, float]:
         """Mean loss and metric of the original on a split."""
-        table = self.cache.table("baselines", lambda: self._judged_on(part, split))
+        table = self.cache.table("baselines", lambda: self._baseline_on(part, split))
         known = table.once(part, lambda: list(evaluate(self._task.model, self._task, split)))
         return known[0], known[1]
 
@@ -204,13 +206,24 @@ class Shared:
 
     def _ordered(self) -> dict[str, Any]:
         name = self._config.search.criterion
-        return {**self._calibrated(), "criterion": [name, file_digests([name])], "task": self._judged}
+        found = {**self._calibrated(), "criterion": [name, file_digests([name])]}
+        uses_loss = load_criterion(name).needs & {Need.GRADIENTS, Need.CURVATURE}
+        return {**found, "task": self._objective_identity} if uses_loss else found
 
     def _scored(self, settings: EvaluationSettings) -> dict[str, Any]:
-        return {**self._ordered(), "search": self._search, "settings": settings.to_dict()}
+        return {
+            **self._ordered(),
+            "task": self._objective_identity,
+            "search": self._search,
+            "settings": settings.to_dict(),
+        }
 
-    def _judged_on(self, part: str, split: Split) -> dict[str, Any]:
-        return {**self._basis, "task": self._judged, part: self._search if part == "search" else split_digest(split)}
+    def _baseline_on(self, part: str, split: Split) -> dict[str, Any]:
+        return {
+            **self._basis,
+            "task": self._objective_identity,
+            part: self._search if part == "search" else split_digest(split),
+        }
 
 
 def _mentioned(command: str) -> dict[str, str]:
