@@ -131,7 +131,12 @@ def test_what_can_be_named_is_listed(capsys):
     assert {line.split()[0] for line in out.splitlines() if line[0] != " "} == set(searchers())
     assert "tournament=4: policies that a parent is the best of, at least 1" in out
     assert "Frantar & Alistarh 2022, arXiv:2201.13096" in out
-    for kind, name in (("rewards", "error-flops"), ("data", "cifar100"), ("criteria", "obs")):
+    for kind, name in (
+        ("rewards", "error-flops"),
+        ("data", "cifar100"),
+        ("criteria", "obs"),
+        ("operators", "channels"),
+    ):
         assert main(["list", kind]) == 0
         assert name in [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert complaint(capsys, "list", "searcher") == "amc: unknown kind 'searcher'. Did you mean 'searchers'?"

@@ -19,6 +19,7 @@ KINDS = {
     "rewards": "amc.evaluation.reward:rewards",
     "data": "amc.task.data:data_sources",
     "schedules": "amc.train:schedules",
+    "operators": "amc.operators.registry:known_operators",
     "latency-models": "amc.latency.model:latency_models",
 }
 """Where the entries of every kind are listed. Each has a name, a summary, and perhaps a reference and settings."""

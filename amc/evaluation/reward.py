@@ -77,7 +77,7 @@ REWARDS: Registry[Reward] = Registry(
     "reward",
     "amc.rewards",
     (
-        Entry("loss", "minus what --judge says: finer than the error on few images", loader=lambda: loss),
+        Entry("loss", "minus the loss of --search-objective: finer than the error on few images", loader=lambda: loss),
         Entry("error", "-error, for a limit on resources", "", "He et al. 2018, section 3.3", lambda: error),
         Entry("error-flops", "-error · log(MACs)", "", "He et al. 2018, section 3.3", lambda: error_flops),
         Entry("error-params", "-error · log(parameters)", "", "He et al. 2018, section 3.3", lambda: error_params),

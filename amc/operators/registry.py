@@ -14,6 +14,11 @@ Operators = Sequence[CompressionOperator]
 OPERATORS: tuple[CompressionOperator, ...] = (Channels(), Branches())
 
 
+def known_operators() -> dict[str, CompressionOperator]:
+    """All operators by the kind of setting that they give."""
+    return {operator.kind: operator for operator in OPERATORS}
+
+
 def operator_of(kind: str, operators: Operators = OPERATORS) -> CompressionOperator:
     """The operator of that kind. Raises PolicyError.
 

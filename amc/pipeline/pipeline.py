@@ -236,7 +236,7 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
         evaluator = flow.calibrate(graph, space)
     obstacle = None
     while True:  # one round; others where latency is limited and turns out to be predicted wrongly
-        space = flow.space(graph, latency)
+        space = flow.space(graph, latency) if latency else space  # with what was corrected since
         with record.stage("search"):
             found = flow.search(graph, space, evaluator, latency)
         if found is None:
