@@ -171,7 +171,7 @@ def test_a_folder_begun_with_another_configuration_is_refused(tmp_path: Path):
     job = jobs(tmp_path, TINY)[0]
     begin(job.folder, job)
     changed = replace(job, config=job.config.replace(seed=7))
-    with pytest.raises(BundleError, match=r"begun with another configuration \(seed was 0, now 7\)"):
+    with pytest.raises(BundleError, match=r"started with another configuration \(seed was 0, now 7\)"):
         plan([changed])
     assert plan([replace(job, config=job.config.replace(threads=7))])[0].state == "begun"
     with pytest.raises(BundleError, match=r"latency_threads was 1, now 2"):
@@ -236,7 +236,7 @@ def test_a_run_keeps_to_its_share_of_the_memory():
 
 
 def test_what_ends_a_process_is_told_in_clear_words():
-    assert pool._ended(-signal.SIGKILL) == Failure("killed (SIGKILL), as the system does when memory runs out", True)
+    assert pool._ended(-signal.SIGKILL) == Failure("killed (SIGKILL), which the system does when memory runs out", True)
     assert pool._ended(-signal.SIGSEGV).reason == "crashed (SIGSEGV)"
     assert described(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")) == Failure(
         "out of memory: DefaultCPUAllocator: can't allocate memory: you tried 9 bytes", False
@@ -312,10 +312,10 @@ def test_a_batch_whose_runs_fail_in_every_way(tmp_path: Path, monkeypatch, capsy
     assert main(arguments) == 1
     captured = capsys.readouterr()
     assert (
-        "half--crash: failed: killed (SIGKILL), as the system does when memory runs out; it is tried again"
+        "half--crash: failed: killed (SIGKILL), which the system does when memory runs out; it will be tried again"
         in captured.err
     )
-    assert "half--once: failed: crashed (SIGSEGV); it is tried again" in captured.err
+    assert "half--once: failed: crashed (SIGSEGV); it will be tried again" in captured.err
     assert "failed: half--crash: killed (SIGKILL)" in captured.out
     assert "failed: half--hungry: out of memory: no more" in captured.out
     assert "2 of 4" in captured.out

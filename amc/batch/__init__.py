@@ -1,5 +1,5 @@
-"""Many runs: models × data × budgets × devices × searchers × seeds, written down once.
+"""Many runs: models × data × budgets × devices × searchers × seeds, described in one file.
 
-``matrix`` reads the file, ``plan`` sees what is there already, ``pool`` runs the rest in processes of their own
-(``worker``), ``run`` is the flow. Nothing here imports torch before a run does.
+``matrix`` reads the file, ``plan`` finds the state of every run, ``pool`` runs the rest in processes of their own
+(``worker``), and ``run`` is the flow. Only a run itself imports torch.
 """

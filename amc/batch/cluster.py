@@ -1,8 +1,8 @@
-"""Runs on a Ray cluster, each a task with resources. The only room that knows Ray.
+"""Runs on a Ray cluster, each a task with resources. The only module that knows Ray.
 
-A task works in a folder of its node's own. It begins with what the batch's folder holds of its run, and what it writes
-comes back while it runs, so that a node that dies costs what it did since its last word: the next attempt goes on from
-there on another node. Networks, weights and data that are named by a path must be where the node can read them.
+A task works in a folder on its node. It starts with the batch's files of its run, and sends what it writes back while it
+runs. If a node dies, the next attempt continues on another node from the last state that was sent. Networks, weights
+and data that are given as paths must be readable on every node.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from amc.space.sites import Choice
 
 Files = dict[str, bytes]
-_EVERY = 0.5  # seconds between two words of a task
-_LEAST_ROOM = 4  # tasks that are submitted at a time, at least; twice the cluster's processors otherwise
+_EVERY = 0.5  # seconds between two messages of a task
+_LEAST_ROOM = 4  # minimum number of tasks submitted at a time; otherwise twice the cluster's processors
 _GROWING = "journal.jsonl"
 _SENT = (_GROWING, "progress.json", "checkpoint.pt", "config.yaml", "original.onnx", "profile.json")
-"""What is sent while a run goes on: all that the next attempt needs, and what `amc status` reads."""
+"""Files that are sent while a run is running: all that the next attempt needs and that `amc status` reads."""
 
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
-    """A connection to the cluster at ``HOST:PORT``, or to the one that runs here (``auto``). Raises ConfigError."""
+    """Connect to the cluster at ``HOST:PORT``, or to the one on this machine (``auto``). Raises ConfigError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -58,7 +58,7 @@ def connected(address: str) -> Iterator[None]:
 
 
 def _reach(address: str) -> None:
-    """Raise at once where nobody listens: Ray itself would try for a minute."""
+    """Raise ConfigError at once if no one listens at the address. Ray itself would try for a minute."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:
         return
@@ -69,7 +69,7 @@ def _reach(address: str) -> None:
 
 
 class RayTasks:
-    """A workforce of the connected cluster's nodes."""
+    """A workforce of the nodes of the connected cluster."""
 
     def __init__(self, limits: Limits, logs: Path) -> None:
         import ray
@@ -108,14 +108,13 @@ class RayTasks:
 
 
 def resources_of(job: Job, limits: Limits) -> dict[str, float]:
-    """What a run needs of its node: ``CPU`` as many as its threads, ``memory`` where it is limited, and what its device
-    asks for."""
+    """The Ray resources of a run: ``CPU`` for its threads, ``memory`` if it is limited, and those of its device."""
     memory = {"memory": float(limits.memory)} if limits.memory else {}
     return {"CPU": float(unless_auto(job.config.threads) or limits.threads or 1), **memory, **job.resources}
 
 
 def refuse_impossible(jobs: Sequence[Job], limits: Limits) -> None:
-    """Raise ConfigError for a run that no node of the cluster can ever take: Ray would wait for one for ever."""
+    """Raise ConfigError for a run that no node of the cluster can take. Ray would wait for ever."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -123,11 +122,11 @@ def refuse_impossible(jobs: Sequence[Job], limits: Limits) -> None:
         needs = resources_of(job, limits)
         if not any(all(node.get(name, 0) >= amount for name, amount in needs.items()) for node in nodes):
             told = ", ".join(f"{amount:g} {name}" for name, amount in needs.items())
-            raise ConfigError(f"run {job.name} needs {told}, and no node of the Ray cluster has that.")
+            raise ConfigError(f"run {job.name} needs {told}, but no node of the Ray cluster has that.")
 
 
 def _token(job: Job, attempt: int) -> str:
-    """Names an attempt: what an earlier one still sends is not listened to."""
+    """The name of an attempt. Messages of earlier attempts are ignored."""
     return f"{job.name}#{attempt}"
 
 
@@ -143,13 +142,13 @@ def _submit(job: Job, attempt: int, limits: Limits, mailbox: Any) -> Any:
 
 
 def _result(ref: Any, job: Job, logs: Path) -> Failure | None:
-    """The end of a task: its files are written; a node that died is a failure to be tried again."""
+    """Write the files of a task that ended. Returns its failure; the death of a node is one that is tried again."""
     import ray
 
     try:
         failure, files, said = ray.get(ref)
     except ray.exceptions.OutOfMemoryError:
-        return Failure("out of memory: Ray ended it, as its node had none left", False)
+        return Failure("out of memory: Ray ended the run because its node had no memory left", False)
     except ray.exceptions.RayError as error:
         return Failure(f"its node or its process died ({type(error).__name__})", True)
     (job.folder / "progress.json").unlink(missing_ok=True)
@@ -161,10 +160,10 @@ def _result(ref: Any, job: Job, logs: Path) -> Failure | None:
 
 
 def _receive(messages: Sequence[tuple[str, str, int, bytes]], folders: Mapping[str, Path]) -> None:
-    """Write what running tasks have sent: (attempt, file, the byte where it belongs, content)."""
+    """Write the messages of running tasks: (attempt, file, start byte, content)."""
     for token, file, start, content in messages:
         if token not in folders:
-            continue  # of an attempt that is over
+            continue  # from an attempt that has ended
         path = folders[token] / file
         if file != _GROWING:
             _write(path, content)
@@ -185,10 +184,9 @@ def _contents(folder: Path) -> Files:
 
 
 class RayBackend(Forwarding):
-    """Scores policies on the connected cluster, by so many evaluators: each an actor with processors of its own.
+    """Scores policies on the connected cluster: ``count`` evaluators, each an actor with its own processor.
 
-    An evaluator whose node dies is begun anew on another one, and its evaluation is done again. There are no races,
-    and site errors are estimated here.
+    If a node dies, its evaluator is started again on another node, and its evaluation is repeated.
     """
 
     def __init__(self, config: Config, evaluator: Evaluator, count: int) -> None:
@@ -225,18 +223,18 @@ class RayBackend(Forwarding):
         except ray.exceptions.RayTaskError as error:
             raise RuntimeError(first_line(error.cause or error)) from error
         except ray.exceptions.RayError as error:
-            raise ExportError(f"the cluster lost an evaluation ({type(error).__name__}): resume the run.") from None
+            raise ExportError(f"the cluster lost an evaluation ({type(error).__name__}). Resume the run.") from None
 
 
 class RemoteEvaluator:
-    """On a node: an evaluator by the settings of the one that asks."""
+    """On a node: an evaluator with the settings of the caller's evaluator."""
 
     def __init__(self, values: dict[str, Any], settings: EvaluationSettings, place: str) -> None:
         from amc.batch.worker import evaluator_of
 
         if Path(place).is_dir():
             os.chdir(place)
-        self._folder = tempfile.TemporaryDirectory(prefix="amc-")  # for moments that do not fit into memory
+        self._folder = tempfile.TemporaryDirectory(prefix="amc-")  # for moments that are spilled to disk
         self._evaluator = evaluator_of(from_dict(values), Path(self._folder.name), settings)
 
     def score(self, choice: Choice) -> tuple[float, float]:
@@ -246,7 +244,7 @@ class RemoteEvaluator:
 
 
 class Mailbox:
-    """On the cluster: keeps what tasks say until the batch asks for it."""
+    """On the cluster: keeps the messages of tasks until the batch takes them."""
 
     def __init__(self) -> None:
         self._messages: list[tuple[str, str, int, bytes]] = []
@@ -256,13 +254,13 @@ class Mailbox:
         self._messages += messages
 
     def take(self) -> list[tuple[str, str, int, bytes]]:
-        """All messages since the last time."""
+        """All messages since the last call."""
         taken, self._messages = self._messages, []
         return taken
 
 
 class Courier:
-    """In a task: a monitor that sends what is new in the run's folder. It waits for no answer."""
+    """In a task: a monitor that sends changes in the run's folder. It does not wait for an answer."""
 
     def __init__(self, folder: Path, token: str, mailbox: Any) -> None:
         self._folder, self._token, self._mailbox = folder, token, mailbox
@@ -303,7 +301,7 @@ class Courier:
 def remote_run(
     values: dict[str, Any], memory: int, files: Files, token: str, mailbox: Any, place: str
 ) -> tuple[Failure | None, Files, str]:
-    """On a node: the run, in a folder of the node's own; how it ended, its files, what it said."""
+    """On a node: run in a folder of the node. Returns the failure if any, the files and the output."""
     import traceback
 
     import torch
@@ -314,14 +312,14 @@ def remote_run(
         os.chdir(place)
     torch.set_num_threads(max(1, int(values.get("threads") or 1)))
     with tempfile.TemporaryDirectory(prefix="amc-") as temporary:
-        folder = Path(temporary, *Path(str(values["out"])).parts[-2:])  # named as at home
+        folder = Path(temporary, *Path(str(values["out"])).parts[-2:])  # the same name as in the batch
         for file, content in files.items():
             _write(folder / file, content)
         failure, said = None, f"on {socket.gethostname()}, process {os.getpid()}\n"
         try:
             config = from_dict({**values, "out": str(folder)})
             work(keeping_to(memory, config) if memory else config, Courier(folder, token, mailbox))
-        except Exception as error:  # noqa: BLE001  (it ends this run only, and is told)
+        except Exception as error:  # noqa: BLE001  (reported as the failure of this run)
             failure, said = described(error), said + "".join(traceback.format_exception(error))
         sys.stdout.flush()
         return failure, _contents(folder) if folder.exists() else {}, said

@@ -1,4 +1,4 @@
-"""The loop of a batch: which run begins when, and what is done when one ends. Who does the runs is not its business."""
+"""The scheduling loop of a batch: when a run starts, and what happens when it ends. A `Workforce` executes the runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TICK = 0.25  # seconds
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run did not end well, and whether trying again may help."""
+    """Why a run failed, and whether another attempt may help."""
 
     reason: str
     again: bool
@@ -29,12 +29,12 @@ class Outcome:
     attempt: int
     failure: Failure | None
     last: bool
-    """Whether there will be no other attempt."""
+    """Whether there will be no further attempt."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the runs may use: how many at a time, threads of each, bytes of memory of each (0: no limit), retries."""
+    """Limits of the runs: how many at a time, threads per run, bytes of memory per run (0: no limit), retries."""
 
     workers: int = 1
     threads: int = 0
@@ -43,36 +43,36 @@ class Limits:
 
 
 class Observer:
-    """Told of what happens; does nothing with it."""
+    """Receives the events of a batch. This base class ignores them."""
 
     def started(self, job: Job, attempt: int) -> None:
-        """An attempt, counted from 1, begins."""
+        """An attempt, counted from 1, starts."""
 
     def ended(self, outcome: Outcome) -> None:
-        """An attempt is over."""
+        """An attempt has ended."""
 
     def tick(self) -> None:
         """Some time has passed."""
 
 
 class Workforce(Protocol):
-    """What does the runs: processes of this machine, or a cluster."""
+    """Executes runs: processes on this machine, or a cluster."""
 
     def room(self) -> int:
-        """How many runs it takes at a time."""
+        """The number of runs that it takes at a time."""
 
     def begin(self, job: Job, attempt: int) -> Hashable:
-        """Begin a run; gives a handle of it."""
+        """Start a run and return its handle."""
 
     def ended(self, seconds: float) -> list[tuple[Hashable, Failure | None]]:
-        """The runs that have ended since the last time, after waiting for one for at most so long."""
+        """The runs that ended since the last call. Waits at most ``seconds`` for one."""
 
     def stop(self) -> None:
-        """Stop what is still running; each can be gone on with."""
+        """Stop all running runs. Each can be resumed."""
 
 
 def drive(jobs: Sequence[Job], retries: int, force: Workforce, observer: Observer) -> None:
-    """Run every job, and those that crash again. On Ctrl-C all are stopped."""
+    """Run every job, and repeat those that crash. Ctrl-C stops all."""
     waiting = deque((job, 1) for job in jobs)
     running: dict[Hashable, tuple[Job, int]] = {}
     try:
@@ -94,7 +94,7 @@ def drive(jobs: Sequence[Job], retries: int, force: Workforce, observer: Observe
 
 
 def described(error: Exception) -> Failure:
-    """What a run threw, as a failure: a user's mistake stays one, however often it is tried."""
+    """The failure for an exception of a run. A user's mistake is not tried again."""
     if is_out_of_memory(error):
         return Failure(f"out of memory: {first_line(error)}", False)
     if isinstance(error, AmcError):

@@ -1,4 +1,4 @@
-"""What of a batch is there already, and how long the rest may take."""
+"""The state of every run of a batch, and estimates of the time of the rest."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from amc.runtime.journal import read_records
 
 @dataclass(frozen=True)
 class Planned:
-    """A run and its state: ``new``, ``begun`` or ``done``."""
+    """A run and its state: ``new``, ``begun`` (started but not done) or ``done``."""
 
     job: Job
     state: str
     seconds: float | None
-    """How long it took; of a run that is not done, an estimate from runs like it, None where there are none."""
+    """The seconds that it took. For a run that is not done, an estimate from similar runs, or None."""
     like: int = 0
-    """How many runs the estimate is from."""
+    """Number of runs behind the estimate."""
 
 
 def plan(jobs: Sequence[Job]) -> list[Planned]:
-    """The state of every run. Raises BundleError when a folder holds a run with another configuration."""
+    """The state of every run. Raises BundleError if a folder holds a run with another configuration."""
     seen = [(job, *_look(job)) for job in jobs]
     known = [(job, spent) for job, state, spent in seen if state == "done"]
     return [_planned(job, state, spent, known) for job, state, spent in seen]
 
 
 def _look(job: Job) -> tuple[str, float]:
-    """A run's state, and the seconds that were spent on it."""
+    """The state of a run, and the seconds spent on it."""
     journal, config = job.folder / "journal.jsonl", job.folder / "config.yaml"
     if not journal.exists() or not config.exists():
         return "new", 0.0
@@ -43,7 +43,7 @@ def _look(job: Job) -> tuple[str, float]:
         raise BundleError(f"run {job.name}: {error}") from None
     changed = _difference(binding(before), binding(job.config))
     if changed:
-        raise BundleError(f"{job.folder} was begun with another configuration ({changed}): name another --out, "
+        raise BundleError(f"{job.folder} was started with another configuration ({changed}). Use another --out, "
                           "or move that folder away.")  # fmt: skip
     records = read_records(journal)
     spent = sum(float(r["seconds"]) for r in records if r["kind"] == "stage")
@@ -51,7 +51,7 @@ def _look(job: Job) -> tuple[str, float]:
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> str:
-    """The first key in which two configurations differ, with both values; empty when they are the same."""
+    """The first key in which two configurations differ, with both values. Empty if they are equal."""
     for key, value in now.items():
         old = before.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):

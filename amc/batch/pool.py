@@ -1,7 +1,7 @@
-"""Runs in processes of their own, some at a time: whatever ends one of them ends that one only.
+"""Runs in processes of their own, several at a time. A crash ends only its own run.
 
-The processes are forked off a server that has imported everything already, so that starting one takes milliseconds
-and not the seconds of importing torch. The server itself never computes: it has no threads that a fork would lose.
+The processes are forked from a server that has imported everything, so that a start takes milliseconds instead of the
+seconds for importing torch. The server never computes, so it has no threads that a fork would lose.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from amc.errors import is_out_of_memory
 
 
 class Processes:
-    """A workforce of this machine's processes."""
+    """A workforce of processes on this machine."""
 
     def __init__(self, limits: Limits, logs: Path) -> None:
         self._limits, self._logs = limits, logs
@@ -48,7 +48,7 @@ class Processes:
 
     def _told(self, job: Job, process: Any, pipe: Connection) -> Failure | None:
         failure = told(process, pipe)
-        if failure is not None and process.exitcode != 0:  # it had no words: what is left of them is in its log
+        if failure is not None and process.exitcode != 0:  # it sent no message: its last output is in the log
             last = _last_line(self._logs / f"{job.name}.log")
             if is_out_of_memory(RuntimeError(last)):
                 return Failure(f"out of memory: {last}", False)
@@ -59,7 +59,7 @@ class Processes:
 
 
 def ask(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    """What a function gives in a process of its own, or the Failure of that process."""
+    """The result of a function that runs in its own process, or the Failure of that process."""
     process, pipe = start(_answer, (function, arguments), None)
     answer = None
     with contextlib.suppress(EOFError):
@@ -69,7 +69,7 @@ def ask(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
 
 def start(target: Callable[..., None], arguments: tuple[Any, ...], log: Path | None) -> tuple[Any, Connection]:
-    """A process that was forked off the server, and the pipe that it tells its end through."""
+    """Start a process forked from the server. Returns it and the pipe that reports its end."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["amc.batch.worker"])
     ours, theirs = context.Pipe(duplex=False)
@@ -82,15 +82,15 @@ def start(target: Callable[..., None], arguments: tuple[Any, ...], log: Path | N
 
 
 def _watched(target: Callable[..., None], arguments: tuple[Any, ...], pipe: Connection, log: Path | None) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's shell ignores it for what it begins with &
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make processes started with & ignore SIGINT
     threading.Thread(target=end_with_parent, args=(pipe,), daemon=True).start()
     target(*arguments, pipe, log)
 
 
 def end_with_parent(pipe: Connection) -> None:
-    """Wait until nobody is there to read from the pipe, and stop this process as Ctrl-C does.
+    """Wait until no process reads from the pipe any more, then stop this process as Ctrl-C does.
 
-    A batch that is killed cannot stop its runs itself; they would go on, and be in the way of the same command again.
+    A killed batch cannot stop its runs. They would continue, and block the same command when it is given again.
     """
     watch = select.poll()
     watch.register(pipe.fileno(), 0)
@@ -99,7 +99,7 @@ def end_with_parent(pipe: Connection) -> None:
 
 
 def told(process: Any, pipe: Connection) -> Failure | None:
-    """How a process has ended: as it says itself, or, where it could not say anything, as the system says."""
+    """The failure that a process reported, or else one from its exit code."""
     process.join()
     try:
         message: Failure | None = pipe.recv() if pipe.poll() else _ended(process.exitcode)
@@ -117,10 +117,10 @@ def _last_line(log: Path) -> str:
 
 def _ended(code: int | None) -> Failure:
     if code == -signal.SIGKILL:
-        return Failure("killed (SIGKILL), as the system does when memory runs out", True)
+        return Failure("killed (SIGKILL), which the system does when memory runs out", True)
     if code is not None and code < 0:
         return Failure(f"crashed ({signal.Signals(-code).name})", True)
-    return Failure(f"ended with exit code {code} and without a word", True)
+    return Failure(f"ended with exit code {code} and no message", True)
 
 
 def _stop(processes: Sequence[Any]) -> None:
@@ -135,7 +135,7 @@ def _stop(processes: Sequence[Any]) -> None:
 
 
 def _run(values: dict[str, Any], limits: Limits, pipe: Connection, log: Path) -> None:
-    """In the new process: the run, with what it says in a file."""
+    """In the new process: execute the run, with its output in a log file."""
     from amc.batch.worker import keeping_to, work
     from amc.runtime.display import Display
     from amc.runtime.memory import installed
@@ -152,7 +152,7 @@ def _run(values: dict[str, Any], limits: Limits, pipe: Connection, log: Path) ->
             failure = None
         except KeyboardInterrupt:
             failure = Failure("stopped", False)
-        except Exception as error:  # noqa: BLE001  (whatever it is, it ends this run only, and is told)
+        except Exception as error:  # noqa: BLE001  (reported as the failure of this run)
             traceback.print_exc()
             failure = described(error)
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""The flow of a batch: read → look at what is there → examine → run → table and page."""
+"""The flow of a batch: read → find the state of every run → check → run → table and page."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from amc.errors import ConfigError
 from amc.runtime.journal import Journal
 
 MANY = 200
-"""A matrix of more runs is not begun without being asked for twice."""
+"""A matrix of more runs than this needs ``--yes``."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What a batch has come to."""
+    """The end of a batch: the number of runs that are done, and the reasons of those that failed."""
 
     folder: Path
     done: int
@@ -31,20 +31,20 @@ class Ended:
 
 
 def refuse_many(matrix: Matrix, yes: bool) -> None:
-    """Raise ConfigError for a matrix so large that it may be a slip."""
+    """Raise ConfigError for a matrix so large that it may be a mistake."""
     if matrix.size > MANY and not yes:
         shape = " × ".join(f"{len(entries):,} {axis}" for axis, entries in matrix.axes.items())
         raise ConfigError(f"this is a matrix of {matrix.size:,} runs ({shape}): if you mean it, add --yes.")
 
 
 def examine(planned: Sequence[Planned]) -> None:
-    """Raise ConfigError for runs that cannot work: no such network or data, a budget out of reach."""
+    """Raise ConfigError for runs that cannot work, such as an unknown network or a budget that cannot be reached."""
     jobs = [p.job for p in planned if p.state == "new"]
     if not jobs:
         return
     found = ask(_examine, ([to_dict(job.config) for job in jobs],))
     if isinstance(found, Failure):
-        raise ConfigError(f"the runs could not be looked at: {found.reason}.")
+        raise ConfigError(f"the runs could not be checked: {found.reason}.")
     wrong = [f"run {job.name}: {message}" for job, message in zip(jobs, found, strict=True) if message]
     if wrong:
         others = f" (and {len(wrong) - 1} more of the {len(jobs)} runs cannot work)" if len(wrong) > 1 else ""
@@ -58,9 +58,9 @@ def _examine(values: Sequence[dict[str, object]]) -> list[str | None]:
 
 
 def run_batch(jobs: Sequence[Job], folder: Path, limits: Limits, screen: Observer, ray: str | None = None) -> Ended:
-    """Do every run that is not done yet, and write the report. Run it again to go on.
+    """Execute every run that is not done yet, and write the report. Call it again to continue.
 
-    ``ray`` is the address of a Ray cluster to run on; None: processes of this machine.
+    ``ray`` is the address of a Ray cluster. None uses processes on this machine.
     """
     from amc.reports.batch import write_batch_report
 
@@ -81,7 +81,7 @@ def run_batch(jobs: Sequence[Job], folder: Path, limits: Limits, screen: Observe
 
 @contextlib.contextmanager
 def _workforce(jobs: Sequence[Job], limits: Limits, logs: Path, ray: str | None) -> Iterator[Workforce]:
-    """What does the runs: this machine's processes, or a cluster."""
+    """Processes on this machine, or a cluster."""
     if ray is None:
         yield Processes(limits, logs)
         return
@@ -93,14 +93,14 @@ def _workforce(jobs: Sequence[Job], limits: Limits, logs: Path, ray: str | None)
 
 
 def threads_of(workers: int) -> int:
-    """Threads for each of so many workers, so that together they want every core once."""
+    """Threads per worker, so that all workers together use every core once."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     cores = int(asked) if asked.isdecimal() and int(asked) else len(os.sched_getaffinity(0))
     return max(1, cores // workers)
 
 
 class _Record(Observer):
-    """Writes what happens into the batch's journal, and passes it on to the screen."""
+    """Writes the events to the batch's journal, and passes them on to the screen."""
 
     def __init__(self, journal: Journal, screen: Observer) -> None:
         self._journal, self._screen = journal, screen

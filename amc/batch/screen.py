@@ -1,4 +1,4 @@
-"""All runs of a batch on one screen; plain lines where there is no terminal."""
+"""All runs of a batch on one screen. Without a terminal, plain lines."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from amc.batch.status import Status, statuses, time_left
 from amc.errors import BundleError, printable
 from amc.reports.human import seconds
 
-_EVERY = 0.5  # seconds between two looks at the folders, at least
-_SHARE = 10  # and so many times what the last look took: with thousands of runs it takes long
+_EVERY = 0.5  # minimum seconds between two reads of the folders
+_SHARE = 10  # and at least this many times the last read, which is slow with thousands of runs
 _ROWS = 30
 _ORDER = ("running", "failed", "stopped", "waiting", "done")
 
 
 def status_table(runs: Sequence[Status]) -> Table:
-    """The runs that are being worked on first, and one line for all."""
+    """A table with one row per run, running ones first."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("run", "state", "stage", "evaluations", "a minute", "spent", "stage ends in"):
+    for column in ("run", "state", "stage", "evaluations", "per minute", "time", "stage ends in"):
         table.add_column(column, justify="left" if column in ("run", "state", "stage") else "right")
     for run in sorted(runs, key=lambda r: _ORDER.index(r.state))[:_ROWS]:
         stage = f"{run.stage} {100 * run.share:.0f} %" if run.state == "running" else run.note
@@ -40,15 +40,15 @@ def status_table(runs: Sequence[Status]) -> Table:
 
 
 def summary_line(runs: Sequence[Status]) -> str:
-    """How many runs are in which state, and when all will be done."""
+    """The number of runs in every state, and the time left."""
     counts = {state: sum(run.state == state for run in runs) for state in _ORDER}
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     left = time_left(runs)
     open_runs = counts["running"] + counts["waiting"] + counts["stopped"]
     hidden = f" (the first {_ROWS} are shown)" if len(runs) > _ROWS else ""
-    when = "" if not open_runs else "; no run is done yet to tell the time left from" if left is None else (
-        f"; about {seconds(left)} left, if the rest take as long as those that are done")  # fmt: skip
-    return f"{len(runs)} runs: {told}{when}{hidden}"
+    when = "" if not open_runs else "; time left unknown until one finishes" if left is None else (
+        f"; about {seconds(left)} left, if the others take as long as the finished ones")  # fmt: skip
+    return f"{len(runs)} run{'' if len(runs) == 1 else 's'}: {told}{when}{hidden}"
 
 
 class Screen(Observer):
@@ -74,11 +74,11 @@ class Screen(Observer):
 
     def started(self, job: Job, attempt: int) -> None:
         again = f" (attempt {attempt})" if attempt > 1 else ""
-        self._say(f"{job.name}: begins{again}")
+        self._say(f"{job.name}: started{again}")
 
     def ended(self, outcome: Outcome) -> None:
         name, failure = outcome.job.name, outcome.failure
-        again = "" if outcome.last else "; it is tried again"
+        again = "" if outcome.last else "; it will be tried again"
         self._say(f"{name}: done" if failure is None else f"{name}: failed: {failure.reason}{again}")
 
     def tick(self) -> None:

@@ -1,4 +1,4 @@
-"""How far runs are, read from their folders alone: another process may be at work in them, or none."""
+"""The progress of runs, read from their folders. The runs may be running in other processes."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from amc.runtime.progress import read_progress
 
 @dataclass(frozen=True)
 class Status:
-    """One run. ``state``: waiting, running, stopped (can be gone on with), done or failed."""
+    """One run. ``state`` is waiting, running, stopped (can be resumed), done or failed."""
 
     name: str
     state: str
     stage: str = ""
     share: float = 0.0
-    """Of the stage."""
+    """Share of the stage that is done."""
     note: str = ""
     evaluations: int = 0
     rate: float | None = None
-    """Evaluations a minute, over the last ones."""
+    """Evaluations per minute, over the last ten."""
     seconds: float = 0.0
-    """Spent so far, without interruptions."""
+    """Seconds spent so far, without interruptions."""
     left: float | None = None
-    """Seconds until the current stage ends; None where it cannot be told."""
+    """Seconds until the current stage ends. None if unknown."""
 
 
 def statuses(folder: Path, settled: dict[str, Status] | None = None) -> list[Status]:
-    """The runs of a batch, or the one run in a folder. Raises BundleError where there is neither.
+    """The runs of a batch, or the single run in a folder. Raises BundleError if there is neither.
 
-    ``settled`` is for who looks again and again: what is done is put into it, and not looked at any more.
+    ``settled`` is for repeated calls: it collects runs that are done, and they are not read again.
     """
     if (folder / "batch.jsonl").is_file():
         batch = read_batch_journal(folder)
@@ -46,11 +46,11 @@ def statuses(folder: Path, settled: dict[str, Status] | None = None) -> list[Sta
         return found
     if (folder / "journal.jsonl").is_file():
         return [status(folder)]
-    raise BundleError(f"{folder} holds neither a run nor a batch.")
+    raise BundleError(f"{folder} contains neither a run nor a batch.")
 
 
 def status(folder: Path, failure: str | None = None) -> Status:
-    """How far the run in a folder is; ``failure`` is why its last attempt ended, where it did not end well."""
+    """The status of the run in a folder. ``failure`` is the reason why its last attempt failed, if it did."""
     path, now, name = folder / "journal.jsonl", time.time(), folder.resolve().name
     records = read_records(path) if path.exists() else []
     spent = sum(float(r["seconds"]) for r in records if r["kind"] == "stage")
@@ -71,7 +71,7 @@ def status(folder: Path, failure: str | None = None) -> Status:
 
 
 def time_left(runs: Sequence[Status]) -> float | None:
-    """Seconds until all runs are done, if the rest take as long as those that are; None before the first is."""
+    """Seconds until all runs are done, if each takes as long as the median of those that are. None before the first."""
     done = [run.seconds for run in runs if run.state == "done"]
     if not done:
         return None

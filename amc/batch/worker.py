@@ -1,4 +1,4 @@
-"""What a batch does in processes of its own: a run, and a look at whether runs are possible at all."""
+"""The functions that a batch runs in other processes: a run, and a check whether runs are possible."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from amc.runtime.monitor import Monitor, Silent
 
 
 def work(config: Config, monitor: Monitor) -> None:
-    """Begin the run in ``config.out``, or go on with it."""
+    """Start the run in ``config.out``, or resume it."""
     check(config)
     compress_task(open_task(config), config, Path(config.out or ""), monitor)
 
 
 def keeping_to(memory: int, config: Config) -> Config:
-    """The run with its own limit within ``memory`` bytes: half of them, the rest is for what is imported."""
+    """The configuration with a memory limit of half of ``memory`` bytes. The rest is for imported modules."""
     share = memory / 2 / GIB
     return config.replace(memory_limit=min(unless_auto(config.memory_limit) or share, share))
 
 
 def evaluator_of(config: Config, folder: Path, settings: EvaluationSettings | None = None) -> Evaluator:
-    """The evaluator of the run that a configuration describes, by ``settings`` where they have been decided already.
+    """The evaluator of the run that a configuration describes, with ``settings`` if they are already decided.
 
-    What does not fit into memory it keeps in files of ``folder``.
+    Data that do not fit into memory are spilled to ``folder``.
     """
     task = open_task(config)
     with MeasurementLock() as lock:
@@ -49,7 +49,7 @@ def evaluator_of(config: Config, folder: Path, settings: EvaluationSettings | No
 
 
 def examine(configs: Iterable[Config]) -> Iterator[str | None]:
-    """For every run what is wrong with it, as far as that can be seen without doing it."""
+    """For every run, the mistake that can be found without executing it, or None."""
 
     def same(config: Config) -> Any:
         return [to_dict(config)[key] for key in ("model", "data", "device", "objective")]
@@ -59,7 +59,7 @@ def examine(configs: Iterable[Config]) -> Iterator[str | None]:
 
 
 def _examine_group(group: list[Config]) -> Iterator[str | None]:
-    """Runs of one network on one set of data: loaded once."""
+    """The same for runs with the same network and data, which are loaded once."""
     try:
         task = open_task(group[0])
         graph = build_graph(task.model, task.example)
