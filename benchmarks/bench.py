@@ -1,4 +1,4 @@
-"""What the benchmarks of the search share: a task from the command line, and records that survive an interruption."""
+"""Shared by the benchmarks of the search: a task from the command line, and records that survive an interruption."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from amc.task import Task
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES = 1000
-"""Of the search split, where not told otherwise."""
+"""Images of the search split by default."""
 
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """A network on data under a budget, ready to be evaluated."""
+    """A network on data under a budget, ready for evaluations."""
 
     task: Task
     graph: Graph
@@ -44,19 +44,19 @@ class Bench:
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """The options that say which network on which data."""
+    """A parser with the options for network and data."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", default="resnet8")
     parser.add_argument("--weights", help="trained weights; resnet8 on digits has its own")
     parser.add_argument("--data", default="digits", help="as for amc search, such as imagefolder:PATH")
     parser.add_argument("--search-images", type=int, default=IMAGES)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--cache", help="as for amc search: calibration is found there when called again")
+    parser.add_argument("--cache", help="as for amc search; a repeated call reads the calibration from it")
     return parser
 
 
 def open_stages(asked: argparse.Namespace, flops: float, **search: Any) -> Stages:
-    """The stages of `amc search`, none of them gone through."""
+    """The stages of `amc search`, before the first one."""
     torch.set_num_threads(asked.threads)
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -84,14 +84,14 @@ def open_bench(asked: argparse.Namespace, flops: float, **search: Any) -> Bench:
 
 
 class Records:
-    """JSON lines, one a piece of work; a piece that is there is not done again."""
+    """JSON lines, one per piece of work. A recorded piece is not repeated."""
 
     def __init__(self, path: Path | None) -> None:
         self._journal = Journal(path)
 
     @classmethod
     def read(cls, path: Path) -> Records:
-        """What is there, also while others go on with it."""
+        """Read the records, also while another process adds to them."""
         found = cls(None)
         for record in read_records(path):
             found._journal.append(**record)

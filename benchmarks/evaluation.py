@@ -1,16 +1,17 @@
-"""Where does the time of an evaluation and of a search go?
+"""Measure where the time of an evaluation and of a search goes.
 
     python -m benchmarks.evaluation --model resnet56 --weights W --data imagefolder:PATH --evaluations 30
     python -m benchmarks.evaluation --model resnet20 --weights W --data imagefolder:PATH --ranking 24
     python -m benchmarks.evaluation --model resnet56 --weights W --data imagefolder:PATH --runtimes onnx,compile
 
-For both ways of scoring (`--sequential-reconstruction final`: cached solutions; `search`: layers re-solved on what
-reaches them), in CPU seconds of one thread: one evaluation of the uniform policy at half the MACs against the bare
-forward passes of the same pruned network, then a search with the default searcher, split into forward passes for the
-score, the passes that re-solve, and the rest. Ratios are of medians of five runs, done in turns.
+The first command measures two parts for both ways of scoring (`--sequential-reconstruction final`: cached solutions;
+`search`: every layer is re-solved on its actual inputs). First, one evaluation of the uniform policy at half the MACs,
+compared with the bare forward passes of the same pruned network. Second, a search with the default searcher, split into
+forward passes for scores, the passes that re-solve, and the rest. Times are CPU seconds of one thread; ratios are of
+medians of five interleaved runs.
 
-With ``--ranking N`` instead: how N policies that a search may meet are ranked by cheaper ways of scoring, against the
-careful re-solving that delivered networks get. With ``--runtimes``: what else could run the forward passes.
+``--ranking N`` compares how cheaper evaluations rank N policies with the full evaluation that delivered networks get.
+``--runtimes`` times the forward passes on other runtimes.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ ROUNDS = 5
 EFFORTS = [
     Effort(*x) for x in ((512, 6144, 4), (512, 6144, 2), (512, 6144, 0), (384, 6144, 2), (256, 6144, 2), (256, 3072, 2))
 ]
-"""Of the ranking."""
+"""Fast evaluations that ``--ranking`` compares: images, rows, rounds."""
 
 
 def seconds(works: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median CPU seconds of each, done in turns: a machine that is slow for a while slows all of them."""
+    """Median CPU seconds of each work. Runs are interleaved, so that a slow phase of the machine affects all alike."""
     found: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
@@ -60,7 +61,7 @@ def seconds(works: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dic
 
 
 def one(bench: Bench) -> dict[str, float]:
-    """One evaluation in parts."""
+    """CPU seconds of the parts of one evaluation."""
     choice = bench.space.fit(np.ones(len(bench.space.names)))
     evaluator = bench.evaluator
     own = evaluator.pruned(choice)
@@ -75,7 +76,7 @@ def one(bench: Bench) -> dict[str, float]:
             bare()
 
     def anew(work: Callable[[Choice], Any]) -> None:
-        """A policy like no other before it: nothing that was solved for one is of use."""
+        """Evaluate without any solution of earlier policies."""
         evaluator.networks.forget()
         work(choice)
 
@@ -90,7 +91,7 @@ def one(bench: Bench) -> dict[str, float]:
 
 
 def search(bench: Bench, evaluations: int) -> dict[str, float]:
-    """A search in parts."""
+    """CPU seconds of the parts of a search, the share of images read, and peak memory."""
     spent = {"score": 0.0, "re-solve": 0.0, "evaluating": 0.0}
     began = [0.0]
     evaluator = bench.evaluator
@@ -141,15 +142,15 @@ def search(bench: Bench, evaluations: int) -> dict[str, float]:
 
 
 def unchanged(bench: Bench, choices: Sequence[Choice], last: int = 4) -> float:
-    """Mean share of the MACs before the first site in which a policy differs from one of the last few.
+    """Mean share of the MACs before the first site in which a policy differs from one of the ``last`` few.
 
-    So much of a forward pass could be kept at most, if all activations of these policies were.
+    An upper bound of what keeping the activations of these policies could save of a forward pass.
     """
     graph, order = bench.graph, list(bench.graph.trace.layers)
     macs = {layer.name: layer.macs for layer in graph.layers}
     before = dict(zip(order, np.cumsum([0, *(macs.get(name, 0) for name in order)]), strict=False))
     first = np.full(len(graph.sites), graph.trace.macs)
-    for layer in graph.layers:  # what has no place in the order counts as first
+    for layer in graph.layers:  # layers outside of the order count as first
         for axis in (layer.output, layer.input) if layer.is_weighty else ():
             if axis is not None:
                 sites = np.unique(axis.site[axis.site >= 0])
@@ -162,7 +163,7 @@ def unchanged(bench: Bench, choices: Sequence[Choice], last: int = 4) -> float:
 
 
 def runtimes(bench: Bench, ways: Sequence[str]) -> dict[str, float]:
-    """CPU seconds of one policy's forward passes over the search split, and of what has to be done for it before."""
+    """CPU seconds of a policy's forward passes over the search split on each runtime, and of its preparation."""
     evaluator, found = bench.evaluator, {}
     choice = bench.space.fit(np.ones(len(bench.space.names)))
     own = evaluator.pruned(choice)
@@ -191,7 +192,7 @@ def runtimes(bench: Bench, ways: Sequence[str]) -> dict[str, float]:
 
 
 def met(bench: Bench, count: int, seed: int = 0) -> list[Choice]:
-    """Policies that a search meets: a third near the budget at random, the others the allocator's, disturbed."""
+    """Policies as in a search: a third is random near the budget, the others are perturbed allocator policies."""
     rng, space = np.random.default_rng(seed), bench.space
     problem = Problem(space, site_features(bench.graph), bench.evaluator, loss_reward)
     decode, found = quick_decoder(space, error_tables(problem)), policies(bench, -(-count // 3), seed)
@@ -203,7 +204,7 @@ def met(bench: Bench, count: int, seed: int = 0) -> list[Choice]:
 
 
 def ranking(bench: Bench, count: int) -> dict[str, Any]:
-    """Spearman's correlation of cheaper scores with careful ones, over all and in the better half, and CPU seconds."""
+    """Spearman's correlation of fast with full evaluations, over all and in the better half, and CPU seconds."""
     evaluator, choices = bench.evaluator, met(bench, count)
 
     def losses(score: Callable[[Choice], Score]) -> tuple[np.ndarray[Any, Any], float]:
@@ -219,7 +220,7 @@ def ranking(bench: Bench, count: int) -> dict[str, Any]:
     for name, effort in {**ways, "cached solutions": None}.items():
         settings = replace(evaluator.settings, dtype=dtype, reconstruction=Reconstruction(search=effort))
         fast = evaluator.with_settings(settings)
-        fast.network(choices[0])  # the original is run and remembered
+        fast.network(choices[0])  # runs the original once, before timing
         fast.networks.forget()
         scores, cost = losses(fast.score)
         found[name] = [float(spearmanr(scores[x], full[x])[0]) for x in (slice(None), better)] + [cost]
@@ -231,11 +232,11 @@ def ranking(bench: Bench, count: int) -> dict[str, Any]:
 def _told_ranking(row: dict[str, Any]) -> list[str]:
     found = row["ranking"]
     return [
-        f"**{row['piece']}**: {found['policies']} policies at half the MACs, {row['images']} images, of which the "
-        f"original gets {100 * found['original']:.2f} % right, by {found['judge']}, in {found['precision']}; a "
-        f"careful score takes {found['careful seconds']:.2f} s",
+        f"**{row['piece']}**: {found['policies']} policies at half the MACs, {row['images']} images (accuracy of the "
+        f"original: {100 * found['original']:.2f} %), scored by {found['judge']} in {found['precision']}. A full "
+        f"evaluation takes {found['careful seconds']:.2f} s.",
         "",
-        "| scored by | Spearman with the careful score | in the better half | CPU seconds a policy |",
+        "| fast evaluation | Spearman with the full evaluation | in the better half | CPU seconds per policy |",
         "|---|---|---|---|",
         *(f"| {name} | {rank:.3f} | {half:.3f} | {cost:.2f} |" for name, (rank, half, cost) in found["ways"].items()),
         "",
@@ -244,11 +245,11 @@ def _told_ranking(row: dict[str, Any]) -> list[str]:
 
 def _told_runtimes(row: dict[str, Any]) -> list[str]:
     told = (f"{name} {cost:.2f} s" for name, cost in sorted(row["runtimes"].items()))
-    return [f"**{row['piece']}**, {row['images']} images at half the MACs, norms folded: {', '.join(told)}", ""]
+    return [f"**{row['piece']}**, {row['images']} images at half the MACs, BatchNorms folded: {', '.join(told)}", ""]
 
 
 def report(records: Records) -> str:
-    """The parts as a Markdown table."""
+    """All records as Markdown."""
     rows = [r for r in records.all() if r["piece"] != "about"]
     lines = [f"{(records('about') or {}).get('machine')}, one thread", ""]
     for row in rows:
@@ -286,13 +287,13 @@ _TELL = {"ranking": _told_ranking, "runtimes": _told_runtimes}
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--evaluations", type=int, default=30)
-    parser.add_argument("--sequential-reconstruction", default="final,search", help="which ways of scoring")
+    parser.add_argument("--sequential-reconstruction", default="final,search", help="ways of scoring to measure")
     parser.add_argument(
         "--search-objective", choices=["loss", "logit_mse"], default="logit_mse", help="as for amc search"
     )
     parser.add_argument("--ranking", type=int, default=0, metavar="N", help="rank N policies instead")
-    parser.add_argument("--runtimes", default="", help="what else to run forward passes with: onnx,compile")
-    parser.add_argument("--report", action="store_true", help="print what has been measured")
+    parser.add_argument("--runtimes", default="", help="other runtimes for the forward passes: onnx,compile")
+    parser.add_argument("--report", action="store_true", help="print all records")
     asked = parser.parse_args()
     with Records(RESULTS / "evaluation.jsonl") as records:
         if not records("about"):

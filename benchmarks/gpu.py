@@ -1,10 +1,10 @@
-"""Long trainings on a GPU: pruned networks, and the originals trained on for as long by the same recipe.
+"""Long trainings on a GPU: pruned networks, and the originals trained for as long with the same recipe.
 
     scripts/gpu_bench --data imagefolder:DIR --weights resnet20=A.safetensors resnet56=B.safetensors --epochs 20
 
-Every (network, seed) is two jobs, each a process of its own: ``pruned`` is a whole run of `amc search` with
-``--device cuda``, ``original`` trains the given weights on. Both differences are printed: against the original as it
-was given, and against the one that was trained on. A job whose record is in ``--out`` is not done again.
+Every (network, seed) is two jobs, each in its own process: ``pruned`` is a complete run of `amc search` with
+``--device cuda``; ``original`` continues the training of the given weights. The report has both differences: to the
+given original, and to the original with further training. A job that is recorded in ``--out`` is not repeated.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--evaluations", type=int, default=40)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--threads", type=int, default=2, help="of each process")
+    parser.add_argument("--threads", type=int, default=2, help="threads per process")
     parser.add_argument("--jobs", type=int, default=8, help="processes at a time")
-    parser.add_argument("--minutes", type=float, default=9.0, help="jobs that are not done by then are stopped")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time limit; unfinished jobs are stopped")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--job", nargs=3, metavar=("KIND", "MODEL", "SEED"), help=argparse.SUPPRESS)
@@ -56,7 +56,7 @@ def record_of(out: Path, kind: str, model: str, seed: int) -> Path:
 
 
 def run_jobs(asked: argparse.Namespace) -> None:
-    """Start one process a job, some at a time, until all have ended or the time is up."""
+    """Start one process per job, at most ``--jobs`` at a time, until all have ended or the time is up."""
     models = [w.partition("=")[0] for w in asked.weights]
     waiting = [job for job in product(asked.kinds, models, asked.seeds) if not record_of(asked.out, *job).exists()]
     running: list[subprocess.Popen[bytes]] = []
@@ -79,7 +79,7 @@ def run_jobs(asked: argparse.Namespace) -> None:
 
 
 def work(asked: argparse.Namespace, kind: str, model: str, seed: int) -> dict[str, Any]:
-    """One job; accuracies are in [0, 1] on the test split."""
+    """Run one job. Accuracies are in [0, 1]."""
     import amc
     from amc.config import from_dict
     from amc.pipeline.training import train_network
@@ -117,7 +117,7 @@ def work(asked: argparse.Namespace, kind: str, model: str, seed: int) -> dict[st
 
 
 def report(asked: argparse.Namespace) -> str:
-    """A table of what is there, in per cent and points; n is the number of seeds."""
+    """A table of all records, in percent and percentage points. n is the number of seeds."""
     heads = ["network", "n", "given", "trained on", "pruned", "against given", "against trained on", "MACs", "s a run"]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for model in (w.partition("=")[0] for w in asked.weights):

@@ -1,14 +1,14 @@
-"""What do scores before training say about accuracy after it?
+"""Measure which scores before training predict the accuracy after it.
 
-Random policies of one budget are scored by every proxy, then fine-tuned alike; Spearman's rank correlation tells,
-over all of them and within the better half, which proxy may choose. Accuracy after training is that on the search
-split (the test split is never read), the mean of the last weights' score with itself: one training a policy, one seed.
+Random policies of one budget are scored by every proxy and then fine-tuned alike. Spearman's rank correlation with the
+accuracy after training, over all policies and within the better half, shows which proxy can choose. The accuracy is
+measured on the search split; the test split is never read. One training per policy, one seed.
 
     python -m benchmarks.proxy --model resnet20 --weights W --data imagefolder:PATH --policies 40 --steps 300
-    python -m benchmarks.proxy --model resnet20 ... --again     what searches see, anew, of the policies trained so far
+    python -m benchmarks.proxy --model resnet20 ... --again     score the trained policies again
     python -m benchmarks.proxy --report
 
-Resumable: `benchmarks/results/proxy-NETWORK.jsonl` holds a line a policy.
+Resumable: `benchmarks/results/proxy-NETWORK.jsonl` holds one line per policy.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_b
 
 BRIEF = (20, 50)
 LEARNED, DRAWS = (5, 10), 400
-"""Trained policies that a surrogate learns from, and how often they are drawn."""
+"""Numbers of trained policies that a surrogate is fitted on, and the number of random draws."""
 Vector = np.ndarray[Any, Any]
 LESS_IS_BETTER = ("loss", "refined loss", "distance", "table", "second order")
-"""How the names of proxies begin that are to be small."""
+"""First words of proxies for which lower is better."""
 
 
 def policies(bench: Bench, count: int, seed: int = 0) -> list[Choice]:
-    """The uniform policy, and random ones near the budget: wide and narrow spreads of the shares."""
+    """The uniform policy, and random policies near the budget with wide and narrow spreads of the shares."""
     rng, found = np.random.default_rng(seed), [bench.space.fit(np.ones(len(bench.space.names)))]
     while len(found) < count:
         low = rng.uniform(0.2, 0.9)
@@ -49,7 +49,7 @@ def policies(bench: Bench, count: int, seed: int = 0) -> list[Choice]:
 
 
 def measured(bench: Bench, choice: Choice, steps: int, fisher: list[Vector]) -> dict[str, Any]:
-    """Every proxy of a policy with the seconds it took, and the score after training."""
+    """All proxies of a policy with their CPU seconds, and the score after training."""
     values: dict[str, float] = {}
     seconds: dict[str, float] = {}
     evaluator, task = bench.evaluator, bench.task
@@ -89,20 +89,20 @@ def _trained(bench: Bench, choice: Choice, steps: int) -> tuple[float, float]:
 
 
 def seen(bench: Bench, choice: Choice) -> dict[str, float]:
-    """What searches see of a policy, by either objective."""
+    """The fast scores of a policy by both objectives of the search."""
     score = bench.evaluator.score(choice)
     by_logits = bench.evaluator.with_settings(replace(bench.evaluator.settings, objective="logit_mse"))
     return {"loss": score.loss, "accuracy": score.metric, "distance of logits": by_logits.score(choice).loss}
 
 
 def refined(bench: Bench, choice: Choice) -> dict[str, float]:
-    """The same after careful re-solving."""
+    """The scores of a policy by full evaluation."""
     score = bench.evaluator.refined_score(choice)
     return {"refined loss": score.loss, "refined accuracy": score.metric}
 
 
 def fisher_information(bench: Bench, images: int = 512) -> list[Vector]:
-    """Per site and channel, half the mean square of what the loss changes by when the channel's factor does.
+    """Per site ``[C]``, half the mean square of the loss's derivative by a factor on each channel.
 
     Σ over the site's layers of ½ E[(Σ a ∂L/∂a)²] (Theis et al. 2018, arXiv:1801.05787), of the original with labels.
     """
@@ -135,7 +135,7 @@ def fisher_information(bench: Bench, images: int = 512) -> list[Vector]:
 
 
 def _second_order(fisher: list[Vector], kept: Any) -> float:
-    """The information of the channels that go."""
+    """The Fisher information of the removed channels."""
     return float(sum(site.sum() - site[channels].sum() for site, channels in zip(fisher, kept, strict=True)))
 
 
@@ -157,7 +157,7 @@ def _synaptic_flow(model: nn.Module, example: torch.Tensor) -> float:
 
 
 def report(network: str, records: Records) -> str:
-    """The table of correlations as Markdown."""
+    """The correlations as a Markdown table."""
     again = {r["piece"]: r["values"] for r in records.all() if r["piece"].startswith("again ")}
     rows = [r for r in records.all() if "choice" in r]
     rows = [{**r, "values": {**r["values"], **again.get(f"again {r['piece']}", {})}} for r in rows]
@@ -187,7 +187,7 @@ def _ranks(values: Vector, after: Vector, half: Vector) -> tuple[float, float]:
 
 
 def _correlation(values: Vector, after: Vector) -> float:
-    """Spearman's; not a number where all are alike."""
+    """Spearman's correlation. NaN if all values are equal."""
     return float(spearmanr(values, after)[0]) if np.ptp(values) and np.ptp(after) else float("nan")
 
 
@@ -211,9 +211,10 @@ def _combined(rows: list[dict[str, Any]], after: Vector) -> tuple[str, Vector, s
 
 
 def _learned(rows: list[dict[str, Any]], after: Vector, half: Vector, count: int) -> list[str]:
-    """What a search could learn from a few policies that it trains, told by how it ranks those that it has not trained.
+    """How a surrogate that is fitted on ``count`` trained policies ranks the others.
 
-    Ridge regression on what searches know; beside it the distance alone, on the same policies. Means of many draws.
+    Ridge regression on the scores that a search knows, next to the logit distance alone on the same policies. Means
+    over random draws.
     """
     known = ("loss", "distance of logits", "refined loss", "second order", "table of site errors")
     if len(rows) < 3 * count or not all(name in rows[0]["values"] for name in known):
@@ -241,7 +242,7 @@ def _standard(features: Any) -> Vector:
 
 
 def _ridge(x: Vector, y: Vector, known: Vector, ridge: float) -> Vector:
-    """What a linear regression on the ``known`` rows predicts for all."""
+    """Predictions for all rows by a ridge regression on the ``known`` rows."""
     mean = y[known].mean()
     weights = np.linalg.solve(x[known].T @ x[known] + ridge * np.eye(x.shape[1]), x[known].T @ (y[known] - mean))
     return np.asarray(mean + x @ weights)
@@ -250,10 +251,10 @@ def _ridge(x: Vector, y: Vector, known: Vector, ridge: float) -> Vector:
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--policies", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=300, help="steps of training that count as the truth")
+    parser.add_argument("--steps", type=int, default=300, help="training steps for the reference accuracy")
     parser.add_argument("--flops", type=float, default=0.5)
-    parser.add_argument("--again", action="store_true", help="score the policies that have been trained anew")
-    parser.add_argument("--report", action="store_true", help="print the tables of what has been measured")
+    parser.add_argument("--again", action="store_true", help="score the trained policies again")
+    parser.add_argument("--report", action="store_true", help="print tables of all records")
     asked = parser.parse_args()
     if asked.report:
         for path in sorted(RESULTS.glob("proxy-*.jsonl")):

@@ -1,8 +1,8 @@
 """Runs on a Ray cluster, each a task with resources. The only module that knows Ray.
 
-A task works in a folder on its node. It starts with the batch's files of its run, and sends what it writes back while it
-runs. If a node dies, the next attempt continues on another node from the last state that was sent. Networks, weights
-and data that are given as paths must be readable on every node.
+A task works in a folder on its node. It starts with the batch's files of its run, and sends back what it writes while
+it runs. If a node dies, the next attempt continues on another node from the last state that was sent. Networks,
+weights and data that are given as paths must be readable on every node.
 """
 
 from __future__ import annotations
