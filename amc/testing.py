@@ -1,14 +1,17 @@
-"""Contract suites to call from pytest, for those who write latency models and criteria.
+"""Contract suites to call from pytest, for those who write latency models, criteria, operators and searchers.
 
 ::
 
-    from amc.testing import check_criterion, check_latency_model
+    from amc.testing import check_criterion, check_latency_model, check_search
 
     def test_my_model():
         check_latency_model(MyModel)
 
     def test_my_criterion():
         check_criterion("my_criterion.py:by_variance")
+
+    def test_my_searcher():
+        check_search(my_search)
 """
 
 from __future__ import annotations
@@ -28,9 +31,11 @@ from amc.graph.build import build_graph
 from amc.importance.contract import check_criterion
 from amc.latency import LatencyModel, LatencyProbe, LatencyProblem, Predictor, layer_shapes
 from amc.operators.channels import legal_widths
+from amc.operators.contract import check_operator
+from amc.search.contract import check_search
 from amc.task.models import build_model
 
-__all__ = ["check_criterion", "check_latency_model", "example_problem"]
+__all__ = ["check_criterion", "check_latency_model", "check_operator", "check_search", "example_problem"]
 
 
 @contextmanager

@@ -56,7 +56,10 @@ def _policy(problem: Problem, kept: NDArray[np.int64]) -> Choice:
 
 def _learn(theta: Floats, steps: Floats, kept: NDArray[np.int64], rewards: Floats, usual: float, rate: float) -> Floats:
     """One policy-gradient step on the rewards over the baseline, in units of their deviation."""
-    rewards = np.where(np.isfinite(rewards), rewards, rewards[np.isfinite(rewards)].min(initial=usual))
+    known = [r for r in (*rewards.tolist(), usual) if math.isfinite(r)]
+    if not known:
+        return theta
+    rewards = np.where(np.isfinite(rewards), rewards, min(known))  # a policy that failed is as bad as the worst
     baseline = usual if math.isfinite(usual) else float(rewards.mean())
     gain = rewards - baseline
     spread = float(np.sqrt(np.mean(gain**2)))

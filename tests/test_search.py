@@ -18,6 +18,7 @@ from amc.search import load_searcher, searchers
 from amc.search.threshold import above_threshold
 from amc.space.budget import Space
 from amc.space.sites import Choice, numeric_sites
+from amc.testing import check_search
 
 NAMES = sorted(searchers())
 
@@ -83,6 +84,10 @@ class TestContract:
             problem = go(journal)
         assert [e.choice for e in problem.evaluations] == [e.choice for e in whole.evaluations]
         assert calls == needed + (1 if stopped else 0)
+
+    def test_it_keeps_the_contract_that_is_published(self, name: str):
+        """Whatever settings are: they are sealed there, and their costs go up and down."""
+        check_search(load_searcher(name))
 
     def test_a_failing_evaluation_does_not_end_the_search(self, name: str):
         toy, _ = toy_problem()

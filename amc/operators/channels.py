@@ -106,6 +106,8 @@ class Channels(CompressionOperator):
 class ChannelApplier:
     """Cuts the tensors of one scratch network to the widths of a policy."""
 
+    restores = True
+
     def __init__(self, scratch: nn.Module, graph: Graph, orders: Sequence[Ints]) -> None:
         self._graph, self._orders = graph, orders
         self._dresser = Dresser(scratch, graph.layers)

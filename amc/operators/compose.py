@@ -76,11 +76,13 @@ class PolicyApplier:
     ) -> None:
         """``scratch`` is changed and must be nobody else's; ``network`` has been calibrated."""
         self._groups = network.graph.sites
+        self._restored = _Tensors(scratch)
         self._parts = []
         for operator in operators:
             own = [place for place, site in enumerate(sites) if site.operators[0] == operator.kind]
             if own:
                 self._parts.append((own, operator.applier(scratch, network, [sites[place] for place in own])))
+        self._alone = len(self._parts) == 1 and self._parts[0][1].restores
 
     def kept(self, choice: Choice) -> Kept:
         """The channels that stay in every group of the graph, ascending."""
@@ -92,6 +94,8 @@ class PolicyApplier:
 
     def apply(self, choice: Choice, solved: Solved | None = None) -> None:
         """Put a policy onto the scratch network; tensors that reconstruction has ``solved`` replace the original's."""
+        if not self._alone:
+            self._restored.put_back()
         for own, applier in self._parts:
             applier.apply(_settings(choice, own), solved or {})
 
@@ -99,6 +103,19 @@ class PolicyApplier:
         """Prepare a copy of the scratch network for training."""
         for own, applier in self._parts:
             applier.finish(model, _settings(choice, own))
+
+
+class _Tensors:
+    """The tensors that a module has now, by reference: operators replace tensors, they do not write into them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._held = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+
+    def put_back(self) -> None:
+        """Let the module have them again."""
+        for module, parameters, buffers in self._held:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
 
 
 def _settings(choice: Choice, places: Sequence[int]) -> list[Setting]:

@@ -93,7 +93,14 @@ class ErrorMeasures(Protocol):
 
 
 class Applier(Protocol):
-    """Puts an operator's settings onto one scratch network, again and again."""
+    """Puts an operator's settings onto one scratch network, again and again.
+
+    Tensors are replaced, never written into: they may be the original's, or another policy's.
+    """
+
+    restores: bool
+    """Whether `apply` also sets back what the policy before it has changed. Where an operator does not, or is not the
+    only one, the scratch network is given the original's tensors before every policy."""
 
     def kept(self, settings: Sequence[Setting]) -> Kept | None:
         """The channels that stay in every group of the graph; None where the operator removes none."""

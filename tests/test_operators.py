@@ -1,0 +1,122 @@
+"""Every operator, the toy one among them, keeps the contract; those that break it are told why."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from amc.deploy.export import export_onnx, file_layout
+from amc.graph.build import build_graph
+from amc.operators import OPERATORS, Branches, Channels, NetworkFacts, Policy, cost_model, offered_sites, operator_of
+from amc.operators.operator import SettingBounds
+from amc.operators.toy import CoarseSetting, CoarseWeights
+from amc.task.models import build_model
+from amc.testing import check_operator
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[NetworkFacts, torch.Tensor]:
+    torch.manual_seed(0)
+    model, example = build_model("resnet8", False, 1, 10).eval(), torch.randn(2, 1, 8, 8)
+    graph = build_graph(model, example[:1])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "original.onnx")
+        export_onnx(model, example[:1], path)
+        layout = file_layout(path, graph, model)
+    orders = [torch.randperm(group.channels).numpy() for group in graph.sites]
+    return NetworkFacts(model, graph, layout, orders), example
+
+
+def test_channels_keep_the_contract(network):
+    check_operator(Channels(), *network)
+
+
+def test_branches_keep_the_contract(network):
+    check_operator(Branches(), *network, before=[Channels()])
+
+
+@pytest.mark.parametrize("before", [(), OPERATORS], ids=["alone", "beside channels and branches"])
+def test_an_operator_of_another_kind_keeps_the_contract(network, before):
+    check_operator(CoarseWeights(), *network, before=before)
+
+
+class Forgetful(CoarseWeights):
+    def record(self, network, site, setting):
+        return CoarseSetting("whole")
+
+
+class Surcharge(CoarseWeights):
+    def costs(self, network, sites, under):
+        class Costs:
+            def costs(self, sizes):
+                found = under.costs(sizes)
+                return {**found, "params": found["params"] + 1}
+
+        return Costs()
+
+
+class Lasting(CoarseWeights):
+    """Changes a network's tensors in place."""
+
+    def applier(self, scratch, network, sites):
+        class Applier:
+            restores = False
+
+            def kept(self, settings):
+                return None
+
+            def apply(self, settings, solved):
+                if settings[0] == "sign":
+                    scratch.conv1.weight.data.mul_(0.5)
+
+            def finish(self, model, settings):
+                return
+
+        return Applier()
+
+
+class Restless(CoarseWeights):
+    def errors(self, network, site, measures):
+        return [1.0] * len(site.settings)
+
+
+@pytest.mark.parametrize(
+    ("operator", "told"),
+    [
+        (Forgetful(), "applied for real gives something else"),
+        (Restless(), "0 at the original"),
+        (Surcharge(), "params of the original is"),
+        (Lasting(), "depends on what was tried before|applied for real gives something else"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_breaks_the_contract_is_told(network, operator, told):
+    with pytest.raises(AssertionError, match=told):
+        check_operator(operator, *network)
+
+
+def test_policies_of_several_operators_are_written_and_read(network):
+    operators = [*OPERATORS, CoarseWeights()]
+    policy = Policy("abc", {"conv1": Channels().read("conv1", {"width": 1, "of": 4, "kept": [2]}),
+                            "coarse:fc": CoarseSetting(("round", 4))})  # fmt: skip
+    assert Policy.from_json(policy.to_json(), operators) == policy
+    assert operator_of("coarse", operators).kind == "coarse"
+
+
+def test_costs_of_several_operators_are_one_model(network):
+    facts, _ = network
+    operators = [*OPERATORS, CoarseWeights()]
+    sites = offered_sites(facts, SettingBounds(), operators)
+    model = cost_model(facts, sites, operators)
+    full = [site.sizes[-1] for site in sites]
+    channels = len(facts.graph.sites)
+    narrow = [*(site.sizes[0] for site in sites[:channels]), *full[channels:]]
+    alone = facts.resources.costs([narrow[:channels]])
+    assert {name: float(c[0]) for name, c in model.costs([narrow]).items()} == {
+        name: float(c[0]) for name, c in alone.items()
+    }
+    layer = next(x for x in facts.graph.layers if x.name == "conv1")
+    place = [site.name for site in sites].index("coarse:conv1")
+    sign = [*full[:place], 1, *full[place + 1 :]]
+    assert model.costs([full])["macs"][0] - model.costs([sign])["macs"][0] == pytest.approx(0.75 * layer.macs)
