@@ -19,7 +19,7 @@ from amc.config import DataConfig, from_dict
 from amc.evaluation.backend import FunctionBackend
 from amc.evaluation.cached import CachedBackend, CachedSearch
 from amc.evaluation.evaluator import Evaluator
-from amc.evaluation.memo import Shared
+from amc.evaluation.memo import Memo
 from amc.evaluation.settings import EvaluationSettings
 from amc.graph.build import build_graph
 from amc.latency.profiling import profile_key
@@ -267,13 +267,13 @@ def kinds(folder: Path) -> dict[str, int]:
 
 def use(folder: Path, task, config=CONFIG) -> tuple[float, float]:
     """Do with the cache what a run does; gives a score and a site's error."""
-    shared = Shared(Cache(folder), task, config)
+    memo = Memo(Cache(folder), task, config)
     graph = build_graph(task.model, task.example)
-    moments = shared.moments(graph)
-    evaluator = Evaluator(task, graph, shared.orders(graph, moments), moments, settings_of(config))
+    moments = memo.moments(graph)
+    evaluator = Evaluator(task, graph, memo.orders(graph, moments), moments, settings_of(config))
     choice = tuple(site.channels // 2 for site in graph.sites)
-    shared.original_score("test", task.splits.search)
-    backend = CachedBackend(evaluator, shared, evaluator.settings)
+    memo.original_score("test", task.splits.search)
+    backend = CachedBackend(evaluator, memo, evaluator.settings)
     return backend.score(choice).loss, backend.site_error(0, 4)
 
 
@@ -366,9 +366,9 @@ def test_what_has_changed_is_never_found(tmp_path: Path, task, monkeypatch, what
 def test_what_a_search_has_found_is_of_one_network_its_settings_and_the_reward(tmp_path: Path, task):
     def found(value: int, settings=((2, 4),), task=task, recalibrate=False, **search) -> int:
         config = CONFIG.replace(search=CONFIG.search.replace(**search))
-        shared, how = Shared(Cache(tmp_path / "c"), task, config), EvaluationSettings("loss", recalibrate=recalibrate)
+        memo, how = Memo(Cache(tmp_path / "c"), task, config), EvaluationSettings("loss", recalibrate=recalibrate)
         nothing = FunctionBackend(lambda choice: pytest.fail("nothing is scored"))
-        backend = CachedSearch(nothing, shared, how, SimpleNamespace(settings=settings))
+        backend = CachedSearch(nothing, memo, how, SimpleNamespace(settings=settings))
         return backend.memo(["middle", {"macs": 10.0}], lambda: value)
 
     assert [found(1), found(2)] == [1, 1]
@@ -389,7 +389,7 @@ def test_a_latency_profile_is_of_one_machine_runtime_and_number_of_threads(tmp_p
             made.append(threads)
             return b"%d" % len(made)
 
-        return Shared(Cache(tmp_path / "c"), task, CONFIG).profile(profile_key(bench, threads, task), learn)
+        return Memo(Cache(tmp_path / "c"), task, CONFIG).profile(profile_key(bench, threads, task), learn)
 
     assert [profile(), profile()] == [b"1", b"1"]
     assert profile(2) == b"2"
@@ -413,7 +413,7 @@ def test_what_a_device_took_is_of_one_network_and_command_while_the_device_is_th
 
     def times(ms: float, task=task, word: str = "x"):
         search = CONFIG.search.replace(latency_model=f"command:{script} {word} {{onnx}}")
-        return Shared(Cache(tmp_path / "c"), task, CONFIG.replace(search=search)).device_times("original", ms)
+        return Memo(Cache(tmp_path / "c"), task, CONFIG.replace(search=search)).device_times("original", ms)
 
     times(2.0).put("smallest", 1.0)
     assert times(2.05).get("smallest") == 1.0

@@ -7,7 +7,7 @@ import torch
 
 from amc.config import Config, SearchConfig
 from amc.errors import ConfigError
-from amc.evaluation.memo import Shared
+from amc.evaluation.memo import Memo
 from amc.importance import COLLECTORS, Need, Reader, SiteView, collect, load_criterion, rank, view
 from amc.reconstruction.moments import Moments
 from amc.runtime.cache import Cache
@@ -116,7 +116,7 @@ def test_only_what_a_criterion_needs_is_collected(digits, monkeypatch):
     for name, needs in {"l1": [], "obs": [], "apoz": [Need.ACTIVATIONS], "fisher": [Need.GRADIENTS]}.items():
         config = Config(cache=None).replace(search=SearchConfig(criterion=name))
         with contextlib.suppress(ConfigError):  # nothing was collected
-            Shared(Cache(None), task, config).orders(graph, moments)
+            Memo(Cache(None), task, config).orders(graph, moments)
         assert asked == needs
         asked.clear()
 

@@ -3,7 +3,7 @@
 from amc.evaluation.backend import Backend, Forwarding, FunctionBackend
 from amc.evaluation.cached import CachedBackend, CachedSearch
 from amc.evaluation.evaluator import Evaluator
-from amc.evaluation.memo import Shared, open_cache
+from amc.evaluation.memo import Memo, open_cache
 from amc.evaluation.networks import PolicyNetworks
 from amc.evaluation.problem import Problem, SiteFeatures, StudyPlace, site_features
 from amc.evaluation.reward import Evaluation, Reward, load_reward
@@ -20,6 +20,7 @@ __all__ = [
     "Evaluator",
     "Forwarding",
     "FunctionBackend",
+    "Memo",
     "PolicyNetworks",
     "Problem",
     "Race",
@@ -27,7 +28,6 @@ __all__ = [
     "Reward",
     "Score",
     "SearchObjective",
-    "Shared",
     "SiteErrors",
     "SiteFeatures",
     "StudyPlace",

@@ -8,7 +8,7 @@ from typing import Any
 
 from amc.evaluation.backend import Backend, Forwarding
 from amc.evaluation.evaluator import Evaluator
-from amc.evaluation.memo import Shared
+from amc.evaluation.memo import Memo
 from amc.evaluation.score import Race, Score
 from amc.evaluation.settings import EvaluationSettings
 from amc.space.budget import Space
@@ -21,10 +21,10 @@ class CachedBackend(Forwarding):
     What was estimated in a race is of use in the same race only.
     """
 
-    def __init__(self, inner: Backend, shared: Shared, settings: EvaluationSettings) -> None:
+    def __init__(self, inner: Backend, memo: Memo, settings: EvaluationSettings) -> None:
         """``settings`` are those by which ``inner`` evaluates."""
         super().__init__(inner)
-        self._scores, self._errors = shared.scores(settings), shared.site_errors(settings.objective)
+        self._scores, self._errors = memo.scores(settings), memo.site_errors(settings.objective)
 
     def score(self, choice: Choice) -> Score:
         return Score(*self._scores.once(list(choice), lambda: astuple(self.inner.score(choice))))
@@ -41,15 +41,15 @@ class CachedBackend(Forwarding):
 class CachedSearch(CachedBackend):
     """The same for a search in one space by one reward: what it finds on its way is kept as well (`Backend.memo`)."""
 
-    def __init__(self, inner: Backend, shared: Shared, settings: EvaluationSettings, space: Space) -> None:
-        super().__init__(inner, shared, settings)
-        self._findings, self._search = shared.findings(settings), shared.search_identity(space)
+    def __init__(self, inner: Backend, memo: Memo, settings: EvaluationSettings, space: Space) -> None:
+        super().__init__(inner, memo, settings)
+        self._findings, self._search = memo.findings(settings), memo.search_identity(space)
 
     def memo(self, key: Any, find: Callable[[], Any]) -> Any:
         return self._findings.once([key, *self._search], find)
 
 
-def refined_score(evaluator: Evaluator, shared: Shared, choice: Choice) -> Score:
+def refined_score(evaluator: Evaluator, memo: Memo, choice: Choice) -> Score:
     """See `amc.evaluation.evaluator.Evaluator.refined_score`."""
-    scores = shared.scores(evaluator.settings)
+    scores = memo.scores(evaluator.settings)
     return Score(*scores.once([list(choice), "refined"], lambda: astuple(evaluator.refined_score(choice))))

@@ -28,6 +28,7 @@ from amc.latency.model import COMMAND
 from amc.operators.policy import fingerprint
 from amc.reconstruction.moments import Moments, collect, moment_store, readers, sums_size
 from amc.runtime.cache import Cache, Resting, Table, cache_folder
+from amc.runtime.hashing import tensors_digest
 from amc.runtime.memory import Memory
 from amc.runtime.plugins import file_digests
 from amc.runtime.provenance import code_version, cpu_name, library_versions
@@ -46,7 +47,7 @@ def open_cache(config: Config, resting: Resting) -> Cache:
     return Cache(cache_folder() if config.cache == "auto" else Path(config.cache), resting=resting)
 
 
-class Shared:
+class Memo:
     """One run's view of the cache."""
 
     def __init__(self, cache: Cache, task: Task, config: Config) -> None:
@@ -241,14 +242,8 @@ def split_digest(split: Split) -> str:
 
 
 def digest(tensors: Any) -> str:
-    """SHA-256 over the tensors in any structure: their types, shapes and values, in order."""
-    sha = hashlib.sha256()
-    for tensor in tree_leaves(tensors):
-        if isinstance(tensor, Tensor):
-            plain = tensor.detach().cpu().contiguous()
-            sha.update(f"{plain.dtype}:{list(plain.shape)}:".encode())
-            sha.update(plain.flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
+    """SHA-256 over the tensors in any structure, in order."""
+    return tensors_digest(("", leaf) for leaf in tree_leaves(tensors) if isinstance(leaf, Tensor))
 
 
 def _tensor(content: bytes) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from amc.errors import AmcError, BundleError, ConfigError, first_line, is_out_of_memory
 from amc.evaluation.backend import Backend
@@ -26,17 +26,27 @@ Observer = Callable[[Evaluation, int], None]
 """Told of every proposal: its evaluation, and how many there have been."""
 
 
-@dataclass(frozen=True)
-class SiteFeatures:
-    """What the environment tells of a site's first layer (see `amc.envs.pruning`)."""
+class SiteFeatures(NamedTuple):
+    """A site as the environment shows it (`amc.envs.pruning`): the shape of its first layer, and its cost.
+
+    >>> SiteFeatures(n=64, c=32, h=8, w=8, stride=1, k=3, macs=1.2e6).k
+    3
+    """
 
     n: float
+    """Output channels of the first layer."""
     c: float
+    """Its input channels."""
     h: float
+    """Height of its input, in pixels."""
     w: float
+    """Width of its input, in pixels."""
     stride: float
+    """In pixels."""
     k: float
+    """Width of its kernel, in pixels."""
     macs: float
+    """Multiply-accumulates of all layers that produce the site's channels, for one sample."""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amc.graph.channels import Layer, Statistic
 from amc.graph.trace import Trace
+
+
+class LayerShape(NamedTuple):
+    """A layer in the notation of AMC's state features (arXiv:1802.03494, section 3.1)."""
+
+    n: float
+    """Output channels."""
+    c: float
+    """Input channels."""
+    h: float
+    """Height of the input, in pixels; 1 where there is none."""
+    w: float
+    """Width of the input, in pixels; 1 where there is none."""
+    stride: float
+    """In pixels; 1 for a linear layer."""
+    k: float
+    """Width of the kernel, in pixels; 1 for a linear layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +42,8 @@ class Site:
     """All layers whose outputs (or only channels) are cut."""
     consumers: tuple[str, ...]
     """All layers whose inputs are cut."""
-    features: tuple[float, float, float, float, float, float] = (0, 0, 0, 0, 0, 0)
-    """n, c, h, w, stride, k of the first layer: output and input channels, input height and width."""
+    features: LayerShape
+    """Of the first layer."""
 
 
 @dataclass(frozen=True)

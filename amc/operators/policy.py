@@ -6,14 +6,12 @@ branch that is removed as a channel group of width 0.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from amc.errors import PolicyError, first_line
@@ -25,6 +23,7 @@ from amc.operators.operator import PolicySetting
 from amc.operators.registry import OPERATORS, Operators, operator_of
 from amc.runtime.arguments import PATH, expect
 from amc.runtime.files import write_json
+from amc.runtime.hashing import tensors_digest
 from amc.task.nested import Nested, Signature
 
 VERSION = 2
@@ -141,13 +140,8 @@ def _format_inputs(signature: Signature) -> str:
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over the names, shapes, types and values of all tensors, 32 hex digits of it."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name.endswith("num_batches_tracked"):
-            continue
-        sha.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}:".encode())
-        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:32]
+    tensors = sorted(model.state_dict().items())
+    return tensors_digest((name, t) for name, t in tensors if not name.endswith("num_batches_tracked"))[:32]
 
 
 def make_policy(graph: Graph, model_fingerprint: str, kept: Sequence[Any], example: Nested | None = None) -> Policy:

@@ -62,8 +62,8 @@ def search_backend(
     own = remote(record.config, evaluator) if remote else evaluator
     backend: Backend
     if bench is None:
-        backend = CachedSearch(own, record.shared, evaluator.settings, space)
+        backend = CachedSearch(own, record.memo, evaluator.settings, space)
     else:
-        backend = MeasuredLatency(CachedBackend(own, record.shared, evaluator.settings), bench)
+        backend = MeasuredLatency(CachedBackend(own, record.memo, evaluator.settings), bench)
     metric, evaluations = record.task.objective.name, record.config.search.evaluations
     return SearchProgress(backend, record.step, metric, len(space.names), evaluations)

@@ -266,7 +266,7 @@ class Delivery:
         def score() -> dict[str, float]:
             scores = {}
             for part, split in (("search", record.task.splits.search), ("test", record.task.splits.test)):
-                scores[f"original_{part}"] = record.shared.original_score(part, split)[1]
+                scores[f"original_{part}"] = record.memo.original_score(part, split)[1]
                 scores[f"final_{part}"] = evaluate(model, record.task, split)[1]
             if record.config.int8 and (record.folder / INT8).exists():
                 scores["int8_test"] = onnx_metric(record.folder / INT8, record.task.objective, record.task.splits.test)

@@ -16,7 +16,7 @@ from torch import nn
 
 from amc.config import Config, binding, public, to_dict, unless_auto
 from amc.errors import BundleError
-from amc.evaluation.memo import Shared, open_cache
+from amc.evaluation.memo import Memo, open_cache
 from amc.latency.instruments import Instruments
 from amc.operators.policy import fingerprint
 from amc.runtime.files import write_text
@@ -49,7 +49,7 @@ class Record:
         self.task, self.config, self.folder = task, config, folder
         self.journal, self.monitor, self.lock = journal, monitor, lock
         self.instruments = instruments or Instruments.usual()
-        self.shared = Shared(open_cache(config, lock.released), task, config)
+        self.memo = Memo(open_cache(config, lock.released), task, config)
         """What the run has in common with others."""
         self._bind()
         write_text(folder / "config.yaml", yaml.safe_dump(public(to_dict(config)), sort_keys=False))
@@ -76,7 +76,7 @@ class Record:
     def fit(self, batch: int) -> None:
         """So many samples may be in the network at once."""
         self.task = replace(self.task, batch=batch)
-        self.shared = Shared(self.shared.cache, self.task, self.config)
+        self.memo = Memo(self.memo.cache, self.task, self.config)
 
     def step(self, share: float, note: str = "") -> None:
         """A step of the work is done: wait while another process measures latency, then show how far the stage is."""

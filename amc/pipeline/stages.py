@@ -96,8 +96,8 @@ class Stages:
     def calibrate(self, graph: Graph, space: Space, settings: EvaluationSettings | None = None) -> Evaluator:
         """Moments and channel orders, and an evaluator by them; ``settings`` are this run's where not given."""
         record = self.record
-        moments = record.shared.moments(graph, self.memory, record.folder, record.step)
-        orders = record.shared.orders(graph, moments)
+        moments = record.memo.moments(graph, self.memory, record.folder, record.step)
+        orders = record.memo.orders(graph, moments)
         given = settings or settings_of(record.config)
         evaluator = Evaluator(record.task, graph, orders, moments, given, self.memory, space.sites)
         return evaluator if settings else self._decided(evaluator, space.fit(np.ones(len(space.names))))
@@ -105,14 +105,14 @@ class Stages:
     def _decided(self, trial: Evaluator, uniform: Choice) -> Evaluator:
         """An evaluator of the dtype that is faster here, and of the recalibration that ``uniform`` scores better by."""
         record, asked = self.record, self.record.config.search.recalibrate
-        dtype = record.once("evaluation-precision", lambda: record.shared.faster_dtype(trial))
+        dtype = record.once("evaluation-precision", lambda: record.memo.faster_dtype(trial))
         tried = [
             trial.with_settings(replace(trial.settings, dtype=dtype, recalibrate=recalibrate))
             for recalibrate in (False, True)
         ]
 
         def recalibration_helps() -> bool:
-            backends = [CachedBackend(evaluator, record.shared, evaluator.settings) for evaluator in tried]
+            backends = [CachedBackend(evaluator, record.memo, evaluator.settings) for evaluator in tried]
             plain, recalibrated = (backend.score(uniform).loss for backend in backends)
             return recalibrated < plain
 
@@ -176,7 +176,7 @@ class Stages:
         path = self.record.folder / "original.onnx"
         if not path.exists():
             with replacing(path) as temporary:
-                temporary.write_bytes(self.record.shared.original_onnx(self._exported))
+                temporary.write_bytes(self.record.memo.original_onnx(self._exported))
                 self._runs_alike(temporary)
         return path
 
@@ -227,7 +227,7 @@ class Stages:
             return path.read_bytes()
 
         if record.journal.last("profile") is None or not path.exists():
-            content = record.shared.profile(key, learn)
+            content = record.memo.profile(key, learn)
             if not path.exists() or path.read_bytes() != content:
                 with replacing(path) as temporary:
                     temporary.write_bytes(content)
@@ -253,7 +253,7 @@ class Stages:
             if not known:  # the first one a run measures itself, and sees whether the device is what it was
                 ms = known[key] = alone(measure)
             if times is None:
-                times = record.shared.device_times(*next(iter(known.items())))
+                times = record.memo.device_times(*next(iter(known.items())))
             found = float(times.once(key, lambda: alone(measure))) if ms is None else ms
             record.journal.append("device-latency", key=key, ms=found)
             return found
@@ -315,7 +315,7 @@ class Stages:
         known = {tuple(r["choice"]): Score(r["loss"], r["metric"]) for r in record.journal.records("refined")}
         for index, found in enumerate(best):
             if found.choice not in known:
-                score = known[found.choice] = refined_score(evaluator, record.shared, found.choice)
+                score = known[found.choice] = refined_score(evaluator, record.memo, found.choice)
                 record.journal.append("refined", choice=list(found.choice), loss=score.loss, metric=score.metric)
             record.step((index + 1) / len(best), "refining the best policies")
         return {e.choice: known[e.choice] for e in best}

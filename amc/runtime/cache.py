@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from amc.runtime.files import replacing
+from amc.runtime.hashing import tensors_digest
 
 LIMIT = 2 << 30
 """Bytes that the cache may have, unless ``$AMC_CACHE_BYTES`` says otherwise; what was not used for longest goes."""
@@ -261,11 +261,7 @@ def _load(path: Path, identity: Mapping[str, Any]) -> dict[str, Tensor] | None:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    sha = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        sha.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}:".encode())
-        sha.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
+    return tensors_digest(sorted(tensors.items()))
 
 
 def _remove(entry: Entry) -> int:
