@@ -36,7 +36,7 @@ from amc.latency.learned import errors, undisturbed
 from amc.latency.measurement import is_usual
 from amc.latency.profile import LearnedModel, Profile
 from amc.latency.profiling import Bench, learn_latency, profile_key
-from amc.latency.quiet import QUIET
+from amc.latency.reference import UNDISTURBED
 from amc.operators.channels import legal_widths
 from amc.runtime.files import write_json, write_text
 from amc.runtime.journal import Journal
@@ -121,7 +121,7 @@ def predict(name: str, work: Path, seconds: float, count: int, sessions: int) ->
 
 def ratios(journal: Journal, policy: tuple[int, ...], model: LearnedModel) -> list[float]:
     """A policy's ratios from sessions that were undisturbed and as fast as the profile's."""
-    known = [r for r in journal.records("session") if tuple(r["choice"]) == policy and r["quiet"] >= QUIET]
+    known = [r for r in journal.records("session") if tuple(r["choice"]) == policy and r["quiet"] >= UNDISTURBED]
     return [r["ratio"] for r in known if is_usual(r["original_ms"], model.profile.original_ms)]
 
 

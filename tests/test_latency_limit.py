@@ -13,7 +13,7 @@ from amc.latency.measurement import Latency, Measurement
 from amc.latency.operators import Operator
 from amc.latency.prediction import LatencyPrediction
 from amc.latency.profile import policies
-from amc.latency.quiet import Timing
+from amc.latency.reference import Timing
 from amc.latency.verification import BesideOriginal, Verifier
 from amc.operators.channels import legal_widths
 from amc.runtime.journal import Journal

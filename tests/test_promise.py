@@ -12,7 +12,7 @@ from amc.commands.search import NOT_MET
 from amc.latency import Latency, LatencyProbe, Measurement
 from amc.latency.correction import ROUNDS
 from amc.latency.instruments import Instruments
-from amc.latency.quiet import Timing
+from amc.latency.reference import Timing
 from amc.runtime.journal import Journal
 
 QUICK = ["--threads", "1", "--evaluations", "3", "--candidates", "2", "--finetune-epochs", "0.5",

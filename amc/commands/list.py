@@ -20,7 +20,7 @@ KINDS = {
     "data": "amc.task.data:data_sources",
     "schedules": "amc.train:schedules",
     "operators": "amc.operators.registry:known_operators",
-    "latency-models": "amc.latency.model:latency_models",
+    "latency-models": "amc.latency.load:latency_models",
 }
 """Where the entries of every kind are listed. Each has a name, a summary, and perhaps a reference and settings."""
 

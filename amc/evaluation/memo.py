@@ -24,7 +24,7 @@ from amc.evaluation.settings import Dtype, EvaluationSettings, SearchObjective
 from amc.graph.build import Graph
 from amc.importance import COLLECTORS, Need, load_criterion, rank
 from amc.importance import collect as collect_statistics
-from amc.latency.model import COMMAND
+from amc.latency.command import COMMAND
 from amc.operators.policy import fingerprint
 from amc.reconstruction.moments import Moments, collect, moment_store, readers, sums_size
 from amc.runtime.cache import Cache, Resting, Table, cache_folder

@@ -50,6 +50,19 @@ class Axis:
         return per_channel, int((self.site < 0).sum())
 
 
+def length_of(axis: Axis | None, length: int, sites: int) -> tuple[Ints, int]:
+    """A dimension's length as ``slopes @ w + constant`` for widths ``w [S]``; ``length`` at full width.
+
+    A dimension without an axis never changes, nor does one of length 1 that all channels share.
+
+    >>> length_of(None, 3, 2)
+    (array([0, 0]), 3)
+    """
+    if axis is None or len(axis) != length:
+        return np.zeros(sites, np.int64), length
+    return axis.counts(sites)
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """A module that holds parameters, or one of the things named below, with the axes that sites cut."""

@@ -1,7 +1,8 @@
-"""Latency on ONNX Runtime, the only room that knows it."""
+"""Latency: measured on ONNX Runtime, which only this package knows, predicted by models, and limited in a run."""
 
 from __future__ import annotations
 
+from amc.latency.load import is_profile, load_latency_model, runs_code
 from amc.latency.measurement import Latency, Measurement, measure
 from amc.latency.model import (
     LatencyModel,
@@ -10,8 +11,6 @@ from amc.latency.model import (
     Length,
     Predictor,
     layer_shapes,
-    load_latency_model,
-    runs_code,
 )
 from amc.latency.peak import peak_memory
 from amc.latency.probe import LatencyProbe
@@ -19,5 +18,5 @@ from amc.latency.session import Runner, onnx_metric
 
 __all__ = [
     "Latency", "LatencyModel", "LatencyProbe", "LatencyProblem", "LayerShape", "Length", "Measurement", "Predictor",
-    "Runner", "layer_shapes", "load_latency_model", "measure", "onnx_metric", "peak_memory", "runs_code",
+    "Runner", "is_profile", "layer_shapes", "load_latency_model", "measure", "onnx_metric", "peak_memory", "runs_code",
 ]  # fmt: skip

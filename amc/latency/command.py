@@ -18,8 +18,10 @@ import tempfile
 from pathlib import Path
 
 from amc.errors import ConfigError, LatencyError
-from amc.latency.model import COMMAND, SUSPICIOUS, LatencyProblem, Widths
+from amc.latency.model import SUSPICIOUS, LatencyProblem, Widths
 
+COMMAND = "command:"
+"""How the names of such models begin."""
 PLACE = "{onnx}"
 _UNITS = {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3, "ns": 1e-6}
 _NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|[-+]?inf)\s*(ms|s|us|µs|ns)?", re.IGNORECASE)

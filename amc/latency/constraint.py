@@ -82,7 +82,7 @@ class LatencyConstraint:
         What was measured on a noisy machine says little, and counts as not measured.
         """
         known = self.verifier.known(choice) if self.verifier else None
-        return self._predicted_within(choice) if known is None or not known.undisturbed else self._within(known)
+        return self._predicted_within(choice) if known is None or not known.reliable else self._within(known)
 
     def _predicted_within(self, choice: Choice) -> bool:
         return self.now.scale * self.prediction.ms(choice) <= self.limit_ms
@@ -132,7 +132,7 @@ class LatencyConstraint:
         if self.verifier is None:
             return list(ranked)
         observed = self._observe(self.likely(ranked, count), progress)
-        sure = [o.choice for o in observed if o.undisturbed and self._within(o)]
+        sure = [o.choice for o in observed if o.reliable and self._within(o)]
         return sure or [o.choice for o in observed if self.keeps(o.choice)]
 
     def search_again(self, space: Space, choices: Sequence[Choice]) -> str | None:
@@ -186,7 +186,7 @@ class LatencyConstraint:
 
     def report(self, chosen: Choice) -> dict[str, Any]:
         """What result.json holds of the model and of its corrections."""
-        known = [o for o in self.verifier.observations() if o.undisturbed] if self.verifier else []
+        known = [o for o in self.verifier.observations() if o.reliable] if self.verifier else []
         off = [abs(o.predicted / o.ms - 1) for o in known]
         predicted = self.prediction.ms(chosen)
         return {

@@ -135,7 +135,7 @@ def estimate(observations: Sequence[Observation], before: float = 1.0 + MARGIN) 
     >>> round(estimate([Observation((8,), 1.1, 1.0, 1.0)]), 4)
     1.1165
     """
-    undisturbed = [o for o in observations if o.undisturbed]
+    undisturbed = [o for o in observations if o.reliable]
     off = np.log([o.ms / o.predicted for o in undisturbed or observations])
     if not undisturbed and (len(off) < 2 or np.ptp(off) >= AGREE):
         return before

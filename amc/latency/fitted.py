@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import nnls
 
-from amc.latency.model import LatencyProblem, LayerShape, Length, Predictor
+from amc.latency.model import LatencyProblem, LayerShape, Predictor, length_matrix
 
 Floats = NDArray[np.float64]
 
@@ -78,8 +78,8 @@ class _Features:
     """``[1, Σ m, d, m_1 … m_L]`` of widths ``[B, S]``."""
 
     def __init__(self, layers: Sequence[LayerShape], sites: Sequence[str], full: Sequence[int]) -> None:
-        self._a, self._a0 = _lines([layer.inputs for layer in layers], sites)
-        self._b, self._b0 = _lines([layer.outputs for layer in layers], sites)
+        self._a, self._a0 = length_matrix([layer.inputs for layer in layers], sites)
+        self._b, self._b0 = length_matrix([layer.outputs for layer in layers], sites)
         dense = np.array([not layer.depthwise for layer in layers])
         self._a, self._a0 = self._a * dense, np.where(dense, self._a0, 1)
         taps = np.array([layer.taps for layer in layers])
@@ -96,11 +96,6 @@ class _Features:
         macs = (w @ self._a + self._a0) * outputs * self._macs / self._all_macs
         data = outputs @ self._positions / self._all_data
         return np.column_stack([np.ones(len(w)), macs.sum(1), data, macs])
-
-
-def _lines(lengths: Sequence[Length], sites: Sequence[str]) -> tuple[Floats, Floats]:
-    slopes = np.array([[length.per_channel.get(site, 0) for length in lengths] for site in sites], np.float64)
-    return slopes, np.array([length.constant for length in lengths], np.float64)
 
 
 def _fit(features: Floats, times: Floats, ridge: float) -> Floats:

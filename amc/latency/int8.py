@@ -59,7 +59,7 @@ def settings(flags: frozenset[str]) -> tuple[Setting, ...]:
 
 def quantise(source: Path, target: Path, setting: Setting, calibration: Sequence[Feeds]) -> None:
     """Write ``source`` in 8 bits, with ranges (minimum, maximum) seen on ``calibration``. Raises ExportError."""
-    with _quiet():
+    with _without_warnings():
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
         class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -87,7 +87,7 @@ def quantise(source: Path, target: Path, setting: Setting, calibration: Sequence
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _without_warnings() -> Iterator[None]:
     """The tool warns, through the root logger, of preparations that an export of amc's does not need."""
     root = logging.getLogger()
     level = root.level

@@ -29,7 +29,7 @@ from scipy.stats import spearmanr
 
 from amc.latency.measurement import is_usual
 from amc.latency.operators import Operator
-from amc.latency.quiet import QUIET
+from amc.latency.reference import UNDISTURBED
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -55,8 +55,8 @@ class Sample:
     widths: tuple[int, ...]
     ratio: float
     """Its time as a share of the original's."""
-    quiet: float
-    """Share of the rounds in which the machine was quiet."""
+    undisturbed: float
+    """Share of the rounds in which the machine was undisturbed."""
     original_ms: float
     """What the original took meanwhile."""
     operators: tuple[float, ...]
@@ -208,7 +208,7 @@ def fit(
     own = np.array([s.operators for s in samples])
     own[own.sum(1) == 0] = 1.0  # a profiler that names none of them leaves it to the whole networks
     own *= (total / own.sum(1))[:, None]  # the profiler's session ran at a speed of its own
-    weight = np.array([0.2 + s.quiet for s in samples])
+    weight = np.array([0.2 + s.undisturbed for s in samples])
     present = _present(np.array([op.branch for op in found], np.int64), w)
     negligible = NEGLIGIBLE * original_ms / len(found)
     tables = {}
@@ -284,11 +284,11 @@ def _line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
 
 
 def undisturbed(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """What was measured on a quiet machine while it was as fast as most of the time.
+    """What was measured on an undisturbed machine while it was as fast as most of the time.
 
     A rented machine may be slower by a half for hours, evenly: ratios are other ones then.
     """
-    good = [s for s in samples if s.quiet >= QUIET]
+    good = [s for s in samples if s.undisturbed >= UNDISTURBED]
     if not good:
         return []
     took = np.array([s.original_ms for s in good])

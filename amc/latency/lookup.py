@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from amc.errors import ConfigError, LatencyError, did_you_mean
-from amc.latency.model import LatencyProblem, LayerShape, Length, Widths
+from amc.latency.model import LatencyProblem, LayerShape, Length, Widths, length_matrix
 
 COLUMNS = ("layer", "widths", "ms")
 ALWAYS = "*"
@@ -60,8 +60,7 @@ class TableModel:
             raise LatencyError(f"{self.name} lacks {missing[0]}: {len(missing)} of {len(axes)} are missing.")
         self._entries = [_Entry(f"{self.name}: {name}", self._table[name], axes[name], problem) for name in axes]
         lengths = [length for entry in self._entries for length in entry.axes]
-        self._slopes = np.array([[length.per_channel.get(site, 0) for length in lengths] for site in problem.full])
-        self._constants = np.array([length.constant for length in lengths])
+        self._slopes, self._constants = length_matrix(lengths, tuple(problem.full))
 
     def predict(self, widths: Widths) -> float:
         """Milliseconds of one policy."""
@@ -69,7 +68,7 @@ class TableModel:
 
     def predict_all(self, rows: ArrayLike) -> NDArray[np.float64]:
         """Milliseconds ``[B]`` of the widths ``[B, S]``."""
-        lengths: list[list[int]] = (np.asarray(rows) @ self._slopes + self._constants).tolist()
+        lengths: list[list[int]] = (np.asarray(rows) @ self._slopes + self._constants).astype(np.int64).tolist()
         return np.array([self._sum(row) for row in lengths])
 
     def _sum(self, lengths: Sequence[int]) -> float:

@@ -28,8 +28,8 @@ FINE = time.get_clock_info("process_time").resolution < 1e-5
 """Whether the system tells precisely enough how long a process had the processor; Windows does not."""
 USUAL = 0.1
 """The quantile of a network's times that tells what it usually takes: a few lucky moments do not move it."""
-LOUD = 1.12
-"""How much slower or faster than usual a network may be on a quiet machine; its sessions differ by some per cent."""
+NOISY = 1.12
+"""How much slower or faster than usual a network may be while nothing disturbs it; sessions differ by some per cent."""
 
 
 @dataclass(frozen=True)
@@ -147,17 +147,17 @@ def _ratios(logs: NDArray[np.float64], baseline: int) -> NDArray[np.float64]:
 
 
 def is_usual(ms: ArrayLike, at: ArrayLike) -> NDArray[np.bool_]:
-    """Which times are of a quiet machine, when ``at`` is the usual one."""
+    """Which times are of an undisturbed machine, when ``at`` is the usual one."""
     times, around = np.asarray(ms, np.float64), np.asarray(at, np.float64)
-    found: NDArray[np.bool_] = (times <= LOUD * around) & (times >= around / LOUD)
+    found: NDArray[np.bool_] = (times <= NOISY * around) & (times >= around / NOISY)
     return found
 
 
-def _quiet(blocks: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+def _undisturbed(blocks: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
     """The rounds in which the baseline was as fast as usual, of blocks that had enough of them.
 
     What slows a machine for a while, other programs or other tenants, does not slow all networks alike. A machine
-    without enough quiet blocks is taken as it is.
+    without enough undisturbed blocks is taken as it is.
     """
     at = float(np.quantile(np.concatenate([block[:, 0] for block in blocks]), USUAL))
     kept = [block[is_usual(block[:, 0], at)] for block in blocks]
@@ -167,7 +167,7 @@ def _quiet(blocks: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
 
 def _measurement(names: list[str], blocks: list[NDArray[np.float64]], threads: int) -> Measurement:
     """The summary of blocks ``[R, M]``."""
-    blocks = _quiet(blocks)
+    blocks = _undisturbed(blocks)
     logs = np.log([np.percentile(block, 10, axis=0) for block in blocks])
     ratios, rounds = _ratios(logs, 0).T.tolist(), np.concatenate(blocks)
     found = {

@@ -20,7 +20,7 @@ Whatever a model does is held against that (`Predictor`), and what is wrong is t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,17 +28,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from amc.errors import AmcError, ConfigError, LatencyError, first_line
+from amc.errors import AmcError, LatencyError, first_line
 from amc.graph.build import Graph
-from amc.graph.channels import Axis
-from amc.runtime.plugins import is_plugin
-from amc.runtime.registry import Entry, Registry
+from amc.graph.channels import Axis, length_of
 
-LATENCY_MODELS: Registry[Callable[[], Any]] = Registry(
-    "latency model", "amc.latency_models", (), ("table.csv", "command:./measure.sh {onnx}")
-)
-COMMAND = "command:"
-TABLES = (".csv", ".json")
 LEAST = 0.5
 """Least share of the smallest network's time that a model may give for another one: operators must still be started."""
 SUSPICIOUS = 0.01
@@ -57,6 +50,16 @@ class Length:
 
     def __call__(self, widths: Widths) -> int:
         return self.constant + sum(n * widths[site] for site, n in self.per_channel.items())
+
+
+def length_matrix(lengths: Sequence[Length], sites: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lengths as ``w @ slopes + constants`` for widths ``w [B, S]``: slopes ``[S, L]`` and constants ``[L]``.
+
+    >>> length_matrix([Length(3, {}), Length(0, {"conv1": 2})], ["conv1"])[0]
+    array([[0., 2.]])
+    """
+    slopes = np.array([[length.per_channel.get(site, 0) for length in lengths] for site in sites], np.float64)
+    return slopes, np.array([length.constant for length in lengths], np.float64)
 
 
 @dataclass(frozen=True)
@@ -209,36 +212,6 @@ class Predictor:
         return ms
 
 
-def latency_models() -> dict[str, Entry[Callable[[], Any]]]:
-    """The latency models of installed packages, by name."""
-    return LATENCY_MODELS.entries()
-
-
-def runs_code(name: str) -> bool:
-    """Whether a latency model of that name runs a Python file or a command of the user's."""
-    return is_plugin(name) or name.startswith(COMMAND)
-
-
-def load_latency_model(name: str) -> LatencyModel:
-    """A model by the name of an installed entry point, ``file.py:Class``, a table file, or ``command:...``."""
-    from amc.latency.command import CommandModel
-    from amc.latency.lookup import TableModel
-
-    if name.startswith(COMMAND):
-        return CommandModel(name.removeprefix(COMMAND))
-    if name.lower().endswith(TABLES):
-        return TableModel(Path(name))
-    return _made(LATENCY_MODELS.load(name), name)
-
-
-def _made(factory: Callable[[], Any], name: str) -> LatencyModel:
-    try:
-        model: LatencyModel = factory()
-    except Exception as error:
-        raise ConfigError(f"the latency model {name} fails: {type(error).__name__}: {first_line(error)}") from error
-    return model
-
-
 def layer_shapes(graph: Graph) -> tuple[LayerShape, ...]:
     """The convolutions and linear layers of a network, in forward order."""
     order = list(graph.trace.layers)
@@ -256,7 +229,5 @@ def layer_shapes(graph: Graph) -> tuple[LayerShape, ...]:
 
 
 def _length(axis: Axis | None, length: int, graph: Graph) -> Length:
-    if axis is None:
-        return Length(length, {})
-    slopes, constant = axis.counts(len(graph.sites))
+    slopes, constant = length_of(axis, length if axis is None else len(axis), len(graph.sites))
     return Length(constant, {s.name: int(n) for s, n in zip(graph.sites, slopes, strict=True) if n})

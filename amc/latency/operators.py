@@ -18,9 +18,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from amc.graph.channels import Axis
+from amc.graph.channels import length_of
 from amc.latency.measurement import WARMUP
-from amc.latency.quiet import Reference
+from amc.latency.reference import Reference
 from amc.latency.session import Inputs, Runner, denormals_as_zero
 from amc.space.resources import FileLayout, StoredTensor
 
@@ -30,7 +30,7 @@ Line = tuple[Ints, int]
 """A length that is linear in the widths: ``slopes @ w + constant``."""
 
 RUNS = 24
-"""Quiet runs under the profiler."""
+"""Undisturbed runs under the profiler."""
 BETWEEN = 4
 """Runs between two calls of the original."""
 
@@ -100,7 +100,7 @@ def activations(proto: Any, inputs: Inputs) -> dict[str, list[int]]:
 
 def _sides(node: Any, weight: StoredTensor, sites: int) -> tuple[Line, Line]:
     """Input and output channels of an operator, by its weight's axes."""
-    lines = [_line(axis, size, sites) for axis, size in zip(weight.axes, weight.dims, strict=True)]
+    lines = [length_of(axis, size, sites) for axis, size in zip(weight.axes, weight.dims, strict=True)]
     one: Line = (np.zeros(sites, np.int64), 1)
     if len(lines) == 1:
         return one, lines[0]
@@ -109,12 +109,6 @@ def _sides(node: Any, weight: StoredTensor, sites: int) -> tuple[Line, Line]:
     )
     outputs, inputs = (lines[1], lines[0]) if transposed else (lines[0], lines[1])
     return inputs, outputs
-
-
-def _line(axis: Axis | None, length: int, sites: int) -> Line:
-    if axis is None or len(axis.site) != length:
-        return np.zeros(sites, np.int64), length
-    return axis.counts(sites)
 
 
 def names(proto: Any, found: Sequence[Operator]) -> dict[str, int]:
@@ -141,13 +135,15 @@ def names(proto: Any, found: Sequence[Operator]) -> dict[str, int]:
 
 
 def profile(model: bytes, inputs: Inputs, known: Mapping[str, int], reference: Reference, threads: int = 1) -> Floats:
-    """Milliseconds of every operator ``[max(known) + 1]``: the mean over the faster half of the quiet runs."""
+    """Milliseconds of every operator ``[max(known) + 1]``: the mean over the faster half of the undisturbed runs."""
     with tempfile.TemporaryDirectory() as folder:
         runner = Runner(model, threads, profile=Path(folder, "p"))
         with denormals_as_zero():
             for _ in range(WARMUP):
                 runner(inputs)
-            bunches = [quiet for _, quiet in reference.enclosed(lambda: _repeat(runner, inputs), RUNS // BETWEEN)]
+            bunches = [
+                undisturbed for _, undisturbed in reference.enclosed(lambda: _repeat(runner, inputs), RUNS // BETWEEN)
+            ]
         runs = read_events(runner.end_profiling().read_bytes(), known)[WARMUP:]
     counts = np.repeat(bunches, BETWEEN)
     if counts.sum() < RUNS / 4:

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 from amc.graph.channels import Kept
 from amc.latency.measurement import LEAST_MS, WARMUP, time_call
 from amc.latency.operators import activations, profile
-from amc.latency.quiet import Reference, Timing, timed
+from amc.latency.reference import Reference, Timing, timed
 from amc.latency.session import Inputs, Runner, denormals_as_zero
 from amc.operators.branches import remove
 from amc.space.resources import FileLayout

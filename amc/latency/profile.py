@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Profile:
             "format": "amc-profile", "version": VERSION, "key": dict(self.key), "sites": list(self.sites),
             "full": list(self.full), "operators": [_operator_to_json(op) for op in self.operators],
             "original_ms": self.original_ms, "seconds": round(self.seconds, 3),
-            "samples": [asdict(s) for s in self.samples],
+            "samples": [_sample_to_json(s) for s in self.samples],
         })  # fmt: skip
 
     @classmethod
@@ -90,13 +90,18 @@ class Profile:
             for s in value["samples"]
         )
         ms, seconds = float(value["original_ms"]), float(value["seconds"])
-        numbers = [ms, seconds, *(x for s in samples for x in (s.ratio, s.quiet, s.original_ms, *s.operators))]
+        numbers = [ms, seconds, *(x for s in samples for x in (s.ratio, s.undisturbed, s.original_ms, *s.operators))]
         positive = [ms, *(x for s in samples for x in (s.ratio, s.original_ms))]
         if not np.isfinite(numbers).all() or min(positive) <= 0 or len(sites) != len(full):
             raise ValueError
         if any(len(s.widths) != len(sites) or len(s.operators) != len(found) for s in samples):
             raise ValueError
         return cls(dict(value["key"]), sites, full, found, ms, samples, seconds)
+
+
+def _sample_to_json(sample: Sample) -> dict[str, Any]:
+    return {"widths": list(sample.widths), "ratio": sample.ratio, "quiet": sample.undisturbed,
+            "original_ms": sample.original_ms, "operators": list(sample.operators)}  # fmt: skip
 
 
 def _operator_to_json(op: Operator) -> dict[str, Any]:
@@ -152,7 +157,7 @@ def collect(
 ) -> Profile:
     """Measure more policies, until predictions are good or the time is up; saved as it goes.
 
-    On a loud machine it takes up to twice the time, until there are enough undisturbed networks.
+    On a noisy machine it takes up to twice the time, until there are enough undisturbed networks.
     """
     start, checked, note = clock() - profile.seconds, 0, ""
     removable = sorted({op.branch for op in profile.operators if op.branch >= 0})

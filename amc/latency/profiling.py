@@ -25,7 +25,7 @@ from amc.latency.instruments import Instruments, MakeProbe
 from amc.latency.learned import Sample, undisturbed
 from amc.latency.operators import names, operators
 from amc.latency.profile import LEAST, LearnedModel, Profile, collect
-from amc.latency.quiet import QUIET, Timing
+from amc.latency.reference import UNDISTURBED, Timing
 from amc.operators.channels import legal_widths
 from amc.runtime.provenance import cpu_name, runtime_version
 from amc.task import Task, nested
@@ -71,7 +71,7 @@ class Bench:
         return self._probe.original_ms
 
     def knows(self, original_ms: float) -> None:
-        """``original_ms`` is what the original takes on a quiet machine."""
+        """``original_ms`` is what the original takes on the idle machine."""
         self._probe.original_ms = original_ms
 
     def model(self, widths: Sequence[int]) -> bytes:
@@ -93,9 +93,9 @@ class Bench:
         model = self.model(widths)
         with self._alone():
             found = [self._probe.afresh(model) for _ in range(sessions)]
-        good = [t for t in found if t.quiet >= QUIET] or found
+        good = [t for t in found if t.undisturbed >= UNDISTURBED] or found
         ratio, original_ms = np.exp(np.mean([np.log([t.ratio, t.original_ms]) for t in good], 0)).tolist()
-        return Timing(ratio, float(np.mean([t.quiet for t in good])), original_ms)
+        return Timing(ratio, float(np.mean([t.undisturbed for t in good])), original_ms)
 
     def sample(self, widths: Sequence[int]) -> Sample:
         """Time of a policy, and of all its operators."""
@@ -103,7 +103,7 @@ class Bench:
         with self._alone():
             timing = self._probe.afresh(model)  # one session of the original for all would put its luck into all
             times = self._probe.profile(model, self._names)
-        return Sample(tuple(widths), timing.ratio, timing.quiet, timing.original_ms, tuple(times.tolist()))
+        return Sample(tuple(widths), timing.ratio, timing.undisturbed, timing.original_ms, tuple(times.tolist()))
 
 
 def profile_key(bench: Bench, threads: int, task: Task) -> dict[str, Any]:
@@ -142,8 +142,8 @@ def learn_latency(
     settings = [legal_widths(channels, 0.1) for channels in full]
     if seconds:
         profile = collect(profile, settings, bench.sample, seconds, lambda p: p.save(path), progress)
-        quiet = [sample.original_ms for sample in undisturbed(profile.samples)]
-        profile = replace(profile, original_ms=median(quiet or [profile.original_ms]))
+        usual = [sample.original_ms for sample in undisturbed(profile.samples)]
+        profile = replace(profile, original_ms=median(usual or [profile.original_ms]))
         profile.save(path)
     if len(profile.samples) < LEAST:
         raise LatencyError(
@@ -172,14 +172,6 @@ def profile_network(
         bench = Bench(task, graph, original, config.latency_threads, make_probe=probe)
         key = profile_key(bench, config.latency_threads, task)
         return learn_latency(bench, graph, key, path, config.profile_seconds, progress)
-
-
-def is_profile(name: str) -> bool:
-    """Whether a latency model's name is that of a file of amc profile."""
-    try:
-        return name.endswith(".json") and json.loads(Path(name).read_text(encoding="utf-8"))["format"] == "amc-profile"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
 
 
 def latency_problem(

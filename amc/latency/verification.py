@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from amc.latency.measurement import Measurement
 from amc.latency.model import LatencyProblem, Predictor
 from amc.latency.prediction import LatencyPrediction
-from amc.latency.quiet import QUIET, Timing
+from amc.latency.reference import UNDISTURBED, Timing
 from amc.operators.channels import widths_of
 from amc.runtime.journal import Journal
 from amc.space.budget import is_absolute, parse_limit
@@ -58,13 +58,13 @@ class Observation:
     ms: float
     predicted: float
     """Milliseconds by the model, before any correction."""
-    quiet: float
+    undisturbed: float
     """Share of the rounds in which the machine was undisturbed."""
 
     @property
-    def undisturbed(self) -> bool:
+    def reliable(self) -> bool:
         """Whether the measurement tells more than the model does."""
-        return self.quiet >= QUIET
+        return self.undisturbed >= UNDISTURBED
 
 
 class Verifier:
@@ -79,8 +79,10 @@ class Verifier:
         if known is None:
             timing = self._meter.timing(widths_of(choice), SESSIONS)
             ms = timing.ratio * self._meter.original_ms
-            known = Observation(choice, ms, self._prediction.ms(choice), timing.quiet)
-            self._journal.append("latency", choice=list(choice), ms=ms, predicted=known.predicted, quiet=known.quiet)
+            known = Observation(choice, ms, self._prediction.ms(choice), timing.undisturbed)
+            self._journal.append(
+                "latency", choice=list(choice), ms=ms, predicted=known.predicted, quiet=known.undisturbed
+            )
         return known
 
     def known(self, choice: Choice) -> Observation | None:

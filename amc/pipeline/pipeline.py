@@ -12,9 +12,8 @@ from amc.config import Config, from_run, unless_auto
 from amc.errors import AmcError, BundleError, ConfigError, first_line
 from amc.evaluation.reward import load_reward
 from amc.importance import load_criterion
-from amc.latency import load_latency_model, runs_code
+from amc.latency import is_profile, load_latency_model, runs_code
 from amc.latency.instruments import Instruments
-from amc.latency.profiling import is_profile
 from amc.operators.policy import Policy
 from amc.pipeline.backends import RemoteBackend
 from amc.pipeline.delivery import Delivery

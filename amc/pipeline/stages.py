@@ -26,11 +26,11 @@ from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.graph.build import Graph, build_graph
 from amc.graph.surgery import twin
 from amc.graph.trace import unprovable
-from amc.latency import Predictor, Runner, load_latency_model
+from amc.latency import Predictor, Runner, is_profile, load_latency_model
 from amc.latency.constraint import LatencyConstraint, limited_by_model, limited_here, limited_on_device
 from amc.latency.correction import RoundOver
 from amc.latency.prediction import effective_widths
-from amc.latency.profiling import Bench, is_profile, latency_problem, learn_latency, profile_key
+from amc.latency.profiling import Bench, latency_problem, learn_latency, profile_key
 from amc.operators.compose import cost_model, offered_sites
 from amc.operators.operator import NetworkFacts, SettingBounds
 from amc.operators.policy import fingerprint

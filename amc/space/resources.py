@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from amc.graph.build import Graph
-from amc.graph.channels import Axis, Layer
+from amc.graph.channels import Axis, Layer, length_of
 from amc.graph.surgery import axes_of, holder_of, own_tensors
 from amc.space.sites import Floats, Ints
 
@@ -207,13 +207,6 @@ def _rows(model: nn.Module, layer: Layer, sites: int) -> Iterator[_Row]:
         yield _Row(first, second, rest, stored, layer.positions if key == heaviest else 0)
 
 
-def _line(axis: Axis | None, length: int, sites: int) -> tuple[Ints, int]:
-    """The length of an axis as ``slopes @ w + constant``. A parameter of length 1 is shared by all channels."""
-    if axis is None or len(axis.site) != length:
-        return np.zeros(sites, np.int64), length
-    return axis.counts(sites)
-
-
 def _dominated(live: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Rows that are part of another row: they never hold the most memory."""
     wide = live.astype(np.int32)
@@ -250,7 +243,7 @@ class _FileSize:
         self._written = np.zeros((len(tensors), longest), np.int64)
         for row, tensor in enumerate(tensors):
             for column, (axis, dim) in enumerate(zip(tensor.axes, tensor.dims, strict=True)):
-                self._slopes[:, row, column], self._constant[row, column] = _line(axis, dim, sites)
+                self._slopes[:, row, column], self._constant[row, column] = length_of(axis, dim, sites)
                 self._written[row, column] = 1
         self._itemsize = np.array([t.itemsize for t in tensors], np.int64)
         self._fixed = np.array([t.fixed for t in tensors], np.int64)

@@ -1,9 +1,9 @@
-"""Timing beside the original, and only while the machine is quiet.
+"""Timing beside the original, and only while nothing else disturbs the machine.
 
 Other programs, and on rented machines other tenants, slow everything down by up to a half for seconds at a time, and
 not every network alike: a ratio that was taken meanwhile is off by up to a tenth. So every call is enclosed by calls of
 the original, and counts when both were about as fast as the original usually is. Usual is the 10th percentile and not
-the best ever: a machine that was fast for one moment of the day is not loud for the rest of it.
+the best ever: a machine that was fast for one moment of the day is not disturbed for the rest of it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from amc.latency.measurement import USUAL, WARMUP, is_usual, time_call
 from amc.latency.session import Inputs, Runner, denormals_as_zero
 
 PATIENCE = 5.0
-"""Most seconds to wait for a quiet moment; on the whole, no longer than measuring takes."""
-QUIET = 0.5
-"""Share of quiet rounds from which a measurement is undisturbed."""
+"""Most seconds to wait for an undisturbed moment; on the whole, no longer than measuring takes."""
+UNDISTURBED = 0.5
+"""Share of undisturbed rounds from which a measurement counts as undisturbed."""
 MEMORY = 60e3
 """Milliseconds after which a call counts a third: a machine that stays slower is at last taken as it is."""
 _BINS = np.geomspace(1e-3, 1e5, 1850)  # a per cent apart; few, since they pass through the caches between calls
@@ -33,8 +33,8 @@ class Timing:
 
     ratio: float
     """To the original."""
-    quiet: float
-    """Share of the rounds that are from a quiet machine: 1, but for a machine that was never quiet."""
+    undisturbed: float
+    """Share of the rounds in which nothing disturbed the machine; 1 where enough of them were found."""
     original_ms: float
     """What the original took meanwhile."""
 
@@ -76,28 +76,28 @@ class Reference:
         self.usual.add(ms)
         return ms
 
-    def is_quiet(self, ms: float) -> bool:
+    def is_undisturbed(self, ms: float) -> bool:
         """Whether a time of the original is the usual one."""
         return bool(is_usual(ms, self.usual.ms))
 
     def enclosed(self, work: Callable[[], None], wanted: int) -> Iterator[tuple[float, bool]]:
-        """Do ``work`` between two calls of the original, until it was quiet ``wanted`` times or patience is at its end.
+        """Do ``work`` between two calls of the original, until nothing disturbed it ``wanted`` times or patience ends.
 
-        Gives after each what the two took on average, and whether both were quiet.
+        Gives after each what the two took on average, and whether both took their usual time.
         """
         done, spent = 0, 0.0
         before = self()
         while done < wanted and self._patience > 0:
-            if not self.is_quiet(before):  # waiting is calling: after a sleep the next call would be slow itself
+            if not self.is_undisturbed(before):  # waiting is calling: after a sleep the next call would be slow itself
                 self._patience -= before
                 before = self()
                 continue
             work()
             after = self()
-            quiet = self.is_quiet(after)
-            done += quiet
+            usual = self.is_undisturbed(after)
+            done += usual
             spent += after
-            yield (before + after) / 2, quiet
+            yield (before + after) / 2, usual
             before = after
         for _ in range(wanted - done):  # better a disturbed time than none
             work()
@@ -107,7 +107,7 @@ class Reference:
         self._patience = min(1e3 * PATIENCE, max(0.0, self._patience) + spent)
 
     def compare(self, call: Call, rounds: int) -> Timing:
-        """The median of the ratios to the enclosing calls over quiet rounds; over all, where under a quarter were.
+        """The median of the ratios to the enclosing calls over undisturbed rounds; over all where those are too few.
 
         With the few rounds of one session it repeats better than a ratio of percentiles.
         """
@@ -116,9 +116,9 @@ class Reference:
             for _ in range(WARMUP):
                 call()
             around = list(self.enclosed(lambda: own.append(call()), rounds))
-        mine, (original, quiet) = np.array(own), (np.array(x) for x in zip(*around, strict=True))
-        share = min(1.0, float(quiet.sum()) / rounds)
-        counted = quiet if share >= 0.25 else np.ones(len(quiet), bool)
+        mine, (original, usual) = np.array(own), (np.array(x) for x in zip(*around, strict=True))
+        share = min(1.0, float(usual.sum()) / rounds)
+        counted = usual if share >= 0.25 else np.ones(len(usual), bool)
         return Timing(float(np.median((mine / original)[counted])), share, float(np.median(original[counted])))
 
 

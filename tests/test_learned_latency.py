@@ -16,7 +16,7 @@ from amc.latency.learned import Sample, errors, features, fit, learn, levels
 from amc.latency.operators import Operator, names, operators, read_events
 from amc.latency.prediction import CorrectedCosts, effective_widths
 from amc.latency.profile import LEAST, LearnedModel, Profile, collect, policies
-from amc.latency.quiet import Reference, Timing, Usual
+from amc.latency.reference import Reference, Timing, Usual
 from amc.latency.verification import VerifiedLatency
 from amc.operators.channels import legal_widths
 from amc.runtime.journal import Journal
@@ -98,8 +98,10 @@ class TestLearning:
         assert one == model.predict_all([FULL, FULL])[1] == pytest.approx(ORIGINAL_MS, rel=0.02)
 
     def test_a_disturbed_session_hardly_counts(self, profile, model):
-        loud = [replace(s, ratio=1.4 * s.ratio, quiet=0.0) if n % 6 == 0 else s for n, s in enumerate(profile.samples)]
-        disturbed = LearnedModel(replace(profile, samples=tuple(loud)))
+        noisy = [
+            replace(s, ratio=1.4 * s.ratio, undisturbed=0.0) if n % 6 == 0 else s for n, s in enumerate(profile.samples)
+        ]
+        disturbed = LearnedModel(replace(profile, samples=tuple(noisy)))
         assert disturbed.predict_all([FULL]) == pytest.approx(model.predict_all([FULL]), rel=0.02)
 
     def test_only_the_usual_state_of_the_machine_counts(self, profile, model):
@@ -109,7 +111,7 @@ class TestLearning:
         assert both.predict_all([FULL]) == pytest.approx(model.predict_all([FULL]), rel=0.01)
 
     def test_what_was_disturbed_may_be_all_that_is_known_of_the_original(self, profile):
-        whole = [replace(s, quiet=float(min(np.array(s.widths) < FULL))) for s in profile.samples]
+        whole = [replace(s, undisturbed=float(min(np.array(s.widths) < FULL))) for s in profile.samples]
         model = LearnedModel(replace(profile, samples=tuple(whole)))
         assert model.errors.count < 120
         assert model.predict_all([FULL]) == pytest.approx(ORIGINAL_MS, rel=0.1)
@@ -247,12 +249,12 @@ class TestProfile:
         assert len(found.samples) == LEAST
         assert collect(found, SETTINGS, sampled, 1.0, lambda p: None, lambda *_: None) is found
 
-    def test_a_loud_machine_gets_twice_the_time(self, profile):
+    def test_a_noisy_machine_gets_twice_the_time(self, profile):
         now, rng = iter(range(10_000)), np.random.default_rng(0)
         found = collect(
             replace(profile, samples=()),
             SETTINGS,
-            lambda widths: replace(sampled(widths, noise=0.3, rng=rng), quiet=0.0),
+            lambda widths: replace(sampled(widths, noise=0.3, rng=rng), undisturbed=0.0),
             40.0,
             lambda p: None,
             lambda *_: None,
@@ -264,57 +266,57 @@ class TestProfile:
 class Clockwork:
     """A fake device that is slower during some of its calls."""
 
-    def __init__(self, loud: range) -> None:
-        self.calls, self.loud = 0, loud
+    def __init__(self, noisy: range) -> None:
+        self.calls, self.noisy = 0, noisy
 
-    def time(self, quiet_ms: float, loud_ms: float) -> float:
+    def time(self, usual_ms: float, slow_ms: float) -> float:
         self.calls += 1
-        return loud_ms if self.calls in self.loud else quiet_ms
+        return slow_ms if self.calls in self.noisy else usual_ms
 
 
-class TestQuiet:
-    def test_loud_rounds_do_not_count(self):
+class TestReference:
+    def test_noisy_rounds_do_not_count(self):
         device = Clockwork(range(60, 90))
         reference = Reference(lambda: device.time(1.0, 1.4))
         timing = reference.compare(lambda: device.time(0.5, 0.9), 20)
         assert timing.ratio == pytest.approx(0.5)
-        assert timing.quiet == 1.0
+        assert timing.undisturbed == 1.0
         assert device.calls > 90
 
-    def test_a_machine_that_becomes_loud_is_taken_as_it_is(self):
+    def test_a_machine_that_becomes_noisy_is_taken_as_it_is(self):
         device, usual = Clockwork(range(100_000)), Usual()
         for _ in range(10_000):
             usual.add(1.0)
         reference = Reference(lambda: device.time(1.0, 1.5), usual)
         timing = reference.compare(lambda: device.time(0.5, 0.9), 20)
         assert timing.ratio == pytest.approx(0.6)
-        assert timing.quiet < 0.25
+        assert timing.undisturbed < 0.25
 
-    def test_a_rare_fast_moment_does_not_make_the_rest_loud(self):
+    def test_a_rare_fast_moment_does_not_make_the_rest_noisy(self):
         device = Clockwork(range(20, 22))
         reference = Reference(lambda: device.time(1.0, 0.6))
         timing = reference.compare(lambda: device.time(0.5, 0.3), 20)
-        assert (timing.ratio, timing.quiet, timing.original_ms) == (0.5, 1.0, 1.0)
+        assert (timing.ratio, timing.undisturbed, timing.original_ms) == (0.5, 1.0, 1.0)
 
     def test_a_machine_that_stays_slower_becomes_the_usual_one(self):
         device, usual = Clockwork(range(100_000)), Usual()
         for ms in [*[1.0] * 10_000, *[1.5] * 100_000]:
             usual.add(ms)
         timing = Reference(lambda: device.time(1.0, 1.5), usual).compare(lambda: device.time(0.5, 0.9), 20)
-        assert (timing.ratio, timing.quiet, timing.original_ms) == (pytest.approx(0.6), 1.0, 1.5)
+        assert (timing.ratio, timing.undisturbed, timing.original_ms) == (pytest.approx(0.6), 1.0, 1.5)
 
 
 class FakeBench:
     """Networks take what the fake runtime says, times a factor that the model does not know."""
 
     def __init__(self, factor: float = 1.0) -> None:
-        self.factor, self.measured, self.quiet, self.spread = factor, 0, 1.0, 0.0
+        self.factor, self.measured, self.undisturbed, self.spread = factor, 0, 1.0, 0.0
         self.full, self.original_ms = FULL, ORIGINAL_MS
 
     def timing(self, widths, sessions=1) -> Timing:
         self.measured += 1
         ratio = self.factor * (1 + self.spread * (self.measured % 2)) * sampled(widths).ratio
-        return Timing(ratio, self.quiet, ORIGINAL_MS)
+        return Timing(ratio, self.undisturbed, ORIGINAL_MS)
 
 
 class TestConstraint:
@@ -392,7 +394,7 @@ class TestConstraint:
     @pytest.mark.parametrize(("spread", "factor"), [(0.5, 1.0), (0.02, 1.3)])
     def test_what_was_measured_on_a_noisy_machine_counts_where_it_agrees(self, model, tmp_path, spread, factor):
         latency, bench, journal = self.limited(model, tmp_path, factor=1.3)
-        bench.quiet, bench.spread = 0.0, spread
+        bench.undisturbed, bench.spread = 0.0, spread
         latency.aim(self.space(latency), 0, lambda *_: None)
         assert latency.now.scale == pytest.approx((1 + MARGIN) * factor, rel=0.03)
         assert latency.keeps(self.space(latency).fit(np.ones(4)))

@@ -1,0 +1,56 @@
+"""Latency models by name: a profile, a table, a command, a Python file or an installed package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from amc.errors import ConfigError, first_line
+from amc.latency.command import COMMAND, CommandModel
+from amc.latency.lookup import TableModel
+from amc.latency.model import LatencyModel
+from amc.runtime.plugins import is_plugin
+from amc.runtime.registry import Entry, Registry
+
+LATENCY_MODELS: Registry[Callable[[], Any]] = Registry(
+    "latency model", "amc.latency_models", (), ("table.csv", "command:./measure.sh {onnx}")
+)
+TABLES = (".csv", ".json")
+"""How the names of table files end."""
+
+
+def latency_models() -> dict[str, Entry[Callable[[], Any]]]:
+    """The latency models of installed packages, by name."""
+    return LATENCY_MODELS.entries()
+
+
+def runs_code(name: str) -> bool:
+    """Whether a latency model of that name runs a Python file or a command of the user's."""
+    return is_plugin(name) or name.startswith(COMMAND)
+
+
+def load_latency_model(name: str) -> LatencyModel:
+    """A model by the name of an installed entry point, ``file.py:Class``, a table file, or ``command:...``."""
+    if name.startswith(COMMAND):
+        return CommandModel(name.removeprefix(COMMAND))
+    if name.lower().endswith(TABLES):
+        return TableModel(Path(name))
+    return _made(LATENCY_MODELS.load(name), name)
+
+
+def _made(factory: Callable[[], Any], name: str) -> LatencyModel:
+    try:
+        model: LatencyModel = factory()
+    except Exception as error:
+        raise ConfigError(f"the latency model {name} fails: {type(error).__name__}: {first_line(error)}") from error
+    return model
+
+
+def is_profile(name: str) -> bool:
+    """Whether a latency model's name is that of a file of amc profile."""
+    try:
+        return name.endswith(".json") and json.loads(Path(name).read_text(encoding="utf-8"))["format"] == "amc-profile"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
