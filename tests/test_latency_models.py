@@ -146,7 +146,7 @@ def test_an_installed_model_is_found_by_its_entry_point(tmp_path, monkeypatch):
     (tmp_path / "own_latency.py").write_text("class Mine:\n    name, unit = 'installed', 'ms'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert load_latency_model("mine").name == "installed"
-    with pytest.raises(ConfigError, match="the latency model bad cannot be loaded"):
+    with pytest.raises(ConfigError, match=r"the latency model bad \(own_latency:No\) cannot be loaded"):
         load_latency_model("bad")
     with pytest.raises(ConfigError, match="Did you mean 'mine'"):
         load_latency_model("minee")
