@@ -310,8 +310,8 @@ def _tried_anew(name: str, known: dict[str, Any], options: argparse.Namespace) -
 
 def code() -> str:
     """A fingerprint of the code that inspects and prunes. Every row records it."""
-    names = ("graph", "labels", "trial", "attention", "numbers", "surgery", "channels", "sites", "trace", "nested")
-    files = [*(ROOT.parent / "amc" / f"{name}.py" for name in names), *sorted(ROOT.parent.glob("amc/graph/flow/*.py"))]
+    amc = ROOT.parent / "amc"
+    files = [*sorted(amc.glob("graph/**/*.py")), amc / "task" / "nested.py"]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
