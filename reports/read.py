@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from amc.errors import BundleError
+from amc.runtime.files import read_bytes
 from amc.runtime.journal import read_records
 
 
@@ -33,7 +34,7 @@ class Journal:
 def read_journal(path: Path) -> Journal:
     """The evaluations in journal.jsonl. Incomplete lines are skipped; without a journal there are none."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = read_bytes(path, own=True).decode("utf-8", errors="replace").split("\n")
     except FileNotFoundError:
         lines = []
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import zipfile
 from dataclasses import dataclass, replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from amc.config import DataConfig
-from amc.errors import BundleError, ModelError
+from amc.errors import ModelError
 from amc.task import evaluate, load_data, make_task
 from amc.train import Constant, Hook, OneCycle, Plan, Sgd, SparseNorms, Step, train
 from amc.train.distillation import soft_targets
@@ -54,11 +55,35 @@ def test_a_checkpoint_of_another_plan_is_not_used(task, tmp_path):
     assert len(steps) == 3
 
 
-def test_a_damaged_checkpoint_is_one_line(task, tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    path.write_bytes(b"not a checkpoint")
-    with pytest.raises(BundleError, match="is damaged"):
-        train(copy.deepcopy(task.model), task, PLAN, None, path)
+def not_finite(path):
+    state = torch.load(path, weights_only=True)
+    next(iter(state["model"].values())).fill_(float("nan"))
+    torch.save(state, path)
+
+
+def of_another_network(path):
+    state = torch.load(path, weights_only=True)
+    state["model"].popitem()
+    torch.save(state, path)
+
+
+def bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(100 << 20))
+
+
+DAMAGE = [lambda p: p.write_bytes(b"not a checkpoint"), lambda p: p.write_bytes(p.read_bytes()[:-200]), not_finite,
+          of_another_network, bomb]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_a_damaged_checkpoint_held_is_done_again(task, tmp_path, damage):
+    path, steps = tmp_path / "checkpoint.pt", []
+    whole = train(copy.deepcopy(task.model), task, PLAN, None, path)
+    damage(path)
+    again = train(copy.deepcopy(task.model), task, PLAN, None, path, lambda share, _: steps.append(share))
+    assert len(steps) == PLAN.steps
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(again), strict=True))
 
 
 def test_training_helps(task):

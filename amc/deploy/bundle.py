@@ -19,7 +19,7 @@ manifest.json       checksums of the files above that are for machines
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from amc.operators.compose import apply_settings
 from amc.operators.operator import NetworkFacts
 from amc.operators.policy import Policy
 from amc.runtime.arguments import PATH, expect
-from amc.runtime.files import replacing, write_json
+from amc.runtime.files import MIB, opened, read_json, replacing, write_json
 from amc.task.checks import copied, prepared, unwrapped
 from amc.task.models import load_weights, read_state_dict
 from amc.task.nested import Nested
@@ -87,7 +87,7 @@ def _manifest(folder: Path) -> dict[str, str]:
     """Checksums by file."""
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path, MIB, own=True)
         if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST:
             raise BundleError(f"{path} is not the manifest of a bundle.")
         if manifest.get("version") != VERSION:
@@ -97,12 +97,18 @@ def _manifest(folder: Path) -> dict[str, str]:
         return {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
         raise BundleError(f"{folder} has no manifest.json: it is not a bundle, or its run has not ended.") from None
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {_reason(error)}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"cannot read {path}: {type(error).__name__}: {first_line(error)}") from None
 
 
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+
+
 def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
+    with os.fdopen(opened(path, own=True), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -147,7 +153,7 @@ def load(folder: str | Path, model: nn.Module | None = None, example: Nested | N
     where = verified(folder, "program.json", "model.safetensors")
     inputs = Policy.load(verified(folder, "policy.json") / "policy.json").inputs if "policy.json" in names else None
     try:
-        program = json.loads((where / "program.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"cannot read {where / 'program.json'}: {first_line(error)}") from None
-    return read_program(program, read_state_dict(str(where / "model.safetensors")), inputs).eval()
+        program = read_json(where / "program.json", own=True)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"cannot read {where / 'program.json'}: {_reason(error)}") from None
+    return read_program(program, read_state_dict(str(where / "model.safetensors"), own=True), inputs).eval()

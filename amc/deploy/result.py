@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from amc.errors import BundleError
+from amc.runtime.files import read_bytes
 
 FORMAT: Literal["amc-result"] = "amc-result"
 VERSION: Literal[1] = 1
@@ -202,7 +203,7 @@ class ResultFile(Part):
 def read_result(path: Path) -> dict[str, Any]:
     """The content of a result.json, checked, with every text on one line and printable. Raises BundleError."""
     try:
-        result = _clean(json.loads(path.read_text(encoding="utf-8")))
+        result = _clean(json.loads(read_bytes(path, own=True)))
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}.") from None
     except (ValueError, RecursionError):

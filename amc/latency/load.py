@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from amc.errors import ConfigError, first_line
 from amc.latency.command import COMMAND, CommandModel
 from amc.latency.lookup import TableModel
 from amc.latency.model import LatencyModel
+from amc.runtime.files import read_json
 from amc.runtime.plugins import is_plugin
 from amc.runtime.registry import Entry, Registry
 
@@ -51,6 +51,6 @@ def _made(factory: Callable[[], Any], name: str) -> LatencyModel:
 def is_profile(name: str) -> bool:
     """Whether a latency model's name is that of a file of amc profile."""
     try:
-        return name.endswith(".json") and json.loads(Path(name).read_text(encoding="utf-8"))["format"] == "amc-profile"
+        return name.endswith(".json") and read_json(Path(name))["format"] == "amc-profile"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from amc.errors import ConfigError, LatencyError, did_you_mean
 from amc.latency.model import LatencyProblem, LayerShape, Length, Widths, length_matrix
+from amc.runtime.files import read_bytes
 
 COLUMNS = ("layer", "widths", "ms")
 ALWAYS = "*"
@@ -143,7 +144,7 @@ def _of_layer(shape: LayerShape) -> tuple[Length, ...]:
 def read_table(path: Path) -> tuple[Table, bool]:
     """Layer → widths → milliseconds, and whether any speed is believed. Raises ConfigError with the row's number."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
         rows, any_speed = _json(text) if path.suffix.lower() == ".json" else (_csv(text), False)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}.") from None

@@ -6,7 +6,6 @@ it anew whenever it is loaded (about a second), and a profile that was interrupt
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from amc.errors import LatencyError
 from amc.latency.learned import Errors, Sample, Tables, learn, undisturbed
 from amc.latency.operators import Operator
-from amc.runtime.files import write_json
+from amc.runtime.files import read_json, write_json
 
 Floats = NDArray[np.float64]
 VERSION = 2
@@ -62,7 +61,7 @@ class Profile:
     def load(cls, path: Path) -> Profile:
         """Read and check a profile. Raises LatencyError."""
         try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_json(read_json(path))
         except OSError as error:
             raise LatencyError(f"cannot read the profile {path}: {error.strerror}.") from None
         except LatencyError as error:

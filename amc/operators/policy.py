@@ -6,7 +6,6 @@ branch that is removed as a channel group of width 0.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from amc.operators.channels import ChannelSetting, listed_channels
 from amc.operators.operator import PolicySetting
 from amc.operators.registry import OPERATORS, Operators, operator_of
 from amc.runtime.arguments import PATH, expect
-from amc.runtime.files import write_json
+from amc.runtime.files import read_json, write_json
 from amc.runtime.hashing import tensors_digest
 from amc.task.nested import Nested, Signature
 
@@ -63,10 +62,10 @@ class Policy:
         """Read and check a policy. Raises PolicyError."""
         expect("path", path, PATH, "a path")
         try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")), operators)
+            return cls.from_json(read_json(Path(path)), operators)
         except OSError as error:
             raise PolicyError(f"cannot read the policy {path}: {error.strerror}.") from None
-        except (ValueError, RecursionError, PolicyError) as error:
+        except (ValueError, PolicyError) as error:
             raise PolicyError(f"{path} is not a policy: {error}") from None
 
     @classmethod

@@ -22,8 +22,8 @@ from amc.pipeline.result import Result
 from amc.pipeline.stages import Stages
 from amc.pipeline.summary import Findings, summarise
 from amc.runtime.arguments import PATH, expect
-from amc.runtime.files import sweep
-from amc.runtime.journal import Journal
+from amc.runtime.files import check_folder, sweep
+from amc.runtime.journal import Journal, read_records
 from amc.runtime.locks import MeasurementLock
 from amc.runtime.monitor import Logged, Monitor
 from amc.runtime.plugins import is_plugin
@@ -56,6 +56,7 @@ def run(
     expect("trust", trust, bool, "true or false")
     if resume is not None:
         folder = Path(resume)
+        _check_inside(folder)
         if not (folder / "config.yaml").is_file():
             raise BundleError(f"{folder} holds no run to resume (there is no config.yaml).")
         config = from_run(folder, passwords=True)
@@ -173,11 +174,33 @@ def new_folder(config: Config) -> Path:
                 folder.mkdir(parents=True)
                 return folder
     folder = Path(config.out or "")
-    if (folder / "journal.jsonl").exists():
+    if _holds_run(folder):
         raise BundleError(f"{folder} holds a run already: go on with --resume {folder}, or name another --out.")
     if folder.exists() and not folder.is_dir():
         raise BundleError(f"{folder} is a file: name a folder with --out.")
     return folder
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether there is a run to go on with. One that ended before its configuration was written is begun anew."""
+    journal = folder / "journal.jsonl"
+    if not journal.exists() and not journal.is_symlink():
+        return False
+    if (folder / "config.yaml").exists() or any(r["kind"] not in ("run", "stage") for r in read_records(journal)):
+        return True
+    journal.unlink()
+    return False
+
+
+def _check_inside(folder: Path) -> None:
+    """Raise BundleError where something in a run's folder leads out of it."""
+    try:
+        check_folder(folder)
+    except FileNotFoundError:
+        raise BundleError(f"there is no folder {folder}.") from None
+    except OSError as error:
+        what = f"cannot use {error.filename}: {error.strerror}"
+        raise BundleError(f"{what}. A run's folder holds files and folders of its own only.") from None
 
 
 def compress_task(
@@ -195,6 +218,7 @@ def compress_task(
     use_threads(config)
     torch.manual_seed(config.seed)
     folder.mkdir(parents=True, exist_ok=True)
+    _check_inside(folder)
     with (
         Journal(folder / "journal.jsonl") as journal,
         MeasurementLock() as lock,

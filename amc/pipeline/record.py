@@ -51,27 +51,28 @@ class Record:
         self.instruments = instruments or Instruments.usual()
         self.memo = Memo(open_cache(config, lock.released), task, config)
         """What the run has in common with others."""
-        self._bind()
+        identity = self._identity()
+        # the configuration comes first: a folder that has a journal can be resumed
         write_text(folder / "config.yaml", yaml.safe_dump(public(to_dict(config)), sort_keys=False))
+        if journal.last("run") is None:
+            journal.append("run", **identity)
         monitor.say(f"{task.name}; everything goes to {folder} (after an interruption: --resume {folder})")
 
-    def _bind(self) -> None:
-        """A folder belongs to one network, one configuration and one set of splits."""
+    def _identity(self) -> dict[str, Any]:
+        """A folder belongs to one network, one configuration and one set of splits. Raises BundleError for another."""
         identity = {
             "fingerprint": fingerprint(self.task.model),
             "config": _digest(binding(self.config)),
             "splits": dict(self.task.splits.provenance),
         }
-        before = self.journal.last("run")
-        if before is None:
-            self.journal.append("run", **identity)
-            return
+        before = self.journal.last("run") or identity
         if before.get("config") == _digest(binding(self.config, mask=False)):  # of version 0.1
             identity["config"] = before["config"]
         for part, now in identity.items():
             if before.get(part) != now:
                 word = {"fingerprint": "network", "config": "configuration", "splits": "data"}[part]
                 raise BundleError(f"{self.folder} was begun with another {word}: name another --out.")
+        return identity
 
     def fit(self, batch: int) -> None:
         """So many samples may be in the network at once."""

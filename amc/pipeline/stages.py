@@ -173,11 +173,14 @@ class Stages:
         return StudyPlace(config.search.storage, name or f"{stem}, {identity[:8]}", identity, shared=True)
 
     def _original(self) -> Path:
-        path = self.record.folder / "original.onnx"
-        if not path.exists():
+        """original.onnx as this run has made it; made again where it is damaged or another."""
+        path, journal = self.record.folder / "original.onnx", self.record.journal
+        known = journal.last("original")
+        if known is None or not path.exists() or _sha256(path) != known["sha256"]:
             with replacing(path) as temporary:
                 temporary.write_bytes(self.record.memo.original_onnx(self._exported))
                 self._runs_alike(temporary)
+            journal.append("original", sha256=_sha256(path))
         return path
 
     def _runs_alike(self, path: Path) -> None:
@@ -319,6 +322,11 @@ class Stages:
                 record.journal.append("refined", choice=list(found.choice), loss=score.loss, metric=score.metric)
             record.step((index + 1) / len(best), "refining the best policies")
         return {e.choice: known[e.choice] for e in best}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def settings_of(config: Config) -> EvaluationSettings:

@@ -15,10 +15,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from amc.errors import BundleError
+from amc.errors import BundleError, first_line
+from amc.runtime.files import opened, parse_json, read_bytes
+from amc.runtime.records import check_record
 
 PATIENCE = 5.0
 """Seconds to wait for another process that has the journal: one whose batch was killed is about to stop."""
+
+_BEGINNING = b'{"kind": "'
+"""What every line begins with."""
 
 Follower = Callable[[dict[str, Any], bool], None]
 """Told of a record, and whether it was there before."""
@@ -34,7 +39,10 @@ class Journal:
         self._followers: list[Follower] = []
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab", buffering=0)
+            try:
+                self._file = FileIO(opened(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, own=True), "r+")
+            except OSError as error:
+                raise _unreadable(path, error) from None
             try:
                 _lock(self._file, path)  # before reading: what looks torn may be a line that another one is writing
                 self._records, good = _read(path)
@@ -112,21 +120,38 @@ def _lock(file: FileIO, path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The whole records of a journal, and the byte where they end."""
+    """The whole records of a journal, every one of them checked, and the byte where they end."""
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, own=True)
     except FileNotFoundError:
         return [], 0
     except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}.") from None
+        raise _unreadable(path, error) from None
     good = data.rfind(b"\n") + 1
-    records = []
-    for number, line in enumerate(data[:good].splitlines(), start=1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
-            raise BundleError(f"{path} is damaged in line {number}: move it away to start the search anew.")
-        records.append(record)
+    lines, torn = data[:good].split(b"\n")[:-1], data[good:]
+    records = [_record(line, number, path) for number, line in enumerate(lines, start=1)]
+    if not _BEGINNING.startswith(torn[: len(_BEGINNING)]):  # not ours: it is not to be cut off
+        raise _damaged(path, len(lines) + 1)
     return records, good
+
+
+def _record(line: bytes, number: int, path: Path) -> dict[str, Any]:
+    try:
+        record = parse_json(line)
+    except ValueError:
+        raise _damaged(path, number) from None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        raise _damaged(path, number)
+    try:
+        check_record(record)
+    except ValueError as error:
+        raise _damaged(path, number, f" ({first_line(error)})") from None
+    return record
+
+
+def _damaged(path: Path, number: int, why: str = "") -> BundleError:
+    return BundleError(f"{path} is damaged in line {number}{why}: move it away to start the search anew.")
+
+
+def _unreadable(path: Path, error: OSError) -> BundleError:
+    return BundleError(f"cannot read {path}: {error.strerror}.")

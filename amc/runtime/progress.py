@@ -10,8 +10,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from amc.errors import printable
+from amc.runtime.files import MIB, read_json
 from amc.runtime.monitor import Monitor
 
 NAME = "progress.json"
@@ -77,17 +81,30 @@ class Progress:
 def read_progress(folder: Path) -> Progress | None:
     """What a run's process has told last; None where it has told nothing, or something else."""
     try:
-        told = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        return Progress(str(told["stage"]), float(told["share"]), str(told["note"]), float(told["began"]), _alive(told))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        told = _Told.model_validate(read_json(folder / NAME, MIB, own=True))
+    except (OSError, ValueError):
         return None
+    return Progress(printable(told.stage), told.share, printable(told.note), told.began, _alive(told))
 
 
-def _alive(told: dict[str, Any]) -> bool:
-    if told["host"] != socket.gethostname():
-        return time.time() - float(told["time"]) < _STALE
+class _Told(BaseModel):
+    """What is in progress.json."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    stage: Annotated[str, Field(max_length=200)]
+    share: Annotated[float, Field(ge=0, le=1)]
+    note: Annotated[str, Field(max_length=2000)]
+    began: Annotated[float, Field(ge=0, le=1e11)]
+    time: Annotated[float, Field(ge=0, le=1e11)]
+    pid: Annotated[int, Field(gt=0, lt=1 << 31)]
+    host: Annotated[str, Field(max_length=300)]
+
+
+def _alive(told: _Told) -> bool:
+    if told.host != socket.gethostname():
+        return time.time() - told.time < _STALE
     try:
-        os.kill(int(told["pid"]), 0)
+        os.kill(told.pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:

@@ -8,6 +8,8 @@ BatchNorm and one linear layer (arXiv:1409.1556).
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amc.errors import ConfigError, ModelError, did_you_mean, first_line
+from amc.runtime.archives import check_archive, check_plain
 from amc.runtime.plugins import is_plugin, made_by_plugin
 
 EMBEDDED = Path(__file__).parent / "resnet8-digits.safetensors"
@@ -265,17 +268,24 @@ def _fetching(name: str, make: Callable[[], Any]) -> nn.Module:
     return model
 
 
-def read_state_dict(path: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a torch file that holds nothing but tensors."""
-    if not Path(path).is_file():
+def read_state_dict(path: str, own: bool = False) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a torch file that holds nothing but tensors. Raises ModelError.
+
+    ``own``: it lies in a folder of ours, where nothing is a link.
+    """
+    if not os.path.lexists(path) or Path(path).is_dir():
         raise ModelError(f"there is no weights file {path}.")
     try:
+        check_archive(Path(path), own)
         if path.endswith(".safetensors"):
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = first_line(error)[:200]
+        system = error.strerror if isinstance(error, OSError) else None
+        reason = (system or first_line(error))[:200]
         raise ModelError(f"cannot read the weights in {path}: {reason}") from error
     for key in ("state_dict", "model", "model_state_dict", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -284,6 +294,11 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
         raise ModelError(f"{path} does not hold a state dict (names and tensors).")
+    try:
+        for key, value in state.items():
+            check_plain(key, value, Path(path).stat().st_size)
+    except ValueError as error:
+        raise ModelError(f"cannot use the weights in {path}: {error}.") from None
     return state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Sequence
 from dataclasses import is_dataclass
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from amc.errors import BundleError, first_line
+from amc.errors import BundleError, is_out_of_memory
+from amc.runtime.archives import check_archive
 from amc.runtime.files import replacing
 from amc.train.hooks import Hook
 from amc.train.plan import Plan
@@ -38,26 +40,41 @@ def save(
 def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, hooks: Sequence[Hook]) -> int:
     """Steps already done, with model, optimiser and hooks as they were then; 0 where there is no such checkpoint.
 
-    Raises BundleError where it is damaged, or of another network.
+    What a damaged one held is done again.
     """
-    if not path.exists():
+    try:
+        state = _read(path)
+    except FileNotFoundError:
         return 0
-    state = _read(path)
+    except BundleError:
+        path.unlink()
+        return 0
     if state["plan"] != _identity(plan, hooks):
         return 0
+    before = copy.deepcopy((model.state_dict(), optimizer.state_dict(), [dict(hook.state()) for hook in hooks]))
     try:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+            raise ValueError("it holds NaN or infinity")
         for hook, kept in zip(hooks, state.get("hooks", []), strict=True):
             hook.restore(kept)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise BundleError(f"the checkpoint {path} is of another network: delete it ({first_line(error)}).") from None
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        model.load_state_dict(before[0])
+        optimizer.load_state_dict(before[1])
+        for hook, kept in zip(hooks, before[2], strict=True):
+            hook.restore(kept)
+        path.unlink()
+        return 0
     return int(state["step"])
 
 
 def checkpoint_precision(path: Path) -> str | None:
     """The precision that an interrupted training was in, so that it goes on in the same; None without a checkpoint."""
-    return str(_read(path)["precision"]) if path.exists() else None
+    try:
+        return str(_read(path)["precision"])
+    except (FileNotFoundError, BundleError):
+        return None
 
 
 def _identity(plan: Plan, hooks: Sequence[Hook]) -> str:
@@ -68,10 +85,16 @@ def _identity(plan: Plan, hooks: Sequence[Hook]) -> str:
 def _read(path: Path) -> dict[str, Any]:
     """A checkpoint, loaded safely. Raises BundleError."""
     try:
+        check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or not {"step", "plan", "precision", "model", "optimizer"} <= state.keys():
             raise ValueError("not a checkpoint")
-    except Exception as error:  # noqa: BLE001  (whatever a damaged file makes the loader throw)
-        kind = type(error).__name__
-        raise BundleError(f"the checkpoint {path} is damaged ({kind}): delete it and resume again.") from None
+        if type(state["step"]) is not int or state["step"] < 0:
+            raise ValueError("not a step")
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise BundleError(f"the checkpoint {path} is damaged ({type(error).__name__}).") from None
     return state
