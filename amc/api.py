@@ -23,7 +23,7 @@ from amc.runtime.monitor import Monitor
 from amc.space.budget import Budget
 from amc.task import Objective, make_task
 from amc.task.checks import copied, unwrapped
-from amc.task.data import splits_of
+from amc.task.datasets import splits_of
 from amc.task.metrics import CLASSIFICATION
 
 

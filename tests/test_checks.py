@@ -17,7 +17,7 @@ from amc.config import DataConfig
 from amc.errors import DataError, ModelError
 from amc.graph.build import build_graph
 from amc.task import Task, check_training, make_task
-from amc.task.data import splits_of
+from amc.task.datasets import splits_of
 from amc.task.models import load_weights
 
 IMAGES, CLASSES = torch.randn(40, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3

@@ -17,7 +17,6 @@ from amc.config import DataConfig
 from amc.errors import ConfigError, DataError
 from amc.task.data import (
     Augmentation,
-    DatasetSplit,
     HeldSplit,
     ImageSplit,
     Split,
@@ -26,8 +25,8 @@ from amc.task.data import (
     hold,
     load_data,
     split_members,
-    splits_of,
 )
+from amc.task.datasets import DatasetSplit, splits_of
 from amc.task.images import ImageFiles
 
 PARTS = ("train", "calibration", "search", "test")
@@ -542,7 +541,7 @@ class Stream(IterableDataset):
     ("train", "told"),
     [
         (Noisy(3), "the calibration split has 0 samples: too few"),
-        (Failing(40), "must give .input, target. as tensors, numbers or arrays: KeyError"),
+        (Failing(40), "sample [0-9]+ of the train data cannot be read: KeyError"),
         (Stream(), "train is a Stream, but must be a map-style dataset"),
         (DataLoader(Stream()), "train is a DataLoader, but must be a map-style dataset"),
         (5, "train is a int, but must be"),

@@ -15,7 +15,7 @@ from amc.reconstruction.moments import Moments, collect, moment_store, passes, r
 from amc.runtime import memory
 from amc.runtime.memory import GIB, Memory, SpillStore
 from amc.task import load_data, make_task
-from amc.task.data import splits_of
+from amc.task.datasets import splits_of
 
 
 @pytest.fixture(scope="module")

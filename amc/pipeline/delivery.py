@@ -17,7 +17,7 @@ from amc.deploy.export import Parity, check_parity, check_program, count_onnx_ma
 from amc.deploy.fvcore_macs import count_with_fvcore
 from amc.deploy.program import read_program, write_program
 from amc.deploy.result import read_result
-from amc.errors import BundleError, ExportError
+from amc.errors import BundleError, DataError, ExportError
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.problem import recorded
 from amc.evaluation.reward import Evaluation
@@ -258,8 +258,8 @@ class Delivery:
                 break
         return found
 
-    def test(self, model: nn.Module) -> dict[str, float]:
-        """The networks on the search split and, once, on the test split."""
+    def test(self, model: nn.Module, policy: Policy) -> dict[str, float]:
+        """Both on the search split and, once, on the test split. The network is kept where that cannot be read."""
         record = self.record
         model = model.to(record.task.device)
 
@@ -272,7 +272,16 @@ class Delivery:
                 scores["int8_test"] = onnx_metric(record.folder / INT8, record.task.objective, record.task.splits.test)
             return scores
 
-        scores = record.once("test", score)
+        try:
+            scores = record.once("test", score)
+        except DataError as error:
+            bundle.save_weights(model, record.folder / "model.safetensors")
+            policy.save(record.folder / "policy.json")
+            bundle.seal(record.folder)
+            raise DataError(
+                f"{str(error).rstrip('.')}. The network is finished and in {record.folder} (amc.load reads it), but "
+                "not tested: mend the data and go on with --resume."
+            ) from error
         record.step(1.0, f"{record.task.objective.name} {100 * scores['final_test']:.2f} % on the test split")
         return dict(scores)
 

@@ -288,8 +288,8 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
     with record.stage("quantise") if config.int8 else contextlib.nullcontext():
         int8 = delivery.quantise()
     with record.stage("test"):
-        scores = delivery.test(model)
-    policy = Policy.of(task.model, evaluator.recorded(chosen), task.example)
+        policy = Policy.of(task.model, evaluator.recorded(chosen), task.example)
+        scores = delivery.test(model, policy)
     findings = Findings(
         original=_told(space, space.full),
         final={**_told(space, chosen), "size": float((folder / "model.onnx").stat().st_size)},

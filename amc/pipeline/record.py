@@ -56,6 +56,8 @@ class Record:
         write_text(folder / "config.yaml", yaml.safe_dump(public(to_dict(config)), sort_keys=False))
         if journal.last("run") is None:
             journal.append("run", **identity)
+        for note in task.splits.notes:
+            monitor.say(note)
         monitor.say(f"{task.name}; everything goes to {folder} (after an interruption: --resume {folder})")
 
     def _identity(self) -> dict[str, Any]:

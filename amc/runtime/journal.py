@@ -22,6 +22,9 @@ from amc.runtime.records import check_record
 PATIENCE = 5.0
 """Seconds to wait for another process that has the journal: one whose batch was killed is about to stop."""
 
+_ODD = (errno.ELOOP, errno.EINVAL, errno.EISDIR)
+"""What is in the journal's place is no file of ours."""
+
 _BEGINNING = b'{"kind": "'
 """What every line begins with."""
 
@@ -42,6 +45,8 @@ class Journal:
             try:
                 self._file = FileIO(opened(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, own=True), "r+")
             except OSError as error:
+                if error.errno not in _ODD:
+                    raise
                 raise _unreadable(path, error) from None
             try:
                 _lock(self._file, path)  # before reading: what looks torn may be a line that another one is writing

@@ -12,6 +12,7 @@ from amc.errors import AmcError, DataError, ModelError, first_line
 from amc.task import nested
 from amc.task.checks import prepared, trains, tried
 from amc.task.data import Split, Splits, load_data
+from amc.task.datasets import check_classes
 from amc.task.metrics import CLASSIFICATION, Objective, load_objective
 from amc.task.models import load_model
 from amc.task.nested import Nested
@@ -79,6 +80,9 @@ def make_task(
         reason = first_line(error)
         raise DataError(f"{name} does not take these inputs of shape {nested.shape(inputs)}: {reason}") from error
     objective.check(name, outputs, nested.to(targets, device), splits.classes)
+    if objective is CLASSIFICATION:
+        for part in ("train", "calibration", "search", "test"):
+            check_classes(part, getattr(splits, part), outputs.shape[1])
     return task
 
 

@@ -5,8 +5,11 @@ A split is read by index, so that any order of training is a permutation and can
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
+import math
+import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from amc.config import DataConfig
-from amc.errors import AmcError, ConfigError, DataError, first_line
+from amc.errors import ConfigError, DataError
+from amc.runtime.files import opened, read_bytes
 from amc.runtime.plugins import made_by
 from amc.runtime.registry import Entry, Registry
 from amc.task import nested
@@ -92,33 +95,6 @@ class ImageSplit:
 
 
 @dataclass(frozen=True, eq=False)
-class DatasetSplit:
-    """Some of any map-style dataset of (input, target), collated as its loader does."""
-
-    dataset: Any
-    collate: Callable[[list[Any]], Any]
-    members: Tensor
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Nested, Nested]:
-        inputs, targets = self.collate([self.dataset[i] for i in self.members[indices].tolist()])
-        return _nested(inputs, "inputs"), _nested(targets, "targets")
-
-
-def _nested(value: Any, what: str) -> Nested:
-    found = nested.nested(value)
-    if found is None:
-        raise DataError(f"the data must give {what} as tensors, or as tuples or dicts of tensors.")
-    return nested.mapped(lambda leaf: leaf.float() if leaf.dtype in _HALVES else leaf, found)
-
-
-_HALVES = (torch.float16, torch.bfloat16)
-"""Half precision, which becomes single as the network's does."""
-
-
-@dataclass(frozen=True, eq=False)
 class HeldSplit:
     """A split in memory as the network reads it, ``[N, ...]``: fetched without any work, never augmented."""
 
@@ -187,6 +163,8 @@ class Splits:
     epochs: float = 2.0
     """Epochs of fine-tuning that suit the data, where the user does not say."""
     provenance: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What the user is to know of the data before anything is done with them."""
 
 
 def load_data(config: DataConfig) -> Splits:
@@ -210,56 +188,9 @@ def _from_plugin(name: str, factory: Callable[..., Any], config: DataConfig) -> 
         return found
     if not isinstance(found, tuple) or len(found) not in (2, 3):
         raise DataError(f"{name} gave a {type(found).__name__}, but must give (train, test) or (train, search, test).")
+    from amc.task.datasets import splits_of
+
     return splits_of(found[0], found[-1], found[1] if len(found) == 3 else None, config, Path(name).name)
-
-
-def splits_of(train: Any, test: Any, search: Any, config: DataConfig, source: str = "own data") -> Splits:
-    """Splits of map-style datasets of (input, target), or of DataLoaders over them.
-
-    Calibration images are held out of ``train``, and so is the search split where ``search`` is None.
-    """
-    sources = {"train": _source(train, "train"), "test": _source(test, "test")}
-    count = len(sources["train"][0])
-    if search is None:
-        calibration, chosen, rest = holdout(count, config, config.seed, config.search)
-        sources["search"] = sources["train"]
-    else:
-        calibration, rest = split_members(count, [min(config.calibration, count // 4)], config.seed)
-        sources["search"] = _source(search, "search")
-        chosen = split_members(len(sources["search"][0]), [config.search], config.seed)[0]
-    sources["calibration"] = sources["train"]
-    everything = torch.arange(len(sources["test"][0]))
-    members = {"train": rest, "calibration": calibration, "search": chosen, "test": everything}
-    for part, indices in members.items():
-        if len(indices) < 2:
-            raise DataError(f"the {part} split has {len(indices)} samples: too few.")
-    parts: dict[str, Split] = {part: DatasetSplit(*sources[part], members[part]) for part in members}
-    for part in ("calibration", "search"):  # read once: a loader's augmentation must not change them as we go
-        parts[part] = _readable(parts[part], part)
-    return Splits(**parts, classes=None, source=source, epochs=2.0, provenance=record(config.seed, **members))
-
-
-def _readable(split: Split, part: str) -> Split:
-    """The split held in memory; whatever the user's dataset throws is told in one line."""
-    try:
-        return hold(split, torch.device("cpu"))
-    except AmcError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise DataError(
-            f"the {part} split must give (input, target) as tensors, numbers or arrays: {reason}"
-        ) from error
-
-
-def _source(data: Any, part: str) -> tuple[Any, Any]:
-    """A map-style dataset and how its samples are put into a batch."""
-    dataset, collate = (data.dataset, data.collate_fn) if isinstance(data, DataLoader) else (data, default_collate)
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        raise DataError(
-            f"{part} is a {type(data).__name__}, but must be a map-style dataset, or a DataLoader over one."
-        )
-    return dataset, collate
 
 
 def split_members(count: int, sizes: Sequence[int], seed: int) -> list[Tensor]:
@@ -380,17 +311,30 @@ def _fashion_folder(config: DataConfig) -> Path:
     )
 
 
+LARGEST_IDX = 1 << 30
+"""Bytes of an idx file, unpacked."""
+
+
+def _unpacked(path: Path) -> bytes:
+    """The content of a gzip file. Raises OSError for one that unpacks to more than an idx file has."""
+    with os.fdopen(opened(path), "rb") as file, gzip.GzipFile(fileobj=file) as packed:
+        content = packed.read(LARGEST_IDX + 1)
+    if len(content) > LARGEST_IDX:
+        raise OSError(errno.EFBIG, "it unpacks to more than 1 GiB")
+    return content
+
+
 def _read_idx(folder: Path, name: str) -> Tensor:
     """An idx file of unsigned bytes, gzipped or not: two zero bytes, type 8, rank, sizes (big-endian), data."""
     path = folder / name
     packed = folder / f"{name}.gz"
     try:
-        raw = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        raw = read_bytes(path, LARGEST_IDX) if path.exists() else _unpacked(packed)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {packed}: {error}.") from None
     rank = raw[3] if len(raw) > 4 and raw[:3] == b"\0\0\x08" else 0
     sizes = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
-    if not rank or len(raw) != 4 + 4 * rank + int(np.prod(sizes)):
+    if not rank or len(raw) != 4 + 4 * rank + math.prod(sizes):
         raise DataError(f"{path} is not an idx file of bytes.")
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(sizes).copy())
 

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from amc.config import DataConfig
-from amc.errors import ConfigError, DataError
+from amc.errors import ConfigError, DataError, first_line, is_out_of_memory
+from amc.runtime.files import opened
 from amc.task.data import Augmentation, ImageSplit, Splits, holdout, normalisation, record, split_members
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+MOST_PIXELS = 1 << 26
+"""Of one image; decoded it takes 192 MiB."""
 
 
 class ImageFiles:
@@ -45,11 +58,8 @@ class ImageFiles:
         from PIL import Image, ImageOps
 
         height, width = self._size
-        try:
-            with Image.open(self._files[index]) as image:
-                rgb = image.convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"cannot read the image {self._files[index]}: {error}.") from None
+        with _image(self._files[index]) as image:
+            rgb = image.convert("RGB")
         if rgb.size != (width, height):
             rgb = ImageOps.fit(rgb, (width, height), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
@@ -116,15 +126,37 @@ def _list_images(folder: Path) -> tuple[list[str], list[int], list[str]]:
     return [path for path, _ in found.samples], [label for _, label in found.samples], list(found.classes)
 
 
-def _image_size(first: str, asked: int | None) -> tuple[int, int]:
+@contextlib.contextmanager
+def _image(path: str) -> Iterator[Image]:
+    """An image of a format that PIL decodes itself: for others, whatever their names, it starts other programs.
+
+    Raises DataError with the file.
+    """
     from PIL import Image
 
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with (
+                os.fdopen(opened(Path(path)), "rb") as file,
+                Image.open(file, formats=FORMATS) as image,
+            ):
+                if image.width * image.height > MOST_PIXELS:
+                    raise ValueError(f"it has {image.width}×{image.height} pixels, more than {MOST_PIXELS:,}")
+                yield image
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        if "cannot identify" in reason:
+            reason = f"it is none of {', '.join(FORMATS)}"
+        raise DataError(f"cannot read the image {path}: {reason.rstrip('.')}.") from None
+
+
+def _image_size(first: str, asked: int | None) -> tuple[int, int]:
     if asked is not None:
         if asked < 1:
             raise ConfigError(f"--image-size is {asked}, but must be at least 1.")
         return asked, asked
-    try:
-        with Image.open(first) as image:
-            return image.height, image.width
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read the image {first}: {error}.") from None
+    with _image(first) as image:
+        return image.height, image.width

@@ -60,7 +60,10 @@ class Objective:
                 wrong, reason = True, first_line(error)
             if wrong:
                 kinds = ", ".join(f"{leaf.dtype} of shape {list(leaf.shape)}" for leaf in nested.leaves(targets))
-                raise DataError(f"the targets ({kinds}) do not go with {model}'s outputs {_told(outputs)}: {reason}")
+                way_out = ". Pass an amc.Objective whose loss and metric take them." if self is CLASSIFICATION else ""
+                raise DataError(
+                    f"the targets ({kinds}) do not go with {model}'s outputs {_told(outputs)}: {reason}{way_out}"
+                )
 
     def _check_logits(self, model: str, outputs: Any, classes: int | None) -> None:
         assert self.logits is not None
