@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
-from amc.errors import ModelError
+from amc.deploy.export import export_onnx
+from amc.deploy.program import DECIDES, FIXED_BATCH, read_program, write_program
+from amc.errors import ExportError, ModelError
 from amc.graph.build import build_graph
+from amc.task import nested
 from amc.task.checks import copied, prepared
 
 ROWS = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(0))
@@ -351,3 +355,46 @@ def test_a_padding_mask_is_followed() -> None:
         "i", "t.layers.0.self_attn.in_proj_weight", "t.layers.0.linear1", "t.layers.1.self_attn.in_proj_weight",
         "t.layers.1.linear1",
     ]  # fmt: skip
+
+
+# Files of operators
+
+
+class Takes(nn.Module):
+    """Takes whatever it is given, by place or by name."""
+
+    def forward(self, x: Tensor, *more: Tensor, **named: Tensor) -> Tensor:
+        return x + sum(more) + sum(named.values())
+
+
+@pytest.mark.parametrize("example", [ROWS, (ROWS, ROWS, ROWS), {"x": ROWS, "mask": ROWS}])
+def test_any_arguments_are_exported(example: Any) -> None:
+    model = Takes()
+    program = read_program(write_program(model, example), model.state_dict())
+    twice = nested.mapped(lambda leaf: leaf.repeat(3, 1, 1), example)
+    assert_same(nested.call(program, twice), nested.call(model, twice))
+
+
+def test_masks_that_are_combined_are_exported() -> None:
+    model = over(lambda x: x * ((x > -1) & (x < 1) | (x > 2))).eval()
+    program = read_program(write_program(model, EXAMPLE), model.state_dict())
+    assert_same(output(program, EXAMPLE), output(model, EXAMPLE))
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: x.view(len(x), 8, -1, 8), FIXED_BATCH),
+        (lambda x: x * 2 if x.mean() > 0 else x, DECIDES),
+        (lambda x: x * torch.linalg.matrix_exp(x[..., :8]), "ONNX has no operator for linalg_matrix_exp"),
+    ],
+)
+def test_why_there_is_no_file_is_told_in_one_line(
+    function: Callable[[Tensor], Tensor], reason: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ExportError) as raised:
+        export_onnx(over(function).eval(), EXAMPLE, tmp_path / "model.onnx")
+    assert reason in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []

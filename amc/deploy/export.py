@@ -44,7 +44,7 @@ def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
     if size >= _LARGEST:
         raise ExportError(f"the network's tensors take {size / 2**30:.1f} GiB, and an ONNX file holds 2 GiB at most.")
     own = copied(model).cpu().eval()
-    args, kwargs, shapes = arguments(example)
+    args, kwargs, shapes = arguments(own, example)
     try:
         with quiet(), torch.no_grad(), without_fast_path():
             program = torch.onnx.export(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import inspect
 import io
 import keyword
 import logging
@@ -67,14 +68,24 @@ DECIDES = (
 """Why a network cannot be exported."""
 
 
-def arguments(example: Nested) -> tuple[tuple[Tensor, ...], dict[str, Tensor], Any]:
-    """Positional and keyword arguments for torch's exporters, of two samples, and which axes are dynamic: the first."""
+def arguments(model: nn.Module, example: Nested) -> tuple[tuple[Tensor, ...], dict[str, Tensor], Any]:
+    """Positional and keyword arguments for torch's exporters, of two samples, and which axes are dynamic: the first.
+
+    torch wants what ``*args`` and ``**kwargs`` of ``forward`` take in a tuple and a dict of its own.
+    """
     twice = nested.mapped(lambda leaf: leaf.cpu().repeat(2, *[1] * (leaf.ndim - 1)), example)
     batch = {0: torch.export.Dim("batch")}
+    parameters = inspect.signature(model.forward).parameters.values()
     if isinstance(twice, dict):
-        return (), twice, dict.fromkeys(twice, batch)
+        named = {key: batch for key in twice if key in {p.name for p in parameters}}
+        rest = {key: batch for key in twice if key not in named}
+        more = next((p.name for p in parameters if p.kind == p.VAR_KEYWORD), None)
+        return (), twice, {**named, more: rest} if rest and more else {**named, **rest}
     args = (twice,) if isinstance(twice, Tensor) else twice
-    return args, {}, (batch,) * len(args)
+    alone = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    is_open = any(p.kind == p.VAR_POSITIONAL for p in parameters)
+    shapes: tuple[Any, ...] = (batch,) * len(args)
+    return args, {}, (*shapes[:alone], shapes[alone:]) if is_open and shapes[alone:] else shapes
 
 
 @contextlib.contextmanager
@@ -124,7 +135,7 @@ def why(error: BaseException) -> str:
 def write_program(model: nn.Module, example: Nested) -> dict[str, Any]:
     """The program of ``model`` (evaluation mode) with a dynamic batch, as plain values. Raises ExportError."""
     own = copied(model).cpu().eval()
-    args, kwargs, shapes = arguments(example)
+    args, kwargs, shapes = arguments(own, example)
     try:
         with quiet(), torch.no_grad(), without_fast_path():
             exported = torch.export.export(own, args, kwargs, dynamic_shapes=shapes, strict=False)

@@ -187,16 +187,16 @@ def trains(model: nn.Module, objective: Objective, inputs: Nested, targets: Nest
     ``inputs`` and ``targets`` are some samples on the model's device. The random numbers of the process are left as
     they are. Raises ModelError, in words that name the way out.
     """
-    copied = copy.deepcopy(model).train()
-    if not any(p.requires_grad for p in copied.parameters()):
+    own = copied(model).train()
+    if not any(p.requires_grad for p in own.parameters()):
         raise ModelError(
             "all parameters of the network are frozen, so it cannot be trained after pruning: call "
             f"model.requires_grad_(True) on it, or leave the training out{_NO_TRAINING}."
         )
-    devices = [p.device for p in copied.parameters() if p.device.type == "cuda"][:1]
+    devices = [p.device for p in own.parameters() if p.device.type == "cuda"][:1]
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         try:
-            outputs = nested.call(copied, nested.mapped(torch.clone, inputs))
+            outputs = nested.call(own, nested.mapped(torch.clone, inputs))
         except Exception as error:
             raise ModelError(f"the network fails in training mode: {first_line(error)}{_OR_NO_TRAINING}") from error
         loss = _training_loss(objective, outputs, targets, nested.length(targets))
