@@ -308,7 +308,7 @@ def test_a_batch_whose_runs_fail_in_every_way(tmp_path: Path, monkeypatch, capsy
     rewards = {"good": "error", "crash": "mine.py:crash", "once": "mine.py:crash_once", "hungry": "mine.py:hungry"}
     searchers = {name: {"searcher": "uniform", "evaluations": 1, "reward": r} for name, r in rewards.items()}
     path = written(tmp_path, {**TINY, "searchers": searchers})
-    arguments = ["batch", str(path), "--out", "out", "--workers", "2"]
+    arguments = ["batch", str(path), "--out", "out", "--workers", "2", "--trust"]
     assert main(arguments) == 1
     captured = capsys.readouterr()
     assert (

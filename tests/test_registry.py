@@ -140,3 +140,17 @@ def test_options_of_the_command_line(own: Path, monkeypatch, capsys) -> None:
         assert main(["search", "--flops", "0.5", "--searcher", "own.py:search", *words]) == 2
         assert told in capsys.readouterr().err
     assert [path.name for path in own.parent.iterdir()] in (["own.py"], ["own.py", "__pycache__"])
+
+
+def test_code_that_only_a_file_names_is_run_with_trust_only(own: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(own.parent)
+    (own.parent / "own.py").write_text("raise SystemError('it was run')")
+    Path("c.yaml").write_text("budget: {flops: 0.5}\nsearch: {searcher: 'own.py:search'}\n")
+    Path("b.yaml").write_text("budgets: [{flops: 0.5}]\ncommon: {search: {reward: 'own.py:search'}}\n")
+    for arguments in (["search", "--config", "c.yaml"], ["batch", "b.yaml"], ["inspect", "--config", "c.yaml"]):
+        assert main(arguments) == 2
+        assert f"{arguments[-1]} would run own.py:search: if you trust that, add --trust." in capsys.readouterr().err
+    for arguments in (["--trust"], ["--searcher", "own.py:search"]):
+        assert main(["search", "--config", "c.yaml", *arguments]) == 2
+        assert "it was run" in capsys.readouterr().err
+    assert not Path("amc-runs").exists()

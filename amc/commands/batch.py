@@ -22,6 +22,7 @@ def _add_batch(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--retries", metavar="N", help="more attempts at a run that crashed [the file's, or 1]")
     parser.add_argument("--worker-memory", metavar="SIZE", help="most memory of one run (4GB, 512MiB) [no limit]")
+    parser.add_argument("--trust", action="store_true", help="run the Python files and commands that the file names")
     parser.add_argument("--yes", action="store_true", help="do begin with a matrix of very many runs")
 
 
@@ -31,6 +32,7 @@ def _batch(parsed: argparse.Namespace) -> int:
     from amc.batch.plan import plan
     from amc.batch.run import refuse_many, run_batch, threads_of
     from amc.batch.screen import Screen
+    from amc.pipeline.pipeline import refuse_plugins
 
     matrix = read_matrix(parsed.file, parsed.out)
     refuse_many(matrix, parsed.yes or parsed.dry_run)
@@ -38,6 +40,9 @@ def _batch(parsed: argparse.Namespace) -> int:
     retries = matrix.retries if parsed.retries is None else whole(parsed.retries, "--retries", 0)
     memory = amount(parsed.worker_memory, "--worker-memory") if parsed.worker_memory else 0
     jobs = matrix.jobs()
+    if not parsed.trust and not parsed.dry_run:
+        for job in jobs:
+            refuse_plugins(job.config, Path(parsed.file))
     if parsed.dry_run:
         _print_plan(plan(jobs), workers)
         if matrix.could_share:

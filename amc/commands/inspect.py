@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from amc.commands.command import Command
-from amc.commands.options import add_options, given_values
+from amc.commands.options import add_options, configuration, given_values
 from amc.commands.show import table, terminal
-from amc.config import from_dict, merge, read_yaml, unless_auto
+from amc.config import unless_auto
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def _inspect(parsed: argparse.Namespace) -> int:
     name = given.get("model", {}).get("name")
     if name:
         given["model"].setdefault("weights", "random")
-    config = from_dict(merge(read_yaml(parsed.config) if parsed.config else {}, given))
+    config = configuration(parsed, given)
     task = open_task(config)
     graph = build_graph(task.model, task.example)
     costs = ResourceModel(graph, task.model).cost([s.channels for s in graph.sites])

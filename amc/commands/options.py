@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from amc.config import (
@@ -47,6 +48,8 @@ def add_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()
         metavar="FILE.yaml",
         help="read the configuration from a file; options given here override it",
     )
+    parser.add_argument("--trust", action="store_true",
+                        help="run the Python files and commands that --config or --resume names")  # fmt: skip
     for flag, path in renamed_flags():
         if path.partition(".")[0] not in leave_out:
             parser.add_argument(flag, dest=path, default=None, help=argparse.SUPPRESS)
@@ -67,10 +70,20 @@ def _add_option(group: Any, option: Option) -> None:
         group.add_argument(option.flag, metavar="|".join(option.choices) or kind, **common)
 
 
-def configuration(parsed: argparse.Namespace) -> Config:
-    """The file's configuration with the command line's over it."""
-    values = current(read_yaml(parsed.config)) if parsed.config else {}
-    return from_dict(merge(values, given_values(parsed)))
+def configuration(parsed: argparse.Namespace, given: dict[str, Any] | None = None) -> Config:
+    """The file's configuration with the command line's over it: ``given`` where a command has defaults of its own.
+
+    Code that a file names, and the command line does not, is run with --trust only. Raises AmcError.
+    """
+    given = given_values(parsed) if given is None else given
+    if not parsed.config:
+        return from_dict(given)
+    config = from_dict(merge(current(read_yaml(parsed.config)), given))
+    if not parsed.trust:
+        from amc.pipeline.pipeline import code_named, refuse_plugins
+
+        refuse_plugins(config, Path(parsed.config), code_named(from_dict(given)))
+    return config
 
 
 def given_values(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 
 from amc.commands.command import Command
-from amc.commands.options import add_options, given_values
+from amc.commands.options import add_options, configuration, given_values
 from amc.commands.show import table, terminal
-from amc.config import from_dict, merge, read_yaml
 
 
 def _add_profile(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +23,7 @@ def _profile(parsed: argparse.Namespace) -> int:
 
     given = given_values(parsed)
     given.setdefault("model", {}).setdefault("weights", "random")  # what they are does not matter to time
-    config = from_dict(merge(read_yaml(parsed.config) if parsed.config else {}, given))
+    config = configuration(parsed, given)
     path = Path(config.out or "profile.json")
     with shown() as monitor:
         monitor.begin("profile")

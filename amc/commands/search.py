@@ -24,7 +24,6 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-finetune", dest="finetune.epochs", action="store_const", const=0,
                         help="no training at all: the best network before it (--finetune-epochs 0)")  # fmt: skip
     parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, as it was configured")
-    parser.add_argument("--trust", action="store_true", help="with --resume: run the Python files that the run names")
     parser.add_argument("--ray", metavar="ADDRESS", help="evaluate on a Ray cluster: auto (the one here) or HOST:PORT")
     parser.add_argument("--workers", metavar="N", default="2", help="with --ray: policies evaluated at a time [2]")
 

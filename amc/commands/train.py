@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from amc.commands.command import Command
-from amc.commands.options import add_options, given_values
-from amc.config import from_dict, merge, read_yaml
+from amc.commands.options import add_options, configuration, given_values
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
@@ -19,9 +18,9 @@ def _train(parsed: argparse.Namespace) -> int:
 
     given = given_values(parsed)
     given.setdefault("model", {}).setdefault("weights", "random")
-    values = merge(read_yaml(parsed.config) if parsed.config else {}, given)
+    config = configuration(parsed, given)
     with shown() as monitor:
-        report = train_network(from_dict(values), monitor)
+        report = train_network(config, monitor)
     print(f"{report.path}: {report.metric} {100 * report.search:.2f} % on the search split, "
           f"{100 * report.test:.2f} % on the test split")  # fmt: skip
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from itertools import count
 from pathlib import Path
 
@@ -63,14 +64,15 @@ def run(
         if not trust:
             refuse_foreign(config, folder)
         check(config)
-        return compress_task(open_task(config), config, folder, monitor, remote, instruments)
+        task = open_task(config if trust else without_download(config))
+        return compress_task(task, config, folder, monitor, remote, instruments)
     check(config)
     task = open_task(config)
     return compress_task(task, config, new_folder(config), monitor, remote, instruments)
 
 
-def refuse_plugins(config: Config, folder: Path) -> None:
-    """Raise when a folder, which may be anybody's, would have Python files run."""
+def code_named(config: Config) -> list[str]:
+    """The Python files and commands that a run of this configuration would execute, as they are named in it."""
     named = [
         config.model.name,
         config.data.name,
@@ -83,8 +85,19 @@ def refuse_plugins(config: Config, folder: Path) -> None:
     found = [name for name in named if is_plugin(name)]
     if config.search.latency_model and runs_code(config.search.latency_model):
         found.append(config.search.latency_model)
+    return found
+
+
+def refuse_plugins(config: Config, source: Path, allowed: Collection[str] = ()) -> None:
+    """Raise when a folder or a file, which may be anybody's, would have code run that is not ``allowed``."""
+    found = [name for name in code_named(config) if name not in allowed]
     if found:
-        raise BundleError(f"{folder} would run {', '.join(found)}: if you trust that, add --trust.")
+        raise BundleError(f"{source} would run {', '.join(found)}: if you trust that, add --trust.")
+
+
+def without_download(config: Config) -> Config:
+    """The configuration with data that are there already: what a folder of anybody's names is not fetched."""
+    return config.replace(data=config.data.replace(download=False))
 
 
 def refuse_foreign(config: Config, folder: Path) -> None:

@@ -12,7 +12,7 @@ from amc.deploy.bundle import save_weights, verified
 from amc.deploy.result import read_result
 from amc.errors import BundleError
 from amc.latency import onnx_metric
-from amc.pipeline.pipeline import open_task, refuse_plugins, use_threads
+from amc.pipeline.pipeline import open_task, refuse_plugins, use_threads, without_download
 from amc.runtime.monitor import Monitor, Silent
 from amc.task import check_training, evaluate, load_data, load_objective
 from amc.train import asked_precision, checkpoint_precision, fastest_precision, make_plan, train
@@ -71,6 +71,7 @@ def evaluate_bundle(folder: Path, trust: bool = False) -> Rerun:
     config = from_run(folder)
     if not trust:
         refuse_plugins(config, folder)
+        config = without_download(config)
     split, objective = load_data(config.data).test, load_objective(config.objective)
     found = onnx_metric(folder / "model.onnx", objective, split)
     if result["final"].get("test") is None:
