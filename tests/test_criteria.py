@@ -242,6 +242,22 @@ class TestSynapticFlow:
         assert all(torch.equal(value, before[key]) for key, value in task.model.state_dict().items())
 
 
+def test_attention_tells_a_channel_that_helps_from_one_that_harms():
+    """Of two channels the targets are one's copy; the other adds noise. Scaling it down is what lowers the loss."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2))
+        model[2].weight.copy_(torch.ones(1, 2))
+    inputs = torch.rand(400, 2)
+    task = task_of(model, inputs, 1.5 * inputs[:, :1])
+    graph = build_graph(task.model, task.example)
+    before = {key: value.clone() for key, value in task.model.state_dict().items()}
+    helps, harms = collect(Need.ATTENTION, task, graph)["0"].tolist()
+    assert harms < 0.35 < 0.5 < helps
+    assert all(torch.equal(value, before[key]) for key, value in task.model.state_dict().items())
+
+
 def test_random_scores_follow_the_seed(resnet8):
     graph, model = resnet8
     first, again, other = (rank("random", graph, model, {}, None, seed) for seed in (0, 0, 1))

@@ -122,6 +122,12 @@ class SearchConfig(Settings):
         "which channels go first: obs, l1, taylor, fpgm … (see amc list criteria), or path/to/file.py:function",
         "--criterion",
     )
+    criterion_scope: Literal["site", "local", "global", "flops"] = setting(
+        "site",
+        "who says how many channels go: the searcher (site) or, without a search, the criterion: the same share of "
+        "every site (local), one threshold for all scores (global), or one for scores minus a price of MACs (flops)",
+        "--criterion-scope",
+    )
     reward: str = setting(
         "loss",
         "what the search maximises: loss (minus the --search-objective), error (AMC's: -error), error-flops (-error "

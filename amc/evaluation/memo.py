@@ -22,7 +22,7 @@ from amc.config import Config
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.settings import Dtype, EvaluationSettings, SearchObjective
 from amc.graph.build import Graph
-from amc.importance import COLLECTORS, Need, load_criterion, rank
+from amc.importance import COLLECTORS, Need, load_criterion, rank, score
 from amc.importance import collect as collect_statistics
 from amc.latency.command import COMMAND
 from amc.operators.policy import fingerprint
@@ -121,6 +121,12 @@ class Memo:
 
         found = self.cache.tensors("orders", self._ordered, compute)
         return [found[name] for name in sorted(found)]
+
+    def channel_scores(self, graph: Graph, moments: Mapping[str, Moments]) -> list[Tensor]:
+        """See `amc.importance.score`."""
+        name = self._config.search.criterion
+        statistics = {need: self._statistics(need, graph) for need in sorted(load_criterion(name).needs)}
+        return score(name, graph, self._task.model, moments, statistics, self._config.seed)
 
     def _statistics(self, need: Need, graph: Graph) -> dict[str, Tensor]:
         """See `amc.importance.collect`."""

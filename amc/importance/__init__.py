@@ -3,8 +3,9 @@
 from amc.importance.collectors import COLLECTORS, collect
 from amc.importance.criterion import Criterion, Lacking, Need, descending, required
 from amc.importance.group import Activations, Norm, Part, Producer, Reader, SiteView
-from amc.importance.ranking import rank, view
+from amc.importance.ranking import check_scores, rank, score, view
 from amc.importance.registry import CRITERIA, criteria, load_criterion
+from amc.importance.scope import Selection, select
 from amc.importance.statistics import Statistics
 
 __all__ = [
@@ -18,13 +19,17 @@ __all__ = [
     "Part",
     "Producer",
     "Reader",
+    "Selection",
     "SiteView",
     "Statistics",
+    "check_scores",
     "collect",
     "criteria",
     "descending",
     "load_criterion",
     "rank",
     "required",
+    "score",
+    "select",
     "view",
 ]

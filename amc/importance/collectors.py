@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from amc.graph.sites import Graph
+from amc.importance.attention import collect_attention
 from amc.importance.criterion import Need
 from amc.importance.curvature import collect_curvature
 from amc.importance.statistics import collect_activations, collect_gradients
@@ -18,6 +19,7 @@ COLLECTORS: dict[Need, Callable[[Task, Graph], dict[str, Tensor]]] = {
     Need.GRADIENTS: collect_gradients,
     Need.CURVATURE: collect_curvature,
     Need.FLOW: collect_flow,
+    Need.ATTENTION: collect_attention,
 }
 
 

@@ -174,6 +174,7 @@ def _renumbered(site: SiteView, number: Tensor) -> SiteView:
         contributions=None if site.contributions is None else site.contributions[:, where],
         weight_contributions=None if site.weight_contributions is None else site.weight_contributions[:, where],
         flow=None if site.flow is None else site.flow[where],
+        attention=None if site.attention is None else site.attention[where],
     )
 
 
@@ -212,6 +213,6 @@ def _check_dead(judge: Criterion) -> None:
 
 
 def _tensors(site: SiteView) -> list[Tensor]:
-    held = [site.contributions, site.weight_contributions, site.flow]
+    held = [site.contributions, site.weight_contributions, site.flow, site.attention]
     held += [t for p in site.parts for t in (p.weight, p.gradient, p.squared_gradient, p.curvature)]
     return [tensor for tensor in held if tensor is not None]

@@ -31,6 +31,8 @@ class Need(StrEnum):
     """Second derivatives of the loss by every weight: backward passes through a backward pass."""
     FLOW = "flow"
     """Synaptic flow: passes of the network with positive weights, without data."""
+    ATTENTION = "attention"
+    """What modules that are trained to scale channels give: a brief training of them."""
 
 
 T = TypeVar("T")

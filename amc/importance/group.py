@@ -99,6 +99,8 @@ class SiteView:
     """``[N, C]``: the same of the channel's weights, summed over all of them."""
     flow: Tensor | None = None
     """``[C]``: how late a channel goes by synaptic flow."""
+    attention: Tensor | None = None
+    """``[C]``: mean attention, in (0, 1)."""
     seed: int = 0
     """A number of this site's own, for what is drawn at random."""
 

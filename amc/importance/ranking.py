@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -33,30 +33,78 @@ def rank(
     where no site has any.
     """
     criterion = load_criterion(name)
-    orders: list[Tensor] = []
-    lacking: list[str] = []
-    for index, site in enumerate(graph.sites):
-        try:
-            own = view(graph, model, moments, index, criterion.needs, statistics, seed)
-            order = _asked(criterion, name, own)
-        except Lacking as lack:
-            lacking.append(str(lack))
-            order = descending(l2(view(graph, model, moments, index))).cpu()
+    orders = _of_all(criterion, name, graph, model, moments, statistics, seed, lambda site: descending(l2(site)))
+    for site, order in zip(graph.sites, orders, strict=True):
         if sorted(order.tolist()) != list(range(site.channels)):
             raise ConfigError(
                 f"the criterion {name} did not give every one of the {site.channels} channels of '{site.name}' once."
             )
-        orders.append(order)
+    return orders
+
+
+def score(
+    name: str,
+    graph: Graph,
+    model: nn.Module,
+    moments: Mapping[str, Moments],
+    statistics: Statistics | None = None,
+    seed: int = 0,
+) -> list[Tensor]:
+    """For every site the scores of its channels ``[C]``, higher for more important ones; see `rank`.
+
+    Raises ConfigError where the criterion gives an order, or scores that are not finite.
+    """
+    criterion = load_criterion(name)
+    check_scores(criterion)
+    scores = _of_all(criterion.scores, name, graph, model, moments, statistics, seed, l2)
+    for site, own in zip(graph.sites, scores, strict=True):
+        if list(own.shape) != [site.channels] or not bool(torch.isfinite(own).all()):
+            raise ConfigError(
+                f"the criterion {name} did not give one finite score for each of the {site.channels} channels "
+                f"of '{site.name}'."
+            )
+    return scores
+
+
+def check_scores(criterion: Criterion) -> None:
+    """Raise ConfigError for a criterion whose channels can be compared within a site only."""
+    if criterion.gives == "order":
+        raise ConfigError(
+            f"--criterion {criterion.name} gives an order within a site, but --criterion-scope compares sites: "
+            "use one that gives scores, such as --criterion l2-mean or taylor."
+        )
+
+
+def _of_all(
+    judge: Callable[[SiteView], Tensor],
+    name: str,
+    graph: Graph,
+    model: nn.Module,
+    moments: Mapping[str, Moments],
+    statistics: Statistics | None,
+    seed: int,
+    fallback: Callable[[SiteView], Tensor],
+) -> list[Tensor]:
+    """What ``judge`` says of every site, or ``fallback`` where a site lacks what it needs. Raises ConfigError."""
+    found: list[Tensor] = []
+    lacking: list[str] = []
+    for index in range(len(graph.sites)):
+        try:
+            own = view(graph, model, moments, index, load_criterion(name).needs, statistics, seed)
+            found.append(_asked(judge, name, own))
+        except Lacking as lack:
+            lacking.append(str(lack))
+            found.append(fallback(view(graph, model, moments, index)).cpu())
     if len(lacking) == len(graph.sites):
         raise ConfigError(
             f"the criterion {name} needs {lacking[0]}, which no site of this network has: "
             "use another, such as --criterion obs or l1."
         )
-    return orders
+    return found
 
 
-def _asked(judge: Criterion, name: str, site: SiteView) -> Tensor:
-    """The criterion's order. Whatever a plug-in throws is its user's mistake."""
+def _asked(judge: Callable[[SiteView], Tensor], name: str, site: SiteView) -> Tensor:
+    """The criterion's answer. Whatever a plug-in throws is its user's mistake."""
     try:
         return torch.as_tensor(judge(site)).cpu()
     except Lacking:
@@ -94,6 +142,7 @@ def view(
         gradients.get(f"activation/{here}"),
         gradients.get(f"weight/{here}"),
         known.get(Need.FLOW, {}).get(here) if Need.FLOW in needs else None,
+        known.get(Need.ATTENTION, {}).get(here) if Need.ATTENTION in needs else None,
         seed * 1_000_003 + index,
     )
 

@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import Tensor
 
-from amc.importance import activations, chance, damage, fpgm, magnitude, obs, slimming, snip, synflow, taylor
+from amc.importance import activations, attention, chance, damage, fpgm, magnitude, obs, slimming, snip, synflow, taylor
 from amc.importance.criterion import Criterion, Need
 from amc.importance.group import SiteView
 from amc.runtime.registry import Entry, Registry
@@ -24,6 +24,7 @@ _TABLE: tuple[Criterion, ...] = (
     *damage.CRITERIA,
     snip.CRITERION,
     synflow.CRITERION,
+    attention.CRITERION,
 )
 
 CRITERIA: dict[str, Criterion] = {criterion.name: criterion for criterion in _TABLE}

@@ -8,6 +8,7 @@ gradients    ``gradient/WEIGHT``, ``square/WEIGHT``: mean g, mean g²;         o
              ``activation/SITE``, ``weight/SITE`` ``[N, C]``: Σ a g, Σ w g    samples one at a time
 curvature    ``WEIGHT``: diagonal of the loss's Hessian                       see `amc.importance.curvature`
 flow         ``SITE`` ``[C]``                                                 see `amc.importance.synflow`
+attention    ``SITE`` ``[C]``                                                 see `amc.importance.attention`
 ===========  ==============================================================  =====================================
 
 Activations are taken where the site's channels are read: inputs of convolutions and linear layers that are called as
@@ -156,7 +157,7 @@ def collect_gradients(task: Task, graph: Graph) -> dict[str, Tensor]:
     rows: dict[str, list[Tensor]] = {}
     for inputs, targets in batches(samples, 1):
         read, loss = _loss(task, model, where, inputs, targets)
-        slopes = _derivatives(loss, [*weights.values(), *(tensor for _, _, tensor in read)])
+        slopes = derivatives(loss, [*weights.values(), *(tensor for _, _, tensor in read)])
         gradients = dict(zip(weights, slopes, strict=False))
         for name, gradient in gradients.items():
             if gradient is not None:
@@ -192,7 +193,7 @@ def _loss(
     return read, task.objective.loss(outputs, nested.to(targets, task.device)).sum()
 
 
-def _derivatives(loss: Tensor, by: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+def derivatives(loss: Tensor, by: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     """Derivatives of the loss; None where it does not depend on a tensor. Raises ConfigError where there are none."""
     try:
         known = [tensor for tensor in by if tensor.requires_grad]

@@ -12,7 +12,7 @@ import torch
 from amc.config import Config, from_run, unless_auto
 from amc.errors import AmcError, BundleError, ConfigError, first_line
 from amc.evaluation.reward import load_reward
-from amc.importance import load_criterion
+from amc.importance import check_scores, load_criterion
 from amc.latency import is_profile, load_latency_model, runs_code
 from amc.latency.instruments import Instruments
 from amc.operators.policy import Policy
@@ -138,7 +138,9 @@ def check(config: Config) -> None:
                 "takes without some of its branches. Leave one of the two out."
             )
         load_latency_model(named)
-    load_criterion(config.search.criterion)
+    criterion = load_criterion(config.search.criterion)
+    if config.search.criterion_scope in ("global", "flops"):
+        check_scores(criterion)
     load_reward(config.search.reward)
     load_objective(config.objective)
     check_log(config.log)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from amc.config import AUTO, BudgetConfig, Config, binding, unless_auto
 from amc.deploy.export import check_parity, export_onnx, file_layout
@@ -26,6 +27,7 @@ from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.graph.build import Graph, build_graph
 from amc.graph.surgery import twin
 from amc.graph.trace import unprovable
+from amc.importance import Need, load_criterion, select
 from amc.latency import Predictor, Runner, is_profile, load_latency_model
 from amc.latency.constraint import LatencyConstraint, limited_by_model, limited_here, limited_on_device
 from amc.latency.correction import RoundOver
@@ -141,7 +143,10 @@ class Stages:
             races=search.race and may_race(search.searcher),
         )  # fmt: skip
         try:
-            run_searcher(search.searcher, search.searcher_options, problem, evaluations, record.config.seed)
+            if search.criterion_scope == "site":
+                run_searcher(search.searcher, search.searcher_options, problem, evaluations, record.config.seed)
+            else:
+                problem.evaluate(self._selected(graph, space))
         except RoundOver as over:
             record.monitor.say(f"latency was predicted wrongly (corrected by {over.scale:.3f}): searching on")
             return None
@@ -151,6 +156,19 @@ class Stages:
         if failed:
             record.monitor.say(f"{len(failed)} of {len(problem.evaluations)} evaluations failed: {failed[0].error}")
         return tuple({e.choice: e for e in [*earlier, *problem.evaluations]}.values())
+
+    def _selected(self, graph: Graph, space: Space) -> Choice:
+        """The policy that the criterion alone gives."""
+        record, search = self.record, self.record.config.search
+        scores: list[Tensor] = []
+        if search.criterion_scope != "local":
+            wanted = Need.MOMENTS in load_criterion(search.criterion).needs
+            moments = record.memo.moments(graph, self.memory, record.folder, record.step) if wanted else {}
+            scores = record.memo.channel_scores(graph, moments)
+        found = select(search.criterion_scope, scores, space)
+        if found.saved:
+            record.monitor.say(f"kept at their smallest width, where the criterion left less: {', '.join(found.saved)}")
+        return found.choice
 
     def _study(self) -> StudyPlace:
         """Where a searcher's study is kept: in the run's folder, unless the user names a storage."""
