@@ -1,7 +1,7 @@
 """Optuna's samplers over the sites' proportions, which are then scaled together to the budget (see Space.fit).
 
 NSGA-II and III look for the whole front of accuracy against cost at and below the budget: one parameter more says how
-much of the way from the least reachable cost to the budget is used, and the study is told of both.
+much of the way from the least reachable cost to the budget is used, and the study has both as objectives.
 """
 
 from __future__ import annotations

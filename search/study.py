@@ -49,7 +49,7 @@ class Design:
     choice: Callable[[Mapping[str, float]], Choice]
     """The policy that a trial's parameters stand for."""
     values: Callable[[Evaluation], Sequence[float]]
-    """What the study is told of an evaluation, one value an objective."""
+    """The values of an evaluation in the study, one for each objective."""
     objectives: tuple[tuple[str, Literal["maximize", "minimize"]], ...] = (("reward", "maximize"),)
     """Name and direction of each."""
 
@@ -63,7 +63,7 @@ def fill(problem: Problem, evaluations: int, sampler: optuna.samplers.BaseSample
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             if place is not None and place.shared:
-                with _told_plainly(place.url):
+                with _in_one_line(place.url):
                     _together(problem, evaluations, sampler, design, place)
             else:
                 _alone(problem, evaluations, sampler, design, place)
@@ -86,10 +86,10 @@ def _alone(
         found = problem.evaluate(design.choice(trial.params))
         _describe(trial, found)
         good = math.isfinite(found.reward)
-        told = study.tell(trial, design.values(found) if good else None, None if good else TrialState.FAIL)
+        finished = study.tell(trial, design.values(found) if good else None, None if good else TrialState.FAIL)
         if kept is not None:
-            told.system_attrs = {}  # the sampler's own notes, of use to nobody else
-            kept.add_trial(told)
+            finished.system_attrs = {}  # the sampler's own notes, of use to nobody else
+            kept.add_trial(finished)
 
 
 def _together(
@@ -164,7 +164,7 @@ def _describe(trial: optuna.Trial, found: Evaluation) -> None:
 
 
 def _learn(problem: Problem, study: optuna.Study, known: set[int]) -> None:
-    """Take over the evaluations that other processes have told the study of."""
+    """Take over the evaluations that other processes have added to the study."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
         if trial.number not in known and (found := _found(trial)) is not None:
             known.add(trial.number)
@@ -201,7 +201,7 @@ def _bind(study: optuna.Study, place: StudyPlace) -> None:
 def check_storage(url: str) -> None:
     """Raise ConfigError for a storage that cannot be opened."""
     try:
-        with _told_plainly(url, ""):
+        with _in_one_line(url, ""):
             open_storage(url)
     except ConfigError:
         raise
@@ -246,7 +246,7 @@ def _database(url: str, engine: dict[str, Any], tries: int = 5) -> RDBStorage:
 
 
 @contextlib.contextmanager
-def _told_plainly(url: str, kept: str = " What was finished is kept there.") -> Iterator[None]:
+def _in_one_line(url: str, kept: str = " What was finished is kept there.") -> Iterator[None]:
     """What goes wrong with a storage is the user's to mend, in one line and without the password."""
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -191,17 +191,17 @@ class _File:
             return None
         bypassed: dict[str, str] = {}
         for layer in readers:
-            joined = self._joined(layer)
-            if joined is None:
+            found = self._addition(layer)
+            if found is None:
                 return None
-            addition, stream = joined
+            addition, stream = found
             bypassed[addition] = stream
             after = self._readers.get(addition, [])
             if len(after) == 1 and after[0].op_type == "Relu" and self._is_rectified(stream):
                 bypassed[after[0].output[0]] = addition
         live = self._live(bypassed)
-        gone = [n for n in self._nodes if n.output[0] not in live]
-        dead, own = {n.output[0] for n in gone}, {*site.layers, *(x.name for x in readers)}
+        unused = [n for n in self._nodes if n.output[0] not in live]
+        dead, own = {n.output[0] for n in unused}, {*site.layers, *(x.name for x in readers)}
         if any(n.output[0] not in dead for n in self._nodes if self._is_of(n, own)) or not live & self._inputs:
             return None
         tensors = {name for name in self._owners if self._is_read_by(name, dead)}
@@ -213,7 +213,7 @@ class _File:
             bypassed,
             frozenset(dead),
             frozenset(tensors),
-            sum(_record(n) for n in gone) + sum(shrunk),
+            sum(_record(n) for n in unused) + sum(shrunk),
         )
 
     def _layers_of(self, tensors: Iterable[str]) -> set[str]:
@@ -228,7 +228,7 @@ class _File:
         owners = (self._owners.get(name) for name in node.input)
         return any(layer is not None and layer.name in layers for layer in owners)
 
-    def _joined(self, layer: Layer) -> tuple[str, str] | None:
+    def _addition(self, layer: Layer) -> tuple[str, str] | None:
         """The addition that a layer's output goes into and nothing else, and what it is added to."""
         own = [n for n in self._nodes if n.op_type in _WEIGHTY and self._is_weight(n, layer)]
         if len(own) != 1:
@@ -251,7 +251,7 @@ class _File:
         )
 
     def _is_part(self, node: Any, others: Collection[str], layer: Layer) -> bool:
-        """Whether a node behind a silent layer gives zeros: its bias and its norm are silent, factors are harmless."""
+        """Whether a node behind a zeroed layer gives zeros: its bias and norm are zeroed too, factors do no harm."""
         owners = [self._owners.get(name) for name in others]
         if node.op_type in ("BatchNormalization", "Add"):
             return all(own is not None and own.name in (layer.name, layer.norm) for own in owners) and bool(others)

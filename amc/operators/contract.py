@@ -81,10 +81,10 @@ def _check_errors(operator: CompressionOperator, network: NetworkFacts, grid: Po
     for site in grid.sites:
         if operator.kind in site.operators:
             errors = by_kind[site.operators[0]].errors(network, site, _Measures(network))
-            told = f"the errors of {site.name} are {list(errors)}"
-            assert len(errors) == len(site.settings), f"{told}: one a setting is needed"
-            assert all(np.isfinite(e) and e >= 0 for e in errors), f"{told}: finite, and 0 at least"
-            assert errors[-1] == 0, f"{told}: 0 at the original"
+            errors_of = f"the errors of {site.name} are {list(errors)}"
+            assert len(errors) == len(site.settings), f"{errors_of}: one a setting is needed"
+            assert all(np.isfinite(e) and e >= 0 for e in errors), f"{errors_of}: finite, and 0 at least"
+            assert errors[-1] == 0, f"{errors_of}: 0 at the original"
 
 
 class _Measures:

@@ -132,7 +132,7 @@ class CompressionOperator(ABC):
         """
 
     def costs(self, network: NetworkFacts, sites: Sequence[SiteSettings], under: CostModel) -> CostModel:
-        """Costs of policies by the sizes of all ``sites [B, S]``, where ``under`` has told what other operators' cost.
+        """Costs of policies by the sizes of all ``sites [B, S]``; ``under``: by the operators before this one.
 
         The original's setting of a site adds nothing to them.
         """

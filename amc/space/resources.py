@@ -39,6 +39,7 @@ class Costs(Mapping[str, Floats]):
     """Costs ``[B]`` by resource, each computed when it is first asked for: a search limits one or two of them."""
 
     def __init__(self, ways: Mapping[str, Callable[[], Floats]]) -> None:
+        """``ways`` compute them."""
         self._ways, self._known = ways, dict[str, Floats]()
 
     def __getitem__(self, resource: str) -> Floats:
@@ -73,11 +74,11 @@ class Branch:
     bypassed: Mapping[str, str]
     """By the output of a node that does nothing without the branch, what it is identical to."""
     dead: frozenset[str]
-    """The first outputs of the nodes that go."""
+    """The first outputs of the nodes that are removed."""
     tensors: frozenset[str]
-    """The initializers that go."""
+    """The initializers that are removed."""
     bytes: int
-    """By which the records of nodes shrink."""
+    """How much shorter the nodes' records become."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,11 +116,11 @@ class ResourceModel:
         sites = len(self._full)
         self.branches = layout.branches if layout else ()
         """What can be removed whole, by a width of 0."""
-        silent = {name: branch.site for branch in self.branches for name in branch.layers}
+        removed_with = {name: branch.site for branch in self.branches for name in branch.layers}
         layers = [layer for layer in graph.layers if layer.output or layer.input]
         named = [(layer.name, row) for layer in layers for row in _rows(model, layer, sites)]
         rows = [row for _, row in named]
-        self._silent = np.array([silent.get(name, -1) for name, _ in named], np.int64)
+        self._branch = np.array([removed_with.get(name, -1) for name, _ in named], np.int64)
         # float64 holds these integers exactly up to 2**53, and its products are BLAS's
         self._a = np.array([r.first[0] for r in rows], np.float64).reshape(-1, sites).T
         self._a0 = np.array([r.first[1] for r in rows], np.float64)
@@ -165,12 +166,12 @@ class ResourceModel:
     def _elements(self, w: Ints) -> Floats:
         widths = w.astype(np.float64)
         product: Floats = (widths @ self._a + self._a0) * (widths @ self._b + self._b0) * self._rest
-        return product if w.all() else product * _heard(w, self._silent)
+        return product if w.all() else product * _present(w, self._branch)
 
 
-def _heard(w: Ints, silent: Ints) -> NDArray[np.bool_]:
-    """What is left ``[B, R]`` of rows that go with a site's last channel; ``silent [R]`` is that site, or -1."""
-    left: NDArray[np.bool_] = (silent < 0) | (w[:, silent] > 0)
+def _present(w: Ints, branch: Ints) -> NDArray[np.bool_]:
+    """Which rows are left ``[B, R]``: those that no branch takes with it. ``branch [R]``: the site of it, or -1."""
+    left: NDArray[np.bool_] = (branch < 0) | (w[:, branch] > 0)
     return left
 
 
@@ -248,8 +249,8 @@ class _FileSize:
         self._itemsize = np.array([t.itemsize for t in tensors], np.int64)
         self._fixed = np.array([t.fixed for t in tensors], np.int64)
         self._per_group = np.array([t.per_group for t in tensors], np.int64)
-        gone = {name: branch.site for branch in layout.branches for name in branch.tensors}
-        self._silent = np.array([gone.get(t.name, -1) for t in tensors], np.int64)
+        removed_with = {name: branch.site for branch in layout.branches for name in branch.tensors}
+        self._branch = np.array([removed_with.get(t.name, -1) for t in tensors], np.int64)
         self._branches = [branch.site for branch in layout.branches]
         self._saved = np.array([_fixed_bytes(branch, layout, tensors) for branch in layout.branches], np.int64)
         inside = int(self._changing(full[None])[0])
@@ -267,7 +268,7 @@ class _FileSize:
         if w.all():
             total: Ints = bytes_.sum(1)
             return total
-        saved: Ints = (bytes_ * _heard(w, self._silent)).sum(1) - (w[:, self._branches] == 0) @ self._saved
+        saved: Ints = (bytes_ * _present(w, self._branch)).sum(1) - (w[:, self._branches] == 0) @ self._saved
         return saved
 
     def __call__(self, w: Ints) -> Ints:
@@ -276,7 +277,7 @@ class _FileSize:
 
 
 def _fixed_bytes(branch: Branch, layout: FileLayout, changing: Sequence[StoredTensor]) -> int:
-    """Bytes that go with a branch, besides those of its tensors that follow the sites."""
+    """Bytes that are removed with a branch, besides those of its tensors that follow the sites."""
     following = {t.name: t for t in changing if t.name in branch.tensors}
     total = branch.bytes + len(branch.tensors)  # a tag each
     for tensor in layout.tensors:
@@ -285,4 +286,4 @@ def _fixed_bytes(branch: Branch, layout: FileLayout, changing: Sequence[StoredTe
             record = tensor.fixed + raw + int(varint(raw)) + int(varint(tensor.dims).sum())
             total += record + int(varint(record))
     groups = [t.dims[0] // t.per_group for t in following.values() if t.per_group]
-    return total - int(varint(groups).sum())  # what a group's number takes is told of the tensors
+    return total - int(varint(groups).sum())  # the tensors count what a group attribute takes
