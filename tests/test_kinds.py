@@ -339,7 +339,7 @@ def test_torchscript_inside_is_named() -> None:
 
 
 def test_a_padding_mask_is_followed() -> None:
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 3, 24, batch_first=True), 2)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 4, 24, batch_first=True), 2)
 
     class Masked(nn.Module):
         def __init__(self) -> None:
