@@ -22,8 +22,8 @@ _Found = dict[tuple[str, str], Layer]
 """By module and attribute."""
 
 
-class Numbers:
-    """The whole numbers and tuples of one network's modules, against the ``roots`` of its atoms."""
+class ShapeAttributes:
+    """The whole numbers and tuples of one network's modules, against the ``roots`` of its ids."""
 
     def __init__(self, model: nn.Module, flow: Flow, roots: Ints) -> None:
         self._model, self._flow, self._roots = model, flow, roots
@@ -73,7 +73,7 @@ class Numbers:
     def _concerned(self, seen: Iterable[_Seen], members: Ints) -> Iterator[tuple[_Seen, Ints, int]]:
         """Those in which the group lies along one dimension, with their roots, and that dimension."""
         for item in seen:
-            roots = self._roots[item.atoms.numpy()]
+            roots = self._roots[item.ids.numpy()]
             dims = along(roots)
             if len(dims) == 1 and np.isin(roots, members).any():
                 yield item, roots, dims[0]

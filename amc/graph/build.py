@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amc.errors import ModelError, first_line
-from amc.graph.attention import adapted
-from amc.graph.attributes import Numbers
+from amc.graph.attention import adapted, without_fast_path
+from amc.graph.attributes import ShapeAttributes
 from amc.graph.channels import CONVS, TRANSPOSED, Axis, Ints, Layer, Statistic, kind_of
 from amc.graph.elements import along, line_of
 from amc.graph.flow import Flow, Parts, Weights
@@ -69,19 +69,22 @@ def build_graph(model: nn.Module, example: Nested) -> Graph:
 
 
 class _Builder:
-    """From the atoms of one forward pass to groups, layers and costs."""
+    """From the ids of one forward pass to groups, layers and costs."""
 
     def __init__(self, model: nn.Module, example: Nested) -> None:
         self._model = model
         self._flow = flow = Flow(model)
         try:
-            with torch.no_grad():  # what a network keeps from its first pass on is there for all that follow
+            with (
+                torch.no_grad(),
+                without_fast_path(),
+            ):  # what a network keeps from its first pass on is there for all that follow
                 nested.call(model, example)
             with adapted(model), flow.watching():
                 self._trace = trace(model, example, flow)
         except (RuntimeError, ValueError, TypeError) as error:
             raise ModelError(f"the network fails on its example input: {first_line(error)}") from error
-        if _sleeping(model, flow.weights):
+        if _not_run(model, flow.weights):
             _rehearse(flow, model, example)
         self._patience = _PATIENCE
         self._freeze_shared()
@@ -92,10 +95,10 @@ class _Builder:
         self._roots = _settle(self._flow)
         if _tie_unused(self._flow, self._roots):
             self._roots = _settle(self._flow)
-        self._frozen = self._flow.atoms.frozen(self._roots)
+        self._frozen = self._flow.ids.frozen(self._roots)
         self._tensor_axes = dict(self._parameter_axes())
         self._groups = self._find_groups()
-        self._numbers = Numbers(self._model, self._flow, self._roots)
+        self._shape_attributes = ShapeAttributes(self._model, self._flow, self._roots)
         self._variants: dict[int, list[list[Layer]]] = {}
 
     # Groups
@@ -106,18 +109,18 @@ class _Builder:
         for layer in self._flow.weights.values():
             module = self._model.get_submodule(layer.module)
             if any(owners[id(p)] > 1 for p in module.parameters(recurse=False)):
-                for atoms in (layer.output, layer.input):
-                    if atoms is not None:
-                        self._flow.atoms.freeze(atoms, f"{layer.name} shares its weights with another layer")
+                for ids in (layer.output, layer.input):
+                    if ids is not None:
+                        self._flow.ids.freeze(ids, f"{layer.name} shares its weights with another layer")
 
     def _parameter_axes(self) -> Iterator[tuple[str, tuple[int, Ints]]]:
         """For every parameter that was followed by its elements: the dimension along which its channels lie."""
-        for name, atoms in self._flow.parameters.items():
+        for name, ids in self._flow.parameters.items():
             if name in self._flow.weights:
-                for root in np.unique(self._roots[atoms.numpy()]).tolist():
+                for root in np.unique(self._roots[ids.numpy()]).tolist():
                     self._frozen.setdefault(root, f"{name} is used in several ways")
                 continue
-            roots = self._roots[atoms.numpy()]
+            roots = self._roots[ids.numpy()]
             dims = along(roots)
             if len(dims) == 1:
                 yield name, (dims[0], line_of(roots, dims[0]))
@@ -134,7 +137,7 @@ class _Builder:
             if layer.input is not None:
                 axes.append((self._roots[layer.input.numpy()], "input"))
         axes += [(roots, "parameter") for _, roots in self._tensor_axes.values()]
-        axes += [(self._roots[p.atoms.numpy()], "product") for p in self._flow.products]
+        axes += [(self._roots[p.ids.numpy()], "product") for p in self._flow.products]
         signatures: dict[int, list[tuple[int, int]]] = defaultdict(list)
         roles: dict[int, set[str]] = defaultdict(set)
         for number, (roots, role) in enumerate(axes):
@@ -162,7 +165,7 @@ class _Builder:
         candidates = []
         for group in self._groups:
             if len(group.roots) < 2:
-                group.reason = self._flow.atoms.why_tied(self._roots, int(group.roots[0])) or "it has one channel only"
+                group.reason = self._flow.ids.why_tied(self._roots, int(group.roots[0])) or "it has one channel only"
             else:
                 candidates.append(group)
         patterns: dict[str, list[_Group]] = defaultdict(list)
@@ -186,21 +189,21 @@ class _Builder:
         failed = {int(r): g for g in self._groups if g.reason and len(g.roots) > 1 for r in g.roots}
         tied = False
         for parts in self._flow.parts:
-            heads = failed.get(int(self._roots[parts.atoms.reshape(-1)[0]]))
+            heads = failed.get(int(self._roots[parts.ids.reshape(-1)[0]]))
             inside = [w for n, w in self._flow.weights.items() if parts.module and n.startswith(f"{parts.module}.")]
             readers = [w for w in inside if heads and w.input is not None and self._hangs(w.input, heads)]
             makers = [w for w in inside if heads and w.input is not None and self._hangs(w.output, heads)]
             for reader, maker in ((r, m) for r in readers for m in makers):
                 stream = self._roots[maker.input.numpy()]  # type: ignore[union-attr]
                 if len(stream) == len(reader.input) and not set(stream.tolist()) & offered:  # type: ignore[arg-type]
-                    self._flow.atoms.tie(maker.input, reader.input, "attention is as wide as its input")  # type: ignore[arg-type]
+                    self._flow.ids.tie(maker.input, reader.input, "attention is as wide as its input")  # type: ignore[arg-type]
                     tied = True
         if tied:
             self._settle()
         return tied
 
-    def _hangs(self, atoms: Tensor, group: _Group) -> bool:
-        return bool(np.isin(self._roots[atoms.numpy()], group.roots).any())
+    def _hangs(self, ids: Tensor, group: _Group) -> bool:
+        return bool(np.isin(self._roots[ids.numpy()], group.roots).any())
 
     def _grow(self, found: list[_Group], more: list[_Group]) -> list[_Group]:
         """``found`` and what can be added of ``more``, by halves."""
@@ -242,16 +245,16 @@ class _Builder:
         return None
 
     def _attributes(self, group: _Group) -> list[list[Layer]]:
-        """See `amc.graph.attributes.Numbers.following`; found once for a group."""
+        """See `amc.graph.attributes.ShapeAttributes.following`; found once for a group."""
         if id(group) not in self._variants:
-            self._variants[id(group)] = self._numbers.following(group.roots)
+            self._variants[id(group)] = self._shape_attributes.following(group.roots)
         return self._variants[id(group)]
 
     # Layers and costs
 
     def graph(self, groups: Sequence[_Group], refusals: tuple[Refusal, ...]) -> Graph:
         """The graph whose sites are these groups."""
-        site, channel = np.full(self._flow.atoms.count, -1), np.full(self._flow.atoms.count, -1)
+        site, channel = np.full(self._flow.ids.count, -1), np.full(self._flow.ids.count, -1)
         for number, group in enumerate(groups):
             site[group.roots] = number
             channel[group.roots] = np.arange(len(group.roots))
@@ -266,7 +269,7 @@ class _Builder:
                 layers.append(Layer(x.name, x.kind, Axis(np.where(x.output.site < 0, -1, number), x.output.channel)))
         statistics = []
         for norm in self._flow.norms:
-            found = axis(self._roots[norm.atoms.numpy()])
+            found = axis(self._roots[norm.ids.numpy()])
             if found is not None:
                 statistics.append(Statistic(norm.number, norm.dim, found))
         sites = tuple(self._site(number, group, layers) for number, group in enumerate(groups))
@@ -285,7 +288,7 @@ class _Builder:
                 if (cut := axis(line)) is not None:
                     yield Layer(name, f"parameter:{dim}", cut)
         for number, product in enumerate(self._flow.products):
-            if (cut := axis(self._roots[product.atoms.numpy()])) is not None:
+            if (cut := axis(self._roots[product.ids.numpy()])) is not None:
                 each = product.macs // len(cut)
                 yield Layer(f"product {number}", "product", cut, positions=each, macs=product.macs)
 
@@ -294,9 +297,9 @@ class _Builder:
         found = defaultdict(list)
         for name, (dim, line) in self._tensor_axes.items():
             found[name.rpartition(".")[0]].append((name, dim, line))
-        for name, atoms in self._flow.plain_norms.items():
+        for name, ids in self._flow.plain_norms.items():
             if kind_of(self._model.get_submodule(name)) == "norm":
-                found[name].append((name, 0, self._roots[atoms.numpy()]))
+                found[name].append((name, 0, self._roots[ids.numpy()]))
         return found
 
     def _modules(self, axis: _Find, tensors: dict[str, list[tuple[str, int, Ints]]]) -> Iterator[Layer]:
@@ -385,10 +388,10 @@ class _Builder:
         return "no layer reads it"
 
 
-def _sleeping(model: nn.Module, awake: Container[str]) -> list[str]:
+def _not_run(model: nn.Module, ran: Container[str]) -> list[str]:
     """Layers that have not run, as auxiliary classifiers do in training only."""
     kinds = (*CONVS, *TRANSPOSED, nn.Linear)
-    return [name for name, module in model.named_modules() if isinstance(module, kinds) and name not in awake]
+    return [name for name, module in model.named_modules() if isinstance(module, kinds) and name not in ran]
 
 
 def _rehearse(flow: Flow, model: nn.Module, example: Nested) -> None:
@@ -415,8 +418,8 @@ def _gist(reason: str | None) -> str:
 def _settle(flow: Flow) -> Ints:
     """Tie until every dimension that became several parts changes along one of them only; the roots then."""
     while True:
-        roots = flow.atoms.roots()
-        open_parts = [(p, dims) for p in flow.parts if len(dims := along(roots[p.atoms.numpy()])) > 1]
+        roots = flow.ids.roots()
+        open_parts = [(p, dims) for p in flow.parts if len(dims := along(roots[p.ids.numpy()])) > 1]
         if not open_parts:
             return roots
         for parts, dims in open_parts:
@@ -428,10 +431,10 @@ def _tie_unused(flow: Flow, roots: Ints) -> bool:
 
     A table of positions may have more rows than the example has positions.
     """
-    members = np.bincount(roots, minlength=flow.atoms.count)
+    members = np.bincount(roots, minlength=flow.ids.count)
     tied = False
-    for atoms in flow.parameters.values():
-        own = roots[atoms.numpy()]
+    for ids in flow.parameters.values():
+        own = roots[ids.numpy()]
         for dim in along(own) if len(along(own)) > 1 else []:
             lines = np.moveaxis(own, dim, 0).reshape(own.shape[dim], -1)
             used = members[lines] > 1
@@ -440,16 +443,16 @@ def _tie_unused(flow: Flow, roots: Ints) -> bool:
             line = np.take_along_axis(lines, used.argmax(1)[:, None], 1)
             if bool(((lines == line) | ~used).all()):
                 wide = torch.from_numpy(np.broadcast_to(line, lines.shape)[~used])
-                flow.atoms.tie(wide, torch.from_numpy(lines[~used]))
+                flow.ids.tie(wide, torch.from_numpy(lines[~used]))
                 tied = True
                 break
     return tied
 
 
 def _tie(flow: Flow, parts: Parts, dims: list[int]) -> None:
-    keep = max(dims, key=lambda d: parts.atoms.shape[d])
-    first = parts.atoms
+    keep = max(dims, key=lambda d: parts.ids.shape[d])
+    first = parts.ids
     for dim in dims:
         if dim != keep:
             first = first.narrow(dim, 0, 1)
-    flow.atoms.tie(first, parts.atoms, "it is cut into parts that must stay equal")
+    flow.ids.tie(first, parts.ids, "it is cut into parts that must stay equal")

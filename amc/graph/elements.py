@@ -1,8 +1,8 @@
-"""Labels: which elements of tensors stand for one and the same channel.
+"""Element ids: which elements of tensors stand for one and the same channel.
 
-An *atom* is an integer that names a channel of one layer, or an element of a parameter. A *plane* is an integer
-tensor of a tensor's shape that holds every element's atom; along dimensions where nothing changes it has stride 0,
-so a plane costs as much memory as it has channels. Atoms that must live or die together are tied; an atom that
+An *id* is an integer that names a channel of one layer, or an element of a parameter. A *plane* is an integer
+tensor of a tensor's shape that holds every element's id; along dimensions where nothing changes it has stride 0,
+so a plane costs as much memory as it has channels. Ids whose elements can only be removed together are tied; an id that
 cannot be removed is frozen, with the reason.
 """
 
@@ -16,12 +16,12 @@ from torch import Tensor
 from amc.graph.channels import Ints
 
 FIXED = 1
-"""The atom of elements that are always there, such as padding."""
+"""The id of elements that are always there, such as padding."""
 _TIDIED_UP_TO = 1 << 22  # elements; larger planes are not searched for dimensions that do not change
 
 
-class Atoms:
-    """All atoms of one network, and what is known of them."""
+class ElementIds:
+    """All ids of one network, and what is known of them."""
 
     def __init__(self) -> None:
         self.count = FIXED + 1
@@ -32,12 +32,12 @@ class Atoms:
         self._tied: list[tuple[Ints, str]] = []
 
     def fresh(self, count: int) -> Tensor:
-        """``count`` new atoms ``[count]``."""
+        """``count`` new ids ``[count]``."""
         self.count += count
         return torch.arange(self.count - count, self.count)
 
     def tie(self, first: Tensor, second: Tensor, reason: str = "") -> None:
-        """Element by element (they broadcast), the atoms of the two live or die together."""
+        """Element by element (they broadcast), the ids of the two can only be removed together."""
         a, b = (t.reshape(-1).numpy() for t in torch.broadcast_tensors(first, second))
         different = a != b
         if not different.any():
@@ -50,14 +50,14 @@ class Atoms:
         if reason:
             self._tied.append((np.unique(a[loose]), reason))
 
-    def freeze(self, atoms: Tensor, reason: str) -> None:
+    def freeze(self, ids: Tensor, reason: str) -> None:
         """None of these can be removed."""
-        found = np.unique(atoms.reshape(-1).numpy())
+        found = np.unique(ids.reshape(-1).numpy())
         if len(found):
             self._frozen.append((found, reason))
 
     def roots(self) -> Ints:
-        """For every atom the smallest atom that it is tied to ``[count]``."""
+        """For every id the smallest id that it is tied to ``[count]``."""
         roots = np.arange(self.count)
         if not self._first:
             return roots
@@ -67,7 +67,7 @@ class Atoms:
             before = roots.copy()
             np.minimum.at(roots, roots[a], low)
             np.minimum.at(roots, roots[b], low)
-            while True:  # every atom looks at its root's root
+            while True:  # every id looks at its root's root
                 further = roots[roots]
                 if np.array_equal(further, roots):
                     break
@@ -78,14 +78,14 @@ class Atoms:
     def frozen(self, roots: Ints) -> dict[int, str]:
         """The roots of what cannot be removed, with the first reason given."""
         found = {FIXED: "it is padded to a fixed number"}
-        for atoms, reason in self._frozen:
-            for root in np.unique(roots[atoms]).tolist():
+        for ids, reason in self._frozen:
+            for root in np.unique(roots[ids]).tolist():
                 found.setdefault(root, reason)
         return found
 
     def why_tied(self, roots: Ints, root: int) -> str:
         """Why several channels became one, if a reason was given."""
-        return next((reason for atoms, reason in self._tied if root in roots[atoms]), "")
+        return next((reason for ids, reason in self._tied if root in roots[ids]), "")
 
 
 def core(plane: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def tidy(plane: Tensor) -> Tensor:
 
 
 def varying(plane: Tensor) -> list[int]:
-    """The dimensions along which atoms change."""
+    """The dimensions along which ids change."""
     return [d for d in range(plane.ndim) if plane.shape[d] > 1 and plane.stride(d) != 0]
 
 

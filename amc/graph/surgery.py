@@ -78,8 +78,8 @@ def silenced(layers: Sequence[Layer], kept: Kept) -> list[str]:
     """The layers that read nothing but sites that keep nothing, and the BatchNorms behind them."""
     if all(len(channels) for channels in kept):
         return []
-    deaf = [x for x in layers if x.is_weighty and x.input is not None and len(x.input.kept(kept)) == 0]
-    return [name for x in deaf for name in (x.name, x.norm) if name]
+    unfed = [x for x in layers if x.is_weighty and x.input is not None and len(x.input.kept(kept)) == 0]
+    return [name for x in unfed for name in (x.name, x.norm) if name]
 
 
 def silence(model: nn.Module, layers: Sequence[Layer], kept: Kept) -> None:

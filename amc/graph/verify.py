@@ -95,12 +95,19 @@ def _some(channels: int, share: float, rng: np.random.Generator) -> Ints:
 def masked_outputs(model: nn.Module, graph: Graph, kept: Kept, inputs: Nested) -> list[Tensor]:
     """What the whole network computes when nothing listens to the channels that are not kept."""
     called = graph.trace.layers
-    with torch.no_grad(), adapted(model), _deaf(model, graph.layers, kept, called), _Statistics(graph.statistics, kept):
+    with (
+        torch.no_grad(),
+        adapted(model),
+        _without_removed_inputs(model, graph.layers, kept, called),
+        _Statistics(graph.statistics, kept),
+    ):
         return [t for t in tree_leaves(nested.call(model, inputs)) if isinstance(t, Tensor)]
 
 
 @contextmanager
-def _deaf(model: nn.Module, layers: Sequence[Layer], kept: Kept, called: Container[str]) -> Iterator[None]:
+def _without_removed_inputs(
+    model: nn.Module, layers: Sequence[Layer], kept: Kept, called: Container[str]
+) -> Iterator[None]:
     """Layers read the kept inputs only. Where a function uses their weights, zeros stand for the others."""
     handles: list[Any] = []
     whole: list[tuple[dict[str, Any], str, Any]] = []

@@ -1,9 +1,9 @@
-"""How channels flow through a network: one forward pass, in which every tensor carries a plane of atoms.
+"""How channels flow through a network: one forward pass, in which every tensor carries a plane of ids.
 
-Operators that move elements (views, permutations, concatenations, paddings, …) move the atoms just so. A layer
-with weights reads the atoms of its input's channels and gives its output fresh ones. An element-wise operator ties
-the atoms that it combines. Where an operator needs all parts to have one length (the groups of a convolution, the
-heads of attention, the halves of a shuffle), the atoms of equal places in the parts are tied. An operator that is
+Operators that move elements (views, permutations, concatenations, paddings, …) move the ids just so. A layer
+with weights reads the ids of its input's channels and gives its output fresh ones. An element-wise operator ties
+the ids that it combines. Where an operator needs all parts to have one length (the groups of a convolution, the
+heads of attention, the halves of a shuffle), the ids of equal places in the parts are tied. An operator that is
 not known freezes what it reads.
 
 Only one dimension of meaning is followed: a tensor whose elements belong to two independent channels at once (the

@@ -14,12 +14,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from amc.graph.channels import BATCH_NORMS, CONVS, TRANSPOSED
-from amc.graph.elements import FIXED, Atoms, core, tidy, varying
+from amc.graph.elements import FIXED, ElementIds, core, tidy, varying
 from amc.graph.flow.rules import RULES
 from amc.graph.macs import operator_macs
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-_MOST_ATOMS = 1 << 22  # elements of a parameter that is followed element by element
+_MOST_IDS = 1 << 22  # elements of a parameter that is followed element by element
 STATISTICS = frozenset(
     ("native_layer_norm", "_fused_rms_norm", "native_group_norm", "sum", "mean", "amax", "amin", "var", "std",
      "linalg_vector_norm", "var_mean", "max", "min", "logsumexp", "prod", "median", "nanmedian", "nansum", "std_mean",
@@ -27,7 +27,7 @@ STATISTICS = frozenset(
 )  # fmt: skip
 """Operators that take statistics; `amc.graph.channels.Statistic` numbers these."""
 Vector = Tensor
-"""Atoms ``[n]`` along one dimension."""
+"""ElementIds ``[n]`` along one dimension."""
 
 
 @dataclass(eq=False)
@@ -52,10 +52,10 @@ class Weights:
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """MACs of a product of activations: ``macs`` in all, in proportion to the length of ``atoms``."""
+    """MACs of a product of activations: ``macs`` in all, in proportion to the length of ``ids``."""
 
     macs: int
-    atoms: Vector
+    ids: Vector
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class Parts:
     """A dimension that became several ``[a, b, …]``: after removing they must still be one block."""
 
     module: str
-    atoms: Tensor
+    ids: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class View:
     """A new shape: the number of channels in it may be written down in the module."""
 
     module: str
-    atoms: Tensor
+    ids: Tensor
     shape: tuple[int, ...]
 
 
@@ -81,14 +81,14 @@ class Norm:
 
     number: int
     dim: int
-    atoms: Vector
+    ids: Vector
 
 
 class Flow:
     """Watches one forward pass (see `amc.graph.trace.trace`) and follows every channel."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.atoms = Atoms()
+        self.ids = ElementIds()
         self.weights: dict[str, Weights] = {}
         self.products: list[Product] = []
         self.parts: list[Parts] = []
@@ -99,7 +99,7 @@ class Flow:
         self.group_norms: dict[str, bool] = {}
         """Group normalisations by module, and whether whole groups are removed."""
         self.parameters: dict[str, Tensor] = {}
-        """The atoms of parameters and buffers that were followed element by element."""
+        """The ids of parameters and buffers that were followed element by element."""
         self._constants: set[str] = set()
         """Parameters and buffers that an unknown operator read: they stay as they are."""
         self.activations: dict[int, Tensor] = {}
@@ -112,7 +112,7 @@ class Flow:
         self._indices: dict[int, int] = {}
         """The number of an activation by its memory."""
         self._written: dict[int, tuple[Tensor, Tensor]] = {}
-        """By memory that was written to in parts: a tensor that keeps it from being freed, and all of its atoms."""
+        """By memory that was written to in parts: a tensor that keeps it from being freed, and all of its ids."""
         self._produced: Any = WeakTensorKeyDictionary()
         self._stack: list[str] = [""]
         self.tensors: dict[int, tuple[str, Tensor]] = {}
@@ -152,7 +152,7 @@ class Flow:
         for tensor in tensors:
             plane = self.plane(tensor)
             if plane is not None:
-                self.atoms.freeze(core(plane), "it is the network's output")
+                self.ids.freeze(core(plane), "it is the network's output")
 
     def step(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         """One operator has run."""
@@ -162,7 +162,7 @@ class Flow:
         outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         self._forget_norms(name, args, outs)
         if self._views_parameter(args, outs):
-            return  # its atoms are found by its storage, once something else than a view needs them
+            return  # its ids are found by its storage, once something else than a view needs them
         if isinstance(self.module(), _RECURRENT):
             self._recurs(args, kwargs)
             return
@@ -180,7 +180,7 @@ class Flow:
     # Planes
 
     def plane(self, tensor: Any) -> Tensor | None:
-        """The atoms of a tensor's elements; None where no channel is known."""
+        """The ids of a tensor's elements; None where no channel is known."""
         if not isinstance(tensor, Tensor):
             return None
         written = self._written.get(tensor.untyped_storage()._cdata)
@@ -193,37 +193,37 @@ class Flow:
         return self._of_own(*own, tensor) if own is not None and tensor.is_floating_point() else None
 
     def _of_own(self, name: str, whole: Tensor, tensor: Tensor) -> Tensor | None:
-        """The atoms of a parameter or buffer, of which ``tensor`` is a view."""
+        """The ids of a parameter or buffer, of which ``tensor`` is a view."""
         if name in self.weights and self.weights[name].is_table:
             return self._of_table(self.weights[name].output, whole, tensor)
-        atoms = self._of_bias(name, whole)
-        if atoms is None:
-            large = whole.numel() > _MOST_ATOMS or not whole.is_contiguous()
+        ids = self._of_bias(name, whole)
+        if ids is None:
+            large = whole.numel() > _MOST_IDS or not whole.is_contiguous()
             if large or name in self._constants or self._is_weight(name, whole):
                 return None
             if name not in self.parameters:
-                self.parameters[name] = self.atoms.fresh(whole.numel()).reshape(whole.shape)
-            atoms = self.parameters[name]
-        return tidy(atoms.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()))
+                self.parameters[name] = self.ids.fresh(whole.numel()).reshape(whole.shape)
+            ids = self.parameters[name]
+        return tidy(ids.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()))
 
-    def _of_table(self, atoms: Vector, table: Tensor, tensor: Tensor) -> Tensor | None:
+    def _of_table(self, ids: Vector, table: Tensor, tensor: Tensor) -> Tensor | None:
         """Of a table of embeddings ``[n, width]``, or of it transposed."""
         if tensor.shape == table.shape and tensor.stride() == table.stride():
-            return atoms.expand(tensor.shape)
-        return atoms[:, None].expand(tensor.shape) if tensor.shape == table.shape[::-1] else None
+            return ids.expand(tensor.shape)
+        return ids[:, None].expand(tensor.shape) if tensor.shape == table.shape[::-1] else None
 
     def _of_bias(self, name: str, tensor: Tensor) -> Tensor | None:
-        """The atoms of a layer's own bias, where it is added apart from the layer's product."""
+        """The ids of a layer's own bias, where it is added apart from the layer's product."""
         holder, _, key = name.rpartition(".")
         layer = self.weights.get(holder)
         known = layer is not None and not layer.bare and key == "bias" and tensor.shape == layer.output.shape
         return layer.output if known and layer is not None else None
 
     def write(self, target: Tensor, plane: Tensor) -> bool:
-        """Elements with these atoms are written into a part of a tensor. Gives whether that can be followed."""
+        """Elements with these ids are written into a part of a tensor. Gives whether that can be followed."""
         storage = target.untyped_storage()
         count = storage.nbytes() // target.element_size()
-        if storage._cdata in self.tensors or count > _MOST_ATOMS:
+        if storage._cdata in self.tensors or count > _MOST_IDS:
             return False
         if storage._cdata not in self._written:
             self._written[storage._cdata] = (target, self._all_of(target, count))
@@ -234,7 +234,7 @@ class Flow:
         return True
 
     def _all_of(self, target: Tensor, count: int) -> Tensor:
-        """The atoms of the whole memory that a tensor shows a part of."""
+        """The ids of the whole memory that a tensor shows a part of."""
         found = torch.full((count,), FIXED)
         for tensor, plane in list(self._planes.items()):
             if tensor.untyped_storage()._cdata == target.untyped_storage()._cdata:
@@ -293,9 +293,9 @@ class Flow:
         if not mine or not theirs:
             return (first if mine else second).expand(shape)
         if not set(mine) & set(theirs):
-            self.atoms.freeze(core(second), "it meets channels of another kind")
+            self.ids.freeze(core(second), "it meets channels of another kind")
             return first.expand(shape)
-        self.atoms.tie(core(first), core(second))
+        self.ids.tie(core(first), core(second))
         # the simpler of the two, unless it is only broadcast along what changes in the other
         simple, other = sorted((first, second), key=lambda p: len(varying(p)))
         broadcast = any(simple.shape[d] == 1 and shape[d] > 1 for d in varying(other))
@@ -308,14 +308,14 @@ class Flow:
             # a dimension that is expanded (stride 0) has any length
             lengths = [1 if other.stride(d) == 0 else other.shape[d] for d in range(other.ndim)]
             if any(d >= offset and lengths[d - offset] > 1 for d in varying(plane)):
-                self.atoms.freeze(core(plane), "it meets a constant with a fixed number of channels")
+                self.ids.freeze(core(plane), "it meets a constant with a fixed number of channels")
 
     def only_along(self, plane: Tensor, dims: Sequence[int], reason: str) -> Tensor:
-        """Tie atoms along all other dimensions, so that the plane changes along ``dims`` only."""
+        """Tie ids along all other dimensions, so that the plane changes along ``dims`` only."""
         for dim in varying(plane):
             if dim not in dims:
                 first = plane.narrow(dim, 0, 1)
-                self.atoms.tie(core(first), core(plane), reason)
+                self.ids.tie(core(first), core(plane), reason)
                 plane = first.expand(plane.shape)
         return plane
 
@@ -325,13 +325,13 @@ class Flow:
             if own is not None and own not in self.parameters:
                 self._constants.add(own)
             elif (plane := self.plane(tensor)) is not None:
-                self.atoms.freeze(core(plane), f"it runs through {name.strip('_')}, which is not understood")
+                self.ids.freeze(core(plane), f"it runs through {name.strip('_')}, which is not understood")
 
     def _recurs(self, args: Any, kwargs: Any) -> None:
         kind = type(self.module()).__name__
         for tensor in tree_leaves((args, kwargs)):
             if self._own(tensor) is None and (plane := self.plane(tensor)) is not None:
-                self.atoms.freeze(core(plane), f"{self.running or 'the network'}, a recurrent layer ({kind}), reads it")
+                self.ids.freeze(core(plane), f"{self.running or 'the network'}, a recurrent layer ({kind}), reads it")
 
     def _own(self, tensor: Any) -> str | None:
         """The parameter or buffer that a tensor is or shows."""
@@ -366,7 +366,7 @@ class Flow:
             return None
         name, module, bare = found
         if name not in self.weights:
-            self.weights[name] = Weights(name, module, self.atoms.fresh(outputs), bare=bare)
+            self.weights[name] = Weights(name, module, self.ids.fresh(outputs), bare=bare)
         layer = self.weights[name]
         return None if layer.is_table or len(layer.output) != outputs else layer
 
@@ -379,16 +379,16 @@ class Flow:
         if isinstance(self._model.get_submodule(holder), (*CONVS, *TRANSPOSED, nn.Linear)):
             return None
         if name not in self.weights:
-            atoms = self.atoms.fresh(weight.shape[1])
-            self.weights[name] = Weights(name, holder, atoms, bare=True, transposed=True, is_table=True)
+            ids = self.ids.fresh(weight.shape[1])
+            self.weights[name] = Weights(name, holder, ids, bare=True, transposed=True, is_table=True)
         return self.weights[name] if self.weights[name].is_table else None
 
-    def read(self, layer: Weights, atoms: Vector) -> None:
+    def read(self, layer: Weights, ids: Vector) -> None:
         """The layer's input channels are these."""
         if layer.input is None:
-            layer.input = atoms
+            layer.input = ids
         else:
-            self.atoms.tie(layer.input, atoms)
+            self.ids.tie(layer.input, ids)
 
     def _forget_norms(self, name: str, args: Any, outs: Sequence[Tensor]) -> None:
         """A layer's output that anything but one BatchNorm reads has no norm that is its own."""
@@ -406,10 +406,10 @@ class Flow:
         """Remember whose output this is."""
         self._produced[tensor] = layer
 
-    def count(self, func: Any, args: Any, kwargs: Any, out: Any, atoms: Tensor) -> None:
-        """MACs of this operator go with the length of ``atoms``."""
+    def count(self, func: Any, args: Any, kwargs: Any, out: Any, ids: Tensor) -> None:
+        """MACs of this operator go with the length of ``ids``."""
         if not self.rehearsing:
-            self.products.append(Product(operator_macs(func, args, kwargs, out) or 0, atoms.reshape(-1)))
+            self.products.append(Product(operator_macs(func, args, kwargs, out) or 0, ids.reshape(-1)))
 
     def ran(self, layer: Weights, weight: Tensor, macs: int) -> None:
         """A layer's weights were applied with so many MACs."""
@@ -424,11 +424,11 @@ class Flow:
     def module(self) -> nn.Module:
         return self._model.get_submodule(self._stack[-1])
 
-    def mixes(self, dim: int, atoms: Vector) -> None:
+    def mixes(self, dim: int, ids: Vector) -> None:
         """This operator takes statistics over channels."""
         if self.rehearsing:
             return
-        self.norms.append(Norm(self._number, dim, atoms))
+        self.norms.append(Norm(self._number, dim, ids))
 
 
 def _parametrized(module: nn.Module) -> bool:
@@ -436,7 +436,7 @@ def _parametrized(module: nn.Module) -> bool:
 
 
 def channels_along(flow: Flow, plane: Tensor | None, dim: int, count: int, reason: str) -> Vector | None:
-    """The atoms along ``dim``; what changes along others is tied."""
+    """The ids along ``dim``; what changes along others is tied."""
     if plane is None:
         return None
     small = core(flow.only_along(plane, [dim], reason)).reshape(-1)

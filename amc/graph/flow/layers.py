@@ -17,22 +17,22 @@ from amc.graph.macs import operator_macs
 def _convolution(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
     x, weight = args[:2]
     transposed, groups = bool(args[6]), int(args[8])
-    atoms = channels_along(flow, flow.plane(x), 1, x.shape[1], "a convolution runs over its channels")
+    ids = channels_along(flow, flow.plane(x), 1, x.shape[1], "a convolution runs over its channels")
     layer = flow.layer(weight, out.shape[1])
     if layer is None or (transposed and groups > 1 and weight.shape[:2] != (groups, 1)):
-        if atoms is not None:
-            flow.atoms.freeze(atoms, _why_unread(flow, layer, weight, groups))
+        if ids is not None:
+            flow.ids.freeze(ids, _why_unread(flow, layer, weight, groups))
         if layer is not None:
-            flow.atoms.freeze(layer.output, f"{layer.name} is a transposed convolution of {groups} groups of channels")
+            flow.ids.freeze(layer.output, f"{layer.name} is a transposed convolution of {groups} groups of channels")
             return layer.output.reshape(1, -1, *[1] * (out.ndim - 2)).expand(out.shape)
         return None
     layer.transposed = transposed and groups == 1
     flow.ran(layer, weight, operator_macs(func, args, kwargs, out) or 0)
     if groups == 1:
-        if atoms is not None:
-            flow.read(layer, atoms)
+        if ids is not None:
+            flow.read(layer, ids)
     else:
-        _grouped(flow, layer, atoms, groups)
+        _grouped(flow, layer, ids, groups)
     flow.produced(layer, out)
     found: Tensor | None = layer.output.reshape(1, -1, *[1] * (out.ndim - 2)).expand(out.shape)
     bias = flow.plane(args[2]) if layer.bare else None
@@ -57,21 +57,21 @@ def _embedding(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Te
     return None if table is None else table.output.expand(out.shape)
 
 
-def _grouped(flow: Flow, layer: Weights, atoms: Vector | None, groups: int) -> None:
+def _grouped(flow: Flow, layer: Weights, ids: Vector | None, groups: int) -> None:
     """Whole groups go where there are more groups than channels in one; else the same channels of every group."""
     reason = f"{layer.name} has {groups} groups"
     outputs = layer.output.reshape(groups, -1)
-    if atoms is None:
-        flow.atoms.freeze(outputs, "it is a grouped convolution of the network's input")
+    if ids is None:
+        flow.ids.freeze(outputs, "it is a grouped convolution of the network's input")
         return
-    inputs = atoms.reshape(groups, -1)
+    inputs = ids.reshape(groups, -1)
     layer.by_group = groups >= max(inputs.shape[1], outputs.shape[1])
     if layer.by_group:
-        flow.atoms.tie(inputs[:, :1], inputs, reason)
-        flow.atoms.tie(inputs[:, :1], outputs, reason)
+        flow.ids.tie(inputs[:, :1], inputs, reason)
+        flow.ids.tie(inputs[:, :1], outputs, reason)
         return
-    flow.atoms.tie(inputs[:1], inputs, reason)
-    flow.atoms.tie(outputs[:1], outputs, reason)
+    flow.ids.tie(inputs[:1], inputs, reason)
+    flow.ids.tie(outputs[:1], outputs, reason)
     flow.read(layer, inputs[0])
 
 

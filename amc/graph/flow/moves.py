@@ -1,4 +1,4 @@
-"""Operators that move elements: the atoms move just so."""
+"""Operators that move elements: the ids move just so."""
 
 # mypy: disable-error-code=no-untyped-call
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _unequal(flow: Flow, plane: Tensor, dim: int, reason: str) -> None:
     if set(varying(plane)) & set(others):
         flow.only_along(plane, others, reason)
     else:
-        flow.atoms.freeze(core(plane), reason)
+        flow.ids.freeze(core(plane), reason)
 
 
 @rule("select", "unbind")
@@ -94,7 +94,7 @@ def _pixel_shuffle(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out
     plane = flow.only_along(plane, [channel], "pixel_shuffle runs over its channels")
     blocks = core(plane).movedim(channel, -1).reshape(-1)
     blocks = blocks.expand(args[0].shape[channel]).reshape(out.shape[channel], -1)
-    flow.atoms.tie(blocks[:, :1], blocks, "pixel_shuffle makes one channel of several")
+    flow.ids.tie(blocks[:, :1], blocks, "pixel_shuffle makes one channel of several")
     return blocks[:, 0, None, None].expand(out.shape)
 
 
@@ -175,5 +175,5 @@ def _copy(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor)
     plane, target = flow.plane(args[1]), args[0]
     whole = target.untyped_storage().nbytes() == target.numel() * target.element_size()
     if plane is not None and not (whole or flow.write(target, plane.expand(target.shape))):
-        flow.atoms.freeze(core(plane), "it is written into a part of a tensor")
+        flow.ids.freeze(core(plane), "it is written into a part of a tensor")
     return None if plane is None else plane.expand(out.shape)

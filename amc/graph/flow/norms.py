@@ -21,12 +21,12 @@ def _batch_norm(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: A
                 plane = flow.join(plane, own.reshape(1, -1, *[1] * (args[0].ndim - 2)))
             else:
                 flow.beside(plane, tensor.reshape(1, -1, *[1] * (args[0].ndim - 2)))
-    atoms = channels_along(flow, plane, 1, args[0].shape[1], "a norm runs over its channels")
-    if plane is None or atoms is None:
+    ids = channels_along(flow, plane, 1, args[0].shape[1], "a norm runs over its channels")
+    if plane is None or ids is None:
         return None
     if args[1] is None and args[3] is None:
-        flow.plain_norms[flow.running] = atoms
-    rest = [atoms if t.ndim == 1 and t.shape == atoms.shape else None for t in out[1:]] if atoms is not None else []
+        flow.plain_norms[flow.running] = ids
+    rest = [ids if t.ndim == 1 and t.shape == ids.shape else None for t in out[1:]] if ids is not None else []
     return [plane.expand(out[0].shape), *rest]
 
 
@@ -57,22 +57,22 @@ def _group_norm(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: A
     if plane is None:
         return None
     reason = f"a norm has {groups} groups"
-    atoms = channels_along(flow, plane, 1, x.shape[1], reason)
-    if atoms is None:
+    ids = channels_along(flow, plane, 1, x.shape[1], reason)
+    if ids is None:
         return [plane]
     if groups > 1:
-        blocks = atoms.reshape(groups, -1)
+        blocks = ids.reshape(groups, -1)
         whole = groups >= blocks.shape[1]
         flow.group_norms[flow.running] = whole
-        flow.atoms.tie(blocks[:, :1] if whole else blocks[:1], blocks, reason)
+        flow.ids.tie(blocks[:, :1] if whole else blocks[:1], blocks, reason)
     if groups == 1 or not flow.group_norms[flow.running]:
-        flow.mixes(1, atoms)
+        flow.mixes(1, ids)
     if args[1] is None:
-        flow.plain_norms[flow.running] = atoms
-    found: Tensor | None = atoms.reshape(1, -1, *[1] * (x.ndim - 2)).expand(x.shape)
+        flow.plain_norms[flow.running] = ids
+    found: Tensor | None = ids.reshape(1, -1, *[1] * (x.ndim - 2)).expand(x.shape)
     for tensor in args[1:3]:
         own = flow.plane(tensor)
         if own is not None:
             found = flow.join(found, own.reshape(1, -1, *[1] * (x.ndim - 2)))
-    per_group = atoms.reshape(groups, -1)[:, 0].expand(out[1].shape) if flow.group_norms.get(flow.running) else None
+    per_group = ids.reshape(groups, -1)[:, 0].expand(out[1].shape) if flow.group_norms.get(flow.running) else None
     return [found, per_group, per_group]

@@ -87,7 +87,7 @@ def _ordered(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any)
     dim = kwargs.get("dim", (0 if name == "msort" else -1) if given is None else given) % plane.ndim
     others = [d for d in varying(plane) if d != dim]
     if dim in varying(plane) and not others:
-        flow.atoms.freeze(core(plane), f"{name} runs over its channels")
+        flow.ids.freeze(core(plane), f"{name} runs over its channels")
         return None
     plane = flow.only_along(plane, others, f"{name} runs over its channels").narrow(dim, 0, 1)
     return [
@@ -119,26 +119,26 @@ def _one_operand(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: 
 @rule("grid_sampler_2d", "grid_sampler_3d", "_grid_sampler_2d_cpu_fallback", "max_unpool2d", "max_unpool3d")
 def _sampled(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
     """Positions of every channel are picked: by a grid ``[N, H, W, 2]``, which all share, or by indices of its own."""
-    atoms = channels_along(flow, flow.plane(args[0]), 1, out.shape[1], f"{name} runs over its channels")
+    ids = channels_along(flow, flow.plane(args[0]), 1, out.shape[1], f"{name} runs over its channels")
     chosen = flow.plane(args[1])
     if chosen is not None and name.startswith("max_unpool"):
         by_channel = flow.only_along(chosen, [1], f"{name} runs over its channels")
-        if atoms is not None:
-            flow.atoms.tie(atoms, core(by_channel).reshape(-1))
+        if ids is not None:
+            flow.ids.tie(ids, core(by_channel).reshape(-1))
     elif chosen is not None:
-        flow.atoms.freeze(core(chosen), "it says where others are sampled")
-    return None if atoms is None else atoms.reshape(1, -1, *[1] * (out.ndim - 2)).expand(out.shape)
+        flow.ids.freeze(core(chosen), "it says where others are sampled")
+    return None if ids is None else ids.reshape(1, -1, *[1] * (out.ndim - 2)).expand(out.shape)
 
 
 @rule("col2im")
 def _col2im(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
     """Windows ``[N, C·k, L]`` are added up to ``[N, C, H, W]``: the k rows of a channel go together."""
     reason = "a window runs over its channels"
-    atoms = channels_along(flow, flow.plane(args[0]), args[0].ndim - 2, args[0].shape[-2], reason)
-    if atoms is None:
+    ids = channels_along(flow, flow.plane(args[0]), args[0].ndim - 2, args[0].shape[-2], reason)
+    if ids is None:
         return None
-    rows = atoms.reshape(out.shape[-3], -1)
-    flow.atoms.tie(rows[:, :1], rows, reason)
+    rows = ids.reshape(out.shape[-3], -1)
+    flow.ids.tie(rows[:, :1], rows, reason)
     return rows[:, 0, None, None].expand(out.shape)
 
 

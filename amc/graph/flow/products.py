@@ -38,12 +38,12 @@ def _product(
     heads = [p for p in planes if p is not None and 0 in varying(p)]
     if heads:
         if len(heads) == 2:
-            flow.atoms.tie(core(heads[0]), core(heads[1]))
+            flow.ids.tie(core(heads[0]), core(heads[1]))
         else:
-            flow.atoms.freeze(core(heads[0]), together)
+            flow.ids.freeze(core(heads[0]), together)
         for plane in planes:
             if plane is not None and 0 not in varying(plane):
-                flow.atoms.freeze(core(plane), together)
+                flow.ids.freeze(core(plane), together)
         flow.count(func, args, kwargs, out, core(heads[0]))
         return core(heads[0]).reshape(-1, 1, 1)
     a, b = planes
@@ -52,10 +52,10 @@ def _product(
         if plane is None:
             continue
         if inner in varying(plane):
-            flow.atoms.freeze(core(plane), together)
+            flow.ids.freeze(core(plane), together)
         elif outer in varying(plane):
             if found is not None:
-                flow.atoms.freeze(core(plane), together)
+                flow.ids.freeze(core(plane), together)
                 continue
             found = core(plane)
             flow.count(func, args, kwargs, out, found)
@@ -73,9 +73,9 @@ def _attention(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: An
         if 1 in varying(plane):
             small = core(flow.only_along(plane, [1], "they are one head"))
             heads = small if heads is None else heads
-            flow.atoms.tie(heads, small)
+            flow.ids.tie(heads, small)
         else:
-            flow.atoms.freeze(core(plane), "its channels are multiplied with one another")
+            flow.ids.freeze(core(plane), "its channels are multiplied with one another")
     if heads is None:
         return None
     mask = kwargs.get("attn_mask")
