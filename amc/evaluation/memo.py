@@ -1,4 +1,4 @@
-"""What runs on one network and one set of data have in common: computed by the first, found by the others.
+"""What runs of one network on one set of data have in common: computed by the first, found in the cache by the others.
 
 Every identity holds what its content depends on: the network's weights, structure and outputs, the images themselves,
 the settings, the code of this package, and the libraries. Orders and scores of a criterion that is a plug-in are its

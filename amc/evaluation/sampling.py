@@ -1,8 +1,8 @@
-"""Which images a race reads first, and what those that were read say of all.
+"""The order in which races read samples, and the estimate of the mean over all from those that were read.
 
-Most images' losses hardly tell two policies apart: both get them right. So images are read in an order that prefers
-those that the original finds hard, and each counts by how likely it was to be read: sequential Poisson sampling
-(Ohlsson 1998, Journal of Official Statistics 14) with Hájek's estimator of the mean.
+On most samples the losses of two policies hardly differ: both get them right. So samples on which the original has a
+large loss are read first, and each is weighted by the inverse of its probability to be read: sequential Poisson
+sampling (Ohlsson 1998, Journal of Official Statistics 14) with Hájek's estimator of the mean.
 """
 
 from __future__ import annotations
@@ -14,15 +14,21 @@ import torch
 from torch import Tensor
 
 _FLOOR = 0.2
-"""Least size of an image, where an image of mean loss has 1: what is easy for one policy may not be for another."""
+"""Least size of a sample, where one of mean loss has 1: what is easy for one policy may be hard for another."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sampling:
-    """An order of images ``[N]`` for reading as few as it takes."""
+    """An order of samples ``[N]``, drawn without replacement with probabilities in proportion to their sizes.
+
+    >>> sampling = Sampling(torch.ones(4, dtype=torch.float64))
+    >>> mean, error = sampling.mean(torch.ones(1, 2))
+    >>> float(mean), float(error)
+    (1.0, 0.0)
+    """
 
     sizes: Tensor
-    """How much is expected of every image ``[N]``, in any unit, above 0."""
+    """The expected difference that every sample makes ``[N]``, in any unit, above 0."""
     seed: int = 0
 
     @classmethod
@@ -33,18 +39,18 @@ class Sampling:
 
     @cached_property
     def order(self) -> Tensor:
-        """The images ``[N]``, those to read first at the front."""
+        """The indices of the samples ``[N]``, those to read first at the front."""
         draws = torch.rand(len(self.sizes), generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
         return (draws / self.sizes).argsort()
 
     @cached_property
     def _ranked(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Sizes, the largest first; whose they are; and the sum of all from each one on."""
+        """Sizes, the largest first; their indices; and the sum of all sizes from each one on."""
         largest, where = self.sizes.sort(descending=True)
         return largest, where, largest.flip(0).cumsum(0).flip(0)
 
     def inclusion(self, count: int) -> Tensor:
-        """How likely every image ``[N]`` is to be among the first ``count``: in proportion to its size, at most 1."""
+        """How likely every sample ``[N]`` is among the first ``count``: in proportion to its size, at most 1."""
         largest, where, rest = self._ranked
         certain = torch.arange(len(largest))
         share = (count - certain) * largest / rest  # of this one, when those before it are certain
@@ -57,7 +63,7 @@ class Sampling:
     def mean(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean over all images and its standard error, both ``[R]``, from the ``values [R, n]`` of the first n.
 
-        One of several says nothing of how sure it is.
+        The standard error of a single value of several is 0, and means nothing.
         """
         count = values.shape[1]
         likely = self.inclusion(count)[self.order[:count]]
