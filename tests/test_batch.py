@@ -187,7 +187,7 @@ def test_status_tells_waiting_stopped_running_failed_and_done(tmp_path: Path):
         with Journal(tmp_path / name / "journal.jsonl") as journal:
             journal.append("stage", name="inspect", seconds=2.0)
             for time in (60.0, 62.0, 64.0):
-                journal.append("evaluation", time=time)
+                journal.append("evaluation", choice=[4], costs={}, seconds=1.0, error="none", time=time)
             if name == "done":
                 journal.append("done")
     (tmp_path / "running/progress.json").write_text(
