@@ -1,6 +1,7 @@
 """What was computed once is found again, and nothing else is: not what changed, not what is damaged, not half of it."""
 
 import errno
+import fcntl
 import json
 import multiprocessing as mp
 import os
@@ -24,7 +25,7 @@ from amc.evaluation.settings import EvaluationSettings
 from amc.graph.build import build_graph
 from amc.latency.profiling import profile_key
 from amc.pipeline.stages import settings_of
-from amc.runtime.cache import Cache
+from amc.runtime.cache import Cache, identity_key
 from amc.runtime.locks import MeasurementLock
 from amc.task import load_data, load_model, make_task
 
@@ -458,3 +459,55 @@ def test_tables_are_plain_text(tmp_path: Path):
     table.put([1, 2], [0.5, 0.25])
     lines = only(Cache(tmp_path)).read_text().splitlines()
     assert [json.loads(line.partition(" ")[2]) for line in lines] == [ME, [[1, 2], [0.5, 0.25]]]
+
+
+def test_what_others_may_have_written_is_not_believed(tmp_path):
+    cache = Cache(tmp_path)
+    tensors = cache.tensors("kind", lambda: {"a": 1}, lambda: {"x": torch.ones(2)})
+    cache.table("kind", lambda: {"a": 1}).put("key", 1)
+    assert all(entry.path.stat().st_mode & 0o777 == 0o600 for entry in cache.entries())
+    assert torch.equal(cache.tensors("kind", lambda: {"a": 1}, dict)["x"], tensors["x"])
+    assert cache.table("kind", lambda: {"a": 1}).get("key") == 1
+    for entry in cache.entries():
+        entry.path.chmod(0o666)
+    assert not cache.tensors("kind", lambda: {"a": 1}, dict)
+    for entry in cache.entries():
+        entry.path.chmod(0o666)
+    assert cache.table("kind", lambda: {"a": 1}).get("key") is None
+
+
+@pytest.mark.parametrize("odd", ["fifo", "link", "folder"])
+def test_an_odd_entry_is_a_miss(tmp_path, odd):
+    cache = Cache(tmp_path / "cache")
+    cache.tensors("kind", lambda: {"a": 1}, lambda: {"x": torch.ones(2)})
+    cache.table("kind", lambda: {"a": 1}).put("key", 1)
+    for entry in cache.entries():
+        moved = entry.path.rename(tmp_path / entry.path.name)
+        {"fifo": os.mkfifo, "link": lambda path, to=moved: path.symlink_to(to), "folder": os.mkdir}[odd](entry.path)
+    assert set(cache.tensors("kind", lambda: {"a": 1}, lambda: {"y": torch.ones(1)})) == {"y"}
+    table = cache.table("kind", lambda: {"a": 1})
+    assert table.get("key") is None
+    table.put("key", 2)
+    assert table.get("key") == 2
+
+
+def test_what_killed_writers_left_is_swept(tmp_path):
+    cache = Cache(tmp_path)
+    cache.tensors("kind", lambda: {"a": 1}, lambda: {"x": torch.ones(2)})
+    left = tmp_path / "kind" / f".{'0' * 64}.safetensors.123.tmp"
+    left.write_bytes(b"half")
+    cache.table("kind", lambda: {"b": 1})
+    assert left.exists()
+    os.utime(left, (0, 0))
+    cache.table("kind", lambda: {"b": 1})
+    assert not left.exists()
+
+
+def test_a_stopped_process_blocks_nobody_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("amc.runtime.cache.LOCK_SECONDS", 0.2)
+    cache = Cache(tmp_path)
+    path = tmp_path / "kind" / f"{identity_key('kind', {'a': 1})}.lock"
+    path.parent.mkdir()
+    with path.open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert set(cache.tensors("kind", lambda: {"a": 1}, lambda: {"x": torch.ones(2)})) == {"x"}

@@ -19,3 +19,7 @@ def fuzzed(*words: str) -> str:
 
 def test_programs() -> None:
     assert "findings: none" in fuzzed("--kind", "program", "--kind", "operator", "--cases", "1000")
+
+
+def test_files() -> None:
+    assert "findings: none" in fuzzed("--kind", "file", "--cases", "2000")

@@ -168,7 +168,7 @@ def _csv(text: str) -> list[tuple[int, Any]]:
     reader = csv.DictReader(io.StringIO(text), strict=True)
     header = tuple(reader.fieldnames or ())
     if set(header) != set(COLUMNS):
-        raise ValueError(f"its header is {','.join(header)!r}, but must be {','.join(COLUMNS)}.")
+        raise ValueError(f"its header is {','.join(header)[:80]!r}, but must be {','.join(COLUMNS)}.")
     return [(reader.line_num, row) for row in reader]
 
 

@@ -9,35 +9,43 @@ table        one file of lines, appended to: scores of policies, layer errors, b
 ===========  ===================================================================================
 
 Every entry carries its identity and a checksum; one that is damaged counts as not there. Writers write beside and
-rename, or append whole lines under a lock, so a reader never sees half of anything, and a writer that is killed leaves
-nothing that matters. A full disk or a read-only folder is no error: nothing is kept, and the run goes on.
+rename, or append whole lines under a lock, so a reader never sees half of anything, and a writer that is killed
+leaves nothing that matters. Entries are the user's alone: what another user owns or may write is not read. A full
+disk or a read-only folder is no error: nothing is kept, and the run goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from amc.runtime.files import replacing
+from amc.runtime.files import opened, replacing
 from amc.runtime.hashing import tensors_digest
 
 LIMIT = 2 << 30
 """Bytes that the cache may have, unless ``$AMC_CACHE_BYTES`` says otherwise; what was not used for longest goes."""
 
+LOCK_SECONDS = 600.0
+"""Longest to wait for another process that computes the same; then it is computed here as well."""
+
 _SLOTS = 16  # keys of a table that can be computed at a time
 _ENTRY = re.compile(r"[0-9a-f]{64}\.(safetensors|jsonl)")
+_LEFT = re.compile(r"\.[0-9a-f]{64}\.safetensors\.\d+\.tmp")
+_LEFT_SECONDS = 3600.0  # after which a temporary file's writer is gone
 _REST = re.compile(r"[0-9a-f]{64}(\.\d+)?\.lock|\.[0-9a-f]{64}\.safetensors\.\d+\.tmp")
 
 
@@ -113,8 +121,8 @@ class Cache:
         """Everything that is kept, the longest unused first."""
         found = []
         for path in self._files(_ENTRY):
-            with contextlib.suppress(FileNotFoundError):
-                stat = path.stat()
+            with contextlib.suppress(OSError):
+                stat = path.lstat()
                 found.append(Entry(path.parent.name, path, stat.st_size, stat.st_mtime))
         return sorted(found, key=lambda e: e.used)
 
@@ -122,7 +130,8 @@ class Cache:
         """Remove every entry; gives the bytes that were freed."""
         freed = sum(_remove(entry) for entry in self.entries())
         for rest in self._files(_REST):
-            rest.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                rest.unlink(missing_ok=True)
         return freed
 
     def _files(self, name: re.Pattern[str]) -> Iterator[Path]:
@@ -132,7 +141,14 @@ class Cache:
                 yield path
 
     def _evict(self) -> None:
-        """Remove what was not used for longest until the limit holds."""
+        """Remove what killed writers have left, and what was not used for longest until the limit holds.
+
+        Where the folder cannot be changed, it stays as it is.
+        """
+        for left in self._files(_LEFT):
+            with contextlib.suppress(OSError):
+                if time.time() - left.lstat().st_mtime > _LEFT_SECONDS:
+                    left.unlink()
         entries = self.entries()
         total = sum(entry.size for entry in entries)
         for entry in entries:
@@ -177,13 +193,15 @@ class Table:
         self._values[_dump(key)] = value
         if self._path is not None:
             lock = self._path.with_suffix(".lock")
-            with contextlib.suppress(OSError, ValueError), _locked(lock, self._resting):  # NaN is no JSON
+            with contextlib.suppress(OSError, ValueError), _locked(lock, self._resting, 10.0, needed=True):  # no NaN
                 self._append([key, value])
 
     def _append(self, line: Any) -> None:
         """Add a line at the end of the file. A torn one, which a killed writer has left, is closed first."""
         assert self._path is not None
-        with self._path.open("ab+", buffering=0) as file:
+        handle = opened(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, own=True, mode=0o600)
+        with os.fdopen(handle, "rb+", buffering=0) as file:
+            _check_owner(file.fileno())
             file.seek(0)
             if _checked(file.readline()) != self._identity:  # new, or its head is damaged: nothing in it is believed
                 file.truncate(0)
@@ -202,7 +220,8 @@ class Table:
         if self._path is None:
             return
         try:
-            with self._path.open("rb") as file:
+            with os.fdopen(opened(self._path, own=True), "rb") as file:
+                _check_owner(file.fileno())
                 file.seek(self._read)
                 new = file.read()
         except OSError:
@@ -241,11 +260,21 @@ def _save(path: Path, identity: Mapping[str, Any], tensors: Mapping[str, Tensor]
     content = save(plain, {"identity": _dump(identity), "checksum": _digest(plain)})
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+        temporary.chmod(0o600)
+
+
+def _check_owner(handle: int) -> None:
+    """Raise OSError for a file that another user owns or may write to: its content is not believed."""
+    stat = os.fstat(handle)
+    if hasattr(os, "geteuid") and (stat.st_uid != os.geteuid() or stat.st_mode & 0o022):
+        raise PermissionError(errno.EPERM, "another user may have written it")
 
 
 def _load(path: Path, identity: Mapping[str, Any]) -> dict[str, Tensor] | None:
     """An entry's tensors; None where it is not there, damaged, or another's."""
     try:
+        with os.fdopen(opened(path, own=True), "rb") as entry:
+            _check_owner(entry.fileno())
         with safe_open(str(path), "pt") as file:
             told = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
@@ -265,27 +294,51 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _remove(entry: Entry) -> int:
-    entry.path.unlink(missing_ok=True)
-    for lock in entry.path.parent.glob(f"{entry.path.stem}*.lock"):
-        lock.unlink(missing_ok=True)
+    """Remove an entry and its locks; gives the bytes that were freed: 0 where that is not allowed."""
+    try:
+        entry.path.unlink(missing_ok=True)
+        for lock in entry.path.parent.glob(f"{entry.path.stem}*.lock"):
+            lock.unlink(missing_ok=True)
+    except OSError:
+        return 0
     return entry.size
 
 
-@contextlib.contextmanager
-def _locked(path: Path, resting: Resting) -> Iterator[None]:
-    """One process at a time. Where there can be no lock there is none: it only saves work."""
-    file = None
-    with contextlib.suppress(OSError, ImportError):
-        import fcntl
+def _try_lock(file: IO[bytes]) -> bool:
+    import fcntl
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with resting():
-                fcntl.flock(file, fcntl.LOCK_EX)
     try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait_for_lock(file: IO[bytes], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not (held := _try_lock(file)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return held
+
+
+@contextlib.contextmanager
+def _locked(path: Path, resting: Resting, seconds: float | None = None, needed: bool = False) -> Iterator[None]:
+    """One process at a time. Where there can be no lock there is none: it only saves work.
+
+    Nor is a process waited for that has stopped: after so many ``seconds`` it goes on without, or raises OSError where
+    the lock is ``needed``.
+    """
+    file, held = None, True  # where there are no locks
+    with contextlib.suppress(OSError, ImportError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, own=True, mode=0o600), "ab")
+        held = _try_lock(file)
+        if not held:
+            with resting():
+                held = _wait_for_lock(file, LOCK_SECONDS if seconds is None else seconds)
+    try:
+        if needed and not held:
+            raise BlockingIOError(errno.EAGAIN, "another process holds it")
         yield
     finally:
         if file is not None:

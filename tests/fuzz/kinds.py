@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.fuzz import programs
+from tests.fuzz import files, programs
 from tests.fuzz.harness import Kind
 
 KINDS: dict[str, Kind] = {
+    "file": files.damaged,
     "program": programs.mutated,
     "operator": programs.single,
 }
@@ -20,6 +21,8 @@ def dealt(kinds: Sequence[str], cases: int) -> list[tuple[str, int]]:
 
 def prepare(kinds: Sequence[str]) -> None:
     """Make in the parent process what all children share."""
+    if "file" in kinds:
+        files.readers()
     if {"program", "operator"} & set(kinds):
         programs.written()
         programs.words()
