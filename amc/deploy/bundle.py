@@ -92,7 +92,7 @@ def _manifest(folder: Path) -> dict[str, str]:
             raise BundleError(f"{path} is not the manifest of a bundle.")
         if manifest.get("version") != VERSION:
             raise BundleError(
-                f"{folder} has version {manifest.get('version')!r}, and this amc reads version {VERSION}."
+                f"{folder} has version {repr(manifest.get('version'))[:80]}, and this amc reads version {VERSION}."
             )
         return {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
     except FileNotFoundError:

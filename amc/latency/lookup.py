@@ -155,7 +155,7 @@ def read_table(path: Path) -> tuple[Table, bool]:
         try:
             layer, point, ms = _row(row)
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{path}, row {number}: {error}") from None
+            raise ConfigError(f"{path}, row {number}: {str(error)[:200]}") from None
         if point in table.setdefault(layer, {}):
             raise ConfigError(f"{path}, row {number}: {layer} has these widths already.")
         table[layer][point] = ms

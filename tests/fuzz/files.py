@@ -88,7 +88,10 @@ def _readers() -> dict[str, tuple[bytes, Callable[[Path], object]]]:
 
 @cache
 def readers() -> dict[str, tuple[bytes, Callable[[Path], object]]]:
-    """Made once, in the parent process."""
+    """Made once, in the parent process, which imports what they need: a child would take long for it."""
+    import amc
+
+    amc.load(BUNDLE)
     return _readers()
 
 
