@@ -117,7 +117,7 @@ class LatencyConstraint:
         if self.verifier is None or proposals not in self.round.checks:
             return
         observed = self._observe(self.likely(best(), CHECKED))
-        if not observed:
+        if len(observed) < CHECKED:  # fewer say too little
             return
         factor = estimate(observed, self.now.factor)
         if abs(np.log(factor / self.now.factor)) > TOLERANCE and self._obstacle(space, factor) is None:
