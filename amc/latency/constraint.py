@@ -116,9 +116,10 @@ class LatencyConstraint:
         """
         if self.verifier is None or proposals not in self.round.checks:
             return
-        observed = self._observe(self.likely(best(), CHECKED))
-        if len(observed) < CHECKED:  # fewer say too little
+        ranked = best()
+        if len(ranked) < CHECKED:  # fewer say too little
             return
+        observed = self._observe(self.likely(ranked, CHECKED))
         factor = estimate(observed, self.now.factor)
         if abs(np.log(factor / self.now.factor)) > TOLERANCE and self._obstacle(space, factor) is None:
             self.corrections.add(factor, "the best policies so far", self.now.tighter, proposals)
