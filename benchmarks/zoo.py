@@ -110,15 +110,15 @@ def _tried(
 ) -> Iterator[str]:
     from amc.deploy.bundle import load, save_weights, seal
     from amc.deploy.export import check_parity, export_onnx
-    from amc.graph.surgery import Dresser, twin
+    from amc.graph.surgery import ChannelCutter, shallow_copy
     from amc.graph.trace import trace
     from amc.graph.verify import masked_outputs
     from amc.latency import Runner
     from amc.operators.policy import fingerprint, make_policy
 
     yield "prune"
-    smaller = twin(model)
-    Dresser(smaller, graph.layers).dress(kept)
+    smaller = shallow_copy(model)
+    ChannelCutter(smaller, graph.layers).cut(kept)
     smaller = copy.deepcopy(smaller)
     yield "forward"
     images = torch.randn(2, *example.shape[1:])

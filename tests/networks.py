@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amc.graph.build import Graph, build_graph
-from amc.graph.surgery import Dresser
+from amc.graph.surgery import ChannelCutter
 from amc.graph.trace import trace
 from amc.graph.verify import masked_outputs
 from amc.latency import LatencyProblem, layer_shapes
@@ -78,21 +78,21 @@ def random_kept(graph: Graph, rng: np.random.Generator) -> list[np.ndarray]:
 
 def pruned(model: nn.Module, graph: Graph, kept: list[np.ndarray]) -> nn.Module:
     smaller = copy.deepcopy(model)
-    Dresser(smaller, graph.layers).dress(kept)
+    ChannelCutter(smaller, graph.layers).cut(kept)
     return smaller
 
 
 def masked(model: nn.Module, graph: Graph, kept: list[np.ndarray]) -> nn.Module:
     """The whole network, whose layers do not listen to the channels that are not kept."""
-    deaf = copy.deepcopy(model)
+    without_input = copy.deepcopy(model)
     with torch.no_grad():
         for layer in graph.layers:
             if layer.input is not None:
-                weight = deaf.get_submodule(layer.name).weight
+                weight = without_input.get_submodule(layer.name).weight
                 listens = torch.zeros(weight.shape[1])
                 listens[torch.from_numpy(layer.input.kept(kept))] = 1
                 weight *= listens.reshape(1, -1, *[1] * (weight.ndim - 2))
-    return deaf
+    return without_input
 
 
 def measured(model: nn.Module, example: Tensor) -> dict[str, float]:

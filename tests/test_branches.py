@@ -23,7 +23,7 @@ from amc.evaluation.reward import loss
 from amc.evaluation.score import Score
 from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.graph.build import build_graph
-from amc.graph.surgery import Dresser
+from amc.graph.surgery import ChannelCutter
 from amc.latency import LatencyProbe, Runner
 from amc.latency.learned import OperatorTable, Tables
 from amc.latency.operators import operators
@@ -82,7 +82,7 @@ def test_costs_are_those_of_the_file_and_of_the_network_without_ghosts(case, ori
     for seed in range(2):
         widths, kept = some_removed(graph, layout, seed)
         own, path = copy.deepcopy(model), tmp_path / "pruned.onnx"
-        Dresser(own, graph.layers).dress(kept)
+        ChannelCutter(own, graph.layers).cut(kept)
         gone = export_pruned(own, example, path, graph, kept)
         params = sum(p.numel() for n, p in own.named_parameters() if n.rpartition(".")[0] not in gone)
         left = len(find_branches(read_onnx(path), graph))
@@ -105,10 +105,10 @@ def test_costs_are_those_of_the_file_and_of_the_network_without_ghosts(case, ori
 def test_what_was_removed_comes_back(original):
     model, example, graph, _, layout = original("resnet20")
     own = copy.deepcopy(model)
-    dresser = Dresser(own, graph.layers)
-    dresser.dress(some_removed(graph, layout, 0)[1])
+    cutter = ChannelCutter(own, graph.layers)
+    cutter.cut(some_removed(graph, layout, 0)[1])
     assert not torch.equal(output(own, example), output(model, example))
-    dresser.dress([np.arange(site.channels) for site in graph.sites])
+    cutter.cut([np.arange(site.channels) for site in graph.sites])
     assert torch.equal(output(own, example), output(model, example))
 
 
@@ -117,7 +117,7 @@ def test_a_removed_branch_is_the_stream_alone(original):
     model, _, graph, _, layout = original("resnet8-digits")
     site = next(b.site for b in layout.branches if graph.sites[b.site].name == "layer1.0.conv1")
     own = copy.deepcopy(model)
-    Dresser(own, graph.layers).dress([np.arange(0 if s == site else x.channels) for s, x in enumerate(graph.sites)])
+    ChannelCutter(own, graph.layers).cut([np.arange(0 if s == site else x.channels) for s, x in enumerate(graph.sites)])
     stream = torch.rand(2, 16, 8, 8)
     with torch.no_grad():
         assert torch.equal(own.layer1(stream), stream)
@@ -152,7 +152,7 @@ def test_what_only_a_removed_branch_needs_goes_too(tmp_path):
     assert [graph.sites[b.site].name for b in layout.branches] == ["blocks.0.3", "blocks.1.3"]
     kept = [np.arange(0 if site.name == "blocks.0.3" else site.channels - 1) for site in graph.sites]
     own, pruned = copy.deepcopy(model), tmp_path / "pruned.onnx"
-    Dresser(own, graph.layers).dress(kept)
+    ChannelCutter(own, graph.layers).cut(kept)
     gone = export_pruned(own, example, pruned, graph, kept)
     assert gone == {f"blocks.0.{n}" for n in (0, 1, 3, 4, 6, 7)}
     params = sum(p.numel() for n, p in own.named_parameters() if n.rpartition(".")[0] not in gone)
@@ -215,7 +215,7 @@ def test_only_what_is_a_branch_can_be_removed(tmp_path):
     assert [graph.sites[b.site].name for b in layout.branches] == ["a"]
     kept = [np.arange(0 if site.name == "c" else site.channels) for site in graph.sites]
     own = copy.deepcopy(model)
-    Dresser(own, graph.layers).dress(kept)
+    ChannelCutter(own, graph.layers).cut(kept)
     with pytest.raises(PolicyError, match="nothing is left of 'c', which is no residual branch"):
         export_pruned(own, example, tmp_path / "none.onnx", graph, kept)
     assert not (tmp_path / "none.onnx").exists()

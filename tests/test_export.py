@@ -9,7 +9,7 @@ from torch import nn
 
 from amc.deploy.export import check_parity, count_onnx_macs, export_onnx, file_layout, read_onnx
 from amc.errors import ExportError
-from amc.graph.surgery import Dresser
+from amc.graph.surgery import ChannelCutter
 from amc.latency import Runner, measure
 from amc.operators.channels import legal_widths
 from amc.space.resources import ResourceModel
@@ -19,7 +19,7 @@ def pruned(model: nn.Module, graph, seed: int):
     rng = np.random.default_rng(seed)
     choice = [int(rng.choice(legal_widths(s.channels, 0.1, 1))) for s in graph.sites]
     own = copy.deepcopy(model)
-    Dresser(own, graph.layers).dress(
+    ChannelCutter(own, graph.layers).cut(
         [np.sort(rng.permutation(s.channels)[:w]) for s, w in zip(graph.sites, choice, strict=True)]
     )
     return choice, own
@@ -52,7 +52,7 @@ def test_depthwise_convolutions_are_counted_too(tmp_path):
     export_onnx(model, example, tmp_path / "original.onnx")
     resources = ResourceModel(graph, model, file_layout(tmp_path / "original.onnx", graph, model))
     own = copy.deepcopy(model)
-    Dresser(own, graph.layers).dress([np.arange(100)])  # 'group' then needs one byte less
+    ChannelCutter(own, graph.layers).cut([np.arange(100)])  # 'group' then needs one byte less
     export_onnx(own, example, tmp_path / "pruned.onnx")
     assert resources.cost([100])["size"] == (tmp_path / "pruned.onnx").stat().st_size
     assert count_onnx_macs(tmp_path / "pruned.onnx", example) == resources.cost([100])["macs"]
@@ -69,7 +69,7 @@ def test_transposed_weights_are_found_by_what_they_hold(tmp_path):
     export_onnx(model, example, tmp_path / "original.onnx")
     resources = ResourceModel(graph, model, file_layout(tmp_path / "original.onnx", graph, model))
     own = copy.deepcopy(model)
-    Dresser(own, graph.layers).dress([np.arange(9)])
+    ChannelCutter(own, graph.layers).cut([np.arange(9)])
     export_onnx(own, example, tmp_path / "pruned.onnx")
     assert resources.cost([9])["size"] == (tmp_path / "pruned.onnx").stat().st_size
     assert resources.cost([9])["macs"] == count_onnx_macs(tmp_path / "pruned.onnx", example) == 2 * 5 * 6 * 9

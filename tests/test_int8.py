@@ -13,7 +13,7 @@ from amc.deploy.export import export_onnx
 from amc.errors import ExportError
 from amc.latency import Runner, onnx_metric
 from amc.latency.instruments import Instruments
-from amc.latency.int8 import Setting, Trial, choose, fastest, in_float, quantise, settings
+from amc.latency.int8 import Setting, TriedSetting, choose, fastest, in_float, quantise, settings
 from amc.pipeline.summary import _int8_notes
 from amc.task import load_data
 from amc.task.metrics import CLASSIFICATION
@@ -74,7 +74,7 @@ def test_the_names_and_the_settings_worth_trying():
 
 
 def trial(name, metric, ratio):
-    return Trial(name, metric, ratio, (), 10)
+    return TriedSetting(name, metric, ratio, (), 10)
 
 
 @pytest.mark.parametrize(

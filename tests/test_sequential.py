@@ -61,10 +61,10 @@ def test_every_layer_is_the_regression_on_what_reaches_it(monkeypatch):
     order = {site.name: np.arange(site.channels) for site in graph.sites}
     kept = [order[s.name][: 3 if s.name.startswith("wide") else None] for s in graph.sites]
     correct = SequentialReconstruction(task, graph, 0)
-    from amc.graph.surgery import Dresser
+    from amc.graph.surgery import ChannelCutter
 
     network = copy.deepcopy(task.model)
-    Dresser(network, graph.layers).dress(kept)
+    ChannelCutter(network, graph.layers).cut(kept)
     correct(network, kept)
     net, old = network, task.model
     with torch.no_grad():

@@ -8,16 +8,16 @@ from networks import EXAMPLE, built, chain, lively, output
 from torch import nn
 
 from amc.graph.build import build_graph
-from amc.graph.surgery import Dresser
+from amc.graph.surgery import ChannelCutter
 
 
 def test_full_widths_give_back_every_byte() -> None:
     model, example, graph, _ = built("mobilenetv2")
     copied = copy.deepcopy(model)
-    dresser = Dresser(copied, graph.layers)
-    dresser.dress([np.arange(1) for _ in graph.sites])
+    cutter = ChannelCutter(copied, graph.layers)
+    cutter.cut([np.arange(1) for _ in graph.sites])
     assert sum(p.numel() for p in copied.parameters()) < sum(p.numel() for p in model.parameters()) / 20
-    dresser.dress([np.arange(site.channels) for site in graph.sites])
+    cutter.cut([np.arange(site.channels) for site in graph.sites])
     assert repr(copied) == repr(model)
     for (name, old), (also, new) in zip(model.state_dict().items(), copied.state_dict().items(), strict=True):
         assert name == also
@@ -28,7 +28,7 @@ def test_full_widths_give_back_every_byte() -> None:
 def test_modules_say_what_they_hold() -> None:
     model = lively(chain(nn.BatchNorm2d(8), nn.PReLU(8), nn.Conv2d(8, 8, 3, groups=8)))
     graph = build_graph(model, EXAMPLE)
-    Dresser(model, graph.layers).dress([np.array([1, 2, 5]), np.array([0, 3])])
+    ChannelCutter(model, graph.layers).cut([np.array([1, 2, 5]), np.array([0, 3])])
     norm, prelu, depthwise = model.middle
     assert (model.a.in_channels, model.a.out_channels) == (3, 3)
     assert norm.num_features == prelu.num_parameters == 3
@@ -41,7 +41,7 @@ def test_the_kept_channels_are_the_ones_asked_for() -> None:
     model = lively(chain(nn.BatchNorm2d(8)))
     graph = build_graph(model, EXAMPLE)
     smaller = copy.deepcopy(model)
-    Dresser(smaller, graph.layers).dress([np.array([1, 6]), np.array([0, 5])])
+    ChannelCutter(smaller, graph.layers).cut([np.array([1, 6]), np.array([0, 5])])
     assert torch.equal(smaller.a.weight, model.a.weight[[1, 6]])
     assert torch.equal(smaller.middle[0].running_var, model.middle[0].running_var[[1, 6]])
     assert torch.equal(smaller.c.weight, model.c.weight[[0, 5]][:, [1, 6]])
@@ -53,7 +53,7 @@ def test_solved_tensors_are_cut_along_the_output_only() -> None:
     model = lively(chain())
     graph = build_graph(model, EXAMPLE)
     solved = {"weight": torch.randn(6, 3, 3, 3), "bias": torch.randn(6)}
-    Dresser(model, graph.layers).dress([np.array([0, 2, 7]), np.array([2, 4])], {"c": solved})
+    ChannelCutter(model, graph.layers).cut([np.array([0, 2, 7]), np.array([2, 4])], {"c": solved})
     assert torch.equal(model.c.weight, solved["weight"][[2, 4]])
     assert torch.equal(model.c.bias, solved["bias"][[2, 4]])
 
@@ -62,7 +62,7 @@ def test_frozen_parameters_stay_frozen() -> None:
     model = lively(chain())
     model.a.weight.requires_grad_(False)
     graph = build_graph(model, EXAMPLE)
-    Dresser(model, graph.layers).dress([np.arange(4), np.arange(3)])
+    ChannelCutter(model, graph.layers).cut([np.arange(4), np.arange(3)])
     assert not model.a.weight.requires_grad
     assert model.a.bias.requires_grad
     assert model.c.weight.requires_grad

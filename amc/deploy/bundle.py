@@ -30,7 +30,7 @@ from amc.deploy.export import export_onnx, read_onnx
 from amc.deploy.program import read_program
 from amc.errors import BundleError, first_line
 from amc.graph.build import build_graph
-from amc.graph.surgery import twin
+from amc.graph.surgery import shallow_copy
 from amc.operators.branches import removed
 from amc.operators.compose import apply_settings
 from amc.operators.operator import NetworkFacts
@@ -122,7 +122,7 @@ def apply(model: nn.Module, policy: Policy | str | Path, example: Nested | None 
     expect("policy", policy, (Policy, *PATH), "an amc.Policy or its file")
     policy = policy if isinstance(policy, Policy) else Policy.load(policy)
     was_training = model.training
-    own = prepared(twin(unwrapped(model))).eval()
+    own = prepared(shallow_copy(unwrapped(model))).eval()
     policy.check(own, example)
     example = policy.example() if example is None else example
     graph = build_graph(own, example)

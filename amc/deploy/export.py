@@ -26,7 +26,7 @@ from amc.errors import ExportError, first_line
 from amc.graph.attention import without_fast_path
 from amc.graph.build import Graph
 from amc.graph.channels import Axis, Kept, Layer
-from amc.graph.surgery import axes_of, own_tensors, wake
+from amc.graph.surgery import axes_of, own_tensors, randomise_removed
 from amc.operators.branches import find_branches, owner, remove, removed, varint_bytes
 from amc.runtime.files import replacing
 from amc.space.resources import FileLayout, StoredTensor
@@ -81,7 +81,7 @@ def export_pruned(model: nn.Module, example: Nested, path: Path, graph: Graph, k
         export_onnx(model, example, path)
         return frozenset()
     whole = copied(model)
-    wake(whole, graph.layers, kept)  # tensors of zeros are alike, and exporters keep one of those that are
+    randomise_removed(whole, graph.layers, kept)  # tensors of zeros are alike, and exporters keep one of those that are
     with replacing(path) as temporary:
         export_onnx(whole, example, temporary)
         proto = onnx.load(str(temporary))

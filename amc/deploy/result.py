@@ -29,28 +29,28 @@ def holds(description: str, default: Any = ..., **more: Any) -> Any:
     return Field(default, description=description, **more)
 
 
-class Part(BaseModel):
+class ResultPart(BaseModel):
     """A part of result.json. Nothing is taken for a number that is not one; what is not known is passed over."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
 
-class NetworkName(Part):
+class NetworkName(ResultPart):
     name: str = holds("the network, as it was named, without folders")
     fingerprint: str = holds("SHA-256 over the original's tensors, 32 hex digits of it")
 
 
-class DataUsed(Part):
+class DataUsed(ResultPart):
     source: str = holds("the data")
     splits: dict[str, Any] = holds("the splits: sizes, seed, and digests of their indices")
 
 
-class BudgetAsked(Part):
+class BudgetAsked(ResultPart):
     asked: dict[str, Any] = holds("as the user wrote it")
     limits: dict[str, Number] = holds("absolute limits, by resource")
 
 
-class Measured(Part):
+class Measured(ResultPart):
     search: Number = holds("metric on the search split")
     test: Number | None = holds("metric on the test split", None)
     macs: Number = holds("multiply-accumulates of one inference")
@@ -61,22 +61,22 @@ class Measured(Part):
     latency_ms: Number | None = holds("time of one inference, 10th percentile, in milliseconds", None)
 
 
-class BeforeTraining(Part):
+class BeforeTraining(ResultPart):
     search: Number | None = holds("metric of the pruned network on the search split, before fine-tuning", None)
 
 
-class Milliseconds(Part):
+class Milliseconds(ResultPart):
     original: Number = holds("of the original")
     final: Number = holds("of the delivered network")
 
 
-class Interval(Part):
+class Interval(ResultPart):
     value: Number = holds("the ratio")
     low: Number = holds("lower end of its 95 % interval")
     high: Number = holds("upper end of it")
 
 
-class LatencyFound(Part):
+class LatencyFound(ResultPart):
     threads: Count = holds("threads of ONNX Runtime")
     rounds: Count = holds("rounds of measuring, all networks in each")
     min_ms: Milliseconds = holds("minimum, in milliseconds")
@@ -91,14 +91,14 @@ class LatencyFound(Part):
     )
 
 
-class SettingTried(Part):
+class SettingTried(ResultPart):
     setting: str = holds("the setting of quantisation")
     search: Number = holds("metric on the search split")
     ratio: Number = holds("time, as a share of model.onnx")
     in_float: Count = holds("layers left in float")
 
 
-class EightBits(Part):
+class EightBits(ResultPart):
     setting: str = holds("the setting that was chosen")
     search: Number = holds("metric on the search split")
     test: Number = holds("metric on the test split")
@@ -111,7 +111,7 @@ class EightBits(Part):
     tried: list[SettingTried] = holds("all settings that were tried")
 
 
-class ProofLine(Part):
+class ProofLine(ResultPart):
     resource: str = holds("macs, params, size, memory, latency or branches")
     unit: str = holds("its unit")
     limit: Number = holds("the limit")
@@ -120,7 +120,7 @@ class ProofLine(Part):
     how: str = holds("how that is known")
 
 
-class MacCounts(Part):
+class MacCounts(ResultPart):
     amc: Number = holds("counted by amc")
     fvcore: Number | None = holds("counted by fvcore; null where it cannot trace the network", None)
     uncounted: list[str] = holds("operators that amc has no rule for; then no limit on MACs is proved")
@@ -128,18 +128,18 @@ class MacCounts(Part):
     disagreement: str | None = holds("why the two disagree", None)
 
 
-class ParityFound(Part):
+class ParityFound(ResultPart):
     samples: Count = holds("samples that were compared")
     largest_difference: Number = holds("of ONNX Runtime from torch, relative to the largest output")
 
 
-class SiteLine(Part):
+class SiteLine(ResultPart):
     name: str = holds("the site")
     width: Number = holds("what is kept of it")
     of: Number = holds("what the original has")
 
 
-class SearchDone(Part):
+class SearchDone(ResultPart):
     searcher: str = holds("the searcher")
     evaluations: Count = holds("policies that were evaluated")
     criterion: str = holds("the criterion")
@@ -147,23 +147,23 @@ class SearchDone(Part):
     reward: str = holds("what was maximised")
 
 
-class CandidateLine(Part):
+class CandidateLine(ResultPart):
     choice: list[Any] = holds("the setting of every site")
     before: Number | None = holds("metric on the search split before training", None)
     after: Number | None = holds("metric after the brief training", None)
     chosen: bool = holds("whether it is the one that was delivered")
 
 
-class TrainingDone(Part):
+class TrainingDone(ResultPart):
     precision: str = holds("precision that training ran in")
 
 
-class StageLine(Part):
+class StageLine(ResultPart):
     name: str = holds("the stage")
     seconds: Number = holds("seconds spent on it, interruptions added up")
 
 
-class Environment(Part):
+class Environment(ResultPart):
     cpu: str = holds("the processor, with its vector instructions", "")
     cores: Count = holds("its cores", 0)
     threads: Count = holds("threads of torch", 0)
@@ -172,7 +172,7 @@ class Environment(Part):
     date: str = holds("the day", "")
 
 
-class ResultFile(Part):
+class ResultFile(ResultPart):
     """The whole file. Accuracies are shares in [0, 1]."""
 
     format: Literal["amc-result"] = holds("what the file is")

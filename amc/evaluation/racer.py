@@ -19,7 +19,7 @@ from amc.evaluation.sampling import Sampling
 from amc.evaluation.score import Race
 from amc.evaluation.scorer import BLOCK, Scorer
 from amc.evaluation.settings import EvaluationSettings
-from amc.graph.surgery import twin
+from amc.graph.surgery import shallow_copy
 from amc.space.sites import Choice
 
 CLEAR = 2.0
@@ -75,7 +75,7 @@ class Racer:
     def remember(self, choice: Choice, reading: Reading) -> None:
         """Hold what was read of a policy that may be an incumbent. Its network keeps the tensors that it has now."""
         if reading.network is not None:
-            reading.network = twin(reading.network)
+            reading.network = shallow_copy(reading.network)
         self._readings[choice] = reading
         if len(self._readings) > _HELD:
             self._readings.popitem(last=False)

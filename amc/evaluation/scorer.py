@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from amc.evaluation.settings import SearchObjective
-from amc.graph.surgery import twin
+from amc.graph.surgery import shallow_copy
 from amc.reconstruction.fold import NormFolder
 from amc.task import Task, batches, nested
 from amc.task.data import hold
@@ -36,7 +36,7 @@ class SearchSamples:
     @cached_property
     def original_logits(self) -> Tensor:
         """The original's logits ``[N, C]``, float32."""
-        logits, device, original = self.task.objective.logits, self.task.device, twin(self.task.model)
+        logits, device, original = self.task.objective.logits, self.task.device, shallow_copy(self.task.model)
         assert logits is not None
         with torch.inference_mode(), self.folder.folded(original):
             passes = batches(self.split, self.block)

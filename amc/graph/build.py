@@ -25,7 +25,7 @@ from amc.graph.attributes import ShapeAttributes
 from amc.graph.channels import CONVS, TRANSPOSED, Axis, Ints, Layer, Statistic, kind_of
 from amc.graph.elements import along, line_of
 from amc.graph.flow import Flow, Parts, Weights
-from amc.graph.sites import Graph, LayerShape, Refusal, Site, consumers
+from amc.graph.sites import Graph, Refusal, Site, SiteShape, consumers
 from amc.graph.trace import trace
 from amc.graph.verify import Trial
 from amc.task import nested
@@ -338,17 +338,17 @@ class _Builder:
         readers = tuple(x.name for x in weighty if hangs(x.input))
         return Site(group.name, len(group.roots), cut, readers, self._features(group))
 
-    def _features(self, group: _Group) -> LayerShape:
+    def _features(self, group: _Group) -> SiteShape:
         own = self._flow.weights[group.name.partition(":")[0]]
         module, call = self._model.get_submodule(own.module), self._trace.layers.get(own.name)
         outputs = float(len(own.output))
         if call is None:  # a function uses its weights
-            return LayerShape(outputs, 0.0, 1.0, 1.0, 1.0, 1.0)
+            return SiteShape(outputs, 0.0, 1.0, 1.0, 1.0, 1.0)
         if not isinstance(module, (*CONVS, *TRANSPOSED)):
-            return LayerShape(outputs, float(call.input[-1]), 1.0, 1.0, 1.0, 1.0)
+            return SiteShape(outputs, float(call.input[-1]), 1.0, 1.0, 1.0, 1.0)
         height, width = [float(v) for v in (*call.input[1:], 1, 1)[:2]]
         stride, kernel = float(module.stride[0]), float(module.kernel_size[0])
-        return LayerShape(outputs, float(call.input[0]), height, width, stride, kernel)
+        return SiteShape(outputs, float(call.input[0]), height, width, stride, kernel)
 
     def _growth(self, site: Ints, channels: Sequence[int]) -> NDArray[np.float64]:
         """``[T, S]``, counted in the planes."""

@@ -10,9 +10,9 @@ import numpy as np
 from torch import nn
 
 from amc.graph.channels import Axis, Kept, Layer
-from amc.graph.surgery import Dresser
+from amc.graph.surgery import ChannelCutter
 
-_ONE = np.zeros(1, np.int64)  # of a branch that was removed one silenced channel is there
+_ONE = np.zeros(1, np.int64)  # of a branch that was removed one zeroed channel is there
 
 
 def narrowed(model: nn.Module, layers: Sequence[Layer], had: Kept, kept: Kept) -> nn.Module:
@@ -27,7 +27,7 @@ def narrowed(model: nn.Module, layers: Sequence[Layer], had: Kept, kept: Kept) -
     left = [channels if len(channels) else _ONE for channels in had]
     places = [np.searchsorted(before, after) for before, after in zip(left, kept, strict=True)]
     own = copy.deepcopy(model)
-    Dresser(own, [remaining(layer, left) for layer in layers]).dress(places)
+    ChannelCutter(own, [remaining(layer, left) for layer in layers]).cut(places)
     return own
 
 

@@ -13,7 +13,7 @@ from amc.graph.channels import Layer, Statistic
 from amc.graph.trace import Trace
 
 
-class LayerShape(NamedTuple):
+class SiteShape(NamedTuple):
     """A layer in the notation of AMC's state features (arXiv:1802.03494, section 3.1)."""
 
     n: float
@@ -42,7 +42,7 @@ class Site:
     """All layers whose outputs (or only channels) are cut."""
     consumers: tuple[str, ...]
     """All layers whose inputs are cut."""
-    features: LayerShape
+    features: SiteShape
     """Of the first layer."""
 
 

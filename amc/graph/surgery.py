@@ -1,6 +1,6 @@
 """Cutting a network's tensors along the axes that sites own.
 
-A ``Dresser`` puts any policy's tensors onto one and the same module, so that evaluating thousands of policies
+A ``ChannelCutter`` puts any policy's tensors onto one and the same module, so that evaluating thousands of policies
 copies no module; pruning for real is dressing a deep copy once.
 """
 
@@ -21,7 +21,7 @@ from amc.task.checks import copied
 _ONE = np.zeros(1, np.int64)
 
 
-class Dresser:
+class ChannelCutter:
     """Sets the tensors of ``model`` to those of a policy. ``model`` is changed and must be nobody else's."""
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
@@ -36,19 +36,19 @@ class Dresser:
             if x.kind.startswith("attribute")
         }
 
-    def dress(self, kept: Kept, solved: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:
+    def cut(self, kept: Kept, solved: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:
         """Cut every tensor to ``kept``.
 
         ``solved`` gives tensors by layer that replace the original ones: already cut along the input,
-        still whole along the output. Of a site that keeps nothing, a residual branch, one silenced channel stays.
+        still whole along the output. Of a site that keeps nothing, a residual branch, one zeroed channel stays.
         """
-        solved, worn = solved or {}, [channels if len(channels) else _ONE for channels in kept]
+        solved, present = solved or {}, [channels if len(channels) else _ONE for channels in kept]
         for layer in self._cut:
             if layer.kind.startswith("attribute"):
-                self._set_number(layer, worn)
+                self._set_number(layer, present)
             elif layer.is_weighty:
-                self._set_tensors(layer, worn, solved.get(layer.name, {}))
-        silence(self._model, self._cut, kept)
+                self._set_tensors(layer, present, solved.get(layer.name, {}))
+        zero_removed(self._model, self._cut, kept)
 
     def _set_number(self, layer: Layer, kept: Kept) -> None:
         assert layer.output is not None
@@ -74,7 +74,7 @@ class Dresser:
             _set_widths(self._model.get_submodule(layer.name), layer, width)
 
 
-def silenced(layers: Sequence[Layer], kept: Kept) -> list[str]:
+def layers_without_input(layers: Sequence[Layer], kept: Kept) -> list[str]:
     """The layers that read nothing but sites that keep nothing, and the BatchNorms behind them."""
     if all(len(channels) for channels in kept):
         return []
@@ -82,9 +82,9 @@ def silenced(layers: Sequence[Layer], kept: Kept) -> list[str]:
     return [name for x in unfed for name in (x.name, x.norm) if name]
 
 
-def silence(model: nn.Module, layers: Sequence[Layer], kept: Kept) -> None:
+def zero_removed(model: nn.Module, layers: Sequence[Layer], kept: Kept) -> None:
     """Let the layers that read nothing give zeros, for good: training does not change them."""
-    for name in silenced(layers, kept):
+    for name in layers_without_input(layers, kept):
         module = model.get_submodule(name)
         for key, parameter in module.named_parameters(recurse=False):
             _set(module, key, torch.zeros_like(parameter))
@@ -94,10 +94,10 @@ def silence(model: nn.Module, layers: Sequence[Layer], kept: Kept) -> None:
             _set(module, "running_mean", torch.zeros_like(mean))
 
 
-def wake(model: nn.Module, layers: Sequence[Layer], kept: Kept) -> None:
-    """Put noise where `silence` has put zeros."""
+def randomise_removed(model: nn.Module, layers: Sequence[Layer], kept: Kept) -> None:
+    """Put noise where `zero_removed` has put zeros."""
     generator = torch.Generator().manual_seed(0)
-    for name in silenced(layers, kept):
+    for name in layers_without_input(layers, kept):
         module = model.get_submodule(name)
         for key, parameter in module.named_parameters(recurse=False):
             _set(module, key, torch.randn(parameter.shape, generator=generator).to(parameter))
@@ -109,7 +109,7 @@ def _key(layer: Layer) -> tuple[str, int | None]:
     return key, int(place) if place else None
 
 
-def twin(model: nn.Module) -> nn.Module:
+def shallow_copy(model: nn.Module) -> nn.Module:
     """A copy whose tensors are the original's own memory, for what only reads them or puts others in their place."""
     shared: dict[int, Any] = {
         id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()

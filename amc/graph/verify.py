@@ -21,7 +21,7 @@ from amc.graph.attention import adapt, adapted
 from amc.graph.channels import CONVS, Ints, Kept, Layer, Statistic
 from amc.graph.flow import STATISTICS
 from amc.graph.sites import Graph
-from amc.graph.surgery import Dresser, axes_of, holder_of, own_tensors, twin
+from amc.graph.surgery import ChannelCutter, axes_of, holder_of, own_tensors, shallow_copy
 from amc.graph.trace import Trace, trace
 from amc.task import nested
 from amc.task.nested import Nested
@@ -32,7 +32,7 @@ class Trial:
 
     def __init__(self, model: nn.Module, example: Nested, traced: Trace) -> None:
         self._traced = traced
-        self._copy = twin(model)  # requires_grad too: matrix products run other operators without it
+        self._copy = shallow_copy(model)  # requires_grad too: matrix products run other operators without it
         adapt(self._copy)
         _enliven(self._copy)
         # noise on top of the example: an image of zeros would hide mistakes
@@ -54,14 +54,14 @@ class Trial:
         return None
 
     def _cut(self, graph: Graph, kept: Kept) -> str | None:
-        dresser = Dresser(self._copy, graph.layers)
+        cutter = ChannelCutter(self._copy, graph.layers)
         try:
-            dresser.dress(kept)
+            cutter.cut(kept)
             after = trace(self._copy, self._inputs)
         except Exception as error:  # noqa: BLE001  (whatever a foreign network does when it is cut)
             return f"the network breaks without some of its channels ({first_line(error)})"
         finally:
-            dresser.dress([np.arange(site.channels) for site in graph.sites])
+            cutter.cut([np.arange(site.channels) for site in graph.sites])
         return self._difference(graph, kept, after)
 
     def _difference(self, graph: Graph, kept: Kept, after: Trace) -> str | None:

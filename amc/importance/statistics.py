@@ -31,7 +31,7 @@ from torch.nn.utils import parametrize
 from amc.errors import ConfigError, first_line
 from amc.graph.channels import Axis
 from amc.graph.sites import Graph
-from amc.graph.surgery import twin
+from amc.graph.surgery import shallow_copy
 from amc.importance.criterion import Need
 from amc.importance.group import slots
 from amc.task import Task, batches, nested
@@ -229,7 +229,7 @@ def _activation_sums(
 
 def trainable_copy(model: nn.Module) -> nn.Module:
     """A copy whose weights are plain parameters of its own that can be differentiated by."""
-    own = twin(model).eval().requires_grad_(True)
+    own = shallow_copy(model).eval().requires_grad_(True)
     for module in list(own.modules()):
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]

@@ -115,7 +115,7 @@ def in_float(model: Path) -> tuple[list[str], int]:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TriedSetting:
     """A setting that was tried."""
 
     name: str
@@ -142,7 +142,7 @@ def fastest(
     progress: Callable[[float, str], None] = lambda share, note: None,
     measuring: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     instruments: Instruments = Instruments(),  # noqa: B008  (it is immutable)
-) -> tuple[Trial, list[Trial]]:
+) -> tuple[TriedSetting, list[TriedSetting]]:
     """Write ``source`` in 8 bits to ``target`` by the best setting; gives that one and all that were tried.
 
     ``score(path)`` is a model's metric, ``measuring()`` is entered while models are timed, by ``instruments``. When no
@@ -165,7 +165,7 @@ def fastest(
             models = {"float": source, **{name: path for name, (path, _, _) in files.items()}}
             times = instruments.measure(models, inputs, threads, instruments.limited(4.0), precision=0.01).latencies
         trials = [
-            Trial(name, metric, times[name].ratio, tuple(left), layers)
+            TriedSetting(name, metric, times[name].ratio, tuple(left), layers)
             for name, (_, metric, (left, layers)) in files.items()
         ]
         best = choose(trials, score(source))
@@ -173,7 +173,7 @@ def fastest(
     return best, trials
 
 
-def choose(trials: Sequence[Trial], metric: float) -> Trial:
+def choose(trials: Sequence[TriedSetting], metric: float) -> TriedSetting:
     """The fastest that holds beside a float model's ``metric``; else the most accurate."""
     good = [trial for trial in trials if trial.holds(metric)]
     return min(good, key=lambda t: t.ratio) if good else max(trials, key=lambda t: (t.metric, -t.ratio))

@@ -19,7 +19,7 @@ from amc.config import Config, unless_auto
 from amc.deploy.export import export_onnx, export_pruned, file_layout
 from amc.errors import ExportError, LatencyError
 from amc.graph.build import Graph, build_graph
-from amc.graph.surgery import Dresser
+from amc.graph.surgery import ChannelCutter
 from amc.latency import LatencyProbe, LatencyProblem, Runner, layer_shapes
 from amc.latency.instruments import Instruments, MakeProbe
 from amc.latency.learned import Sample, undisturbed
@@ -55,7 +55,7 @@ class Bench:
         proto = onnx.load(str(original))
         self.operators = operators(proto, self._layout, len(graph.sites), self._inputs)
         self._names = names(proto, self.operators)
-        self._scratch: Dresser | None = None
+        self._scratch: ChannelCutter | None = None
         narrow = tuple(max(1, width - 1) for width in self.full)
         gone = {branch.site for branch in self._layout.branches}
         try:
@@ -63,7 +63,7 @@ class Bench:
                 Runner(self.model(widths), threads)(self._inputs)
         except ExportError:  # the file holds a width elsewhere, as a Reshape does
             self._network = copied(task.model).cpu()
-            self._scratch = Dresser(self._network, graph.layers)
+            self._scratch = ChannelCutter(self._network, graph.layers)
 
     @property
     def original_ms(self) -> float:
@@ -79,7 +79,7 @@ class Bench:
         kept = [np.arange(width) for width in widths]
         if self._scratch is None:
             return self._probe.cut(kept)
-        self._scratch.dress(kept)
+        self._scratch.cut(kept)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "policy.onnx")
             export_pruned(self._network, self._task.example, path, self._graph, kept)

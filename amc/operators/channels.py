@@ -16,7 +16,7 @@ from torch import nn
 from amc.errors import PolicyError
 from amc.graph.build import Graph
 from amc.graph.channels import Kept
-from amc.graph.surgery import Dresser, silence
+from amc.graph.surgery import ChannelCutter, zero_removed
 from amc.operators.operator import (
     Applier,
     ColumnCosts,
@@ -100,7 +100,7 @@ class Channels(CompressionOperator):
 
     def apply(self, model: nn.Module, network: NetworkFacts, settings: Mapping[str, PolicySetting]) -> None:
         """Cut the tensors of ``model`` to the channels that the settings list."""
-        Dresser(model, network.graph.layers).dress(listed_channels(network.graph, settings))
+        ChannelCutter(model, network.graph.layers).cut(listed_channels(network.graph, settings))
 
 
 class ChannelApplier:
@@ -110,7 +110,7 @@ class ChannelApplier:
 
     def __init__(self, scratch: nn.Module, graph: Graph, orders: Sequence[Ints]) -> None:
         self._graph, self._orders = graph, orders
-        self._dresser = Dresser(scratch, graph.layers)
+        self._cutter = ChannelCutter(scratch, graph.layers)
 
     def kept(self, settings: Sequence[Setting]) -> Kept:
         """The most important channels of every group, ascending."""
@@ -118,11 +118,11 @@ class ChannelApplier:
 
     def apply(self, settings: Sequence[Setting], solved: Solved) -> None:
         """Cut every tensor; those that were ``solved`` replace the original's."""
-        self._dresser.dress(self.kept(settings), solved)
+        self._cutter.cut(self.kept(settings), solved)
 
     def finish(self, model: nn.Module, settings: Sequence[Setting]) -> None:
         """Let layers that read nothing give zeros for good."""
-        silence(model, self._graph.layers, self.kept(settings))
+        zero_removed(model, self._graph.layers, self.kept(settings))
 
 
 def kept_channels(orders: Sequence[Ints], settings: Sequence[Setting]) -> Kept:

@@ -141,7 +141,7 @@ class Delivery:
         }
 
     def prove(self, space: Space, model: nn.Module, graph: Graph, gone: frozenset[str]) -> list[dict[str, Any]]:
-        """Hold every limit against what was exported. Of the layers ``gone`` torch holds one silenced channel."""
+        """Hold every limit against what was exported. Of the layers ``gone`` torch holds one zeroed channel."""
         record = self.record
         path, traced = record.folder / "model.onnx", self._traced(model)
         counted = count_onnx_macs(path, record.task.example)

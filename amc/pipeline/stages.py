@@ -25,7 +25,7 @@ from amc.evaluation.reward import Evaluation, load_reward
 from amc.evaluation.score import Score
 from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.graph.build import Graph, build_graph
-from amc.graph.surgery import twin
+from amc.graph.surgery import shallow_copy
 from amc.graph.trace import unprovable
 from amc.importance import Need, load_criterion, select
 from amc.latency import Predictor, Runner, is_profile, load_latency_model
@@ -205,7 +205,7 @@ class Stages:
         """See that the runtime computes what torch does before anything is spent on a search. Raises ExportError."""
         task = self.record.task
         inputs, _ = task.splits.search.fetch(torch.arange(min(FEW, len(task.splits.search))))
-        check_parity(twin(task.model), inputs, Runner(path))
+        check_parity(shallow_copy(task.model), inputs, Runner(path))
 
     def bench(self, graph: Graph) -> Bench:
         """What measures policies on ONNX Runtime; what the original takes is measured once in a run."""

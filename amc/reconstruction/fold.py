@@ -17,7 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._pytree import tree_leaves
 
 from amc.graph.channels import BATCH_NORMS, CONVS, Layer
-from amc.graph.surgery import twin
+from amc.graph.surgery import shallow_copy
 from amc.task import nested
 from amc.task.nested import Nested
 
@@ -72,7 +72,7 @@ class NormFolder:
 
     def _keeps_outputs(self, model: nn.Module, example: Nested) -> bool:
         """Whether the outputs stay the same: a module that reads a layer before its norm would get other values."""
-        copied = twin(model).eval()
+        copied = shallow_copy(model).eval()
         _randomise([copied.get_submodule(norm) for norm in self._pairs.values()])
         with torch.inference_mode():
             before = tree_leaves(nested.call(copied, example))

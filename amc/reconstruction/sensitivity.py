@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.graph.channels import Layer
-from amc.graph.surgery import twin
+from amc.graph.surgery import shallow_copy
 from amc.runtime.memory import Memory
 from amc.task import Objective, Task, batches, nested
 from amc.task.data import sample
@@ -50,7 +50,7 @@ def sensitivities(
     names = [layer.name for layer in layers if layer.kind in ("conv", "linear")]
     sums: dict[str, Tensor] = {}
     try:
-        model = twin(task.model).eval().requires_grad_(True)
+        model = shallow_copy(task.model).eval().requires_grad_(True)
         size = _batch(model, names, task, memory)
         chosen, value_of = sample(task.splits.calibration, IMAGES), _value_of(task.objective, logit_mse)
         for inputs, targets in batches(chosen, size):

@@ -38,7 +38,7 @@ from torch.utils._pytree import tree_map_only
 from amc.graph.attention import without_fast_path
 from amc.graph.build import Graph
 from amc.graph.channels import Kept, Layer
-from amc.graph.surgery import silenced, twin
+from amc.graph.surgery import layers_without_input, shallow_copy
 from amc.reconstruction.fold import NormFolder
 from amc.reconstruction.moments import solvable
 from amc.reconstruction.regression import Norm, Solution, matching_of, regression, undone
@@ -111,7 +111,7 @@ class SequentialReconstruction:
         self._rows = min(effort.rows, max(1, memory.share // max(1, of_all))) if memory else effort.rows
         samples = memory.batch(graph.trace.peak, effort.samples) if memory else effort.samples
         self._folder = NormFolder(task.model, graph.layers, task.example)
-        copied = twin(task.model)
+        copied = shallow_copy(task.model)
         with self._folder.folded(copied):
             self._uses = find_output_uses(copied, self._layers, task.example)
         chosen = sample(task.splits.calibration, samples, seed)
@@ -132,7 +132,7 @@ class SequentialReconstruction:
         watch = StreamWatch(self._uses.streams)
         channels = [k.tobytes() for k in kept]
         norms = {x.name: network.get_submodule(x.norm) for x in self._layers.values() if x.norm}
-        cut, zeroed = False, silenced(list(self._layers.values()), kept)
+        cut, zeroed = False, layers_without_input(list(self._layers.values()), kept)
 
         def visit(layer: Layer, module: Any, x: Tensor) -> None:
             nonlocal cut
@@ -189,7 +189,7 @@ class SequentialReconstruction:
             targets[layer.name] = Target(positions, taps, outputs, added)
             watch.forget(layer.name)
 
-        self._walk(twin(self._task.model), visit, watch)
+        self._walk(shallow_copy(self._task.model), visit, watch)
         return targets
 
     def _norm(self, norms: Mapping[str, nn.Module], layer: Layer, outputs: Tensor | None) -> Norm | None:

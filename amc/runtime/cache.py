@@ -73,7 +73,7 @@ Resting = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """One file of the cache, for people to look at."""
 
     kind: str
@@ -117,13 +117,13 @@ class Cache:
         identity = identify()
         return Table(self._path(kind, identity, "jsonl"), identity, self._resting)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[CacheEntry]:
         """Everything that is kept, the longest unused first."""
         found = []
         for path in self._files(_ENTRY):
             with contextlib.suppress(OSError):
                 stat = path.lstat()
-                found.append(Entry(path.parent.name, path, stat.st_size, stat.st_mtime))
+                found.append(CacheEntry(path.parent.name, path, stat.st_size, stat.st_mtime))
         return sorted(found, key=lambda e: e.used)
 
     def clear(self) -> int:
@@ -293,7 +293,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return tensors_digest(sorted(tensors.items()))
 
 
-def _remove(entry: Entry) -> int:
+def _remove(entry: CacheEntry) -> int:
     """Remove an entry and its locks; gives the bytes that were freed: 0 where that is not allowed."""
     try:
         entry.path.unlink(missing_ok=True)

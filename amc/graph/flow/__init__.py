@@ -11,6 +11,6 @@ hidden features of a layer that mixes positions, for every channel) keeps the fi
 """
 
 from amc.graph.flow import layers, moves, norms, pointwise, products  # noqa: F401  (they register their rules)
-from amc.graph.flow.follow import STATISTICS, Flow, Norm, Parts, Product, View, Weights
+from amc.graph.flow.follow import STATISTICS, Flow, NormStatistic, Parts, Product, View, Weights
 
-__all__ = ["STATISTICS", "Flow", "Norm", "Parts", "Product", "View", "Weights"]
+__all__ = ["STATISTICS", "Flow", "NormStatistic", "Parts", "Product", "View", "Weights"]

@@ -76,7 +76,7 @@ class View:
 
 
 @dataclass(frozen=True, eq=False)
-class Norm:
+class NormStatistic:
     """A statistic over channels along ``dim``: the ``number``-th of `STATISTICS` in the pass."""
 
     number: int
@@ -93,7 +93,7 @@ class Flow:
         self.products: list[Product] = []
         self.parts: list[Parts] = []
         self.views: list[View] = []
-        self.norms: list[Norm] = []
+        self.norms: list[NormStatistic] = []
         self.plain_norms: dict[str, Vector] = {}
         """Normalisations over channels without parameters, by module."""
         self.group_norms: dict[str, bool] = {}
@@ -428,7 +428,7 @@ class Flow:
         """This operator takes statistics over channels."""
         if self.rehearsing:
             return
-        self.norms.append(Norm(self._number, dim, ids))
+        self.norms.append(NormStatistic(self._number, dim, ids))
 
 
 def _parametrized(module: nn.Module) -> bool:
