@@ -91,8 +91,14 @@ class LatencyConstraint:
         return self.now.tighter * observation.ms <= self.limit_ms * (1 - TIGHT)
 
     def likely(self, ranked: Sequence[Choice], count: int) -> list[Choice]:
-        """The first ``count`` policies that are within the limit as far as is known; of all, where none is."""
-        good = [choice for choice in ranked if self.keeps(choice)]
+        """The first ``count`` policies that are within the limit by what earlier rounds know; of all, where none is.
+
+        What this round measures does not count, or it would choose otherwise when it is repeated.
+        """
+        before = self.verifier.observations()[: self.now.observed] if self.verifier else []
+        slow = {o.choice for o in before if o.reliable and not self._within(o)}
+        fast = {o.choice for o in before if o.reliable and self._within(o)}
+        good = [c for c in ranked if c in fast or (c not in slow and self._predicted_within(c))]
         return (good or list(ranked))[:count]
 
     def aim(self, space: Space, seed: int, progress: Progress) -> None:

@@ -60,6 +60,8 @@ class Correction:
     """Proposals after which it ended a round; None: between two rounds."""
     evaluated: int = 0
     """Evaluations in the journal by then."""
+    observed: int = 0
+    """Measured policies in it by then."""
 
     @property
     def scale(self) -> float:
@@ -103,7 +105,7 @@ class Corrections:
         """In order; the first one is made before the search."""
         return [
             Correction(float(r["factor"]), float(r.get("tighter", 1.0)), str(r["why"]), r.get("after"),
-                       int(r.get("evaluated", 0)))
+                       int(r.get("evaluated", 0)), int(r.get("observed", 0)))
             for r in self._journal.records("correction")
         ]  # fmt: skip
 
@@ -122,8 +124,8 @@ class Corrections:
 
     def add(self, factor: float, why: str, tighter: float = 1.0, after: int | None = None) -> None:
         """Record a correction: another round begins."""
-        evaluated = sum(1 for _ in self._journal.records("evaluation"))
-        self._journal.append("correction", **asdict(Correction(factor, tighter, why, after, evaluated)))
+        evaluated, observed = (sum(1 for _ in self._journal.records(kind)) for kind in ("evaluation", "latency"))
+        self._journal.append("correction", **asdict(Correction(factor, tighter, why, after, evaluated, observed)))
 
 
 def estimate(observations: Sequence[Observation], before: float = 1.0 + MARGIN) -> float:
