@@ -32,6 +32,7 @@ from amc.batch.plan import plan
 from amc.batch.pool import Processes
 from amc.batch.status import statuses
 from amc.config import Config, from_dict, to_dict
+from amc.pipeline.choosing import Choosing
 from amc.pipeline.pipeline import open_task
 from amc.pipeline.record import Record
 from amc.pipeline.stages import Stages
@@ -151,15 +152,16 @@ def _until_chosen(config: Config, folder: Path) -> tuple[dict[str, float], float
     seconds: dict[str, float] = {}
     seconds["load"], task = _timed(lambda: open_task(config))
     with Journal(folder / "journal.jsonl") as journal, MeasurementLock() as lock:
-        flow = Stages(Record(task, config, folder, journal, Silent(), lock))
+        record = Record(task, config, folder, journal, Silent(), lock)
+        flow, choosing = Stages(record), Choosing(record)
         seconds["inspect"], graph = _timed(flow.inspect)
         later, space = _timed(lambda: flow.space(graph))
         seconds["inspect"] += later
         seconds["calibrate"], evaluator = _timed(lambda: flow.calibrate(graph, space))
         seconds["search"], found = _timed(lambda: flow.search(graph, space, evaluator))
-        shortlist = flow.promising(found or (), space, None)
+        shortlist = choosing.shortlist(found or (), space, None)
         assert shortlist is not None
-        seconds["refine"], (_, candidates) = _timed(lambda: flow.choose(shortlist.evaluations, evaluator))
+        seconds["refine"], (_, candidates) = _timed(lambda: choosing.choose(shortlist.evaluations, evaluator))
     return seconds, next(c["before"] for c in candidates if c["chosen"])
 
 

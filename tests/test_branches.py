@@ -31,7 +31,7 @@ from amc.operators.branches import find_branches, skip_identities
 from amc.operators.channels import legal_widths
 from amc.operators.operator import NetworkFacts
 from amc.operators.policy import Policy, fingerprint, make_policy
-from amc.pipeline.stages import branches_go, make_space
+from amc.pipeline.spaces import branches_go, make_space
 from amc.reconstruction.sequential import Effort
 from amc.search import load_searcher, searchers
 from amc.search.allocate import decode, quick_decoder

@@ -208,13 +208,14 @@ def test_a_failed_evaluation_is_in_the_shared_study_too(tmp_path):
 def test_another_version_of_a_plug_in_has_another_study(tmp_path, digits, monkeypatch):
     from amc.config import from_dict
     from amc.pipeline.record import Record
-    from amc.pipeline.stages import Stages
+    from amc.pipeline.study import study_place
     from amc.runtime.locks import MeasurementLock
     from amc.runtime.monitor import Silent
 
     def identity(objective: str) -> str:
         config = from_dict({"search": {"storage": "study.db"}, "objective": objective})
-        return Stages(Record(digits[0], config, tmp_path, Journal(None), Silent(), MeasurementLock()))._study().identity
+        record = Record(digits[0], config, tmp_path, Journal(None), Silent(), MeasurementLock())
+        return study_place(record).identity
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("")

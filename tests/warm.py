@@ -24,7 +24,7 @@ from amc.evaluation.problem import Problem
 from amc.evaluation.reward import Evaluation
 from amc.latency.instruments import Instruments
 from amc.operators.policy import fingerprint
-from amc.pipeline import delivery, stages
+from amc.pipeline import delivery, original
 from amc.pipeline.pipeline import compress_task
 from amc.runtime.files import replacing, write_text
 from amc.task import Task, load_data, make_task
@@ -54,7 +54,7 @@ def prepare(known: Path) -> None:
     and draw no charts."""
     measuring.ROUNDS, measuring.LEAST_BLOCKS, measuring.WARMUP = 2, 2, 1
     finetune.CHECKPOINT_SECONDS = 0.0
-    export = stages.export_onnx
+    export = original.export_onnx
     known.mkdir()
 
     def remembered(model: nn.Module, example: torch.Tensor, path: Path) -> None:
@@ -64,7 +64,7 @@ def prepare(known: Path) -> None:
         with replacing(path) as temporary:
             temporary.write_bytes(kept.read_bytes())
 
-    stages.export_onnx = remembered
+    original.export_onnx = remembered
 
     def export_whole(model: nn.Module, example: torch.Tensor, path: Path, *_: object) -> frozenset[str]:
         remembered(model, example, path)

@@ -17,7 +17,8 @@ from amc.graph.build import build_graph
 from amc.operators.operator import NetworkFacts
 from amc.pipeline.pipeline import check, compress_task, open_task
 from amc.pipeline.record import Record
-from amc.pipeline.stages import Stages, branches_go, make_space
+from amc.pipeline.spaces import branches_go, make_space
+from amc.pipeline.stages import Stages
 from amc.runtime.journal import Journal
 from amc.runtime.locks import MeasurementLock
 from amc.runtime.memory import GIB

@@ -1,7 +1,7 @@
 """Cutting a network's tensors along the axes that sites own.
 
 A ``ChannelCutter`` puts any policy's tensors onto one and the same module, so that evaluating thousands of policies
-copies no module; pruning for real is dressing a deep copy once.
+copies no module; pruning for real is cutting a deep copy once.
 """
 
 from __future__ import annotations

@@ -17,11 +17,13 @@ from amc.latency import is_profile, load_latency_model, runs_code
 from amc.latency.instruments import Instruments
 from amc.operators.policy import Policy
 from amc.pipeline.backends import RemoteBackend
+from amc.pipeline.choosing import Choosing
 from amc.pipeline.delivery import Delivery
 from amc.pipeline.record import Record
 from amc.pipeline.result import Result
 from amc.pipeline.stages import Stages
 from amc.pipeline.summary import Findings, summarise
+from amc.pipeline.timing import Timing
 from amc.runtime.arguments import PATH, expect
 from amc.runtime.files import check_folder, sweep
 from amc.runtime.journal import Journal, read_records
@@ -258,7 +260,7 @@ def compress_task(
 def _compress(record: Record, remote: RemoteBackend | None) -> Result:
     """The stages, one after the other."""
     task, config, folder = record.task, record.config, record.folder
-    flow, delivery = Stages(record, remote), Delivery(record)
+    flow, choosing, delivery = Stages(record, remote), Choosing(record), Delivery(record)
     if record.journal.last("done") is not None:
         return delivery.finished()
     with record.stage("inspect"):
@@ -266,7 +268,7 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
             check_training(task)
         graph = flow.inspect()
     with record.stage("profile") if config.budget.latency else contextlib.nullcontext():
-        latency = flow.latency(graph)
+        latency = Timing(record, graph).constraint()
         if latency:
             latency.aim(flow.space(graph, latency), config.seed, record.step)
         space = flow.space(graph, latency)
@@ -280,10 +282,10 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
         if found is None:
             continue
         with record.stage("choose"):
-            shortlist = flow.promising(found, space, latency)
+            shortlist = choosing.shortlist(found, space, latency)
             if shortlist is None:
                 continue
-            chosen, candidates = flow.choose(shortlist.evaluations, evaluator)
+            chosen, candidates = choosing.choose(shortlist.evaluations, evaluator)
         with record.stage("fine-tune"):
             model = delivery.finetune(record.phases(space, chosen), evaluator, graph)
         with record.stage("export"):

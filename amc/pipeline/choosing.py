@@ -1,0 +1,106 @@
+"""From the evaluations of a search to one policy: a shortlist, refined, trained briefly and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amc.evaluation.cached import refined_score
+from amc.evaluation.evaluator import Evaluator
+from amc.evaluation.reward import Evaluation
+from amc.evaluation.score import Score
+from amc.latency.constraint import LatencyConstraint
+from amc.pipeline.record import Record
+from amc.space.budget import Space
+from amc.space.sites import Choice
+from amc.task import evaluate
+from amc.train import train
+
+SPARE = 3
+"""Policies that are measured beyond the candidates: some may turn out too slow."""
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """The policies that one is chosen of."""
+
+    evaluations: Sequence[Evaluation]
+    obstacle: str | None = None
+    """Why the limit on latency cannot be kept, where none of them keeps it."""
+
+
+class Choosing:
+    """Chooses among the policies that a search has evaluated."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+    def shortlist(
+        self, found: Sequence[Evaluation], space: Space, latency: LatencyConstraint | None
+    ) -> Shortlist | None:
+        """The best few; where latency is limited, of those that keep to it when measured. None: search again."""
+        record = self.record
+        count = max(record.config.search.refine, record.config.finetune.candidates)
+        best = best_first(found)
+        if latency is None:
+            return Shortlist(best[:count])
+        ranked = [e.choice for e in best]
+        good = latency.fast_enough(ranked, count + SPARE, record.step)
+        if good:
+            return Shortlist([e for e in best if e.choice in good][:count])
+        obstacle = latency.search_again(space, latency.likely(ranked, count + SPARE))
+        if obstacle is None:
+            record.monitor.say("all of the best networks are over the limit on latency: searching again")
+            return None
+        record.monitor.say(f"no network is within the limit on latency, and {obstacle}: the fastest is taken")
+        closest = latency.closest(ranked)
+        return Shortlist([e for e in best if e.choice == closest], obstacle)
+
+    def choose(self, found: Sequence[Evaluation], evaluator: Evaluator) -> tuple[Choice, list[dict[str, Any]]]:
+        """Refine the best policies, fine-tune the best of those briefly, and take the winner.
+
+        Scores before training do not tell it; without training the best refined one is taken.
+        """
+        record = self.record
+        refined = self._refine(found, evaluator)
+        best = sorted(refined, key=lambda choice: (-refined[choice].metric, refined[choice].loss))
+        best = best[: record.config.finetune.candidates]
+        share = record.config.finetune.trial_share
+        if record.epochs == 0 or share == 0 or len(best) == 1:
+            return best[0], [_candidate(c, refined[c], None, i == 0) for i, c in enumerate(best)]
+        known = {tuple(r["choice"]): (r["loss"], r["metric"]) for r in record.journal.records("trial")}
+        scores = []
+        for index, choice in enumerate(best):
+            if choice not in known:
+                model = evaluator.pruned(choice)
+                train(model, record.task, record.plan(share * record.epochs, model), record.task.model,
+                      progress=lambda done, _, i=index: record.step((i + done) / len(best)))  # type: ignore[misc]  # fmt: skip
+                loss, metric = evaluate(model, record.task, record.task.splits.search)
+                record.journal.append("trial", choice=list(choice), loss=loss, metric=metric)
+                known[choice] = (loss, metric)
+            scores.append(known[choice])
+            top = max(metric for _, metric in scores)
+            record.step((index + 1) / len(best), f"best {100 * top:.2f} % after {100 * share:.0f} % of the training")
+        winner = min(range(len(best)), key=lambda i: (-scores[i][1], scores[i][0]))
+        return best[winner], [_candidate(c, refined[c], scores[i][1], i == winner) for i, c in enumerate(best)]
+
+    def _refine(self, best: Sequence[Evaluation], evaluator: Evaluator) -> dict[Choice, Score]:
+        """The best policies with their scores as refined networks."""
+        record = self.record
+        known = {tuple(r["choice"]): Score(r["loss"], r["metric"]) for r in record.journal.records("refined")}
+        for index, found in enumerate(best):
+            if found.choice not in known:
+                score = known[found.choice] = refined_score(evaluator, record.memo, found.choice)
+                record.journal.append("refined", choice=list(found.choice), loss=score.loss, metric=score.metric)
+            record.step((index + 1) / len(best), "refining the best policies")
+        return {e.choice: known[e.choice] for e in best}
+
+
+def best_first(found: Sequence[Evaluation]) -> list[Evaluation]:
+    """The evaluations that did not fail, the best first; equal rewards are told apart by the loss."""
+    return sorted((e for e in found if e.error is None), key=lambda e: (-e.reward, e.loss))
+
+
+def _candidate(choice: Choice, before: Score, after: float | None, chosen: bool) -> dict[str, Any]:
+    return {"choice": list(choice), "before": before.metric, "after": after, "chosen": chosen}

@@ -1,0 +1,49 @@
+"""original.onnx, the unpruned network as the runtime gets it: made once in a run, and again if it is damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+import torch
+
+from amc.deploy.export import check_parity, export_onnx
+from amc.graph.surgery import shallow_copy
+from amc.latency import Runner
+from amc.pipeline.record import Record
+from amc.runtime.files import replacing
+
+FEW = 4
+"""Samples by which the original is compared on ONNX Runtime."""
+
+
+def original_onnx(record: Record) -> Path:
+    """original.onnx as this run has made it; made again where it is damaged or another."""
+    path, journal = record.folder / "original.onnx", record.journal
+    known = journal.last("original")
+    if known is None or not path.exists() or _sha256(path) != known["sha256"]:
+        with replacing(path) as temporary:
+            temporary.write_bytes(record.memo.original_onnx(lambda: _exported(record)))
+            _check_runtime(record, temporary)
+        journal.append("original", sha256=_sha256(path))
+    return path
+
+
+def _exported(record: Record) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "original.onnx")
+        export_onnx(record.task.model, record.task.example, path)
+        return path.read_bytes()
+
+
+def _check_runtime(record: Record, path: Path) -> None:
+    """See that the runtime computes what torch does before anything is spent on a search. Raises ExportError."""
+    task = record.task
+    inputs, _ = task.splits.search.fetch(torch.arange(min(FEW, len(task.splits.search))))
+    check_parity(shallow_copy(task.model), inputs, Runner(path))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,101 @@
+"""Latency in a run: what measures policies, and what predicts, verifies and corrects their latency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from amc.graph.build import Graph
+from amc.latency import Predictor, is_profile, load_latency_model
+from amc.latency.constraint import LatencyConstraint, limited_by_model, limited_here, limited_on_device
+from amc.latency.profiling import Bench, latency_problem, learn_latency, profile_key
+from amc.pipeline.original import original_onnx
+from amc.pipeline.record import Record
+from amc.runtime.cache import Table
+from amc.runtime.files import replacing
+
+
+class Timing:
+    """Measures and limits the latency of one run's network."""
+
+    def __init__(self, record: Record, graph: Graph) -> None:
+        self.record, self._graph = record, graph
+
+    def bench(self) -> Bench:
+        """What measures policies on ONNX Runtime; what the original takes is measured once in a run."""
+        record = self.record
+        known = record.journal.last("latency-scale")
+        ms = None if known is None else float(known["ms"])
+        threads, measuring = record.config.latency_threads, record.lock.exclusive
+        probe = record.instruments.probe
+        bench = Bench(record.task, self._graph, original_onnx(record), threads, ms, measuring, probe)
+        if known is None:
+            record.journal.append("latency-scale", ms=bench.original_ms)
+        return bench
+
+    def constraint(self) -> LatencyConstraint | None:
+        """What predicts, verifies and corrects latency, where it is limited."""
+        record = self.record
+        asked, journal, evaluations = record.config.budget.latency, record.journal, record.config.search.evaluations
+        if asked is None:
+            return None
+        bench, named = self.bench(), record.config.search.latency_model
+        progress = record.step
+        if named is None or is_profile(named):
+            key = profile_key(bench, record.config.latency_threads, record.task)
+            path = self._profile(bench, key) if named is None else Path(named)
+            return limited_here(
+                learn_latency(bench, self._graph, key, path, 0, progress), bench, asked, journal, evaluations
+            )
+        remember = self._remembered()
+        problem = latency_problem(
+            bench, self._graph, original_onnx(record), record.config, remember, record.task, progress
+        )
+        predictor = Predictor(load_latency_model(named), problem)
+        if predictor.measures:
+            return limited_on_device(predictor, problem, asked, journal, evaluations)
+        return limited_by_model(predictor, asked, journal, evaluations)
+
+    def _profile(self, bench: Bench, key: dict[str, Any]) -> Path:
+        """The run's profile: made by one of the runs that share it. What a run has corrected it keeps."""
+        record = self.record
+        path = record.folder / "profile.json"
+
+        def learn() -> bytes:
+            learn_latency(bench, self._graph, key, path, record.config.profile_seconds, record.step)
+            return path.read_bytes()
+
+        if record.journal.last("profile") is None or not path.exists():
+            content = record.memo.profile(key, learn)
+            if not path.exists() or path.read_bytes() != content:
+                with replacing(path) as temporary:
+                    temporary.write_bytes(content)
+                record.monitor.say("latency is predicted by the profile that an earlier run has made here")
+            record.journal.append("profile")
+        return path
+
+    def _remembered(self) -> Callable[[str, Callable[[], float]], float]:
+        """Gives what a device took for a network: once in a run, and once for all runs while the device is the same."""
+        record = self.record
+        times: Table | None = None
+
+        def alone(measure: Callable[[], float]) -> float:
+            with record.lock.exclusive():
+                return measure()
+
+        def remember(key: str, measure: Callable[[], float]) -> float:
+            nonlocal times
+            known = {r["key"]: float(r["ms"]) for r in record.journal.records("device-latency")}
+            if key in known:
+                return known[key]
+            ms = None
+            if not known:  # the first one a run measures itself, and sees whether the device is what it was
+                ms = known[key] = alone(measure)
+            if times is None:
+                times = record.memo.device_times(*next(iter(known.items())))
+            found = float(times.once(key, lambda: alone(measure))) if ms is None else ms
+            record.journal.append("device-latency", key=key, ms=found)
+            return found
+
+        return remember
