@@ -211,6 +211,20 @@ def test_a_folder_that_names_other_places_is_not_gone_on_with_without_trust(tmp_
     assert [path.name for path in tmp_path.rglob("*")] == ["run", "config.yaml"]
 
 
+def test_a_cache_that_is_the_user_s_own_needs_no_trust(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = os.umask(0o002)  # as where every user has a group
+    try:
+        assert main(["search", *SEARCH[:3], "2", "--finetune-epochs", "0.1", "--out", "run", "--cache", "kept"]) == 0
+    finally:
+        os.umask(before)
+    assert main(["search", "--resume", "run"]) == 0
+    capsys.readouterr()
+    Path("kept").chmod(0o777)
+    assert main(["search", "--resume", "run"]) == 2
+    assert "would write into the cache kept: if you trust that, add --trust" in capsys.readouterr().err
+
+
 def test_a_shared_study_and_a_limit_on_latency_do_not_go_together(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["search", "--latency", "0.5", "--searcher", "tpe", "--storage", "s.db"]) == 2

@@ -25,6 +25,7 @@ from amc.pipeline.stages import Stages
 from amc.pipeline.summary import Findings, summarise
 from amc.pipeline.timing import Timing
 from amc.runtime.arguments import PATH, expect
+from amc.runtime.cache import is_own_folder
 from amc.runtime.files import check_folder, sweep
 from amc.runtime.journal import Journal, read_records
 from amc.runtime.locks import MeasurementLock
@@ -103,13 +104,16 @@ def without_download(config: Config) -> Config:
 
 
 def refuse_foreign(config: Config, folder: Path) -> None:
-    """Raise when going on with a folder would have Python files run, or write into a place that it names."""
+    """Raise when going on with a folder would have Python files run, or write into a place that it names.
+
+    A cache in a folder that is the user's alone, as this user's own runs make it, is believed.
+    """
     refuse_plugins(config, folder)
     if config.search.storage:
         raise BundleError(
             f"{folder} would use the study in another place that it names: if you trust that, add --trust."
         )
-    if config.cache not in (None, "auto"):
+    if config.cache not in (None, "auto") and not is_own_folder(Path(config.cache)):
         raise BundleError(f"{folder} would write into the cache {config.cache}: if you trust that, add --trust.")
     if config.log:
         raise BundleError(f"{folder} would log to another place that it names: if you trust that, add --trust.")

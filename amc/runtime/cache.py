@@ -265,9 +265,21 @@ def _save(path: Path, identity: Mapping[str, Any], tensors: Mapping[str, Tensor]
 
 def _check_owner(handle: int) -> None:
     """Raise OSError for a file that another user owns or may write to: its content is not believed."""
-    stat = os.fstat(handle)
-    if hasattr(os, "geteuid") and (stat.st_uid != os.geteuid() or stat.st_mode & 0o022):
+    if not _owned(os.fstat(handle)):
         raise PermissionError(errno.EPERM, "another user may have written it")
+
+
+def _owned(stat: os.stat_result) -> bool:
+    """Whether what was looked at is this user's, and nobody else may write to it."""
+    return not hasattr(os, "geteuid") or (stat.st_uid == os.geteuid() and not stat.st_mode & 0o022)
+
+
+def is_own_folder(folder: Path) -> bool:
+    """Whether a folder is there, is this user's, and nobody else may write into it."""
+    try:
+        return folder.is_dir() and _owned(folder.stat())
+    except (OSError, ValueError):
+        return False
 
 
 def _load(path: Path, identity: Mapping[str, Any]) -> dict[str, Tensor] | None:
@@ -330,7 +342,8 @@ def _locked(path: Path, resting: Resting, seconds: float | None = None, needed: 
     """
     file, held = None, True  # where there are no locks
     with contextlib.suppress(OSError, ImportError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         file = os.fdopen(opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, own=True, mode=0o600), "ab")
         held = _try_lock(file)
         if not held:
