@@ -1,5 +1,35 @@
+"""The process of the command line. Ctrl-C is one line and exit code 130 whenever it comes: while libraries are being
+imported, again while a command stops, and while the interpreter ends."""
+
+import signal
 import sys
 
-from amc.cli import main
 
-sys.exit(main())
+def run() -> int:
+    """Run the command that this process was started for; gives the exit code."""
+    pressed = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as after a shell's &
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        try:
+            from amc.cli import main
+
+            return main()
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except (Exception, KeyboardInterrupt):  # libraries that are being imported turn it into errors of theirs
+        if not pressed:
+            raise
+        exec("")  # as in `main`
+        print("amc: stopped.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -113,6 +113,59 @@ sys.exit(cli.main([]))
     assert (found.returncode, "Traceback" in found.stderr) == (130, False), found.stderr
 
 
+PRESS = "os.kill(os.getpid(), signal.SIGINT)\n"
+IMPORTING = f"""
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "pydantic":
+            try:
+                {PRESS}
+            except KeyboardInterrupt as error:
+                raise RAISED from error
+sys.meta_path.insert(0, Finder())
+"""
+STOPPING = f"""
+from amc import cli
+def stopped(arguments):
+    try:
+        {PRESS}
+    finally:
+        {PRESS}
+cli._main = stopped
+"""
+TELLING = f"""
+class Telling:
+    def write(self, text):
+        sys.stderr = sys.__stderr__
+        {PRESS}
+sys.stderr = Telling()
+"""
+
+
+@pytest.mark.parametrize(
+    "when",
+    [
+        IMPORTING.replace("RAISED", "KeyboardInterrupt"),
+        IMPORTING.replace("RAISED", "ImportError('the C extension')"),
+        STOPPING,
+        STOPPING + TELLING,
+        STOPPING + f"import atexit\natexit.register(lambda: {PRESS.strip()})",
+    ],
+    ids=["importing", "told as another error", "twice", "three times", "while it ends"],
+)
+def test_ctrl_c_at_any_moment_is_one_line_and_exit_code_130(when: str):
+    found = subprocess.run(
+        [sys.executable, "-c", f"import os, signal, sys\nfrom amc.__main__ import run\n{when}\nsys.exit(run())"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (found.returncode, len(found.stderr.splitlines())) == (130, 1), found.stderr
+    assert found.stderr.startswith("amc: stopped")
+
+
 def test_a_full_disk_is_one_line_and_the_journal_stays_whole(tmp_path: Path, monkeypatch, capsys):
     folder = tmp_path / "run"
     real, writes = os.fsync, 0
