@@ -7,6 +7,8 @@ import socket
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +17,12 @@ from torch import nn
 import amc
 from amc.cli import main
 from amc.config import Config, from_yaml
-from amc.errors import AmcError, BundleError, ModelError
+from amc.deploy.export import read_onnx
+from amc.errors import AmcError, BundleError, ExportError, ModelError
+from amc.latency import Runner
 from amc.latency.lookup import read_table
 from amc.latency.profile import Profile
+from amc.pipeline.original import original_onnx
 from amc.pipeline.pipeline import new_folder
 from amc.runtime.files import opened, parse_json, read_bytes, read_json
 from amc.runtime.journal import Journal, read_records
@@ -54,6 +59,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "weights.pt": lambda path: read_state_dict(str(path)),
     "weights.safetensors": lambda path: read_state_dict(str(path)),
     "run/journal.jsonl": lambda path: Journal(path),
+    "model.onnx": read_onnx,
+    "original.onnx": Runner,
 }
 
 
@@ -85,6 +92,54 @@ def test_an_odd_file_of_a_bundle(name: str, odd: Callable[[Path], None], tmp_pat
     odd(bundle / name)
     with pytest.raises(BundleError, match=r"cannot read|no manifest\.json"):
         amc.load(bundle)
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_amc_measure_opens_regular_files_only(
+    odd: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd(Path("odd.onnx"))
+    assert main(["measure", "odd.onnx"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("amc: cannot load odd.onnx: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("odd", [*ODD, lambda path: path.symlink_to("manifest.json")])
+def test_a_bundle_s_onnx_file_is_a_regular_one(
+    odd: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(OLD, "bundle")
+    Path("bundle/model.onnx").unlink()
+    odd(Path("bundle/model.onnx"))
+    assert main(["evaluate", "bundle"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("amc: cannot read bundle/model.onnx: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("odd", [*ODD, lambda path: path.symlink_to("journal.jsonl")])
+def test_the_original_of_a_run_is_a_regular_file(
+    odd: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.append("original", sha256="0")
+        odd(tmp_path / "original.onnx")
+        record: Any = SimpleNamespace(folder=tmp_path, journal=journal)
+        with pytest.raises(ExportError, match=r"cannot load .*original\.onnx: "):
+            original_onnx(record)
+
+
+def test_an_onnx_file_has_at_most_two_gib(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with path.open("wb") as file:
+        file.truncate((2 << 30) + 1)  # takes no room
+    for read in (read_onnx, Runner):
+        with pytest.raises(ExportError, match=r"model\.onnx: it has more than 2048 MiB"):
+            read(path)
 
 
 def test_a_file_is_no_larger_than_it_may_be(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from amc.graph.build import Graph
 from amc.graph.channels import Axis, Kept, Layer
 from amc.graph.surgery import axes_of, own_tensors, randomise_removed
 from amc.operators.branches import find_branches, owner, remove, removed, varint_bytes
-from amc.runtime.files import replacing
+from amc.runtime.files import check_file, replacing
 from amc.space.resources import FileLayout, StoredTensor
 from amc.task import nested
 from amc.task.checks import copied
@@ -102,8 +102,20 @@ def _strip(proto: Any) -> None:
     graph.name = "amc"
 
 
+def check_onnx(path: Path, own: bool = False) -> None:
+    """Raise ExportError unless ``path`` is a regular file of at most 2 GiB, which a library may open by its name.
+
+    ``own``: it lies in a run's folder, where nothing is a link.
+    """
+    try:
+        check_file(path, _LARGEST, own)
+    except OSError as error:
+        raise ExportError(f"cannot load {path}: {error.strerror}.") from None
+
+
 def read_onnx(path: Path) -> Any:
     """The model in an ONNX file, checked. Raises ExportError."""
+    check_onnx(path)
     try:
         proto = onnx.load(str(path))
         onnx.checker.check_model(proto)

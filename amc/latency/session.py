@@ -13,6 +13,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from amc.deploy.export import check_onnx
 from amc.errors import ExportError, first_line
 from amc.task import Objective, Split, batches, nested
 from amc.task.nested import Feeds, Nested
@@ -47,6 +48,8 @@ class Runner:
         if profile is not None:
             options.enable_profiling = True
             options.profile_file_prefix = str(profile)
+        if not isinstance(model, bytes):
+            check_onnx(model)
         try:
             source = model if isinstance(model, bytes) else str(model)
             self._session: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

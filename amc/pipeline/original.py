@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from amc.deploy.export import check_parity, export_onnx
+from amc.deploy.export import check_onnx, check_parity, export_onnx
 from amc.graph.surgery import shallow_copy
 from amc.latency import Runner
 from amc.pipeline.record import Record
@@ -45,5 +45,6 @@ def _check_runtime(record: Record, path: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
+    check_onnx(path, own=True)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
