@@ -200,6 +200,18 @@ class TestProfile:
             lambda d: d["samples"][0].pop("original_ms"),
             lambda d: d["operators"][0].update(inputs=[[1], 0]),
             lambda d: d.update(samples=3),
+            lambda d: d.update(full=[10**30, *d["full"][1:]]),
+            lambda d: d.update(full=[0, *d["full"][1:]]),
+            lambda d: d["samples"][0].update(widths=[10**30, *d["samples"][0]["widths"][1:]]),
+            lambda d: d["samples"][0].update(widths=[-1, *d["samples"][0]["widths"][1:]]),
+            lambda d: d["operators"][0].update(inputs=[[10**30] * len(d["sites"]), 0]),
+            lambda d: d["operators"][0].update(outputs=[[1] * len(d["sites"]), 10**30]),
+            lambda d: d["operators"][0].update(inputs=[[-1] * len(d["sites"]), 0]),
+            lambda d: d["operators"][0].update(branch=10**30),
+            lambda d: d["samples"][0].update(widths=[w + 1 for w in d["full"]]),
+            lambda d: d["operators"][0].update(
+                inputs=[[0] * len(d["sites"]), 2**20], outputs=[[0] * len(d["sites"]), 2**20]
+            ),
         ],
     )
     def test_what_is_none_is_refused_in_one_line(self, profile, tmp_path, change):

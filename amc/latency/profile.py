@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from amc.errors import LatencyError
 from amc.latency.learned import Errors, Sample, Tables, learn, undisturbed
-from amc.latency.operators import Operator
+from amc.latency.operators import Line, Operator
 from amc.runtime.files import read_json, write_json
 
 Floats = NDArray[np.float64]
@@ -30,6 +30,9 @@ FULL_EVERY = 25
 """How often the original itself is among the networks."""
 REMOVE_EVERY = 3
 """How often branches are removed, where they can be."""
+
+LONGEST, HEAVIEST = 2**24, 2**30
+"""Largest length of a dimension, and most weights of a network, that are believed of a file: tables grow with both."""
 
 Measure = Callable[[Sequence[int]], Sample]
 
@@ -76,11 +79,11 @@ class Profile:
             raise ValueError
         if value["version"] != VERSION:
             raise LatencyError(f"it has version {value['version']!r}, and this amc reads version {VERSION}")
-        sites, full = tuple(map(str, value["sites"])), tuple(map(int, value["full"]))
+        sites, full = tuple(map(str, value["sites"])), tuple(_bounded(w, 1, LONGEST) for w in value["full"])
         found = tuple(_operator_from_json(op, len(sites)) for op in value["operators"])
         samples = tuple(
             Sample(
-                tuple(map(int, s["widths"])),
+                tuple(_bounded(w, 0, most) for w, most in zip(s["widths"], full, strict=True)),
                 float(s["ratio"]),
                 float(s["quiet"]),
                 float(s["original_ms"]),
@@ -94,6 +97,8 @@ class Profile:
         if not np.isfinite(numbers).all() or min(positive) <= 0 or len(sites) != len(full):
             raise ValueError
         if any(len(s.widths) != len(sites) or len(s.operators) != len(found) for s in samples):
+            raise ValueError
+        if _weights(found, full) > HEAVIEST:
             raise ValueError
         return cls(dict(value["key"]), sites, full, found, ms, samples, seconds)
 
@@ -109,14 +114,32 @@ def _operator_to_json(op: Operator) -> dict[str, Any]:
 
 
 def _operator_from_json(value: Mapping[str, Any], sites: int) -> Operator:
-    (i, i0), (o, o0) = value["inputs"], value["outputs"]
-    inputs, outputs = ((np.array(slopes, np.int64), int(constant)) for slopes, constant in ((i, i0), (o, o0)))
-    if any(slopes.shape != (sites,) for slopes, _ in (inputs, outputs)):
-        raise ValueError
-    branch = int(value.get("branch", -1))
-    if not -1 <= branch < sites:
-        raise ValueError
+    inputs, outputs = (_line_from_json(value[side], sites) for side in ("inputs", "outputs"))
+    branch = _bounded(value.get("branch", -1), -1, sites - 1)
     return Operator(str(value["name"]), str(value["kind"]), inputs, outputs, branch)
+
+
+def _line_from_json(value: Any, sites: int) -> Line:
+    slopes, constant = value
+    if len(slopes) != sites:
+        raise ValueError
+    return np.array([_bounded(slope, 0, LONGEST) for slope in slopes], np.int64), _bounded(constant, 0, LONGEST)
+
+
+def _weights(found: Sequence[Operator], full: Sequence[int]) -> float:
+    """How many weights operators have at least, at these widths."""
+    w, weights = np.array(full, np.float64), 0.0
+    for op in found:
+        (i, i0), (o, o0) = op.inputs, op.outputs
+        weights += max(1.0, float(i @ w) + i0) * max(1.0, float(o @ w) + o0)
+    return weights
+
+
+def _bounded(value: Any, least: int, most: int) -> int:
+    number = int(value)
+    if not least <= number <= most:
+        raise ValueError(f"{number} is not between {least} and {most}")
+    return number
 
 
 def policies(
