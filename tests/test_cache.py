@@ -503,6 +503,18 @@ def test_what_killed_writers_left_is_swept(tmp_path):
     assert not left.exists()
 
 
+def test_what_a_writer_has_not_finished_counts_towards_the_limit(tmp_path):
+    cache = Cache(tmp_path, limit=10_000)
+    cache.tensors("kind", lambda: {"a": 1}, lambda: {"x": torch.ones(2)})
+    cache.table("kind", lambda: {"b": 1})
+    assert len(cache.entries()) == 1
+    left = tmp_path / "kind" / f".{'0' * 64}.safetensors.123.tmp"
+    left.write_bytes(bytes(10_000))
+    cache.table("kind", lambda: {"b": 1})
+    assert not cache.entries()
+    assert left.exists()
+
+
 def test_a_stopped_process_blocks_nobody_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr("amc.runtime.cache.LOCK_SECONDS", 0.2)
     cache = Cache(tmp_path)

@@ -143,14 +143,19 @@ class Cache:
     def _evict(self) -> None:
         """Remove what killed writers have left, and what was not used for longest until the limit holds.
 
-        Where the folder cannot be changed, it stays as it is.
+        A temporary file whose writer may still be there is kept, and counts. Where the folder cannot be changed, it
+        stays as it is.
         """
+        total = 0
         for left in self._files(_LEFT):
             with contextlib.suppress(OSError):
-                if time.time() - left.lstat().st_mtime > _LEFT_SECONDS:
+                stat = left.lstat()
+                total += stat.st_size
+                if time.time() - stat.st_mtime > _LEFT_SECONDS:
                     left.unlink()
+                    total -= stat.st_size
         entries = self.entries()
-        total = sum(entry.size for entry in entries)
+        total += sum(entry.size for entry in entries)
         for entry in entries:
             if total <= self.limit:
                 return
