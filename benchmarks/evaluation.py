@@ -36,7 +36,7 @@ from amc.latency.session import Runner
 from amc.pipeline.timing import Timing
 from amc.reconstruction.sequential import Effort
 from amc.search import load_searcher
-from amc.search.allocate import error_tables, quick_decoder
+from amc.search.allocate import error_tables, fast_decoder
 from amc.search.spdy import perturbation
 from amc.space.sites import Choice
 from amc.task import batches, evaluate
@@ -196,7 +196,7 @@ def met(bench: Bench, count: int, seed: int = 0) -> list[Choice]:
     """Policies as in a search: a third is random near the budget, the others are perturbed allocator policies."""
     rng, space = np.random.default_rng(seed), bench.space
     problem = Problem(space, site_features(bench.graph), bench.evaluator, loss_reward)
-    decode, found = quick_decoder(space, error_tables(problem)), policies(bench, -(-count // 3), seed)
+    decode, found = fast_decoder(space, error_tables(problem)), policies(bench, -(-count // 3), seed)
     while len(found) < count:
         choice = decode(np.exp(perturbation(rng, len(space.names), 0.3)))
         if choice not in found:

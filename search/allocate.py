@@ -52,16 +52,16 @@ def error_tables(problem: Problem) -> list[Floats]:
 def decode(space: Space, tables: Sequence[Floats], coefficients: Floats) -> Choice:
     """The policy of least error, where site s counts ``coefficients[s]`` times its table."""
     errors = [c * table for c, table in zip(coefficients, tables, strict=True)]
-    return _exact(space, errors) or _greedy(space, errors)
+    return _exact(space, errors) or greedy_decode(space, errors)
 
 
-def quick_decoder(space: Space, tables: Sequence[Floats]) -> Callable[[Floats], Choice]:
+def fast_decoder(space: Space, tables: Sequence[Floats]) -> Callable[[Floats], Choice]:
     """`decode` for one who asks often: where exactness takes more than dynamic programming, greedy steps decide."""
     quick = len({*space.limits} - {"branches"}) <= 1 and _exact(space, tables, programme=False) is not None
 
     def decoded(coefficients: Floats) -> Choice:
         errors = [c * table for c, table in zip(coefficients, tables, strict=True)]
-        return (_exact(space, errors, programme=False) if quick else None) or _greedy(space, errors)
+        return (_exact(space, errors, programme=False) if quick else None) or greedy_decode(space, errors)
 
     return decoded
 
@@ -141,7 +141,7 @@ def _without(space: Space, resource: str) -> Space:
     return replace(space, limits={name: limit for name, limit in space.limits.items() if name != resource})
 
 
-def _greedy(space: Space, errors: Sequence[Floats]) -> Choice:
+def greedy_decode(space: Space, errors: Sequence[Floats]) -> Choice:
     places = space.lengths - 1
     while places.any() and not bool(space.fits_at(places[None])[0]):
         _narrow(space, errors, places)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from amc.evaluation.problem import Problem
 from amc.evaluation.reward import Evaluation
 from amc.runtime.registry import about
-from amc.search.allocate import decode, error_tables, quick_decoder
+from amc.search.allocate import decode, error_tables, fast_decoder
 from amc.search.neighbours import crossed, neighbour
 from amc.search.spdy import TRIES, perturbation
 from amc.search.surrogate import Surrogate, improvement
@@ -58,7 +58,7 @@ class _Hybrid:
         self._problem, self._space = problem, problem.space
         self._rng = np.random.default_rng(seed)
         self._tables = error_tables(problem)
-        self._decode = quick_decoder(self._space, self._tables)
+        self._decode = fast_decoder(self._space, self._tables)
         self._sites = len(self._space.names)
         self._coefficients: dict[Choice, Floats] = {}
         """By the policy that they led to, their logarithms."""

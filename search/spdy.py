@@ -14,7 +14,7 @@ import numpy as np
 
 from amc.evaluation.problem import Problem
 from amc.runtime.registry import about
-from amc.search.allocate import Floats, error_tables, quick_decoder
+from amc.search.allocate import Floats, error_tables, fast_decoder
 
 TRIES = 30
 """For a policy that was not evaluated before."""
@@ -48,7 +48,7 @@ def climb(
 ) -> list[tuple[float, Floats]]:
     """The search; gives, of every policy that coefficients led to, the reward and their logarithms ``[S]``."""
     rng, space, sites = np.random.default_rng(seed), problem.space, len(problem.space.names)
-    best, decode = np.zeros(sites), quick_decoder(space, tables)
+    best, decode = np.zeros(sites), fast_decoder(space, tables)
     reward = problem.evaluate(decode(np.exp(best))).reward
     found = [(reward, best)]
     if evaluations > 1:

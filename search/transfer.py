@@ -17,7 +17,7 @@ import numpy as np
 
 from amc.evaluation.problem import Problem
 from amc.runtime.registry import about
-from amc.search.allocate import error_tables, quick_decoder
+from amc.search.allocate import error_tables, fast_decoder
 from amc.search.spdy import climb
 from amc.space.budget import Space
 
@@ -43,7 +43,7 @@ def search(
     if shared:
         pairs = problem.memo(["transfer", limits, shared, seed], found)
         ranked = [np.array(coefficients) for _, coefficients in sorted(pairs, key=lambda pair: -pair[0])]
-    decode = quick_decoder(space, tables)
+    decode = fast_decoder(space, tables)
     choices = list(dict.fromkeys(decode(np.exp(coefficients)) for coefficients in ranked))
     for index in range(own):
         problem.evaluate(choices[min(index, len(choices) - 1)])

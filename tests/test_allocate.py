@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from amc.envs.toy import toy_problem
 from amc.errors import BudgetError
 from amc.search import load_searcher
-from amc.search.allocate import _greedy, decode, error_tables, front, quick_decoder
+from amc.search.allocate import decode, error_tables, fast_decoder, front, greedy_decode
 from amc.search.exact import pair_costs, solve_front, solve_programme
 from amc.space.budget import Space
 from amc.space.sites import numeric_sites
@@ -66,7 +66,7 @@ def test_under_one_limit_nothing_is_better(case):
     choice = decode(space, tables, np.ones(len(tables)))
     assert space.fits([choice])[0]
     assert total(space, tables, choice) == pytest.approx(least(space, tables), abs=1e-9)
-    assert quick_decoder(space, tables)(np.ones(len(tables))) == choice
+    assert fast_decoder(space, tables)(np.ones(len(tables))) == choice
 
 
 @settings(max_examples=25, deadline=None)
@@ -135,7 +135,7 @@ def test_costs_of_a_real_network_are_taken_apart_exactly():
             places = [int(rng.integers(0, len(w))) for w in widths]
             assert costs(places) == space.costs([w[k] for w, k in zip(widths, places, strict=True)])[resource]
     tables = [np.sort(rng.random(len(w)))[::-1] for w in widths]
-    ours, steps = decode(space, tables, np.ones(len(widths))), _greedy(space, tables)
+    ours, steps = decode(space, tables, np.ones(len(widths))), greedy_decode(space, tables)
     assert total(space, tables, ours) <= total(space, tables, steps)
 
 

@@ -464,7 +464,7 @@ def test_a_held_split_reads_what_the_split_reads(indices: list[int]) -> None:
 
 def test_what_does_not_fit_into_memory_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     split = digits(search=10).search
-    monkeypatch.setattr("amc.task.data._HOLD_BYTES", 10 * 64 * 4 - 1)
+    monkeypatch.setattr("amc.task.data.HOLD_BYTES", 10 * 64 * 4 - 1)
     assert hold(split, torch.device("cpu")) is split
 
 

@@ -14,7 +14,7 @@ from amc.errors import ExportError
 from amc.latency import Runner, onnx_metric
 from amc.latency.instruments import Instruments
 from amc.latency.int8 import Setting, TriedSetting, choose, fastest, in_float, quantise, settings
-from amc.pipeline.summary import _int8_notes
+from amc.pipeline.summary import int8_notes
 from amc.task import load_data
 from amc.task.metrics import CLASSIFICATION
 
@@ -148,7 +148,7 @@ def test_a_run_puts_it_into_the_bundle_and_both_reports(tmp_path, monkeypatch, c
 )
 def test_what_is_bad_about_it_is_noted(changes, told):
     int8 = {"search": 0.9, "ratio_to_final": {"value": 0.5, "low": 0.4, "high": 0.6}, "in_float": [], "layers": 10}
-    notes = _int8_notes({"int8": {**int8, **changes}, "final": {"search": 0.9}, "metric": "accuracy"}, None)
+    notes = int8_notes({"int8": {**int8, **changes}, "final": {"search": 0.9}, "metric": "accuracy"}, None)
     assert len(notes) == (told is not None)
     assert told is None or told in notes[0]
 

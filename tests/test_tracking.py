@@ -140,7 +140,7 @@ def test_a_place_that_goes_away_ends_the_logging_and_not_the_run(tmp_path: Path,
     def full(self, values, step, when):
         raise OSError("no space left")
 
-    monkeypatch.setattr("amc.runtime.tracking._TensorBoard.put", full)
+    monkeypatch.setattr("amc.runtime.tracking.TensorBoardSink.put", full)
     said = attempt(f"tensorboard:{tmp_path / 'logs'}", tmp_path / "run", {"kind": "evaluation", **EVALUATION},
                    {"kind": "evaluation", **EVALUATION})  # fmt: skip
     assert said == ["nothing more goes to tensorboard: no space left"]

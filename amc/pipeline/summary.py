@@ -86,7 +86,7 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
     failed = None if found.int8 is None else found.int8.get("error")
     missing = [f"There is no program.json: {found.unwritten}"] if found.unwritten else []
     missed = [_missed(summary, proof, found.obstacle) for proof in found.proof if is_missed(proof)]
-    others = [*_macs_notes(found), *_int8_notes(summary, failed), *missing]
+    others = [*_macs_notes(found), *int8_notes(summary, failed), *missing]
     return {**summary, "notes": [*missed, *notes(summary), *others]}
 
 
@@ -135,7 +135,7 @@ def _int8(found: Findings) -> dict[str, Any] | None:
     return {**found.int8, "test": found.scores["int8_test"]}
 
 
-def _int8_notes(summary: Mapping[str, Any], failed: str | None) -> list[str]:
+def int8_notes(summary: Mapping[str, Any], failed: str | None) -> list[str]:
     """What the user should know of the 8-bit model."""
     if failed is not None:
         return [f"There is no model.int8.onnx: {failed}"]

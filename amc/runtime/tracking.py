@@ -54,7 +54,9 @@ def tracked(config: Config, folder: Path, journal: Journal, say: Callable[[str],
         return
     kind, _, place = config.log.partition(":")
     with _told_plainly(config.log):
-        sink: _Sink = _TensorBoard(place, folder) if kind == "tensorboard" else _MLflow(place, folder, config, journal)
+        sink: Sink = (
+            TensorBoardSink(place, folder) if kind == "tensorboard" else MlflowSink(place, folder, config, journal)
+        )
     tracker = _Tracker(sink, folder, lambda error: say(f"nothing more goes to {kind}: {masked(first_line(error))}"))
     journal.follow(tracker.take)
     try:
@@ -63,7 +65,7 @@ def tracked(config: Config, folder: Path, journal: Journal, say: Callable[[str],
         tracker.close(done=journal.last("done") is not None)
 
 
-class _Sink(Protocol):
+class Sink(Protocol):
     """Where numbers go. ``when``: seconds since the epoch, None where it is not known any more."""
 
     def put(self, values: Mapping[str, float], step: int, when: float | None) -> None: ...
@@ -74,8 +76,8 @@ class _Sink(Protocol):
 class _Tracker:
     """Makes numbers of records. What goes wrong is told once, and ends the logging only."""
 
-    def __init__(self, sink: _Sink, folder: Path, failed: Callable[[Exception], None]) -> None:
-        self._sink: _Sink | None = sink
+    def __init__(self, sink: Sink, folder: Path, failed: Callable[[Exception], None]) -> None:
+        self._sink: Sink | None = sink
         self._folder, self._failed = folder, failed
         self._counts: dict[str, int] = {}
         self._best = -math.inf
@@ -115,7 +117,7 @@ class _Tracker:
         elif kind == "done":
             yield from _results(self._folder / "result.json")
 
-    def _safely(self, do: Callable[[_Sink], None]) -> None:
+    def _safely(self, do: Callable[[Sink], None]) -> None:
         if self._sink is None:
             return
         try:
@@ -141,7 +143,7 @@ def _results(path: Path) -> Iterator[tuple[str, Any]]:
     yield "final/budget met", float(all(line["met"] for line in result["proof"]))
 
 
-class _TensorBoard:
+class TensorBoardSink:
     """One event file an attempt; a later one takes the place of those before it."""
 
     def __init__(self, place: str, run: Path) -> None:
@@ -166,7 +168,7 @@ class _TensorBoard:
         self._writer.close()
 
 
-class _MLflow:
+class MlflowSink:
     """One MLflow run, which a resumed run goes on with; the experiment is named like the folder of the runs."""
 
     def __init__(self, place: str, folder: Path, config: Config, journal: Journal) -> None:

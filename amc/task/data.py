@@ -113,7 +113,7 @@ class HeldSplit:
         return nested.mapped(lambda x: x[part], self.inputs), nested.mapped(lambda x: x[part], self.targets)
 
 
-_HOLD_BYTES = 1 << 30
+HOLD_BYTES = 1 << 30
 
 
 def hold(split: Split, device: torch.device, seed: int = 0) -> Split:
@@ -124,7 +124,7 @@ def hold(split: Split, device: torch.device, seed: int = 0) -> Split:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         first, _ = split.fetch(torch.tensor([0]))
-        if sum(leaf.numel() for leaf in nested.leaves(first)) * 4 * len(split) > _HOLD_BYTES:
+        if sum(leaf.numel() for leaf in nested.leaves(first)) * 4 * len(split) > HOLD_BYTES:
             return split
         parts = [split.fetch(torch.arange(i, min(i + 500, len(split)))) for i in range(0, len(split), 500)]
     inputs, targets = (nested.to(nested.joined(column), device) for column in zip(*parts, strict=True))
