@@ -57,11 +57,11 @@ def decode(space: Space, tables: Sequence[Floats], coefficients: Floats) -> Choi
 
 def fast_decoder(space: Space, tables: Sequence[Floats]) -> Callable[[Floats], Choice]:
     """`decode` for one who asks often: where exactness takes more than dynamic programming, greedy steps decide."""
-    quick = len({*space.limits} - {"branches"}) <= 1 and _exact(space, tables, programme=False) is not None
+    fast = len({*space.limits} - {"branches"}) <= 1 and _exact(space, tables, programme=False) is not None
 
     def decoded(coefficients: Floats) -> Choice:
         errors = [c * table for c, table in zip(coefficients, tables, strict=True)]
-        return (_exact(space, errors, programme=False) if quick else None) or greedy_decode(space, errors)
+        return (_exact(space, errors, programme=False) if fast else None) or greedy_decode(space, errors)
 
     return decoded
 

@@ -42,7 +42,7 @@ def check_log(log: str | None) -> None:
     if importlib.util.find_spec(kind) is None:
         raise ConfigError(f"--log {kind} needs a package that is not installed: pip install 'amc-compress[{kind}]'.")
     if kind == "mlflow":
-        with _told_plainly(log):
+        with _one_line_errors(log):
             _client(place).search_experiments(max_results=1)
 
 
@@ -53,7 +53,7 @@ def tracked(config: Config, folder: Path, journal: Journal, say: Callable[[str],
         yield
         return
     kind, _, place = config.log.partition(":")
-    with _told_plainly(config.log):
+    with _one_line_errors(config.log):
         sink: Sink = (
             TensorBoardSink(place, folder) if kind == "tensorboard" else MlflowSink(place, folder, config, journal)
         )
@@ -231,7 +231,7 @@ def _leaves(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, A
 
 
 @contextlib.contextmanager
-def _told_plainly(log: str) -> Iterator[None]:
+def _one_line_errors(log: str) -> Iterator[None]:
     """What goes wrong with the place is the user's to mend, in one line and without the password."""
     try:
         yield
