@@ -58,7 +58,7 @@ def elsewhere(tmp_path: Path, monkeypatch):
         (["search", "--flops", "0.5", "--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
         (["search", "--flops", "0.001"], "the least reachable is"),
         (["search", "--size", "1KB"], "the least reachable is"),
-        (["search", "--resume", "nowhere"], "holds no run to resume"),
+        (["search", "--resume", "nowhere"], "there is no folder nowhere"),
         (["search", "--resume", "nowhere", "--flops", "0.5"], "give no other options"),
         (["evaluate", "nowhere"], "it is not a bundle"),
         (["train", "--out", "weights.pt"], "must be a .safetensors file"),
@@ -93,9 +93,10 @@ def test_weights_that_hold_nan(capsys):
 
 def test_a_folder_that_holds_a_run_is_not_touched(capsys):
     Path("run").mkdir()
-    Path("run/journal.jsonl").write_text("")
+    for name in ("journal.jsonl", "config.yaml"):
+        Path("run", name).write_text("")
     assert "holds a run already" in complaint(capsys, "search", "--flops", "0.5", "--out", "run")
-    assert [p.name for p in Path("run").iterdir()] == ["journal.jsonl"]
+    assert {p.name: p.read_text() for p in Path("run").iterdir()} == {"journal.jsonl": "", "config.yaml": ""}
 
 
 def test_resuming_with_another_network_is_refused(capsys):

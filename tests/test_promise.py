@@ -166,7 +166,7 @@ def test_a_model_that_does_not_know_the_device_is_refused_before_the_search(devi
     path = tmp_path / "p.json"
     assert main(["profile", "--threads", "1", "--out", str(path)]) == 0
     monkeypatch.setattr(Device, "power", 0.2)
-    arguments = ["search", "--latency", "0.5", "--latency-model", str(path), *QUICK, "--out", str(tmp_path / "run")]
+    arguments = ["search", "--latency", "0.3", "--latency-model", str(path), *QUICK, "--out", str(tmp_path / "run")]
     assert main(arguments) == 2
     told = capsys.readouterr().err
     assert "latency cannot be predicted: a network takes" in told

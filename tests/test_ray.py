@@ -149,7 +149,7 @@ def test_runs_that_no_node_can_take_are_refused(cluster, tmp_path: Path, capsys)
     path = tmp_path / "b.yaml"
     path.write_text(yaml.safe_dump({**TINY, "devices": {"tpu": {"resources": {"tpu": 2}}}}))
     assert main(["batch", str(path), "--out", str(tmp_path / "out"), "--ray", cluster.address]) == 2
-    assert "run tpu needs 1 CPU, 2 tpu, and no node of the Ray cluster has that" in capsys.readouterr().err
+    assert "run tpu needs 1 CPU, 2 tpu, but no node of the Ray cluster has that" in capsys.readouterr().err
 
 
 def test_a_cluster_that_does_not_answer_is_one_line_at_once(tmp_path: Path, capsys):

@@ -191,12 +191,12 @@ def test_a_full_disk_is_one_line_and_the_journal_stays_whole(tmp_path: Path, mon
 def test_a_torn_last_line_is_dropped(tmp_path: Path):
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
-        journal.append("evaluation", n=1)
+        journal.append("example", n=1)
     with path.open("ab") as file:
-        file.write(b'{"kind": "evaluation", "n": 2')
+        file.write(b'{"kind": "example", "n": 2')
     with Journal(path) as journal:
-        assert [r["n"] for r in journal.records("evaluation")] == [1]
-        journal.append("evaluation", n=3)
+        assert [r["n"] for r in journal.records("example")] == [1]
+        journal.append("example", n=3)
     assert [json.loads(line)["n"] for line in path.read_text().splitlines()] == [1, 3]
 
 
@@ -211,13 +211,13 @@ def test_a_line_that_another_process_is_writing_is_not_taken_for_a_torn_one(tmp_
 
     def late(file, path):  # the other one, which has the file, ends its line before it lets go
         with path.open("ab") as other:
-            other.write(b'{"kind": "evaluation"}\n')
+            other.write(b'{"kind": "example"}\n')
         lock(file, path)
 
     monkeypatch.setattr(journal_room, "_lock", late)
     with Journal(path) as journal:
-        assert len(list(journal.records("evaluation"))) == 1
-    assert path.read_bytes() == b'{"kind": "evaluation"}\n'
+        assert len(list(journal.records("example"))) == 1
+    assert path.read_bytes() == b'{"kind": "example"}\n'
 
 
 def test_a_mistake_seen_before_any_work_leaves_no_folder(tmp_path: Path, capsys):

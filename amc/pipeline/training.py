@@ -66,12 +66,12 @@ def evaluate_bundle(folder: Path, trust: bool = False) -> Rerun:
     path = folder / "result.json"
     if not path.is_file():
         raise BundleError(f"{folder} has no result.json: it is not a bundle, or its run has not ended.")
-    result = read_result(path)
     verified(folder, "model.onnx", "config.yaml", "result.json")
     config = from_run(folder)
     if not trust:
         refuse_plugins(config, folder)
         config = without_download(config)
+    result = read_result(path)
     split, objective = load_data(config.data).test, load_objective(config.objective)
     found = onnx_metric(folder / "model.onnx", objective, split)
     if result["final"].get("test") is None:

@@ -58,7 +58,10 @@ def make_task(
     name: str, model: nn.Module, splits: Splits, device: torch.device, objective: Objective = CLASSIFICATION
 ) -> Task:
     """A task whose model has been seen to work on the data: right shapes, finite numbers, labels in range."""
-    model = prepared(model)
+    try:
+        model = prepared(model.eval())
+    except NotImplementedError as error:  # an exported program's module
+        raise ModelError(f"{name}: the network has no evaluation mode: pass what it was exported from.") from error
     for key, value in model.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ModelError(
@@ -66,11 +69,7 @@ def make_task(
             )
     if next(model.parameters(), None) is None:
         raise ModelError(f"{name}: the network has no parameters.")
-    try:
-        model = model.to(device).eval()
-    except NotImplementedError as error:  # an exported program's module
-        raise ModelError(f"{name}: the network has no evaluation mode: pass what it was exported from.") from error
-    task = Task(name, model, splits, objective, device)
+    task = Task(name, model.to(device), splits, objective, device)
     inputs, targets = _first_samples(splits.search)
     try:
         outputs = tried(name, model, nested.to(inputs, device))
