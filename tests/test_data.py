@@ -353,7 +353,7 @@ def test_broken_folders(tmp_path: Path, make: Callable[[Path], None], told: str)
 
 
 def test_image_size_must_be_positive(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--image-size is 0"):
+    with pytest.raises(ConfigError, match="image_size is 0, but must be at least 1"):
         images_in(folder(tmp_path), image_size=0)
 
 

@@ -77,7 +77,7 @@ SEARCH = ("search", "--flops", "0.5")
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["search", "--resume", "-"], "- holds no run to resume"),
+        (["search", "--resume", "-"], "there is no folder -"),
         (["search", "--resume", ""], "an argument is '': leave it out."),
         (["search", "--resume", "a\0b"], "an argument is 'a\\x00b': it must not hold NUL."),
         (["status", ""], "an argument is ''"),

@@ -22,6 +22,7 @@ from amc.graph.build import build_graph
 from amc.task import nested
 from amc.task.checks import copied, prepared
 
+EXAMPLE = EXAMPLE.clone()  # networks of other tests write into their inputs
 ROWS = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(0))
 WORDS = torch.arange(12)[None]
 

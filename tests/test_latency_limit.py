@@ -115,7 +115,7 @@ class TestPredictions:
             least = tables.starting(rows)
             assert (tables(rows) >= least * (1 - 1e-9)).all()
             assert (least > 0).all()
-            assert least[1] <= least[0] <= least[2]  # fewer operators, a lower bound
+            assert least[1] <= least[0] * (1 + 1e-9) <= least[2] * (1 + 2e-9)  # fewer operators, a lower bound
 
     @settings(max_examples=15)
     @given(device=devices(), data=st.data())

@@ -104,7 +104,7 @@ def test_several_inputs_by_keyword_and_a_dict_of_outputs(tmp_path: Path) -> None
 
     objective = amc.Objective("closeness", loss, lambda o, t: 1 / (1 + loss(o, t)))
     result = compressed(net, samples, objective, tmp_path)
-    assert {s["name"] for s in result.summary["sites"]} == {"conv", "hidden"}
+    assert {s["name"] for s in result.summary["sites"]} == {"conv", "hidden", "embed.weight"}
     runner = Runner(tmp_path / "run" / "model.onnx")
     given = {"words": words[:3], "image": image[:3]}
     assert set(runner.structured(nested.feeds(given))) == {"level"}

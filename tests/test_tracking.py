@@ -11,8 +11,8 @@ from amc.errors import ConfigError
 from amc.runtime.journal import Journal
 from amc.runtime.tracking import check_log, tracked
 
-EVALUATION = {"choice": [1], "loss": 0.5, "metric": 0.75, "reward": -0.5, "share": 1.0, "error": None}
-FAILED = {"choice": [2], "loss": None, "metric": None, "reward": None, "share": 1.0, "error": "broken"}
+EVALUATION = {"choice": [1], "loss": 0.5, "metric": 0.75, "reward": -0.5, "share": 1.0, "error": None, "seconds": 0.1}
+FAILED = {"choice": [2], "loss": None, "metric": None, "reward": None, "share": 1.0, "error": "broken", "seconds": 0.1}
 LOST = {**EVALUATION, "metric": 0.99, "share": 0.5, "lost": True}
 RESULT = {"original": {"macs": 100.0}, "final": {"macs": 50.0, "test": 0.9, "latency_ms": None},
           "latency": {"ratio": {"value": 0.6}}, "proof": [{"met": True}]}  # fmt: skip
