@@ -59,7 +59,7 @@ def make_task(
 ) -> Task:
     """A task whose model has been seen to work on the data: right shapes, finite numbers, labels in range."""
     try:
-        model = prepared(model.eval())
+        model = prepared(model.eval() if isinstance(model, nn.Module) else model)
     except NotImplementedError as error:  # an exported program's module
         raise ModelError(f"{name}: the network has no evaluation mode: pass what it was exported from.") from error
     for key, value in model.state_dict().items():
