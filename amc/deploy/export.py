@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from amc.deploy.program import FIXED_BATCH, arguments, quiet, why
+from amc.deploy.program import FIXED_BATCH, arguments, why
 from amc.errors import ExportError, first_line
 from amc.graph.attention import without_fast_path
 from amc.graph.build import Graph
@@ -29,6 +29,7 @@ from amc.graph.channels import Axis, Kept, Layer
 from amc.graph.surgery import axes_of, own_tensors, randomise_removed
 from amc.operators.branches import find_branches, owner, remove, removed, varint_bytes
 from amc.runtime.files import check_file, replacing
+from amc.runtime.silence import silenced
 from amc.space.resources import FileLayout, StoredTensor
 from amc.task import nested
 from amc.task.checks import copied
@@ -46,7 +47,7 @@ def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
     own = copied(model).cpu().eval()
     args, kwargs, shapes = arguments(own, example)
     try:
-        with quiet(), torch.no_grad(), without_fast_path():
+        with silenced("torch", "onnxscript", "onnx_ir"), torch.no_grad(), without_fast_path():
             program = torch.onnx.export(
                 own,
                 args,

@@ -6,11 +6,7 @@ one. It has no rule for some operators that multiply (fused attention, recurrent
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -21,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from amc.errors import first_line
 from amc.graph.attention import without_fast_path
+from amc.runtime.silence import silenced
 from amc.task import nested
 from amc.task.nested import Nested
 
@@ -102,7 +99,7 @@ def count_with_fvcore(model: nn.Module, example: Nested) -> FvcoreCount:
     """MACs of ``model`` (on the CPU, evaluation mode) on one sample ``[1, ...]``."""
     leaves = tuple(leaf.cpu() for leaf in nested.leaves(example))
     try:
-        with _silence(), torch.no_grad(), without_fast_path():
+        with silenced("fvcore"), torch.no_grad(), without_fast_path():
             from fvcore.nn import FlopCountAnalysis
 
             analysis = FlopCountAnalysis(_Flat(model, example).eval(), leaves)
@@ -148,23 +145,3 @@ class _Flat(nn.Module):
         rest = iter(leaves)
         given = nested.mapped(lambda _: next(rest), self._example)
         return tuple(t for t in tree_leaves(nested.call(self.model, given)) if isinstance(t, Tensor))
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """fvcore and TorchScript log, warn and print."""
-    loggers = [logging.getLogger(name) for name in ("fvcore", "fvcore.nn.jit_analysis")]
-    levels = [log.level for log in loggers]
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        for log in loggers:
-            log.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for log, level in zip(loggers, levels, strict=True):
-                log.setLevel(level)

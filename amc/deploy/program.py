@@ -16,15 +16,12 @@ output     a variable, or lists and dicts of them
 from __future__ import annotations
 
 import base64
-import contextlib
 import inspect
-import io
 import keyword
-import logging
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -44,6 +41,7 @@ from amc.deploy.operators import (
 from amc.deploy.trial import try_program
 from amc.errors import BundleError, ExportError, first_line
 from amc.graph.attention import without_fast_path
+from amc.runtime.silence import silenced
 from amc.task import nested
 from amc.task.checks import copied
 from amc.task.nested import Nested, Signature
@@ -88,30 +86,6 @@ def arguments(model: nn.Module, example: Nested) -> tuple[tuple[Tensor, ...], di
     return args, {}, (*shapes[:alone], shapes[alone:]) if is_open and shapes[alone:] else shapes
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Torch's exporters talk on every channel there is."""
-    noisy = [
-        log
-        for name, log in logging.root.manager.loggerDict.items()
-        if isinstance(log, logging.Logger) and name.partition(".")[0] in ("torch", "onnxscript", "onnx_ir")
-    ]
-    levels = [log.level for log in noisy]
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        for log in noisy:
-            log.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for log, level in zip(noisy, levels, strict=True):
-                log.setLevel(level)
-
-
 def why(error: BaseException) -> str:
     """What one of torch's exporters says, in one line.
 
@@ -137,7 +111,7 @@ def write_program(model: nn.Module, example: Nested) -> dict[str, Any]:
     own = copied(model).cpu().eval()
     args, kwargs, shapes = arguments(own, example)
     try:
-        with quiet(), torch.no_grad(), without_fast_path():
+        with silenced("torch", "onnxscript", "onnx_ir"), torch.no_grad(), without_fast_path():
             exported = torch.export.export(own, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise ExportError(f"the network cannot be exported as a program: {why(error)}") from error
