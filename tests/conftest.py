@@ -8,10 +8,39 @@ torch.set_num_threads(1)
 settings.register_profile("amc", deadline=None, derandomize=True, database=None, max_examples=25)
 settings.load_profile("amc")
 LONG = ("test_ray.py", "test_batch.py", "test_promise.py", "test_search.py", "test_run.py", "test_kill.py")
+SLOW_FILES = frozenset(
+    f"test_{name}.py"
+    for name in (
+        "batch", "benchmarks", "branches", "device", "docs", "elsewhere", "export", "fuzz", "int8", "kill", "postgres",
+        "promise", "ray", "run", "schedule", "scope", "search", "tiny", "tracking", "zoo",
+    )
+)  # fmt: skip
+SLOW_TESTS = frozenset((
+    "test_a_fault_late_in_the_test_split_names_the_sample_and_loses_nothing",
+    "test_a_file_that_holds_widths_elsewhere_is_cut_or_exported_anew",
+    "test_a_folder_that_holds_a_run_is_not_touched",
+    "test_a_password_is_in_no_file_and_comes_from_the_environment_on_resume",
+    "test_a_search_for_latency_records_it",
+    "test_a_signal_and_a_network_that_gives_a_tuple",
+    "test_json_round_trip",
+    "test_mistakes",
+    "test_resuming_with_another_network_is_refused",
+    "test_several_inputs_by_keyword_and_a_dict_of_outputs",
+    "test_they_are_positive_and_not_below_what_starting_the_operators_takes",
+    "test_two_processes_fill_one_study_and_evaluate_nothing_twice",
+    "test_what_has_changed_is_never_found",
+    "test_what_one_model_takes_to_another",
+    "test_without_a_problem_the_example_is_asked",
+    "test_writers_killed_at_any_moment_leave_a_whole_cache",
+))  # fmt: skip
+"""Marked ``slow``: files of more than ten seconds, and single tests of more than four."""
 
 
 def pytest_collection_modifyitems(items):
     """Files that take minutes come first: at the end one of them would keep one process busy and the other idle."""
+    for item in items:
+        if item.path.name in SLOW_FILES or getattr(item, "originalname", item.name) in SLOW_TESTS:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 

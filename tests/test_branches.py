@@ -34,7 +34,7 @@ from amc.operators.policy import Policy, fingerprint, make_policy
 from amc.pipeline.spaces import branches_go, make_space
 from amc.reconstruction.sequential import Effort
 from amc.search import load_searcher, searchers
-from amc.search.allocate import decode, quick_decoder
+from amc.search.allocate import decode, fast_decoder
 from amc.space.budget import Space
 from amc.space.resources import ResourceModel
 from amc.space.sites import numeric_sites
@@ -299,7 +299,7 @@ def space_of(original, case, limits):
 def test_every_way_to_a_policy_keeps_to_the_branches(original, limits):
     space, rng = space_of(original, "resnet20", limits), np.random.default_rng(0)
     tables = [np.sort(rng.random(len(s)))[::-1] for s in space.settings]
-    quick = quick_decoder(space, tables)
+    quick = fast_decoder(space, tables)
     found = [space.fit(rng.uniform(0.05, 1, len(tables))) for _ in range(5)]
     found += [space.fit(np.ones(len(tables))), decode(space, tables, np.ones(len(tables))), quick(np.ones(len(tables)))]
     assert space.fits(found).all()
