@@ -185,8 +185,9 @@ class SequentialReconstruction:
             taps = None if isinstance(module, nn.Linear) else find_taps(module, x, positions)
             outputs = F.linear(rows_at(module, x, positions, taps), module.weight.flatten(1), module.bias)
             stream = watch.found.get(layer.name)
-            alike = stream is not None and _is_like(stream, module, x, outputs.shape[1])
-            added = outputs_at(module, stream, positions) if alike and stream is not None else None
+            added = None
+            if stream is not None and _is_like(stream, module, x, outputs.shape[1]):
+                added = outputs_at(module, stream, positions)
             targets[layer.name] = Target(positions, taps, outputs, added)
             watch.forget(layer.name)
 
