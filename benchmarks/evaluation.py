@@ -27,7 +27,7 @@ import torch
 from scipy.stats import spearmanr
 
 from amc.evaluation.backend import FunctionBackend
-from amc.evaluation.problem import Problem, site_features
+from amc.evaluation.problem import Problem
 from amc.evaluation.reward import loss as loss_reward
 from amc.evaluation.score import Score
 from amc.evaluation.scorer import BLOCK
@@ -119,7 +119,7 @@ def search(bench: Bench, evaluations: int) -> dict[str, float]:
     handles = [scratch.register_forward_pre_hook(begin), scratch.register_forward_hook(end)]
     problem = Problem(
         bench.space,
-        site_features(bench.graph),
+        [site.features for site in bench.graph.sites],
         FunctionBackend(timed(evaluator.score), evaluator.site_error, timed(evaluator.race)),
         loss_reward,
     )
@@ -195,7 +195,7 @@ def runtimes(bench: Bench, ways: Sequence[str]) -> dict[str, float]:
 def met(bench: Bench, count: int, seed: int = 0) -> list[Choice]:
     """Policies as in a search: a third is random near the budget, the others are perturbed allocator policies."""
     rng, space = np.random.default_rng(seed), bench.space
-    problem = Problem(space, site_features(bench.graph), bench.evaluator, loss_reward)
+    problem = Problem(space, [site.features for site in bench.graph.sites], bench.evaluator, loss_reward)
     decode, found = fast_decoder(space, error_tables(problem)), policies(bench, -(-count // 3), seed)
     while len(found) < count:
         choice = decode(np.exp(perturbation(rng, len(space.names), 0.3)))

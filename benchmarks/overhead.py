@@ -19,8 +19,9 @@ import torch
 
 from amc.envs.toy import ToyCosts
 from amc.evaluation.backend import FunctionBackend
-from amc.evaluation.problem import Problem, SiteFeatures
+from amc.evaluation.problem import Problem
 from amc.evaluation.score import Score
+from amc.graph.sites import SiteFeatures
 from amc.search import searchers
 from amc.space.budget import Space
 from amc.space.sites import Choice, numeric_sites

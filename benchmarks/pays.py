@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from amc.evaluation.problem import Problem, site_features
+from amc.evaluation.problem import Problem
 from amc.evaluation.reward import loss as loss_reward
 from amc.latency import measure
 from amc.latency.prediction import CorrectedCosts, effective_widths
@@ -70,7 +70,7 @@ def limited(bench: Bench, model: LearnedModel, resource: str, share: float) -> S
 def searched(bench: Bench, space: Space, evaluations: int, record: Path) -> dict[str, Any]:
     """One search and its best policy by full evaluation. The journal ``record`` keeps the evaluations."""
     with Journal(record) as journal:
-        problem = Problem(space, site_features(bench.graph), bench.evaluator, loss_reward, journal)
+        problem = Problem(space, [site.features for site in bench.graph.sites], bench.evaluator, loss_reward, journal)
         load_searcher("hybrid")(problem, evaluations, 0)
     best = [(bench.evaluator.refined_score(e.choice), e.choice) for e in problem.best(5)]
     score, choice = min(best, key=lambda pair: pair[0].loss)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from amc.evaluation.problem import Problem, site_features
+from amc.evaluation.problem import Problem
 from amc.evaluation.reward import Evaluation
 from amc.evaluation.reward import loss as loss_reward
 from amc.graph.trace import trace
@@ -52,7 +52,9 @@ def searched(bench: Bench, searcher: str, evaluations: int, seed: int) -> dict[s
             best = min(best, evaluation.loss)
         trail.append([round(time.process_time() - start, 3), round(best, 5), evaluation.share])
 
-    problem = Problem(bench.space, site_features(bench.graph), bench.evaluator, loss_reward, observer=observe)
+    problem = Problem(
+        bench.space, [site.features for site in bench.graph.sites], bench.evaluator, loss_reward, observer=observe
+    )
     load_searcher(searcher)(problem, evaluations, seed)
     best = bench.evaluator.score(problem.best(1)[0].choice).loss
     found = [(bench.evaluator.refined_score(e.choice), e.choice) for e in problem.best(5)]

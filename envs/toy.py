@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from amc.evaluation.backend import FunctionBackend
-from amc.evaluation.problem import Problem, SiteFeatures
+from amc.evaluation.problem import Problem
 from amc.evaluation.score import Score
+from amc.graph.sites import SiteFeatures
 from amc.space.budget import Space
 from amc.space.sites import Choice, Floats, Setting, numeric_sites
 

@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike
 
 from amc.envs.toy import toy_problem
 from amc.evaluation.backend import FunctionBackend
-from amc.evaluation.problem import Problem, SiteFeatures
+from amc.evaluation.problem import Problem
 from amc.evaluation.score import Score
+from amc.graph.sites import SiteFeatures
 from amc.operators.toy import COSTS, CoarseCosts
 from amc.space.budget import Space
 from amc.space.sites import Choice, Floats, Setting, SiteSettings

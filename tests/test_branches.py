@@ -18,7 +18,7 @@ from amc.deploy.export import check_parity, count_onnx_macs, export_onnx, export
 from amc.errors import BudgetError, PolicyError
 from amc.evaluation.backend import FunctionBackend
 from amc.evaluation.evaluator import Evaluator
-from amc.evaluation.problem import Problem, site_features
+from amc.evaluation.problem import Problem
 from amc.evaluation.reward import loss
 from amc.evaluation.score import Score
 from amc.evaluation.settings import EvaluationSettings, Reconstruction
@@ -450,7 +450,7 @@ def test_every_searcher_knows_what_to_do_with_branches(name, original):
     def score(choice):
         return Score(float(np.mean(1 - np.sqrt(np.array(choice) / whole))), 0.5)
 
-    problem = Problem(space, site_features(graph), FunctionBackend(score), loss)
+    problem = Problem(space, [site.features for site in graph.sites], FunctionBackend(score), loss)
     load_searcher(name)(problem, 12, 0)
     assert problem.proposals == 12
     assert all(e.error is None and e.costs["branches"] <= 2 for e in problem.evaluations)

@@ -13,8 +13,9 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 import amc.envs
 from amc.envs.toy import ToyCosts, toy_problem
 from amc.evaluation.backend import FunctionBackend
-from amc.evaluation.problem import Problem, SiteFeatures
+from amc.evaluation.problem import Problem
 from amc.evaluation.score import Score
+from amc.graph.sites import SiteFeatures
 from amc.space.budget import Space
 from amc.space.sites import numeric_sites
 

@@ -102,11 +102,12 @@ def test_a_residual_stream_is_one_site() -> None:
     assert {layer.name for layer in consumers(graph, names(graph).index("conv1"))} == readers
 
 
-def test_features_are_those_of_the_first_layer() -> None:
+def test_features_are_those_of_the_first_layer_and_the_cost_is_that_of_all() -> None:
     sites = {site.name: site for site in built("resnet20")[2].sites}
-    assert sites["conv1"].features == (16, 3, 32, 32, 1, 3)
-    assert sites["layer2.0.conv1"].features == (32, 16, 32, 32, 2, 3)
-    assert sites["layer3.2.conv1"].features == (64, 64, 8, 8, 1, 3)
+    stream = 3 * 16 * 9 * 32**2 + 3 * 16 * 16 * 9 * 32**2  # conv1, and the second layers of three blocks
+    assert sites["conv1"].features == (16, 3, 32, 32, 1, 3, stream)
+    assert sites["layer2.0.conv1"].features == (32, 16, 32, 32, 2, 3, 32 * 16 * 9 * 16**2)
+    assert sites["layer3.2.conv1"].features == (64, 64, 8, 8, 1, 3, 64 * 64 * 9 * 8**2)
 
 
 def test_layers_know_the_norm_that_follows() -> None:

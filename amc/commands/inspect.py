@@ -15,7 +15,6 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(parsed: argparse.Namespace) -> int:
-    from amc.evaluation.problem import site_features
     from amc.graph.build import build_graph
     from amc.operators.channels import legal_widths
     from amc.pipeline.pipeline import open_task
@@ -33,7 +32,7 @@ def _inspect(parsed: argparse.Namespace) -> int:
     console.print(f"{task.name}: {costs['macs'] / 1e6:,.2f} M MACs, {costs['params']:,.0f} parameters, "
                   f"{costs['memory'] / 1e3:,.0f} kB of activations at most")  # fmt: skip
     rows = []
-    for site, features in zip(graph.sites, site_features(graph), strict=True):
+    for site in graph.sites:
         widths = legal_widths(site.channels, config.search.least_share, unless_auto(config.search.channel_step))
         told = f"{widths[0]}…{widths[-2]}, {widths[-1]}" if len(widths) > 3 else ", ".join(map(str, widths))
         rows.append(
@@ -41,7 +40,7 @@ def _inspect(parsed: argparse.Namespace) -> int:
                 site.name,
                 str(site.channels),
                 told,
-                f"{features.macs / 1e6:,.2f} M",
+                f"{site.features.macs / 1e6:,.2f} M",
                 str(len(site.layers)),
                 str(len(site.consumers)),
             ]

@@ -10,43 +10,20 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from amc.errors import AmcError, BundleError, ConfigError, first_line, is_out_of_memory
 from amc.evaluation.backend import Backend
 from amc.evaluation.reward import Evaluation, Reward
 from amc.evaluation.reward import error as error_reward
 from amc.evaluation.score import Score
-from amc.graph.build import Graph
+from amc.graph.sites import SiteFeatures
 from amc.runtime.journal import Journal
 from amc.space.budget import Space
 from amc.space.sites import Choice, Setting, frozen_setting
 
 Observer = Callable[[Evaluation, int], None]
 """Told of every proposal: its evaluation, and how many there have been."""
-
-
-class SiteFeatures(NamedTuple):
-    """A site as the environment shows it (`amc.envs.pruning`): the shape of its first layer, and its cost.
-
-    >>> SiteFeatures(n=64, c=32, h=8, w=8, stride=1, k=3, macs=1.2e6).k
-    3
-    """
-
-    n: float
-    """Output channels of the first layer."""
-    c: float
-    """Its input channels."""
-    h: float
-    """Height of its input, in pixels."""
-    w: float
-    """Width of its input, in pixels."""
-    stride: float
-    """In pixels."""
-    k: float
-    """Width of its kernel, in pixels."""
-    macs: float
-    """Multiply-accumulates of all layers that produce the site's channels, for one sample."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +37,6 @@ class StudyPlace:
     """Of the network, the data and the search: what is found is of use only where it is the same."""
     shared: bool = False
     """Whether other processes work on the same study."""
-
-
-def site_features(graph: Graph) -> list[SiteFeatures]:
-    """What the environment tells of each site. A site's MACs are those of the layers its channels come out of."""
-    macs = {layer.name: layer.macs for layer in graph.layers if layer.output is not None and layer.is_weighty}
-    totals = [float(sum(macs.get(name, 0) for name in site.layers)) for site in graph.sites]
-    return [SiteFeatures(*site.features, macs=total) for site, total in zip(graph.sites, totals, strict=True)]
 
 
 class Problem:

@@ -25,7 +25,7 @@ from amc.graph.attributes import ShapeAttributes
 from amc.graph.channels import CONVS, TRANSPOSED, Axis, Ints, Layer, Statistic, kind_of
 from amc.graph.elements import along, line_of
 from amc.graph.flow import Flow, Parts, Weights
-from amc.graph.sites import Graph, Refusal, Site, SiteShape, consumers
+from amc.graph.sites import Graph, Refusal, Site, SiteFeatures, consumers
 from amc.graph.trace import trace
 from amc.graph.verify import Trial
 from amc.task import nested
@@ -334,21 +334,22 @@ class _Builder:
             return axis is not None and bool((axis.site == number).any())
 
         weighty = [x for x in layers if x.is_weighty]
-        cut = tuple(x.name for x in weighty if hangs(x.output))
+        cut = [x for x in weighty if hangs(x.output)]
         readers = tuple(x.name for x in weighty if hangs(x.input))
-        return Site(group.name, len(group.roots), cut, readers, self._features(group))
+        features = self._features(group, float(sum(x.macs for x in cut)))
+        return Site(group.name, len(group.roots), tuple(x.name for x in cut), readers, features)
 
-    def _features(self, group: _Group) -> SiteShape:
+    def _features(self, group: _Group, macs: float) -> SiteFeatures:
         own = self._flow.weights[group.name.partition(":")[0]]
         module, call = self._model.get_submodule(own.module), self._trace.layers.get(own.name)
         outputs = float(len(own.output))
         if call is None:  # a function uses its weights
-            return SiteShape(outputs, 0.0, 1.0, 1.0, 1.0, 1.0)
+            return SiteFeatures(outputs, 0.0, 1.0, 1.0, 1.0, 1.0, macs)
         if not isinstance(module, (*CONVS, *TRANSPOSED)):
-            return SiteShape(outputs, float(call.input[-1]), 1.0, 1.0, 1.0, 1.0)
+            return SiteFeatures(outputs, float(call.input[-1]), 1.0, 1.0, 1.0, 1.0, macs)
         height, width = [float(v) for v in (*call.input[1:], 1, 1)[:2]]
         stride, kernel = float(module.stride[0]), float(module.kernel_size[0])
-        return SiteShape(outputs, float(call.input[0]), height, width, stride, kernel)
+        return SiteFeatures(outputs, float(call.input[0]), height, width, stride, kernel, macs)
 
     def _growth(self, site: Ints, channels: Sequence[int]) -> NDArray[np.float64]:
         """``[T, S]``, counted in the planes."""

@@ -13,13 +13,19 @@ from amc.graph.channels import Layer, Statistic
 from amc.graph.trace import Trace
 
 
-class SiteShape(NamedTuple):
-    """A layer in the notation of AMC's state features (arXiv:1802.03494, section 3.1)."""
+class SiteFeatures(NamedTuple):
+    """A site in the notation of AMC's state features (arXiv:1802.03494, section 3.1).
+
+    All but the cost are those of the first layer that produces the site's channels.
+
+    >>> SiteFeatures(n=64, c=32, h=8, w=8, stride=1, k=3, macs=1.2e6).k
+    3
+    """
 
     n: float
     """Output channels."""
     c: float
-    """Input channels."""
+    """Input channels; 0 for a parameter that a function uses."""
     h: float
     """Height of the input, in pixels; 1 where there is none."""
     w: float
@@ -28,6 +34,8 @@ class SiteShape(NamedTuple):
     """In pixels; 1 for a linear layer."""
     k: float
     """Width of the kernel, in pixels; 1 for a linear layer."""
+    macs: float
+    """Multiply-accumulates of all layers that produce the site's channels, for one sample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +50,7 @@ class Site:
     """All layers whose outputs (or only channels) are cut."""
     consumers: tuple[str, ...]
     """All layers whose inputs are cut."""
-    features: SiteShape
-    """Of the first layer."""
+    features: SiteFeatures
 
 
 @dataclass(frozen=True)

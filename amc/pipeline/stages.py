@@ -13,7 +13,7 @@ from amc.deploy.export import file_layout
 from amc.errors import ConfigError
 from amc.evaluation.cached import CachedBackend
 from amc.evaluation.evaluator import Evaluator
-from amc.evaluation.problem import Problem, recorded, site_features
+from amc.evaluation.problem import Problem, recorded
 from amc.evaluation.reward import Evaluation, load_reward
 from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.graph.build import Graph, build_graph
@@ -104,8 +104,9 @@ class Stages:
             if latency:
                 latency.check(space, proposals, lambda: [e.choice for e in problem.best()])
 
+        features = [site.features for site in graph.sites]
         problem = Problem(
-            space, site_features(graph), backend, reward, record.journal, observe, study_place(record),
+            space, features, backend, reward, record.journal, observe, study_place(record),
             races=search.race and may_race(search.searcher),
         )  # fmt: skip
         try:
