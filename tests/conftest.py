@@ -53,6 +53,7 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMC_LOCKS", str(tmp_path_factory.mktemp("locks")))
         patch.setenv("AMC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("AMC_KEY", str(tmp_path_factory.mktemp("key") / "key"))
         patch.setenv("AMC_MEASURE_SECONDS", "0.2")
         yield
 

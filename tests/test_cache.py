@@ -1,5 +1,6 @@
 """What was computed once is found again, and nothing else is: not what changed, not what is damaged, not half of it."""
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -25,8 +26,9 @@ from amc.evaluation.settings import EvaluationSettings
 from amc.graph.build import build_graph
 from amc.latency.profiling import profile_key
 from amc.pipeline.stages import settings_of
-from amc.runtime.cache import Cache, identity_key
+from amc.runtime.cache import Cache
 from amc.runtime.locks import MeasurementLock
+from amc.runtime.secret import user_key
 from amc.task import load_data, load_model, make_task
 
 ME = {"weights": "a", "seed": 0}
@@ -518,8 +520,109 @@ def test_what_a_writer_has_not_finished_counts_towards_the_limit(tmp_path):
 def test_a_stopped_process_blocks_nobody_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr("amc.runtime.cache.LOCK_SECONDS", 0.2)
     cache = Cache(tmp_path)
-    path = tmp_path / "kind" / f"{identity_key('kind', {'a': 1})}.lock"
+    path = cache.path_of("kind", {"a": 1}, "lock")
     path.parent.mkdir()
     with path.open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert set(cache.tensors("kind", lambda: {"a": 1}, lambda: {"x": torch.ones(2)})) == {"x"}
+
+
+# The user's key
+
+
+def _key_of(path: Path, told) -> None:
+    os.environ["AMC_KEY"] = str(path)
+    told.send(user_key())
+
+
+def test_processes_that_make_the_key_at_the_same_time_have_the_same(tmp_path: Path):
+    ends = [mp.Pipe(duplex=False) for _ in range(8)]
+    processes = [forked(_key_of, tmp_path / "amc" / "key", far) for _, far in ends]
+    keys = {near.recv() for near, _ in ends}
+    for process in processes:
+        process.join()
+    assert keys == {(tmp_path / "amc" / "key").read_bytes()}
+    assert len(keys.pop()) == 32
+    assert (tmp_path / "amc" / "key").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in (tmp_path / "amc").iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize("odd", ["empty", "short", "readable", "link"])
+def test_a_key_that_is_none_or_not_secret_is_replaced(tmp_path: Path, monkeypatch, odd: str):
+    path = tmp_path / "key"
+    monkeypatch.setenv("AMC_KEY", str(path))
+    before = user_key()
+    if odd == "readable":
+        path.chmod(0o640)
+    elif odd == "link":
+        path.symlink_to(path.rename(tmp_path / "elsewhere"))
+    else:
+        path.write_bytes(b"" if odd == "empty" else b"short")
+    after = user_key()
+    assert after not in (None, before)
+    assert user_key() == after
+    assert not path.is_symlink()
+
+
+def test_entries_under_another_key_are_not_there(tmp_path: Path, monkeypatch):
+    """Another user's entries, given the names that they must have, are passed over as well."""
+    monkeypatch.setenv("AMC_KEY", str(tmp_path / "theirs"))
+    theirs = Cache(tmp_path / "c")
+    theirs.tensors("moments", me, lambda: {"x": torch.zeros(2)})
+    theirs.table("scores", me).put("key", 10)
+    monkeypatch.setenv("AMC_KEY", str(tmp_path / "mine"))
+    mine = Cache(tmp_path / "c")
+    for entry in theirs.entries():
+        suffix = entry.path.suffix.lstrip(".")
+        entry.path.rename(mine.path_of(entry.kind, ME, suffix))
+    assert mine.table("scores", me).get("key") is None
+    mine.table("scores", me).put("key", 20)
+    assert mine.table("scores", me).get("key") == 20
+    assert torch.equal(mine.tensors("moments", me, ones)["x"], torch.ones(3))
+    assert torch.equal(mine.tensors("moments", me, never)["x"], torch.ones(3))
+
+
+def test_an_entry_of_one_identity_is_none_of_another(tmp_path: Path):
+    cache, other = Cache(tmp_path), {**ME, "seed": 1}
+    cache.tensors("moments", me, ones)
+    cache.table("scores", me).put("key", 1)
+    for entry in cache.entries():
+        entry.path.rename(cache.path_of(entry.kind, other, entry.path.suffix.lstrip(".")))
+    assert cache.table("scores", lambda: other).get("key") is None
+    assert torch.equal(cache.tensors("moments", lambda: other, lambda: {"x": torch.ones(1)})["x"], torch.ones(1))
+
+
+def test_without_a_key_nothing_is_kept_and_the_user_is_told(tmp_path: Path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AMC_KEY", str(tmp_path / "file" / "key"))
+    cache = Cache(tmp_path / "c")
+    assert torch.equal(cache.tensors("moments", me, ones)["x"], torch.ones(3))
+    cache.table("scores", me).put("key", 1)
+    assert not cache.entries()
+    assert "the key" in (cache.trouble() or "")
+
+
+def test_a_read_only_cache_is_read_and_the_user_is_told(tmp_path: Path):
+    cache = Cache(tmp_path / "c")
+    assert cache.trouble() is None
+    cache.tensors("moments", me, ones)
+    cache.table("scores", me).put("key", 1)
+    assert cache.trouble() is None
+    process = forked(_read_only, tmp_path / "c")
+    process.join()
+    assert process.exitcode == 0
+
+
+def _read_only(folder: Path) -> None:
+    """Root may write anywhere, unless it gives its capabilities up."""
+    version_3, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    for path in (*folder.glob("*"), folder):
+        path.chmod(0o500)
+    assert ctypes.CDLL(None).capset(version_3, nothing) == 0
+    cache = Cache(folder)
+    assert "cannot be written to" in (cache.trouble() or "")
+    assert torch.equal(cache.tensors("moments", me, never)["x"], torch.ones(3))
+    table = cache.table("scores", me)
+    assert table.get("key") == 1
+    table.put("other", 2)
+    assert torch.equal(cache.tensors("new", me, ones)["x"], torch.ones(3))

@@ -56,7 +56,8 @@ class Record:
         write_text(folder / "config.yaml", yaml.safe_dump(public(to_dict(config)), sort_keys=False))
         if journal.last("run") is None:
             journal.append("run", **identity)
-        for note in task.splits.notes:
+        trouble = self.memo.cache.trouble()
+        for note in (*task.splits.notes, *([f"warning: {trouble}"] if trouble else [])):
             monitor.say(note)
         monitor.say(f"{task.name}; everything goes to {folder} (after an interruption: --resume {folder})")
 

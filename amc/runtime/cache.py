@@ -1,17 +1,17 @@
-"""What has been computed once, kept for other runs: content-addressed, shared by any number of processes.
+"""What has been computed once, kept for other runs: content-addressed, shared by any number of a user's processes.
 
-An entry's name is the SHA-256 of its identity: everything that its content depends on, the code and the libraries
-included (`amc.runtime.provenance`). So there is nothing to invalidate: what has changed has another name.
+An entry's name is a message authentication code of its identity: everything that its content depends on, the code and
+the libraries included (`amc.runtime.provenance`). So there is nothing to invalidate: what has changed has another name.
 
 ===========  ===================================================================================
 tensors      one safetensors file: moments, channel orders, ONNX bytes
 table        one file of lines, appended to: scores of policies, layer errors, baselines, times
 ===========  ===================================================================================
 
-Every entry carries its identity and a checksum; one that is damaged counts as not there. Writers write beside and
-rename, or append whole lines under a lock, so a reader never sees half of anything, and a writer that is killed
-leaves nothing that matters. Entries are the user's alone: what another user owns or may write is not read. A full
-disk or a read-only folder is no error: nothing is kept, and the run goes on.
+Every entry carries its identity and a code under the user's key (`amc.runtime.secret`); one that is damaged, or that
+another user has made, counts as not there. Writers write beside and rename, or append whole lines under a lock, so a
+reader never sees half of anything, and a writer that is killed leaves nothing that matters. What another user owns or
+may write is not read. A full disk or a read-only folder is no error: nothing is kept, and the run goes on.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import hmac
 import json
 import os
 import re
@@ -26,6 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +37,7 @@ from torch import Tensor
 
 from amc.runtime.files import opened, replacing
 from amc.runtime.hashing import tensors_digest
+from amc.runtime.secret import code_of, key_file, user_key
 
 LIMIT = 2 << 30
 """Bytes that the cache may have, unless ``$AMC_CACHE_BYTES`` says otherwise; what was not used for longest goes."""
@@ -55,9 +58,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("AMC_CACHE") or Path(base, "amc"))
 
 
-def identity_key(kind: str, identity: Mapping[str, Any]) -> str:
-    """The name of an entry: SHA-256 of what it depends on."""
-    return hashlib.sha256(_dump([kind, identity]).encode()).hexdigest()
+def identity_key(key: bytes, kind: str, identity: Mapping[str, Any]) -> str:
+    """The name of an entry: 64 hex digits from what it depends on and the user's key."""
+    return code_of(key, "name", kind, _dump(identity))
 
 
 def _dump(value: Any) -> str:
@@ -92,30 +95,52 @@ class Cache:
         self.folder, self._resting = folder, resting
         self.limit = limit if limit is not None else int(given) if given.isdecimal() else LIMIT
 
+    @cached_property
+    def _key(self) -> bytes | None:
+        """The user's key; None where nothing can be kept."""
+        return None if self.folder is None else user_key()
+
+    def trouble(self) -> str | None:
+        """Why nothing new can be kept, for people; None where it can."""
+        if self.folder is None:
+            return None
+        if self._key is None:
+            return f"nothing is read from or kept in the cache: the key {_key_name()} can be neither read nor made"
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if os.path.lexists(path))
+        if os.access(there, os.W_OK | os.X_OK) and there.is_dir():
+            return None
+        return f"the cache {self.folder} cannot be written to: nothing new is kept in it"
+
     def tensors(self, kind: str, identify: Identify, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The entry's tensors; computed where it is not there, by one process while the others wait for it."""
-        if self.folder is None:
+        if self.folder is None or self._key is None:
             return compute()
         identity = identify()
-        path = self._path(kind, identity, "safetensors")
-        found = _load(path, identity)
+        path = self.path_of(kind, identity, "safetensors")
+        found = _load(path, identity, self._key)
         if found is None:
             with _locked(path.with_suffix(".lock"), self._resting):
-                found = _load(path, identity)
+                found = _load(path, identity, self._key)
                 if found is None:
                     found = compute()
                     with contextlib.suppress(OSError):
-                        _save(path, identity, found)
+                        _save(path, identity, found, self._key)
                         self._evict()
         return found
 
     def table(self, kind: str, identify: Identify) -> Table:
         """The table of that identity: new, or with what others have put into it."""
-        if self.folder is None:
-            return Table(None, {})
+        if self.folder is None or self._key is None:
+            return Table(None, {}, b"")
         self._evict()
         identity = identify()
-        return Table(self._path(kind, identity, "jsonl"), identity, self._resting)
+        return Table(self.path_of(kind, identity, "jsonl"), identity, self._key, self._resting)
+
+    def path_of(self, kind: str, identity: Mapping[str, Any], suffix: str) -> Path:
+        """Where an entry is. There is a folder and a key."""
+        assert self.folder is not None
+        assert self._key is not None
+        return self.folder / kind / f"{identity_key(self._key, kind, identity)}.{suffix}"
 
     def entries(self) -> list[CacheEntry]:
         """Everything that is kept, the longest unused first."""
@@ -161,16 +186,15 @@ class Cache:
                 return
             total -= _remove(entry)
 
-    def _path(self, kind: str, identity: Mapping[str, Any], suffix: str) -> Path:
-        assert self.folder is not None
-        return self.folder / kind / f"{identity_key(kind, identity)}.{suffix}"
-
 
 class Table:
     """Values by key, both JSON, that grow. What other processes append is seen when it is asked for."""
 
-    def __init__(self, path: Path | None, identity: Mapping[str, Any], resting: Resting = nullcontext) -> None:
+    def __init__(
+        self, path: Path | None, identity: Mapping[str, Any], key: bytes, resting: Resting = nullcontext
+    ) -> None:
         self._path, self._identity, self._resting = path, dict(identity), resting
+        self._key = bytes.fromhex(code_of(key, "table", path.name)) if path else b""
         self._values: dict[str, Any] = {}
         self._read = 0  # bytes of the file that have been read
 
@@ -186,7 +210,7 @@ class Table:
         known = self.get(key)
         if known is not None or self._path is None:
             return compute() if known is None else known
-        slot = int(identity_key("", {"key": key})[:8], 16) % _SLOTS
+        slot = int(hashlib.sha256(_dump(key).encode()).hexdigest()[:8], 16) % _SLOTS
         with _locked(self._path.with_suffix(f".{slot}.lock"), self._resting):
             known = self.get(key)
             if known is None:
@@ -208,11 +232,11 @@ class Table:
         with os.fdopen(handle, "rb+", buffering=0) as file:
             _check_owner(file.fileno())
             file.seek(0)
-            if _checked(file.readline()) != self._identity:  # new, or its head is damaged: nothing in it is believed
+            if self._checked(file.readline()) != self._identity:  # new, or its head is damaged: nothing in it is believed
                 file.truncate(0)
             size = file.seek(0, os.SEEK_END)
             torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
-            text = (b"\n" if torn else b"" if size else _lined(self._identity)) + _lined(line)
+            text = (b"\n" if torn else b"" if size else self._lined(self._identity)) + self._lined(line)
             try:
                 if file.write(text) != len(text):
                     raise OSError
@@ -232,7 +256,7 @@ class Table:
         except OSError:
             return
         whole = new[: new.rfind(b"\n") + 1]
-        lines = [_checked(line) for line in whole.splitlines()]
+        lines = [self._checked(line) for line in whole.splitlines()]
         if self._read == 0:
             if not lines or lines.pop(0) != self._identity:
                 return
@@ -243,26 +267,27 @@ class Table:
             if isinstance(line, list) and len(line) == 2:
                 self._values[_dump(line[0])] = line[1]
 
+    def _lined(self, value: Any) -> bytes:
+        text = _dump(value)
+        return f"{self._code(text.encode())} {text}\n".encode()
 
-def _lined(value: Any) -> bytes:
-    text = _dump(value)
-    return f"{hashlib.sha256(text.encode()).hexdigest()[:16]} {text}\n".encode()
+    def _checked(self, line: bytes) -> Any:
+        """The value in a line; None where it is damaged, or another's."""
+        code, _, text = line.rstrip(b"\n").partition(b" ")
+        if not hmac.compare_digest(self._code(text).encode(), code):
+            return None
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+
+    def _code(self, text: bytes) -> str:
+        return code_of(self._key, text)[:32]
 
 
-def _checked(line: bytes) -> Any:
-    """The value in a line, None where it is damaged."""
-    digest, _, text = line.rstrip(b"\n").partition(b" ")
-    if hashlib.sha256(text).hexdigest()[:16].encode() != digest:
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _save(path: Path, identity: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _save(path: Path, identity: Mapping[str, Any], tensors: Mapping[str, Tensor], key: bytes) -> None:
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    content = save(plain, {"identity": _dump(identity), "checksum": _digest(plain)})
+    content = save(plain, {"identity": _dump(identity), "code": _code(plain, path, key)})
     with replacing(path) as temporary:
         temporary.write_bytes(content)
         temporary.chmod(0o600)
@@ -287,7 +312,7 @@ def is_own_folder(folder: Path) -> bool:
         return False
 
 
-def _load(path: Path, identity: Mapping[str, Any]) -> dict[str, Tensor] | None:
+def _load(path: Path, identity: Mapping[str, Any], key: bytes) -> dict[str, Tensor] | None:
     """An entry's tensors; None where it is not there, damaged, or another's."""
     try:
         with os.fdopen(opened(path, own=True), "rb") as entry:
@@ -297,7 +322,8 @@ def _load(path: Path, identity: Mapping[str, Any]) -> dict[str, Tensor] | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
     except (OSError, SafetensorError, ValueError):
         return None
-    if told.get("identity") != _dump(identity) or told.get("checksum") != _digest(tensors):
+    valid = hmac.compare_digest(str(told.get("code")).encode(), _code(tensors, path, key).encode())
+    if told.get("identity") != _dump(identity) or not valid:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         return None
@@ -306,8 +332,16 @@ def _load(path: Path, identity: Mapping[str, Any]) -> dict[str, Tensor] | None:
     return tensors
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    return tensors_digest(sorted(tensors.items()))
+def _code(tensors: Mapping[str, Tensor], path: Path, key: bytes) -> str:
+    """The code of an entry: of its tensors and its name, which stands for its identity."""
+    return code_of(key, "tensors", path.name, tensors_digest(sorted(tensors.items())))
+
+
+def _key_name() -> str:
+    try:
+        return str(key_file())
+    except RuntimeError:
+        return "of a user without a home"
 
 
 def _remove(entry: CacheEntry) -> int:
