@@ -232,7 +232,9 @@ class Table:
         with os.fdopen(handle, "rb+", buffering=0) as file:
             _check_owner(file.fileno())
             file.seek(0)
-            if self._checked(file.readline()) != self._identity:  # new, or its head is damaged: nothing in it is believed
+            if (
+                self._checked(file.readline()) != self._identity
+            ):  # new, or its head is damaged: nothing in it is believed
                 file.truncate(0)
             size = file.seek(0, os.SEEK_END)
             torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
