@@ -1,7 +1,7 @@
 """A secret of the user's own, by which amc recognises what it has written itself.
 
-The key is 32 random bytes in a file that only the user can read: ``$AMC_KEY``, or ``amc/key`` in the system's folder for
-configurations. A message authentication code (HMAC-SHA-256, RFC 2104) under it cannot be made by anyone else, so a
+The key is 32 random bytes in a file that only the user can read: ``$AMC_KEY``, or ``amc/key`` in the system's folder
+for configurations. A message authentication code (HMAC-SHA-256, RFC 2104) under it cannot be made by anyone else, so a
 cache entry or a run's folder that carries a valid one was written by this user, on a machine with this key.
 """
 
