@@ -152,7 +152,7 @@ def unchanged(bench: Bench, choices: Sequence[Choice], last: int = 4) -> float:
     before = dict(zip(order, np.cumsum([0, *(macs.get(name, 0) for name in order)]), strict=False))
     first = np.full(len(graph.sites), graph.trace.macs)
     for layer in graph.layers:  # layers outside of the order count as first
-        for axis in (layer.output, layer.input) if layer.is_weighty else ():
+        for axis in (layer.output, layer.input) if layer.has_tensors else ():
             if axis is not None:
                 sites = np.unique(axis.site[axis.site >= 0])
                 first[sites] = np.minimum(first[sites], before.get(layer.name, 0))

@@ -23,6 +23,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import nn
 
+from amc.graph.channels import ModuleKind
 from amc.space.sites import Choice
 from amc.task import batches, evaluate
 from amc.task.data import sample
@@ -109,7 +110,7 @@ def fisher_information(bench: Bench, images: int = 512) -> list[Vector]:
     task, sums = bench.task, [np.zeros(site.channels) for site in bench.graph.sites]
     model = copy.deepcopy(task.model).eval().requires_grad_(True)
     caught: dict[str, torch.Tensor] = {}
-    ends = {layer.name: layer for layer in bench.graph.layers if layer.kind in ("conv", "linear") and layer.output}
+    ends = {layer.name: layer for layer in bench.graph.layers if layer.is_conv_or_linear and layer.output}
     handles = [
         model.get_submodule(layer.norm or name).register_forward_hook(
             lambda module, inputs, out, name=name: caught.__setitem__(name, out) or out.clone()
@@ -122,7 +123,7 @@ def fisher_information(bench: Bench, images: int = 512) -> list[Vector]:
     for (name, output), gradient in zip(caught.items(), gradients, strict=True):
         axis = ends[name].output
         assert axis is not None
-        inner = tuple(range(1, output.ndim - 1) if ends[name].kind == "linear" else range(2, output.ndim))
+        inner = tuple(range(1, output.ndim - 1) if ends[name].kind is ModuleKind.LINEAR else range(2, output.ndim))
         change = (output * gradient).sum(inner) if inner else output * gradient
         information = 0.5 * (change.double() ** 2).mean(0).detach().numpy()
         heard = axis.site >= 0

@@ -25,7 +25,7 @@ from amc.deploy.program import FIXED_BATCH, arguments, why
 from amc.errors import ExportError, first_line
 from amc.graph.attention import without_fast_path
 from amc.graph.build import Graph
-from amc.graph.channels import Axis, Kept, Layer
+from amc.graph.channels import Axis, BareParameter, Kept, Layer, ModuleKind
 from amc.graph.surgery import axes_of, own_tensors, randomise_removed
 from amc.operators.branches import find_branches, owner, remove, removed, varint_bytes
 from amc.runtime.files import check_file, replacing
@@ -129,7 +129,7 @@ def read_onnx(path: Path) -> Any:
 def file_layout(path: Path, graph: Graph, model: nn.Module) -> FileLayout:
     """What the file of the unpruned network is made of, for the exact size of any policy (`amc.space.resources`)."""
     proto = read_onnx(path)
-    layers = {x.name: x for x in graph.layers if x.is_weighty and (x.output is not None or x.input is not None)}
+    layers = {x.name: x for x in graph.layers if x.has_tensors and (x.output is not None or x.input is not None)}
     known, contents = _known(model, layers)
     groups = {n.input[1]: _attribute(n, "group", 1) for n in proto.graph.node if n.op_type == "Conv"}
     tensors = []
@@ -161,9 +161,9 @@ def _known(model: nn.Module, layers: Mapping[str, Layer]) -> tuple[_Known, _Know
         for key, tensor in own_tensors(model, layer).items():
             shape = tuple(tensor.shape)
             axes = axes_of(model, layer, key, shape)
-            name = layer.name if layer.kind.startswith("parameter") else f"{layer.name}.{key}"
+            name = layer.tensor_name(key)
             names[name, shape] = axes
-            if layer.kind.startswith(("linear", "parameter")):
+            if layer.kind is ModuleKind.LINEAR or isinstance(layer.kind, BareParameter):
                 array = tensor.cpu().numpy()
                 contents[_content(array), shape] = axes
                 if array.ndim == 2:

@@ -13,12 +13,12 @@ from typing import TypeVar
 import numpy as np
 from torch import nn
 
-from amc.graph.channels import Axis, Ints, Layer, kind_of
+from amc.graph.channels import Axis, Ints, Layer, ModuleKind, ShapeAttribute, kind_of
 from amc.graph.elements import along, line_of
 from amc.graph.flow import Flow, Parts, View
 
 _Seen = TypeVar("_Seen", Parts, View)
-_Found = dict[tuple[str, str], Layer]
+_Found = dict[tuple[str, ShapeAttribute], Layer]
 """By module and attribute."""
 
 
@@ -47,11 +47,12 @@ class ShapeAttributes:
             axis = _axis(line_of(roots, dim), members)
             others = [n for d, n in enumerate(roots.shape) if d != dim]
             for key, value in self._held(parts.module):
-                layer = Layer(parts.module, f"attribute:{key}", axis)
+                attribute = ShapeAttribute(key)
+                layer = Layer(parts.module, attribute, axis)
                 if value == length and not re.search("dim|size|window|area|patch|ratio", key):
-                    units[parts.module, key] = layer
+                    units[parts.module, attribute] = layer
                 elif value in (total, *(total // n for n in others)):
-                    wholes[parts.module, key] = layer
+                    wholes[parts.module, attribute] = layer
         return units, wholes
 
     def _shapes(self, members: Ints) -> _Found:
@@ -62,12 +63,14 @@ class ShapeAttributes:
             axis = _axis(line, members)
             for name in self._holders(view.module):
                 values = vars(self._model.get_submodule(name))
-                keys = [f"{key}.{dim}" for key, v in values.items() if type(v) is tuple and v == view.shape]
+                shapes = [key for key, v in values.items() if type(v) is tuple and v == view.shape]
+                attributes = [ShapeAttribute(key, dim) for key in shapes]
                 if len(line) == roots.size:
                     numbers = [key for key, value in self._held(name) if value == len(line)]
-                    keys += [key for key in numbers if not re.search("size|window|area|patch|ratio", key)]
-                for key in keys:
-                    found[name, key] = Layer(name, f"attribute:{key}", axis)
+                    numbers = [key for key in numbers if not re.search("size|window|area|patch|ratio", key)]
+                    attributes += map(ShapeAttribute, numbers)
+                for attribute in attributes:
+                    found[name, attribute] = Layer(name, attribute, axis)
         return found
 
     def _concerned(self, seen: Iterable[_Seen], members: Ints) -> Iterator[tuple[_Seen, Ints, int]]:
@@ -82,7 +85,7 @@ class ShapeAttributes:
         """A module that is no layer, and what it holds of the kind: their methods may be called from outside."""
         module = self._model.get_submodule(name)
         inside = [(f"{name}.{child}".lstrip("."), m) for child, m in module.named_children()]
-        return [key for key, m in [(name, module), *inside] if kind_of(m) == "other"]
+        return [key for key, m in [(name, module), *inside] if kind_of(m) is ModuleKind.OTHER]
 
     def _held(self, module: str) -> list[tuple[str, int]]:
         held = vars(self._model.get_submodule(module))

@@ -22,7 +22,19 @@ from torch import Tensor, nn
 from amc.errors import ModelError, first_line
 from amc.graph.attention import adapted, without_fast_path
 from amc.graph.attributes import ShapeAttributes
-from amc.graph.channels import CONVS, TRANSPOSED, Axis, Ints, Layer, Statistic, kind_of
+from amc.graph.channels import (
+    CONVS,
+    TRANSPOSED,
+    ActivationProduct,
+    Axis,
+    BareParameter,
+    Ints,
+    Layer,
+    LayerKind,
+    ModuleKind,
+    Statistic,
+    kind_of,
+)
 from amc.graph.elements import along, line_of
 from amc.graph.flow import Flow, Parts, Weights
 from amc.graph.sites import Graph, Refusal, Site, SiteFeatures, consumers
@@ -282,15 +294,15 @@ class _Builder:
         yield from self._modules(axis, tensors)
         for own in self._flow.weights.values():
             if own.bare:
-                yield self._weighty(own, f"parameter:{int(own.transposed)}", axis)
+                yield self._weighty(own, BareParameter(int(own.transposed)), axis)
         for found in tensors.values():
             for name, dim, line in found:
                 if (cut := axis(line)) is not None:
-                    yield Layer(name, f"parameter:{dim}", cut)
+                    yield Layer(name, BareParameter(dim), cut)
         for number, product in enumerate(self._flow.products):
             if (cut := axis(self._roots[product.ids.numpy()])) is not None:
                 each = product.macs // len(cut)
-                yield Layer(f"product {number}", "product", cut, positions=each, macs=product.macs)
+                yield Layer(f"product {number}", ActivationProduct(), cut, positions=each, macs=product.macs)
 
     def _followed(self) -> dict[str, list[tuple[str, int, Ints]]]:
         """By module the tensors whose elements were followed: name, dimension, roots along it."""
@@ -298,25 +310,26 @@ class _Builder:
         for name, (dim, line) in self._tensor_axes.items():
             found[name.rpartition(".")[0]].append((name, dim, line))
         for name, ids in self._flow.plain_norms.items():
-            if kind_of(self._model.get_submodule(name)) == "norm":
+            if kind_of(self._model.get_submodule(name)) is ModuleKind.NORM:
                 found[name].append((name, 0, self._roots[ids.numpy()]))
         return found
 
     def _modules(self, axis: _Find, tensors: dict[str, list[tuple[str, int, Ints]]]) -> Iterator[Layer]:
         weights = {name: own for name, own in self._flow.weights.items() if not own.bare}
-        norms = [name for name in tensors if kind_of(self._model.get_submodule(name)) in ("norm", "prelu")]
+        followed = (ModuleKind.NORM, ModuleKind.PRELU)
+        norms = [name for name in tensors if kind_of(self._model.get_submodule(name)) in followed]
         for name in dict.fromkeys([*self._trace.layers, *norms, *weights]):
             kind = kind_of(self._model.get_submodule(name))
             if name in weights:
                 yield self._weighty(weights[name], kind, axis)
-            elif kind in ("norm", "prelu"):
+            elif kind in followed:
                 line = next((line for _, dim, line in tensors.pop(name, []) if dim == 0), None)
                 by_group = self._flow.group_norms.get(name, False)
                 yield Layer(name, kind, None if line is None else axis(line), by_group=by_group)
             else:
-                yield Layer(name, "other", None)
+                yield Layer(name, ModuleKind.OTHER, None)
 
-    def _weighty(self, own: Weights, kind: str, axis: _Find) -> Layer:
+    def _weighty(self, own: Weights, kind: LayerKind, axis: _Find) -> Layer:
         output = None if own.refused else axis(self._roots[own.output.numpy()])
         inputs = None if own.input is None else axis(self._roots[own.input.numpy()])
         holder, _, key = own.name.rpartition(".")
@@ -333,7 +346,7 @@ class _Builder:
         def hangs(axis: Axis | None) -> bool:
             return axis is not None and bool((axis.site == number).any())
 
-        weighty = [x for x in layers if x.is_weighty]
+        weighty = [x for x in layers if x.has_tensors]
         cut = [x for x in weighty if hangs(x.output)]
         readers = tuple(x.name for x in weighty if hangs(x.input))
         features = self._features(group, float(sum(x.macs for x in cut)))

@@ -1,9 +1,10 @@
-"""How a network's tensors hang on its sites: the words that inspecting, cutting and counting share."""
+"""How a network's tensors depend on its sites: the types that inspecting, cutting and counting share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,17 +64,62 @@ def length_of(axis: Axis | None, length: int, sites: int) -> tuple[Ints, int]:
     return axis.counts(sites)
 
 
+class ModuleKind(Enum):
+    """A module that holds tensors itself."""
+
+    CONV = "convolution"
+    LINEAR = "linear layer"
+    NORM = "normalisation"
+    PRELU = "PReLU"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class BareParameter:
+    """A parameter that the network uses without a layer of torch around it.
+
+    `Layer.output` lies along its dimension ``dim``, `Layer.input` along the other one.
+    """
+
+    dim: int
+
+
+@dataclass(frozen=True)
+class ShapeAttribute:
+    """A whole number that a module holds, such as a number of heads: in proportion to the length of `Layer.output`.
+
+    With a ``place`` the attribute is a tuple, such as a shape, and its entry there is the length of `Layer.output`.
+    """
+
+    key: str
+    place: int | None = None
+
+
+@dataclass(frozen=True)
+class ActivationProduct:
+    """A product of two activations, as attention has them: no tensors, and MACs in proportion to `Layer.output`."""
+
+
+LayerKind = ModuleKind | BareParameter | ShapeAttribute | ActivationProduct
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A module that holds parameters, or one of the things named below, with the axes that sites cut."""
+    """Something in the network that changes with its sites: most often a module, with the axes that sites cut.
+
+    >>> half = Axis(np.array([0, 0, -1, -1]), np.array([0, 1, -1, -1]))
+    >>> layer = Layer("block.conv1", ModuleKind.CONV, half)
+    >>> layer.is_conv_or_linear, layer.tensor_name("weight")
+    (True, 'block.conv1.weight')
+    >>> Layer("scale", BareParameter(0), half).tensor_name("scale")
+    'scale'
+    >>> Layer("attention", ShapeAttribute("num_heads"), half).has_tensors
+    False
+    """
 
     name: str
-    """The module; for ``parameter`` the parameter."""
-    kind: str
-    """conv, linear, norm, prelu: modules. ``parameter:d``: a bare parameter, ``output`` along its dimension d,
-    ``input`` along the other. ``attribute:a``: a whole number a of the module, in proportion to ``output``;
-    ``attribute:a.i``: entry i of a tuple. ``product``: MACs without weights, as attention has them, in proportion to
-    ``output``."""
+    """The module; of a `BareParameter` the parameter."""
+    kind: LayerKind
     output: Axis | None
     input: Axis | None = None
     by_group: bool = False
@@ -89,9 +135,18 @@ class Layer:
     """The BatchNorm with running statistics that alone reads this layer's output, and nothing else, if any."""
 
     @property
-    def is_weighty(self) -> bool:
-        """Whether it has tensors."""
-        return not self.kind.startswith(("attribute", "product"))
+    def has_tensors(self) -> bool:
+        """Whether it is a module or a parameter."""
+        return isinstance(self.kind, ModuleKind | BareParameter)
+
+    @property
+    def is_conv_or_linear(self) -> bool:
+        """Whether it is a module that multiplies its input with weights."""
+        return self.kind in (ModuleKind.CONV, ModuleKind.LINEAR)
+
+    def tensor_name(self, key: str) -> str:
+        """The name in the network of one of its tensors; of a bare parameter it is the parameter's own."""
+        return self.name if isinstance(self.kind, BareParameter) else f"{self.name}.{key}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +158,16 @@ class Statistic:
     channels: Axis
 
 
-def kind_of(module: nn.Module) -> str:
-    """What a module is to `Layer.kind`; ``other`` where it is no layer."""
+def kind_of(module: nn.Module) -> ModuleKind:
+    """What a module is.
+
+    >>> kind_of(nn.BatchNorm2d(4))
+    <ModuleKind.NORM: 'normalisation'>
+    """
     if isinstance(module, (*CONVS, *TRANSPOSED)):
-        return "conv"
+        return ModuleKind.CONV
     if isinstance(module, nn.Linear):
-        return "linear"
+        return ModuleKind.LINEAR
     if isinstance(module, nn.PReLU):
-        return "prelu"
-    return "norm" if isinstance(module, NORMS) else "other"
+        return ModuleKind.PRELU
+    return ModuleKind.NORM if isinstance(module, NORMS) else ModuleKind.OTHER

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from amc.graph.attention import adapt
-from amc.graph.channels import CONVS, TRANSPOSED, Axis, Kept, Layer
+from amc.graph.channels import CONVS, TRANSPOSED, Axis, BareParameter, Kept, Layer, ModuleKind, ShapeAttribute
 from amc.task.checks import copied
 
 _ONE = np.zeros(1, np.int64)
@@ -28,12 +28,12 @@ class ChannelCutter:
         self._model = model
         adapt(model)
         # BatchNorms are set even where no site cuts them: reconstruction and recalibration change their statistics
-        self._cut = [x for x in layers if x.output is not None or x.input is not None or x.kind == "norm"]
-        self._source = {layer.name: own_tensors(model, layer) for layer in self._cut if layer.is_weighty}
+        self._cut = [x for x in layers if x.output is not None or x.input is not None or x.kind is ModuleKind.NORM]
+        self._source = {layer.name: own_tensors(model, layer) for layer in self._cut if layer.has_tensors}
         self._held = {
-            (x.name, x.kind): getattr(model.get_submodule(x.name), _key(x)[0])
+            (x.name, x.kind): getattr(model.get_submodule(x.name), x.kind.key)
             for x in self._cut
-            if x.kind.startswith("attribute")
+            if isinstance(x.kind, ShapeAttribute)
         }
 
     def cut(self, kept: Kept, solved: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:
@@ -44,18 +44,18 @@ class ChannelCutter:
         """
         solved, present = solved or {}, [channels if len(channels) else _ONE for channels in kept]
         for layer in self._cut:
-            if layer.kind.startswith("attribute"):
-                self._set_number(layer, present)
-            elif layer.is_weighty:
+            if isinstance(layer.kind, ShapeAttribute):
+                self._set_attribute(layer, layer.kind, present)
+            elif layer.has_tensors:
                 self._set_tensors(layer, present, solved.get(layer.name, {}))
         zero_removed(self._model, self._cut, kept)
 
-    def _set_number(self, layer: Layer, kept: Kept) -> None:
+    def _set_attribute(self, layer: Layer, attribute: ShapeAttribute, kept: Kept) -> None:
         assert layer.output is not None
-        whole, (key, place) = self._held[layer.name, layer.kind], _key(layer)
+        whole, place = self._held[layer.name, attribute], attribute.place
         left, count = len(layer.output.kept(kept)), len(layer.output)
         new = whole * left // count if place is None else (*whole[:place], left, *whole[place + 1 :])
-        setattr(self._model.get_submodule(layer.name), key, new)
+        setattr(self._model.get_submodule(layer.name), attribute.key, new)
 
     def _set_tensors(self, layer: Layer, kept: Kept, ready: Mapping[str, Tensor]) -> None:
         device = next(iter(self._source[layer.name].values())).device if self._source[layer.name] else None
@@ -69,7 +69,7 @@ class ChannelCutter:
                 if axis is not None and not (key in ready and axis is layer.input):
                     new = new.index_select(dim, remaining[id(axis)])
             _set(holder_of(self._model, layer, key), key.rpartition(".")[2], new)
-        if not layer.kind.startswith("parameter"):
+        if not isinstance(layer.kind, BareParameter):
             width = len(remaining[id(layer.output)]) if layer.output is not None else None
             _set_widths(self._model.get_submodule(layer.name), layer, width)
 
@@ -78,7 +78,7 @@ def layers_without_input(layers: Sequence[Layer], kept: Kept) -> list[str]:
     """The layers that read nothing but sites that keep nothing, and the BatchNorms behind them."""
     if all(len(channels) for channels in kept):
         return []
-    unfed = [x for x in layers if x.is_weighty and x.input is not None and len(x.input.kept(kept)) == 0]
+    unfed = [x for x in layers if x.has_tensors and x.input is not None and len(x.input.kept(kept)) == 0]
     return [name for x in unfed for name in (x.name, x.norm) if name]
 
 
@@ -103,12 +103,6 @@ def randomise_removed(model: nn.Module, layers: Sequence[Layer], kept: Kept) -> 
             _set(module, key, torch.randn(parameter.shape, generator=generator).to(parameter))
 
 
-def _key(layer: Layer) -> tuple[str, int | None]:
-    """The attribute that a layer names, and the place in it where it is a tuple."""
-    key, _, place = layer.kind.removeprefix("attribute:").partition(".")
-    return key, int(place) if place else None
-
-
 def shallow_copy(model: nn.Module) -> nn.Module:
     """A copy whose tensors are the original's own memory, for what only reads them or puts others in their place."""
     shared: dict[int, Any] = {
@@ -120,7 +114,7 @@ def shallow_copy(model: nn.Module) -> nn.Module:
 
 def own_tensors(model: nn.Module, layer: Layer) -> dict[str, Tensor]:
     """A layer's own parameters and buffers, those behind a parametrization of its weights too."""
-    if layer.kind.startswith("parameter"):
+    if isinstance(layer.kind, BareParameter):
         key = layer.name.rpartition(".")[2]
         return {key: getattr(holder_of(model, layer, key), key).detach()}
     found: dict[str, Tensor] = {}
@@ -133,22 +127,19 @@ def own_tensors(model: nn.Module, layer: Layer) -> dict[str, Tensor]:
 
 def weight_of(model: nn.Module, layer: Layer) -> Tensor:
     """The weights that a layer multiplies with, ``[out, in, …]``."""
-    if layer.kind.startswith("parameter"):
-        weight: Any = own_tensors(model, layer)[layer.name.rpartition(".")[2]]
+    if isinstance(layer.kind, BareParameter):
+        (weight,) = own_tensors(model, layer).values()
+        inputs_first = layer.kind.dim == 1
     else:
-        weight = model.get_submodule(layer.name).weight
-    swapped = layer.kind == "parameter:1" or (isinstance(_module(model, layer), TRANSPOSED) and not layer.by_group)
-    found: Tensor = weight.detach()
-    return found.transpose(0, 1) if swapped else found
-
-
-def _module(model: nn.Module, layer: Layer) -> nn.Module | None:
-    return None if layer.kind.startswith("parameter") else model.get_submodule(layer.name)
+        module: Any = model.get_submodule(layer.name)
+        weight = module.weight.detach()
+        inputs_first = isinstance(module, TRANSPOSED) and not layer.by_group
+    return weight.transpose(0, 1) if inputs_first else weight
 
 
 def holder_of(model: nn.Module, layer: Layer, key: str) -> nn.Module:
     """The module that holds a layer's tensor."""
-    if layer.kind.startswith("parameter"):
+    if isinstance(layer.kind, BareParameter):
         return model.get_submodule(layer.name.rpartition(".")[0])
     return model.get_submodule(layer.name).get_submodule(key.rpartition(".")[0])
 
@@ -156,11 +147,10 @@ def holder_of(model: nn.Module, layer: Layer, key: str) -> nn.Module:
 def axes_of(model: nn.Module, layer: Layer, key: str, shape: tuple[int, ...]) -> list[Axis | None]:
     """For every dimension of a layer's tensor the axis that it follows, if any."""
     axes: list[Axis | None] = [None] * len(shape)
-    if layer.kind.startswith("parameter"):
-        dim = int(layer.kind.split(":")[1])
-        axes[dim] = layer.output
+    if isinstance(layer.kind, BareParameter):
+        axes[layer.kind.dim] = layer.output
         if layer.input is not None:
-            axes[1 - dim] = layer.input
+            axes[1 - layer.kind.dim] = layer.input
     elif shape:
         swapped = len(shape) > 1 and isinstance(model.get_submodule(layer.name), TRANSPOSED) and not layer.by_group
         sides = [layer.input, layer.output] if swapped else [layer.output, layer.input]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc.graph.channels import TRANSPOSED, Axis, Layer
+from amc.graph.channels import TRANSPOSED, Axis, BareParameter, Layer, ModuleKind
 from amc.graph.sites import Graph
 from amc.reconstruction.moments import Moments
 
@@ -150,9 +150,14 @@ class Slot:
 def slots(graph: Graph, model: nn.Module, site: int) -> Iterator[Slot]:
     """Every weight of the network that holds channels of a site."""
     for layer in graph.layers:
-        kinds = {"conv": Producer, "linear": Producer, "norm": Norm}
-        kind = Producer if layer.kind.startswith("parameter") else kinds.get(layer.kind)
-        if kind is None or weight_in(model, layer) is None:
+        kind: type[Part]
+        if layer.is_conv_or_linear or isinstance(layer.kind, BareParameter):
+            kind = Producer
+        elif layer.kind is ModuleKind.NORM:
+            kind = Norm
+        else:
+            continue
+        if weight_in(model, layer) is None:
             continue
         for axis, part in ((layer.output, kind), (layer.input, Reader)):
             if axis is not None and bool((axis.site == site).any()):
@@ -163,7 +168,7 @@ def slots(graph: Graph, model: nn.Module, site: int) -> Iterator[Slot]:
 
 def weight_in(model: nn.Module, layer: Layer) -> Tensor | None:
     """A layer's weight as the network holds it; None where it has none, as a normalisation without scales."""
-    holder, _, key = (layer.name if layer.kind.startswith("parameter") else f"{layer.name}.weight").rpartition(".")
+    holder, _, key = layer.tensor_name("weight").rpartition(".")
     found = getattr(model.get_submodule(holder), key, None)
     return found if isinstance(found, Tensor) else None
 
@@ -172,8 +177,8 @@ def _slot(model: nn.Module, layer: Layer, axis: Axis, kind: type[Part], site: in
     held = weight_in(model, layer)
     assert held is not None
     dims = tuple(range(held.ndim))
-    if layer.kind.startswith("parameter"):
-        own = int(layer.kind.partition(":")[2])
+    if isinstance(layer.kind, BareParameter):
+        own = layer.kind.dim
         dims = (own, *(d for d in dims if d != own))
     elif held.ndim > 1 and isinstance(model.get_submodule(layer.name), TRANSPOSED):
         dims = (1, 0, *dims[2:])
@@ -181,6 +186,5 @@ def _slot(model: nn.Module, layer: Layer, axis: Axis, kind: type[Part], site: in
     if length != len(axis):  # one number for all channels, or a group's
         return None
     mine = np.flatnonzero(axis.site == site)
-    name = layer.name if layer.kind.startswith("parameter") else f"{layer.name}.weight"
     positions, channels = torch.from_numpy(mine), torch.from_numpy(axis.channel[mine])
-    return Slot(name, layer, kind, positions.to(held.device), channels.to(held.device), dims)
+    return Slot(layer.tensor_name("weight"), layer, kind, positions.to(held.device), channels.to(held.device), dims)

@@ -71,7 +71,7 @@ class Place:
 
 def places(graph: Graph, model: nn.Module) -> list[Place]:
     """Where the channels of every site are read; where nothing reads them, where they are produced."""
-    layers = [layer for layer in graph.layers if layer.kind in ("conv", "linear")]
+    layers = [layer for layer in graph.layers if layer.is_conv_or_linear]
     found = [p for x in layers for p in _places(x.name, True, x.input)]
     seen = {place.site for place in found}
     return found + [p for x in layers for p in _places(x.name, False, x.output) if p.site not in seen]

@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from amc.errors import AmcError, LatencyError, first_line
 from amc.graph.build import Graph
-from amc.graph.channels import Axis, length_of
+from amc.graph.channels import Axis, ModuleKind, length_of
 
 LEAST = 0.5
 """Least share of the smallest network's time that a model may give for another one: operators must still be started."""
@@ -219,12 +219,10 @@ def layer_shapes(graph: Graph) -> tuple[LayerShape, ...]:
     for layer in graph.layers:
         if layer.positions and layer.name in graph.trace.layers:
             call = graph.trace.layers[layer.name]
-            where = 0 if layer.kind == "conv" else -1
+            kind, where = ("conv", 0) if layer.kind is ModuleKind.CONV else ("linear", -1)
             outputs = _length(layer.output, call.output[where], graph)
             inputs = outputs if layer.by_group else _length(layer.input, call.input[where], graph)
-            found.append(
-                LayerShape(layer.name, layer.kind, inputs, outputs, layer.taps, layer.positions, layer.by_group)
-            )
+            found.append(LayerShape(layer.name, kind, inputs, outputs, layer.taps, layer.positions, layer.by_group))
     return tuple(sorted(found, key=lambda shape: order.index(shape.name)))
 
 

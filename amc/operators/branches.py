@@ -180,7 +180,7 @@ class _File:
                 self._readers.setdefault(name, []).append(node)
         self._outputs = [value.name for value in proto.graph.output]
         self._inputs = {value.name for value in proto.graph.input}
-        self._layers = [x for x in graph.layers if x.is_weighty]
+        self._layers = [x for x in graph.layers if x.has_tensors]
         weighty = {x.name: x for x in self._layers}
         self._owners = {t.name: owner(t.name, weighty) for t in proto.graph.initializer}
         self._dims = {t.name: len(t.dims) for t in proto.graph.initializer}

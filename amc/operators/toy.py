@@ -160,7 +160,7 @@ class _CoarseApplier:
 
 def _macs(network: NetworkFacts) -> dict[str, float]:
     """MACs of the layers that have any."""
-    return {x.name: float(x.macs) for x in network.graph.layers if x.kind in ("conv", "linear") and x.macs}
+    return {x.name: float(x.macs) for x in network.graph.layers if x.is_conv_or_linear and x.macs}
 
 
 def _layer(site: SiteSettings) -> str:

@@ -36,7 +36,7 @@ class NormFolder:
 
     def __init__(self, model: nn.Module, layers: Iterable[Layer], example: Nested) -> None:
         """``layers`` name the norms behind them. When the outputs for ``example`` would change, nothing is folded."""
-        modules = [x for x in layers if x.kind in ("conv", "linear")]  # a bare parameter may have a norm behind it too
+        modules = [x for x in layers if x.is_conv_or_linear]  # a bare parameter may have a norm behind it too
         self._pairs = {x.name: x.norm for x in modules if x.norm and _foldable(model, x.name, x.norm)}
         if self._pairs and not self._keeps_outputs(model, example):
             self._pairs = {}

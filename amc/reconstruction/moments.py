@@ -39,7 +39,7 @@ def solvable(model: nn.Module, layer: Layer) -> bool:
 
     The weights must be the layer's own, and multiplied with its input as they are.
     """
-    if layer.kind not in ("conv", "linear"):
+    if not layer.is_conv_or_linear:
         return False
     module = model.get_submodule(layer.name)
     plain = "weight" in module._parameters and type(module).forward in _FORWARDS

@@ -47,7 +47,7 @@ def sensitivities(
     ``logit_mse``: to the mean squared difference of the logits from the original's, where there is one vector of them
     a sample; else to the loss. Empty where that cannot be differentiated, or all gradients are 0.
     """
-    names = [layer.name for layer in layers if layer.kind in ("conv", "linear")]
+    names = [layer.name for layer in layers if layer.is_conv_or_linear]
     sums: dict[str, Tensor] = {}
     try:
         model = shallow_copy(task.model).eval().requires_grad_(True)

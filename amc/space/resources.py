@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from amc.graph.build import Graph
-from amc.graph.channels import Axis, Layer, length_of
+from amc.graph.channels import ActivationProduct, Axis, Layer, length_of
 from amc.graph.surgery import axes_of, holder_of, own_tensors
 from amc.space.sites import Floats, Ints
 
@@ -189,10 +189,10 @@ class _Row:
 
 def _rows(model: nn.Module, layer: Layer, sites: int) -> Iterator[_Row]:
     one = (np.zeros(sites, np.int64), 1)
-    if layer.kind == "product":
+    if isinstance(layer.kind, ActivationProduct):
         assert layer.output is not None
         yield _Row(layer.output.counts(sites), one, 1, False, layer.positions)
-    if not layer.is_weighty:
+    if not layer.has_tensors:
         return
     tensors = own_tensors(model, layer)
     heaviest = max(tensors, key=lambda key: tensors[key].numel() * (tensors[key].ndim > 1), default="")
