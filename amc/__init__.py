@@ -1,19 +1,22 @@
 """amc: fit a trained network into a hardware budget.
 
-The public names are few and are imported lazily, so that ``import amc`` and ``amc --help`` stay quick.
+The public names are few and are imported lazily, so that ``import amc`` and ``amc --help`` stay quick. Nothing else is
+imported here: until `amc.__main__` is reached, Ctrl-C is a traceback.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import os
 
 # envs/, search/, reports/ and configs/ live beside amc/ in a checkout; a wheel has them inside.
-if not (Path(__file__).parent / "envs").is_dir():
-    __path__.append(str(Path(__file__).parent.parent))
+_HERE = os.path.dirname(__file__)
+if not os.path.isdir(os.path.join(_HERE, "envs")):
+    __path__.append(os.path.dirname(_HERE))
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from amc.api import compress
     from amc.config import Config
     from amc.deploy.bundle import apply, load
@@ -56,5 +59,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
+        from importlib import import_module
+
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'amc' has no attribute {name!r}")

@@ -1,5 +1,4 @@
-"""The command line: parse, call, print. Exit codes: 0 done, 2 the user's mistake, 3 budget not met, 130
-interrupted."""
+"""The command line: parse, call, print."""
 
 from __future__ import annotations
 
@@ -14,7 +13,15 @@ from typing import Any, NoReturn
 from amc import __version__
 from amc.commands import COMMANDS
 from amc.config import shown
-from amc.errors import AmcError, ConfigError, RenamedWarning, did_you_mean, printable
+from amc.errors import AmcError, ConfigError, Interrupted, RenamedWarning, did_you_mean, printable
+
+
+EXIT_CODES = """exit codes:
+  0    done
+  1    some runs of a batch failed
+  2    a mistake in the command, a file or the data, or no room: one line says which
+  3    done, but a limit on latency is not met
+  130  stopped by Ctrl-C; one line says how to go on"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,11 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _main(sys.argv[1:] if arguments is None else arguments)
     except AmcError as error:
         _complain(str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         # where a string was being executed, CPython would end by the signal all the same: this clears its note
         exec("")
-        again = "the same command again" if "batch" in sys.argv[1:2] else "amc search --resume DIR"
-        print(f"amc: stopped; nothing that was finished is lost. Go on with: {again}", file=sys.stderr)
+        word = (sys.argv[1:] if arguments is None else arguments)[:1]
+        again = str(stop) if isinstance(stop, Interrupted) else "the same command again"
+        kept = isinstance(stop, Interrupted) or (word and word[0] in ("batch", "train"))
+        _complain(f"stopped; nothing that was finished is lost. Go on with: {again}" if kept else "stopped.")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,7 +92,7 @@ def _main(arguments: Sequence[str]) -> int:
         prog="amc",
         description="Give it a trained network and a budget; get back a smaller ONNX model that provably meets it.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="amc COMMAND --help explains every option with its unit and default.",
+        epilog=f"{EXIT_CODES}\n\namc COMMAND --help explains every option with its unit and default.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"amc {__version__}")

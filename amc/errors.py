@@ -55,6 +55,10 @@ class LatencyError(AmcError):
     """A latency model or a device that gives no milliseconds."""
 
 
+class Interrupted(KeyboardInterrupt):  # noqa: N818  (it is no error)
+    """Ctrl-C in a run that can be resumed. Its text is the whole command that goes on."""
+
+
 class RenamedWarning(FutureWarning):
     """A name or a value of an earlier version, which is accepted for this one still."""
 

@@ -60,9 +60,12 @@ def test_a_device_that_fails_ends_the_run_and_what_it_gave_is_kept(tmp_path, mon
     assert "exit code 1: the device is gone" in error
     assert "Traceback" not in error
     device()
+    monkeypatch.setenv("AMC_KEY", str(tmp_path / "another"))
     assert main(["search", "--resume", "run"]) == 2
     assert "would run command:./measure {onnx}: if you trust that, add --trust" in capsys.readouterr().err
-    assert main(["search", "--resume", "run", "--trust"]) == 0
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main(["search", "--resume", "run"]) == 0
     with Journal(tmp_path / "run" / "journal.jsonl") as journal:
         networks = len(list(journal.records("device-latency")))
     assert (tmp_path / "calls").stat().st_size == networks + 1  # only the call that failed was made again

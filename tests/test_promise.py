@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from amc.cli import main
-from amc.commands.search import NOT_MET
+from amc.commands.command import NOT_MET
 from amc.latency import Latency, LatencyProbe, Measurement
 from amc.latency.correction import ROUNDS
 from amc.latency.instruments import Instruments
@@ -188,7 +188,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_it_would_have(device, tmp_path, 
         assert main([*arguments, "--out", str(tmp_path / "run")]) == 130
     assert device.calls - calls < 24 <= calls  # the profile was there: it is of 24 networks at least
     calls = device.calls
-    assert main(["search", "--resume", str(tmp_path / "run"), "--trust"]) == 0
+    assert main(["search", "--resume", str(tmp_path / "run")]) == 0
     assert device.calls == calls  # nothing is measured again
     whole, resumed = result(tmp_path / "whole"), result(tmp_path / "run")
     assert whole["sites"] == resumed["sites"]

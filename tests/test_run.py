@@ -84,13 +84,13 @@ def test_a_killed_run_resumes_to_the_same_result(uninterrupted: dict, tmp_path: 
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path):
-    folder = tmp_path / "run"
+    folder = tmp_path / "a run"
     process = start(folder)
-    while not (folder / "journal.jsonl").exists() and process.poll() is None:
+    while not (folder / "config.yaml").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    assert "Go on with: amc search --resume" in said(folder)
+    assert said(folder).splitlines()[-1].endswith(f"Go on with: amc search --resume '{folder}'")
     assert "Traceback" not in said(folder)
 
 
@@ -254,6 +254,51 @@ def test_a_folder_that_names_python_files_is_not_run_without_trust(tmp_path: Pat
     assert not Path("ran").exists()
 
 
+def test_a_folder_of_the_user_s_own_needs_no_trust_wherever_it_is_and_a_changed_one_does(
+    tmp_path: Path, monkeypatch, capsys
+):
+    """A code under the user's key is of the configuration, and of where the files are that it names."""
+    monkeypatch.chdir(tmp_path)
+    Path("reward.py").write_text("def reward(found):\n    return found.metric\n")
+    words = [*SEARCH[:3], "1", "--searcher", "uniform", "--finetune-epochs", "0", "--reward", "reward.py:reward"]
+    assert main(["search", *words, "--out", "first"]) == 0
+    Path("first").rename("run")
+    for arguments in (["search", "--resume", "run"], ["evaluate", "run"]):
+        assert main(arguments) == 0
+
+    def refused(*arguments: str) -> bool:
+        code, told = main(arguments), capsys.readouterr().err
+        return code == 2 and "would run reward.py:reward" in told
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "reward.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.chdir(elsewhere)  # another file of that name
+    for arguments in (["search", "--resume", "../run"], ["evaluate", "../run"]):
+        assert refused(*arguments)
+    monkeypatch.chdir(tmp_path)
+    config = Path("run/config.yaml")
+    whole = config.read_text()
+    config.write_text(f"{whole}# changed\n")
+    assert refused("search", "--resume", "run")
+    config.write_text(whole)
+    journal = Path("run/journal.jsonl").read_text()
+    lines = journal.splitlines(keepends=True)
+    without = [line for line in lines if '"signature"' not in line]
+    forged = [*without, json.dumps({"kind": "signature", "code": "0" * 64}) + "\n"]
+    odd = [*without, json.dumps({"kind": "signature", "code": ["ä"]}) + "\n"]
+    for content in (without, forged, odd, [*without, '{"kind": "signature"}\n']):
+        Path("run/journal.jsonl").write_text("".join(content))
+        assert refused("search", "--resume", "run")
+    Path("run/journal.jsonl").write_text(journal)
+    assert main(["search", "--resume", "run"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setenv("AMC_KEY", str(tmp_path / "another"))
+        assert refused("search", "--resume", "run")
+        assert main(["search", "--resume", "run", "--trust"]) == 0
+        assert main(["search", "--resume", "run"]) == 0  # this user has run it now
+
+
 def test_a_folder_that_names_other_places_is_not_gone_on_with_without_trust(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("run").mkdir()
@@ -272,6 +317,9 @@ def test_a_cache_that_is_the_user_s_own_needs_no_trust(tmp_path: Path, monkeypat
     finally:
         os.umask(before)
     assert main(["search", "--resume", "run"]) == 0
+    monkeypatch.setenv("AMC_KEY", str(tmp_path / "another"))
+    assert main(["search", "--resume", "run"]) == 0
+    monkeypatch.setenv("AMC_KEY", str(tmp_path / "third"))
     capsys.readouterr()
     Path("kept").chmod(0o777)
     assert main(["search", "--resume", "run"]) == 2

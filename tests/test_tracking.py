@@ -96,7 +96,9 @@ def test_a_whole_run_is_shown_and_its_result_does_not_say_where(tmp_path: Path, 
     assert found["final/test"] == [(1, result["final"]["test"])]
     assert len(found["fine-tuning/loss"]) > 1
     assert "logs" not in Path("run/result.json").read_text()
-    assert main(["search", "--resume", "run"]) == 2  # it would log to a place that the folder names
+    assert main(["search", "--resume", "run"]) == 0
+    monkeypatch.setenv("AMC_KEY", str(tmp_path / "another"))
+    assert main(["search", "--resume", "run"]) == 2  # it would log to a place that somebody else's folder names
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from amc.commands.command import Command
+from amc.commands.command import NOT_MET, Command
 from amc.commands.options import amount, whole
 from amc.commands.show import table, terminal
 
@@ -32,7 +32,7 @@ def _batch(parsed: argparse.Namespace) -> int:
     from amc.batch.plan import plan
     from amc.batch.run import refuse_many, run_batch, threads_of
     from amc.batch.screen import Screen
-    from amc.pipeline.pipeline import refuse_plugins
+    from amc.pipeline.trust import refuse_plugins
 
     matrix = read_matrix(parsed.file, parsed.out)
     refuse_many(matrix, parsed.yes or parsed.dry_run)
@@ -52,8 +52,8 @@ def _batch(parsed: argparse.Namespace) -> int:
     threads = 1 if parsed.ray else threads_of(workers)
     with Screen(matrix.out) as screen:
         ended = run_batch(jobs, matrix.out, Limits(workers, threads, memory, retries), screen, parsed.ray)
-    _print_batch(ended.folder)
-    return 1 if ended.failed else 0
+    missed = _print_batch(ended.folder)
+    return 1 if ended.failed else NOT_MET if missed else 0
 
 
 def _print_plan(planned: Sequence[Any], workers: int) -> None:
@@ -81,8 +81,11 @@ def _estimate(planned: Any) -> str:
     return f"about {seconds(planned.seconds)} (from {planned.like} run{'s' if planned.like > 1 else ''})"
 
 
-def _print_batch(folder: Path) -> None:
+def _print_batch(folder: Path) -> bool:
+    """Show the table. Gives whether a run misses its limit on latency."""
+    from amc.pipeline.summary import is_missed
     from amc.reports.batch import COLUMNS, batch_rows, read_batch
+    from amc.space.budget import format_cost
 
     networks, console = read_batch(folder), terminal()
     rows = batch_rows(networks)
@@ -92,7 +95,15 @@ def _print_batch(folder: Path) -> None:
     for network in networks:
         if network.reason:
             console.print(f"failed: {network.name}: {network.reason}", soft_wrap=True)
+    missed = False
+    for network in networks:
+        for proof in network.result["proof"] if network.result else ():
+            if is_missed(proof):
+                missed = True
+                value, limit = (format_cost("latency", proof[key]) for key in ("exported", "limit"))
+                console.print(f"NOT met: {network.name}: {value} of at most {limit}", soft_wrap=True)
     console.print(f"{folder}: batch.html, and a folder for every run", soft_wrap=True)
+    return missed
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,9 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
+NOT_MET = 3
+"""Exit code of a run or a batch with a network that does not meet its limit on latency."""
+
 
 @dataclass(frozen=True)
 class Command:

@@ -80,7 +80,7 @@ def configuration(parsed: argparse.Namespace, given: dict[str, Any] | None = Non
         return from_dict(given)
     config = from_dict(merge(current(read_yaml(parsed.config)), given))
     if not parsed.trust:
-        from amc.pipeline.pipeline import code_named, refuse_plugins
+        from amc.pipeline.trust import code_named, refuse_plugins
 
         refuse_plugins(config, Path(parsed.config), code_named(from_dict(given)))
     return config

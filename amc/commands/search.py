@@ -9,14 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from amc.commands.command import Command
+from amc.commands.command import NOT_MET, Command
 from amc.commands.options import add_options, configuration, given_values, whole
 from amc.commands.show import table, terminal
 from amc.config import Config
 from amc.errors import ConfigError
-
-NOT_MET = 3
-"""Exit code of a run whose network does not meet the budget."""
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:

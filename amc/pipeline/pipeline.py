@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+import shlex
 from itertools import count
 from pathlib import Path
 
 import torch
 
 from amc.config import Config, from_run, unless_auto
-from amc.errors import AmcError, BundleError, ConfigError, first_line
+from amc.errors import AmcError, BundleError, ConfigError, Interrupted, first_line
 from amc.evaluation.reward import load_reward
 from amc.importance import check_scores, load_criterion
-from amc.latency import is_profile, load_latency_model, runs_code
+from amc.latency import is_profile, load_latency_model
 from amc.latency.instruments import Instruments
 from amc.operators.policy import Policy
 from amc.pipeline.backends import RemoteBackend
@@ -24,13 +24,12 @@ from amc.pipeline.result import Result
 from amc.pipeline.stages import Stages
 from amc.pipeline.summary import Findings, summarise
 from amc.pipeline.timing import Timing
+from amc.pipeline.trust import is_own, needs_trust, refuse_foreign, without_download
 from amc.runtime.arguments import PATH, expect
-from amc.runtime.cache import is_own_folder
 from amc.runtime.files import check_folder, sweep
 from amc.runtime.journal import Journal, read_records
 from amc.runtime.locks import MeasurementLock
 from amc.runtime.monitor import Logged, Monitor
-from amc.runtime.plugins import is_plugin
 from amc.runtime.progress import Recorder
 from amc.runtime.tracking import check_log, tracked
 from amc.search import check_searcher, keeps_study, searchers
@@ -50,7 +49,8 @@ def run(
 ) -> Result:
     """Do what the configuration says; ``resume`` goes on with the run in a folder, by that run's configuration.
 
-    A resumed run that names Python files of its own, or other places to write to, is refused unless you ``trust`` it.
+    A run that somebody else has made and that names Python files, or other places to write to, is refused unless you
+    ``trust`` it.
     ``remote`` scores policies on other machines. ``instruments`` time networks, in place of ONNX Runtime here. What
     happens is told to ``monitor``; without one it is logged (`logging`, the logger ``amc``). Raises AmcError for the
     user's mistakes.
@@ -64,6 +64,7 @@ def run(
         if not (folder / "config.yaml").is_file():
             raise BundleError(f"{folder} holds no run to resume (there is no config.yaml).")
         config = from_run(folder, passwords=True)
+        trust = trust or is_own(folder, config)
         if not trust:
             refuse_foreign(config, folder)
         check(config)
@@ -72,51 +73,6 @@ def run(
     check(config)
     task = open_task(config)
     return compress_task(task, config, new_folder(config), monitor, remote, instruments)
-
-
-def code_named(config: Config) -> list[str]:
-    """The Python files and commands that a run of this configuration would execute, as they are named in it."""
-    named = [
-        config.model.name,
-        config.data.name,
-        config.objective,
-        config.search.criterion,
-        config.search.reward,
-        config.search.searcher,
-        config.finetune.schedule,
-    ]
-    found = [name for name in named if is_plugin(name)]
-    if config.search.latency_model and runs_code(config.search.latency_model):
-        found.append(config.search.latency_model)
-    return found
-
-
-def refuse_plugins(config: Config, source: Path, allowed: Collection[str] = ()) -> None:
-    """Raise when a folder or a file, which may be anybody's, would have code run that is not ``allowed``."""
-    found = [name for name in code_named(config) if name not in allowed]
-    if found:
-        raise BundleError(f"{source} would run {', '.join(found)}: if you trust that, add --trust.")
-
-
-def without_download(config: Config) -> Config:
-    """The configuration with data that are there already: what a folder of anybody's names is not fetched."""
-    return config.replace(data=config.data.replace(download=False))
-
-
-def refuse_foreign(config: Config, folder: Path) -> None:
-    """Raise when going on with a folder would have Python files run, or write into a place that it names.
-
-    A cache in a folder that is the user's alone, as this user's own runs make it, is believed.
-    """
-    refuse_plugins(config, folder)
-    if config.search.storage:
-        raise BundleError(
-            f"{folder} would use the study in another place that it names: if you trust that, add --trust."
-        )
-    if config.cache not in (None, "auto") and not is_own_folder(Path(config.cache)):
-        raise BundleError(f"{folder} would write into the cache {config.cache}: if you trust that, add --trust.")
-    if config.log:
-        raise BundleError(f"{folder} would log to another place that it names: if you trust that, add --trust.")
 
 
 def check(config: Config) -> None:
@@ -207,7 +163,7 @@ def _holds_run(folder: Path) -> bool:
     journal = folder / "journal.jsonl"
     if not journal.exists() and not journal.is_symlink():
         return False
-    if (folder / "config.yaml").exists() or any(r["kind"] not in ("run", "stage") for r in read_records(journal)):
+    if (folder / "config.yaml").exists() or any(r["kind"] not in ("run", "signature", "stage") for r in read_records(journal)):
         return True
     journal.unlink()
     return False
@@ -251,6 +207,10 @@ def compress_task(
             record = Record(task, config, folder, journal, recorder, lock, instruments)
             with tracked(config, folder, journal, recorder.say):
                 return _compress(record, remote)
+        except KeyboardInterrupt:
+            if not (folder / "config.yaml").is_file():
+                raise
+            raise Interrupted(resume_command(folder, config)) from None
         except AmcError:
             began = any(journal.last(kind) for kind in ("evaluation", "device-latency"))
             if new and not began:  # a mistake seen before any work: no dead folder is left
@@ -259,6 +219,11 @@ def compress_task(
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             raise
+
+
+def resume_command(folder: Path, config: Config) -> str:
+    """The whole command that goes on with the run in a folder."""
+    return f"amc search --resume {shlex.quote(str(folder))}{' --trust' if needs_trust(folder, config) else ''}"
 
 
 def _compress(record: Record, remote: RemoteBackend | None) -> Result:

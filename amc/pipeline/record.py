@@ -19,6 +19,7 @@ from amc.errors import BundleError
 from amc.evaluation.memo import Memo, open_cache
 from amc.latency.instruments import Instruments
 from amc.operators.policy import fingerprint
+from amc.pipeline.trust import sign
 from amc.runtime.files import write_text
 from amc.runtime.journal import Journal
 from amc.runtime.locks import MeasurementLock
@@ -56,10 +57,11 @@ class Record:
         write_text(folder / "config.yaml", yaml.safe_dump(public(to_dict(config)), sort_keys=False))
         if journal.last("run") is None:
             journal.append("run", **identity)
+        sign(folder, config, journal)
         trouble = self.memo.cache.trouble()
         for note in (*task.splits.notes, *([f"warning: {trouble}"] if trouble else [])):
             monitor.say(note)
-        monitor.say(f"{task.name}; everything goes to {folder} (after an interruption: --resume {folder})")
+        monitor.say(f"{task.name}; everything goes to {folder} (after an interruption: amc search --resume {folder})")
 
     def _identity(self) -> dict[str, Any]:
         """A folder belongs to one network, one configuration and one set of splits. Raises BundleError for another."""

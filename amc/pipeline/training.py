@@ -12,7 +12,8 @@ from amc.deploy.bundle import save_weights, verified
 from amc.deploy.result import read_result
 from amc.errors import BundleError
 from amc.latency import onnx_metric
-from amc.pipeline.pipeline import open_task, refuse_plugins, use_threads, without_download
+from amc.pipeline.pipeline import open_task, use_threads
+from amc.pipeline.trust import is_own, refuse_plugins, without_download
 from amc.runtime.monitor import Monitor, Silent
 from amc.task import check_training, evaluate, load_data, load_objective
 from amc.train import asked_precision, checkpoint_precision, fastest_precision, make_plan, train
@@ -68,7 +69,7 @@ def evaluate_bundle(folder: Path, trust: bool = False) -> Rerun:
         raise BundleError(f"{folder} has no result.json: it is not a bundle, or its run has not ended.")
     verified(folder, "model.onnx", "config.yaml", "result.json")
     config = from_run(folder)
-    if not trust:
+    if not trust and not is_own(folder, config):
         refuse_plugins(config, folder)
         config = without_download(config)
     result = read_result(path)

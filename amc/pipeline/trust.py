@@ -1,0 +1,103 @@
+"""Which folders are believed. A run's folder may be anybody's, and its configuration names files, commands and places.
+
+What a folder names is not run, written to or fetched, unless the user trusts it (``--trust``), or made the run: then
+its journal holds a code of the configuration under the user's key (`amc.runtime.secret`), which nobody else can make.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Collection
+from pathlib import Path
+
+from amc.config import Config
+from amc.errors import AmcError, BundleError
+from amc.latency import runs_code
+from amc.runtime.cache import is_own_folder
+from amc.runtime.files import MIB, read_bytes
+from amc.runtime.journal import Journal, read_records
+from amc.runtime.plugins import is_plugin
+from amc.runtime.secret import code_of, user_key
+
+
+def code_named(config: Config) -> list[str]:
+    """The Python files and commands that a run of this configuration would execute, as they are named in it."""
+    named = [
+        config.model.name,
+        config.data.name,
+        config.objective,
+        config.search.criterion,
+        config.search.reward,
+        config.search.searcher,
+        config.finetune.schedule,
+    ]
+    found = [name for name in named if is_plugin(name)]
+    if config.search.latency_model and runs_code(config.search.latency_model):
+        found.append(config.search.latency_model)
+    return found
+
+
+def refuse_plugins(config: Config, source: Path, allowed: Collection[str] = ()) -> None:
+    """Raise when a folder or a file, which may be anybody's, would have code run that is not ``allowed``."""
+    found = [name for name in code_named(config) if name not in allowed]
+    if found:
+        raise BundleError(f"{source} would run {', '.join(found)}: if you trust that, add --trust.")
+
+
+def without_download(config: Config) -> Config:
+    """The configuration with data that are there already: what a folder of anybody's names is not fetched."""
+    return config.replace(data=config.data.replace(download=False))
+
+
+def refuse_foreign(config: Config, folder: Path) -> None:
+    """Raise when going on with a folder would have Python files run, or write into a place that it names.
+
+    A cache in a folder that is the user's alone, as this user's own runs make it, is believed.
+    """
+    refuse_plugins(config, folder)
+    if config.search.storage:
+        raise BundleError(
+            f"{folder} would use the study in another place that it names: if you trust that, add --trust."
+        )
+    if config.cache not in (None, "auto") and not is_own_folder(Path(config.cache)):
+        raise BundleError(f"{folder} would write into the cache {config.cache}: if you trust that, add --trust.")
+    if config.log:
+        raise BundleError(f"{folder} would log to another place that it names: if you trust that, add --trust.")
+
+
+def sign(folder: Path, config: Config, journal: Journal) -> None:
+    """Record in the journal that this user runs the folder's configuration."""
+    code = _code(folder, config)
+    if code is not None and (journal.last("signature") or {}).get("code") != code:
+        journal.append("signature", code=code)
+
+
+def is_own(folder: Path, config: Config) -> bool:
+    """Whether this user has run the folder's configuration, with the same files of code."""
+    try:
+        records = read_records(folder / "journal.jsonl")
+        codes = [record.get("code") for record in records if record["kind"] == "signature"]
+        code = _code(folder, config) if codes else None
+    except (AmcError, OSError):
+        return False
+    return code is not None and hmac.compare_digest(str(codes[-1]).encode(), code.encode())
+
+
+def needs_trust(folder: Path, config: Config) -> bool:
+    """Whether going on with the run needs ``--trust``, as where the user's key cannot be read."""
+    if is_own(folder, config):
+        return False
+    try:
+        refuse_foreign(config, folder)
+    except BundleError:
+        return True
+    return False
+
+
+def _code(folder: Path, config: Config) -> str | None:
+    """The code of what a run does: its configuration as it is written, and where the code that it names is."""
+    key = user_key()
+    if key is None:
+        return None
+    places = [str(Path(name.rpartition(":")[0] if is_plugin(name) else ".").resolve()) for name in code_named(config)]
+    return code_of(key, "run", read_bytes(folder / "config.yaml", MIB, own=True), *places)
