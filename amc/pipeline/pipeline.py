@@ -163,7 +163,9 @@ def _holds_run(folder: Path) -> bool:
     journal = folder / "journal.jsonl"
     if not journal.exists() and not journal.is_symlink():
         return False
-    if (folder / "config.yaml").exists() or any(r["kind"] not in ("run", "signature", "stage") for r in read_records(journal)):
+    if (folder / "config.yaml").exists() or any(
+        r["kind"] not in ("run", "signature", "stage") for r in read_records(journal)
+    ):
         return True
     journal.unlink()
     return False
