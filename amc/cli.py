@@ -15,7 +15,6 @@ from amc.commands import COMMANDS
 from amc.config import shown
 from amc.errors import AmcError, ConfigError, Interrupted, RenamedWarning, did_you_mean, printable
 
-
 EXIT_CODES = """exit codes:
   0    done
   1    some runs of a batch failed

@@ -55,7 +55,7 @@ class LatencyError(AmcError):
     """A latency model or a device that gives no milliseconds."""
 
 
-class Interrupted(KeyboardInterrupt):  # noqa: N818  (it is no error)
+class Interrupted(KeyboardInterrupt):
     """Ctrl-C in a run that can be resumed. Its text is the whole command that goes on."""
 
 
