@@ -9,6 +9,8 @@ cannot be removed is frozen, with the reason.
 # mypy: disable-error-code=no-untyped-call
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,7 +27,6 @@ class ElementIds:
 
     def __init__(self) -> None:
         self.count = FIXED + 1
-        self.rounds = 0
         self._first: list[Ints] = []
         self._second: list[Ints] = []
         self._frozen: list[tuple[Ints, str]] = []
@@ -55,6 +56,58 @@ class ElementIds:
         found = np.unique(ids.reshape(-1).numpy())
         if len(found):
             self._frozen.append((found, reason))
+
+    def combine(self, operands: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor | None:
+        """Tie what an element-wise operator combines: planes (of equal dimensions) with their tensors; its plane."""
+        found: Tensor | None = None
+        for plane, _ in operands:
+            found = self.join(found, plane)
+        for plane, tensor in operands:
+            if plane is None:
+                self.meet_constant(found, tensor)
+        return found
+
+    def join(self, first: Tensor | None, second: Tensor | None) -> Tensor | None:
+        """Tie two planes of equal dimensions element by element (they broadcast); the plane of the result."""
+        if first is None or second is None:
+            return first if second is None else second
+        mine, theirs = varying(first), varying(second)
+        shape = torch.broadcast_shapes(first.shape, second.shape)
+        if not mine or not theirs:
+            return (first if mine else second).expand(shape)
+        if not set(mine) & set(theirs):
+            self.freeze(core(second), "it meets channels of another kind")
+            return first.expand(shape)
+        self.tie(core(first), core(second))
+        # the simpler of the two, unless it is only broadcast along what changes in the other
+        simple, other = sorted((first, second), key=lambda p: len(varying(p)))
+        broadcast = any(simple.shape[d] == 1 and shape[d] > 1 for d in varying(other))
+        return (other if broadcast else simple).expand(shape)
+
+    def meet_constant(self, plane: Tensor | None, constant: Tensor) -> None:
+        """A plane is combined with a tensor without channels: one of full length along them fixes their number."""
+        if plane is not None:
+            offset = plane.ndim - constant.ndim
+            # a dimension that is expanded (stride 0) has any length
+            lengths = [1 if constant.stride(d) == 0 else constant.shape[d] for d in range(constant.ndim)]
+            if any(d >= offset and lengths[d - offset] > 1 for d in varying(plane)):
+                self.freeze(core(plane), "it meets a constant with a fixed number of channels")
+
+    def only_along(self, plane: Tensor, dims: Sequence[int], reason: str) -> Tensor:
+        """Tie ids along all other dimensions; the plane, which then changes along ``dims`` only."""
+        for dim in varying(plane):
+            if dim not in dims:
+                first = plane.narrow(dim, 0, 1)
+                self.tie(core(first), core(plane), reason)
+                plane = first.expand(plane.shape)
+        return plane
+
+    def channels_along(self, plane: Tensor | None, dim: int, count: int, reason: str) -> Tensor | None:
+        """The ids ``[count]`` along ``dim``; what changes along other dimensions is tied."""
+        if plane is None:
+            return None
+        small = core(self.only_along(plane, [dim], reason)).reshape(-1)
+        return small if len(small) == count else small[:1].expand(count)
 
     def roots(self) -> Ints:
         """For every id the smallest id that it is tied to ``[count]``."""

@@ -11,6 +11,7 @@ hidden features of a layer that mixes positions, for every channel) keeps the fi
 """
 
 from amc.graph.flow import layers, moves, norms, pointwise, products  # noqa: F401  (they register their rules)
-from amc.graph.flow.follow import STATISTICS, Flow, NormStatistic, Parts, Product, View, Weights
+from amc.graph.flow.flow import Flow
+from amc.graph.flow.records import STATISTICS, NormStatistic, Parts, Product, View, WeightedLayer
 
-__all__ = ["STATISTICS", "Flow", "NormStatistic", "Parts", "Product", "View", "Weights"]
+__all__ = ["STATISTICS", "Flow", "NormStatistic", "Parts", "Product", "View", "WeightedLayer"]

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from amc.graph.elements import varying
-from amc.graph.flow.follow import Flow, Vector, Weights, channels_along
+from amc.graph.flow.flow import Flow
 from amc.graph.flow.products import two_matrices
+from amc.graph.flow.records import Vector, WeightedLayer
 from amc.graph.flow.rules import rule
 from amc.graph.macs import operator_macs
 
@@ -17,8 +18,8 @@ from amc.graph.macs import operator_macs
 def _convolution(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
     x, weight = args[:2]
     transposed, groups = bool(args[6]), int(args[8])
-    ids = channels_along(flow, flow.plane(x), 1, x.shape[1], "a convolution runs over its channels")
-    layer = flow.layer(weight, out.shape[1])
+    ids = flow.ids.channels_along(flow.planes.of(x), 1, x.shape[1], "a convolution runs over its channels")
+    layer = flow.layers.of(weight, out.shape[1])
     if layer is None or (transposed and groups > 1 and weight.shape[:2] != (groups, 1)):
         if ids is not None:
             flow.ids.freeze(ids, _why_unread(flow, layer, weight, groups))
@@ -27,37 +28,37 @@ def _convolution(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: 
             return layer.output.reshape(1, -1, *[1] * (out.ndim - 2)).expand(out.shape)
         return None
     layer.transposed = transposed and groups == 1
-    flow.ran(layer, weight, operator_macs(func, args, kwargs, out) or 0)
+    flow.count_layer(layer, weight, operator_macs(func, args, kwargs, out) or 0)
     if groups == 1:
         if ids is not None:
-            flow.read(layer, ids)
+            flow.layers.set_input(layer, ids)
     else:
         _grouped(flow, layer, ids, groups)
-    flow.produced(layer, out)
+    flow.layers.set_output(layer, out)
     found: Tensor | None = layer.output.reshape(1, -1, *[1] * (out.ndim - 2)).expand(out.shape)
-    bias = flow.plane(args[2]) if layer.bare else None
+    bias = flow.planes.of(args[2]) if layer.bare else None
     if bias is not None:
-        found = flow.join(found, bias.reshape(1, -1, *[1] * (out.ndim - 2)))
+        found = flow.ids.join(found, bias.reshape(1, -1, *[1] * (out.ndim - 2)))
     return found
 
 
-def _why_unread(flow: Flow, layer: Weights | None, weight: Tensor, groups: int) -> str:
+def _why_unread(flow: Flow, layer: WeightedLayer | None, weight: Tensor, groups: int) -> str:
     """Why what a convolution reads must stay as it is."""
     if layer is not None:
         return f"{layer.name}, which reads it, is a transposed convolution of {groups} groups of channels"
-    own = flow.tensors.get(weight.untyped_storage()._cdata)
-    where = f"in {flow.running} " if flow.running else ""
+    own = flow.own.find(weight)
+    where = f"in {flow.running.name} " if flow.running.name else ""
     source = f"from a part of {own[0]}" if own else "while the network runs"
     return f"the weights of a convolution {where}that reads it are made {source}"
 
 
 @rule("embedding")
 def _embedding(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
-    table = flow.table(args[0])
+    table = flow.layers.of_table(args[0])
     return None if table is None else table.output.expand(out.shape)
 
 
-def _grouped(flow: Flow, layer: Weights, ids: Vector | None, groups: int) -> None:
+def _grouped(flow: Flow, layer: WeightedLayer, ids: Vector | None, groups: int) -> None:
     """Whole groups go where there are more groups than channels in one; else the same channels of every group."""
     reason = f"{layer.name} has {groups} groups"
     outputs = layer.output.reshape(groups, -1)
@@ -72,30 +73,30 @@ def _grouped(flow: Flow, layer: Weights, ids: Vector | None, groups: int) -> Non
         return
     flow.ids.tie(inputs[:1], inputs, reason)
     flow.ids.tie(outputs[:1], outputs, reason)
-    flow.read(layer, inputs[0])
+    flow.layers.set_input(layer, inputs[0])
 
 
 @rule("addmm", "mm")
 def _matrix(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
     bias, x, weight = args if name == "addmm" else (None, *args)
-    layer = flow.layer(weight, weight.shape[1])
+    layer = flow.layers.of(weight, weight.shape[1])
     if layer is None:
         return two_matrices(flow, func, args, kwargs, out, x, weight)
-    own = flow.tensors.get(weight.untyped_storage()._cdata)
+    own = flow.own.find(weight)
     if layer.bare and own is not None and own[1].shape == weight.shape and own[1].stride() == weight.stride():
         layer.transposed = True  # [in, out]
-    plane = flow.input_plane(x)
+    plane = flow.planes.of_input(x)
     changing = [] if plane is None else varying(plane)
     if plane is not None and 0 in changing:  # it runs anew for every channel
-        plane = flow.only_along(plane, [0], f"{layer.name} runs over its channels")
+        plane = flow.ids.only_along(plane, [0], f"{layer.name} runs over its channels")
         layer.refused = "it runs for every channel of another site"
-        flow.count(func, args, kwargs, out, plane[:, 0])
+        flow.count_product(func, args, kwargs, out, plane[:, 0])
         return plane[:, :1].expand(out.shape)
-    flow.ran(layer, weight, operator_macs(func, args, kwargs, out) or 0)
+    flow.count_layer(layer, weight, operator_macs(func, args, kwargs, out) or 0)
     if plane is not None:
-        flow.read(layer, plane[0])
+        flow.layers.set_input(layer, plane[0])
     found: Tensor | None = layer.output[None].expand(out.shape)
-    if bias is not None and flow.plane(bias) is not None:
-        found = flow.join(found, flow.plane(bias).reshape(1, -1))  # type: ignore[union-attr]
-    flow.produced(layer, out)
+    if bias is not None and flow.planes.of(bias) is not None:
+        found = flow.ids.join(found, flow.planes.of(bias).reshape(1, -1))  # type: ignore[union-attr]
+    flow.layers.set_output(layer, out)
     return found

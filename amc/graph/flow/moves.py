@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from amc.graph.elements import FIXED, core, tidy, varying
-from amc.graph.flow.follow import Flow, Parts, View
+from amc.graph.flow.flow import Flow
+from amc.graph.flow.records import Parts, View
 from amc.graph.flow.rules import rule
 
 
 @rule("clone", "_to_copy", "detach", "alias", "lift_fresh", "contiguous", "zeros_like", "ones_like", "empty_like",
        "full_like", "rand_like", "randn_like", "bernoulli", "dropout", "native_dropout", "as_strided_")  # fmt: skip
 def _same(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
-    plane = flow.plane(args[0])
+    plane = flow.planes.of(args[0])
     shapes = [t.shape for t in tree_leaves(out) if isinstance(t, Tensor)]
     return None if plane is None or shapes[0] != plane.shape else [plane] * len(shapes)
 
@@ -30,22 +31,22 @@ def _nothing(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any)
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias")
 def _view(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
-    plane = flow.plane(args[0])
+    plane = flow.planes.of(args[0])
     if plane is None:
         return None
     new = tidy(plane.reshape(out.shape))
     if max(len(varying(new)), len(varying(plane))) > 1:
         block = new if len(varying(new)) >= len(varying(plane)) else plane
-        flow.parts.append(Parts(flow.running, core(block).squeeze()))
+        flow.parts.append(Parts(flow.running.name, core(block).squeeze()))
     if varying(new):
-        flow.views.append(View(flow.running, core(new), tuple(out.shape)))
+        flow.views.append(View(flow.running.name, core(new), tuple(out.shape)))
     return new
 
 
 @rule("expand", "permute", "transpose", "t", "numpy_T", "slice", "unsqueeze", "squeeze", "flip", "roll", "repeat",
        "narrow", "index_select", "pixel_unshuffle", "unfold", "diagonal", "movedim")  # fmt: skip
 def _move(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
-    plane = flow.plane(args[0])
+    plane = flow.planes.of(args[0])
     if plane is None:
         return None
     new = tidy(func(plane, *args[1:], **kwargs))
@@ -68,30 +69,30 @@ def _unequal(flow: Flow, plane: Tensor, dim: int, reason: str) -> None:
     """Unequal parts: what a head is made of is tied, anything else stays as it is."""
     others = [d for d in range(plane.ndim) if d != dim]
     if set(varying(plane)) & set(others):
-        flow.only_along(plane, others, reason)
+        flow.ids.only_along(plane, others, reason)
     else:
         flow.ids.freeze(core(plane), reason)
 
 
 @rule("select", "unbind")
 def _select(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
-    plane = flow.plane(args[0])
+    plane = flow.planes.of(args[0])
     if plane is None:
         return None
     dim = (args[1] if len(args) > 1 else 0) % plane.ndim
     others = [d for d in range(plane.ndim) if d != dim]
-    found = func(flow.only_along(plane, others, "single ones of its channels are picked"), *args[1:])
+    found = func(flow.ids.only_along(plane, others, "single ones of its channels are picked"), *args[1:])
     return [tidy(p) for p in found] if name == "unbind" else tidy(found)
 
 
 @rule("pixel_shuffle")
 def _pixel_shuffle(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
     """``[…, C·r², H, W]`` → ``[…, C, H·r, W·r]``: r² channels become one."""
-    plane = flow.plane(args[0])
+    plane = flow.planes.of(args[0])
     if plane is None:
         return None
     channel = plane.ndim - 3
-    plane = flow.only_along(plane, [channel], "pixel_shuffle runs over its channels")
+    plane = flow.ids.only_along(plane, [channel], "pixel_shuffle runs over its channels")
     blocks = core(plane).movedim(channel, -1).reshape(-1)
     blocks = blocks.expand(args[0].shape[channel]).reshape(out.shape[channel], -1)
     flow.ids.tie(blocks[:, :1], blocks, "pixel_shuffle makes one channel of several")
@@ -100,7 +101,7 @@ def _pixel_shuffle(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out
 
 @rule("channel_shuffle", "native_channel_shuffle")
 def _channel_shuffle(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
-    plane = flow.plane(args[0])
+    plane = flow.planes.of(args[0])
     if plane is None:
         return None
     flow.cut_into_equal_parts(plane, 1, args[1])
@@ -109,7 +110,7 @@ def _channel_shuffle(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, o
 
 @rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "chunk")
 def _split(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
-    plane = flow.plane(args[0])
+    plane = flow.planes.of(args[0])
     if plane is None:
         return None
     dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % plane.ndim
@@ -124,7 +125,7 @@ def _split(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -
 
 @rule("index")
 def _index(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
-    plane = flow.plane(args[0])
+    plane = flow.planes.of(args[0])
     return None if plane is None else tidy(func(plane, *args[1:], **kwargs))
 
 
@@ -132,7 +133,7 @@ def _index(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -
 def _cat(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.ndim
     tensors = [t for t in args[0] if t.numel()]
-    planes = [flow.plane(t) for t in tensors]
+    planes = [flow.planes.of(t) for t in tensors]
     if name == "stack":
         tensors = [t.unsqueeze(dim) for t in tensors]
         planes = [None if p is None else p.unsqueeze(dim) for p in planes]
@@ -153,16 +154,16 @@ def _cat_beside(flow: Flow, tensors: Any, planes: list[Tensor | None], dim: int,
     """Concatenation along something else than channels: they are the same in every part."""
     others = [d for d in range(out.ndim) if d != dim]
     rows = [
-        None if p is None else flow.only_along(p, others, "parts of it are strung together").narrow(dim, 0, 1)
+        None if p is None else flow.ids.only_along(p, others, "parts of it are strung together").narrow(dim, 0, 1)
         for p in planes
     ]
-    joined = flow.joined([(row, t.narrow(dim, 0, 1)) for row, t in zip(rows, tensors, strict=True)])
+    joined = flow.ids.combine([(row, t.narrow(dim, 0, 1)) for row, t in zip(rows, tensors, strict=True)])
     return None if joined is None else joined.expand(out.shape)
 
 
 @rule("constant_pad_nd")
 def _pad(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
-    plane = flow.plane(args[0])
+    plane = flow.planes.of(args[0])
     if plane is None:
         return None
     changing = varying(plane)
@@ -172,7 +173,7 @@ def _pad(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) 
 
 @rule("copy_")
 def _copy(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
-    plane, target = flow.plane(args[1]), args[0]
+    plane, target = flow.planes.of(args[1]), args[0]
     whole = target.untyped_storage().nbytes() == target.numel() * target.element_size()
     if plane is not None and not (whole or flow.write(target, plane.expand(target.shape))):
         flow.ids.freeze(core(plane), "it is written into a part of a tensor")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from amc.graph.elements import core, tidy, varying
-from amc.graph.flow.follow import Flow, channels_along
+from amc.graph.flow.flow import Flow
 from amc.graph.flow.rules import rule
 
 
@@ -17,25 +17,25 @@ from amc.graph.flow.rules import rule
 def _pointwise(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     first = next(t for t in tree_leaves(out) if isinstance(t, Tensor))
-    planes = [flow.plane(t) for t in tensors]
+    planes = [flow.planes.of(t) for t in tensors]
     aligned = [None if p is None else p.reshape(*[1] * (first.ndim - p.ndim), *p.shape) for p in planes]
-    joined = flow.joined(list(zip(aligned, tensors, strict=True)))
+    joined = flow.ids.combine(list(zip(aligned, tensors, strict=True)))
     return None if joined is None else joined.expand(first.shape)
 
 
 @rule("_softmax", "_log_softmax")
 def _softmax(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
-    plane = flow.plane(args[0])
+    plane = flow.planes.of(args[0])
     if plane is None:
         return None
     others = [d for d in range(plane.ndim) if d != args[1] % plane.ndim]
-    return flow.only_along(plane, others, "a softmax runs over its channels")
+    return flow.ids.only_along(plane, others, "a softmax runs over its channels")
 
 
 @rule("sum", "mean", "amax", "amin", "var", "std", "linalg_vector_norm", "var_mean", "max", "min", "logsumexp", "prod",
       "median", "nanmedian", "nansum", "std_mean", "aminmax", "any", "all", "argmax", "argmin")  # fmt: skip
 def _reduce(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
-    plane = flow.plane(args[0])
+    plane = flow.planes.of(args[0])
     if plane is None:
         return None
     if len(args) > 1 and isinstance(args[1], Tensor):  # torch.max of two tensors
@@ -49,11 +49,11 @@ def _reduce(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) 
     first = next(t for t in tree_leaves(out) if isinstance(t, Tensor))
     if not left:
         if len(over) == 1:
-            flow.mixes(over[0], core(plane).reshape(-1))
+            flow.take_statistic(over[0], core(plane).reshape(-1))
         elif over:
-            flow.only_along(plane, [], f"{name} runs over its channels")
+            flow.ids.only_along(plane, [], f"{name} runs over its channels")
         return None
-    plane = flow.only_along(plane, left, f"{name} runs over its channels")
+    plane = flow.ids.only_along(plane, left, f"{name} runs over its channels")
     for dim in sorted(gone, reverse=True):
         plane = plane.narrow(dim, 0, 1) if first.ndim == plane.ndim else plane.select(dim, 0)
     found = plane.expand(first.shape)
@@ -67,19 +67,19 @@ def _reduce(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) 
        "adaptive_max_pool2d", "max_pool2d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d",
        "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "upsample_trilinear3d")  # fmt: skip
 def _spatial(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
-    plane = flow.plane(args[0])
+    plane = flow.planes.of(args[0])
     if plane is None:
         return None
     space = int(next(c for c in name if c.isdigit()))
     outer = list(range(plane.ndim - space))
-    small = core(flow.only_along(plane, outer, "a pooling runs over its channels"))
+    small = core(flow.ids.only_along(plane, outer, "a pooling runs over its channels"))
     return [small.expand(t.shape) for t in tree_leaves(out)]
 
 
 @rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "msort", "argsort", "topk", "kthvalue", "mode")
 def _ordered(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
     """Along positions each channel keeps its own; along channels every one depends on others."""
-    plane = flow.plane(args[0])
+    plane = flow.planes.of(args[0])
     if plane is None:
         return None
     place = 2 if name in ("topk", "kthvalue") else 1
@@ -89,7 +89,7 @@ def _ordered(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any)
     if dim in varying(plane) and not others:
         flow.ids.freeze(core(plane), f"{name} runs over its channels")
         return None
-    plane = flow.only_along(plane, others, f"{name} runs over its channels").narrow(dim, 0, 1)
+    plane = flow.ids.only_along(plane, others, f"{name} runs over its channels").narrow(dim, 0, 1)
     return [
         (plane if t.ndim == plane.ndim else plane.select(dim, 0)).expand(t.shape)
         for t in tree_leaves(out) if isinstance(t, Tensor)
@@ -99,19 +99,19 @@ def _ordered(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any)
 @rule("glu")
 def _glu(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
     """The second half along a dimension gates the first."""
-    plane = flow.plane(args[0])
+    plane = flow.planes.of(args[0])
     if plane is None:
         return None
     dim = (args[1] if len(args) > 1 else kwargs.get("dim", -1)) % plane.ndim
     flow.cut_into_equal_parts(plane, dim, 2)
     first, second = plane.chunk(2, dim)
-    joined = flow.join(tidy(first), tidy(second))
+    joined = flow.ids.join(tidy(first), tidy(second))
     return None if joined is None else joined.expand(out.shape)
 
 
 @rule("log_sigmoid_forward", "rrelu_with_noise", "rrelu_with_noise_functional")
 def _one_operand(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
-    plane = flow.plane(args[0])
+    plane = flow.planes.of(args[0])
     shapes = [t.shape for t in tree_leaves(out) if isinstance(t, Tensor)]
     return None if plane is None else [plane if shape == plane.shape else None for shape in shapes]
 
@@ -119,10 +119,10 @@ def _one_operand(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: 
 @rule("grid_sampler_2d", "grid_sampler_3d", "_grid_sampler_2d_cpu_fallback", "max_unpool2d", "max_unpool3d")
 def _sampled(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
     """Positions of every channel are picked: by a grid ``[N, H, W, 2]``, which all share, or by indices of its own."""
-    ids = channels_along(flow, flow.plane(args[0]), 1, out.shape[1], f"{name} runs over its channels")
-    chosen = flow.plane(args[1])
+    ids = flow.ids.channels_along(flow.planes.of(args[0]), 1, out.shape[1], f"{name} runs over its channels")
+    chosen = flow.planes.of(args[1])
     if chosen is not None and name.startswith("max_unpool"):
-        by_channel = flow.only_along(chosen, [1], f"{name} runs over its channels")
+        by_channel = flow.ids.only_along(chosen, [1], f"{name} runs over its channels")
         if ids is not None:
             flow.ids.tie(ids, core(by_channel).reshape(-1))
     elif chosen is not None:
@@ -134,7 +134,7 @@ def _sampled(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tens
 def _col2im(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
     """Windows ``[N, C·k, L]`` are added up to ``[N, C, H, W]``: the k rows of a channel go together."""
     reason = "a window runs over its channels"
-    ids = channels_along(flow, flow.plane(args[0]), args[0].ndim - 2, args[0].shape[-2], reason)
+    ids = flow.ids.channels_along(flow.planes.of(args[0]), args[0].ndim - 2, args[0].shape[-2], reason)
     if ids is None:
         return None
     rows = ids.reshape(out.shape[-3], -1)
@@ -144,8 +144,8 @@ def _col2im(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tenso
 
 @rule("im2col")
 def _im2col(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
-    plane = flow.plane(args[0])
+    plane = flow.planes.of(args[0])
     if plane is None:
         return None
-    channels = core(flow.only_along(plane, [1], "a window runs over its channels"))[0, :, 0, 0]
+    channels = core(flow.ids.only_along(plane, [1], "a window runs over its channels"))[0, :, 0, 0]
     return channels.repeat_interleave(out.shape[1] // len(channels))[None, :, None].expand(out.shape)

@@ -7,12 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from amc.graph.elements import core, varying
-from amc.graph.flow.follow import Flow
+from amc.graph.flow.flow import Flow
 from amc.graph.flow.rules import rule
 
 
 def two_matrices(flow: Flow, func: Any, args: Any, kwargs: Any, out: Tensor, a: Tensor, b: Tensor) -> Any:
-    planes = [None if p is None else p[None] for p in (flow.plane(a), flow.plane(b))]
+    planes = [None if p is None else p[None] for p in (flow.planes.of(a), flow.planes.of(b))]
     found = _product(flow, func, args, kwargs, out, planes[0], planes[1])
     return None if found is None else found[0].expand(out.shape)
 
@@ -20,9 +20,9 @@ def two_matrices(flow: Flow, func: Any, args: Any, kwargs: Any, out: Tensor, a: 
 @rule("bmm", "baddbmm")
 def _bmm(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
     first, second = args[-2:]
-    found = _product(flow, func, args, kwargs, out, flow.plane(first), flow.plane(second))
+    found = _product(flow, func, args, kwargs, out, flow.planes.of(first), flow.planes.of(second))
     if name == "baddbmm":
-        found = flow.joined([(found, out), (flow.plane(args[0]), args[0])])
+        found = flow.ids.combine([(found, out), (flow.planes.of(args[0]), args[0])])
     return None if found is None else found.expand(out.shape)
 
 
@@ -32,7 +32,7 @@ def _product(
     """``[b, n, k] @ [b, k, m]``: channels along b (heads) are cut together, those along n or m stay as they are."""
     together = "its channels are multiplied with one another"
     planes = [
-        flow.only_along(p, [0], "they are one head") if p is not None and 0 in varying(p) else p
+        flow.ids.only_along(p, [0], "they are one head") if p is not None and 0 in varying(p) else p
         for p in (first, second)
     ]
     heads = [p for p in planes if p is not None and 0 in varying(p)]
@@ -44,7 +44,7 @@ def _product(
         for plane in planes:
             if plane is not None and 0 not in varying(plane):
                 flow.ids.freeze(core(plane), together)
-        flow.count(func, args, kwargs, out, core(heads[0]))
+        flow.count_product(func, args, kwargs, out, core(heads[0]))
         return core(heads[0]).reshape(-1, 1, 1)
     a, b = planes
     found = None
@@ -58,7 +58,7 @@ def _product(
                 flow.ids.freeze(core(plane), together)
                 continue
             found = core(plane)
-            flow.count(func, args, kwargs, out, found)
+            flow.count_product(func, args, kwargs, out, found)
     return found
 
 
@@ -67,11 +67,11 @@ def _attention(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: An
     """``[B, heads, N, D]`` each."""
     heads: Tensor | None = None
     for tensor in args[:3]:
-        plane = flow.plane(tensor)
+        plane = flow.planes.of(tensor)
         if plane is None:
             continue
         if 1 in varying(plane):
-            small = core(flow.only_along(plane, [1], "they are one head"))
+            small = core(flow.ids.only_along(plane, [1], "they are one head"))
             heads = small if heads is None else heads
             flow.ids.tie(heads, small)
         else:
@@ -80,8 +80,8 @@ def _attention(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: An
         return None
     mask = kwargs.get("attn_mask")
     if mask is not None:
-        plane = flow.plane(mask)
+        plane = flow.planes.of(mask)
         aligned = None if plane is None else plane.reshape(*[1] * (4 - plane.ndim), *plane.shape)
-        flow.joined([(heads, args[0]), (aligned, mask)])
-    flow.count(func, args, kwargs, out, heads)
+        flow.ids.combine([(heads, args[0]), (aligned, mask)])
+    flow.count_product(func, args, kwargs, out, heads)
     return [heads.expand(out[0].shape), heads[..., 0].expand(out[1].shape)]
