@@ -27,7 +27,7 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
 
 
 def _measure(parsed: argparse.Namespace) -> int:
-    from amc.latency import Runner, measure, peak_memory
+    from amc.latency import ConfinedRunner, measure, peak_memory
     from amc.runtime.files import write_json
     from amc.runtime.monitor import shown
 
@@ -35,10 +35,13 @@ def _measure(parsed: argparse.Namespace) -> int:
     seconds, precision = positive(parsed.seconds, "--seconds", 86400), positive(parsed.precision, "--precision", 1)
     shape = convert(parsed.input_size, tuple[int, ...] | None, "--input-size")
     paths = [Path(model) for model in parsed.models]
-    first, *others = (Runner(path, threads) for path in paths)
-    inputs = first.inputs(shape)
-    for other in others:
-        other.inputs(inputs.shape[1:])
+    inputs = None
+    for path in paths:  # anybody's: first where it does no harm
+        with ConfinedRunner(path, threads) as runner:
+            own = runner.signature.random_inputs(shape if inputs is None else inputs.shape[1:])
+            inputs = own if inputs is None else inputs
+            runner.outputs(inputs)
+    assert inputs is not None
     names = [f"{i}. {path.name}" if len(paths) > 1 else str(path) for i, path in enumerate(paths, 1)]
     where = _where(threads, inputs.shape)
     with shown() as monitor:

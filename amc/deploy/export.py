@@ -118,7 +118,9 @@ def read_onnx(path: Path) -> Any:
     """The model in an ONNX file, checked. Raises ExportError."""
     check_onnx(path)
     try:
-        proto = onnx.load(str(path))
+        proto = onnx.load(str(path), load_external_data=False)
+        if any(t.data_location == t.EXTERNAL for t in proto.graph.initializer):
+            raise ValueError("it keeps tensors in other files")
         onnx.checker.check_model(proto)
     except Exception as error:  # noqa: BLE001  (protobuf, the checker and the file system each have their own)
         reason = first_line(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from amc.latency.confined import ConfinedRunner
 from amc.latency.load import is_profile, load_latency_model, runs_code
 from amc.latency.measurement import Latency, Measurement, measure
 from amc.latency.model import (
@@ -17,6 +18,7 @@ from amc.latency.probe import LatencyProbe
 from amc.latency.session import Runner, onnx_metric
 
 __all__ = [
-    "Latency", "LatencyModel", "LatencyProbe", "LatencyProblem", "LayerShape", "Length", "Measurement", "Predictor",
-    "Runner", "is_profile", "layer_shapes", "load_latency_model", "measure", "onnx_metric", "peak_memory", "runs_code",
+    "ConfinedRunner", "Latency", "LatencyModel", "LatencyProbe", "LatencyProblem", "LayerShape", "Length",
+    "Measurement", "Predictor", "Runner", "is_profile", "layer_shapes", "load_latency_model", "measure", "onnx_metric",
+    "peak_memory", "runs_code",
 ]  # fmt: skip

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -20,6 +22,8 @@ from amc.task.nested import Feeds, Nested
 
 Inputs = NDArray[Any] | Feeds
 """An array for the model's one input, or arrays by name."""
+LARGEST_INPUT = 1 << 30
+"""Bytes of the inputs that a model is measured with."""
 
 
 @contextmanager
@@ -30,6 +34,46 @@ def denormals_as_zero() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and gives."""
+
+    model: str
+    """Its name, for people."""
+    inputs: tuple[tuple[str, str, tuple[Any, ...]], ...]
+    """Name, type and shape of each input. A dimension that the model leaves open is no number."""
+    outputs: tuple[str, ...]
+
+    def random_inputs(self, shape: Sequence[int] | None = None, seed: int = 0) -> NDArray[np.float32]:
+        """One sample of the shape that the model declares, or of ``shape`` without the batch. Raises ExportError."""
+        if len(self.inputs) != 1:
+            raise ExportError(f"{self.model} has {len(self.inputs)} inputs; only models with one can be measured.")
+        _, kind, declared = self.inputs[0]
+        if kind != "tensor(float)":
+            raise ExportError(f"the input of {self.model} is {kind}; only float32 can be measured.")
+        first, *rest = declared or (1,)
+        batch = first if isinstance(first, int) else 1
+        if shape is not None:
+            if len(shape) != len(rest) or any(
+                isinstance(known, int) and known != asked for known, asked in zip(rest, shape, strict=True)
+            ):
+                raise ExportError(
+                    f"{self.model} takes {rest} after the batch, not {list(shape)}, which the first model or "
+                    "--input-size says."
+                )
+            rest = list(shape)
+        if not all(isinstance(size, int) for size in rest):
+            raise ExportError(
+                f"{self.model} takes inputs of shape {rest} after the batch: say which with --input-size 3,224,224."
+            )
+        if not 0 < 4 * math.prod((batch, *rest)) <= LARGEST_INPUT:
+            raise ExportError(
+                f"{self.model} takes inputs of shape {[batch, *rest]}: they must have more than no bytes, and at most "
+                f"{LARGEST_INPUT >> 30} GiB."
+            )
+        return np.random.default_rng(seed).standard_normal((batch, *rest), dtype=np.float32)
 
 
 class Runner:
@@ -54,35 +98,21 @@ class Runner:
             source = model if isinstance(model, bytes) else str(model)
             self._session: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001  (the runtime's errors share no base class)
-            raise ExportError(f"ONNX Runtime cannot load {self._name}: {_reason(error)}") from None
+            raise ExportError(f"ONNX Runtime cannot load {self._name}: {reason(first_line(error))}") from None
         # the runtime leaves denormals off in the thread that asked; torch's results must not depend on that
         torch.set_flush_denormal(False)
         self._input = next((given.name for given in self._session.get_inputs()), "")
         self._names = [output.name for output in self._session.get_outputs()]
 
+    @property
+    def signature(self) -> Signature:
+        """What the model takes and gives."""
+        inputs = tuple((value.name, value.type, tuple(value.shape or ())) for value in self._session.get_inputs())
+        return Signature(self._name, inputs, tuple(self._names))
+
     def inputs(self, shape: Sequence[int] | None = None, seed: int = 0) -> NDArray[np.float32]:
         """Random inputs for the model: one sample of the shape it declares, or of ``shape`` without the batch."""
-        declared = self._session.get_inputs()
-        if len(declared) != 1:
-            raise ExportError(f"{self._name} has {len(declared)} inputs; only models with one can be measured.")
-        if declared[0].type != "tensor(float)":
-            raise ExportError(f"the input of {self._name} is {declared[0].type}; only float32 can be measured.")
-        first, *rest = declared[0].shape or [1]
-        batch = first if isinstance(first, int) else 1
-        if shape is not None:
-            if len(shape) != len(rest) or any(
-                isinstance(known, int) and known != asked for known, asked in zip(rest, shape, strict=True)
-            ):
-                raise ExportError(
-                    f"{self._name} takes {rest} after the batch, not {list(shape)}, which the first model or "
-                    "--input-size says."
-                )
-            rest = list(shape)
-        if not all(isinstance(size, int) for size in rest):
-            raise ExportError(
-                f"{self._name} takes inputs of shape {rest} after the batch: say which with --input-size 3,224,224."
-            )
-        return np.random.default_rng(seed).standard_normal((batch, *rest), dtype=np.float32)
+        return self.signature.random_inputs(shape, seed)
 
     def end_profiling(self) -> Path:
         """The file with the times of all operators, in all calls."""
@@ -98,7 +128,7 @@ class Runner:
         try:
             found: list[NDArray[Any]] = self._session.run(None, given)
         except Exception as error:  # noqa: BLE001
-            raise ExportError(f"ONNX Runtime cannot run {self._name}: {_reason(error)}") from None
+            raise ExportError(f"ONNX Runtime cannot run {self._name}: {reason(first_line(error))}") from None
         return found
 
     def structured(self, inputs: Inputs) -> Nested:
@@ -106,17 +136,26 @@ class Runner:
         return nested.restored(self._names, [torch.from_numpy(array) for array in self.outputs(inputs)], "output")
 
 
-def _reason(error: Exception) -> str:
-    """What the runtime says, without its codes and the file's name."""
+def reason(said: str) -> str:
+    """What the runtime says, in one line, without its codes and the file's name."""
     said = re.sub(
-        r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?(Fatal error: )?", "", first_line(error)
+        r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?(Fatal error: )?",
+        "",
+        (said.splitlines() or [""])[0],
     )
     return "it is no ONNX file." if said.startswith(("Protobuf parsing failed", "No graph was found")) else said
 
 
-def onnx_metric(model: Path, objective: Objective, split: Split, batch_size: int = 100) -> float:
-    """Mean metric of an ONNX model over a split."""
-    runner, total = Runner(model), 0.0
+class Structured(Protocol):
+    """Runs a model: `Runner`, or `amc.latency.confined.ConfinedRunner` for the files of others."""
+
+    def structured(self, inputs: Inputs) -> Nested:
+        """The outputs as the network gave them."""
+
+
+def onnx_metric(model: Path | Structured, objective: Objective, split: Split, batch_size: int = 100) -> float:
+    """Mean metric of an ONNX model, or of what runs one, over a split."""
+    runner, total = Runner(model) if isinstance(model, Path) else model, 0.0
     for inputs, targets in batches(split, batch_size):
         total += float(objective.metric(runner.structured(nested.feeds(inputs)), targets).double().sum())
     return total / len(split)

@@ -33,6 +33,7 @@ from amc.operators.branches import find_branches
 from amc.operators.policy import Policy
 from amc.pipeline.record import Record
 from amc.pipeline.result import Result
+from amc.pipeline.trust import file_code, is_own_file
 from amc.runtime.files import replacing, sweep, write_json, write_text
 from amc.space.budget import UNITS, Space, format_cost
 from amc.space.sites import Choice
@@ -50,6 +51,15 @@ VERIFY_SECONDS = 20.0
 """Longest that a limit on latency is measured for; less where the ratio is known well enough."""
 VERIFY_TRIES = 3
 """So often it is measured on a machine that is busy with something else."""
+
+
+def _is_own(path: Path, known: dict[str, Any]) -> bool:
+    """Whether a file is as this user has made it, by the journal's record of it."""
+    return path.exists() and is_own_file(_sha256(path), known.get("code"))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class LossReport:
@@ -179,7 +189,7 @@ class Delivery:
             return None
         digest = hashlib.sha256(source.read_bytes()).hexdigest()[:32]
         known = record.journal.last("int8")
-        if known is None or known["of"] != digest or not (target.exists() or known["found"].get("error")):
+        if known is None or known["of"] != digest or not (known["found"].get("error") or _is_own(target, known)):
             try:
                 with replacing(target) as temporary:
                     found = self._quantised(source, temporary)
@@ -187,7 +197,8 @@ class Delivery:
                 target.unlink(missing_ok=True)
                 found = {"error": str(error)}
                 record.monitor.say(f"no {INT8}: {error}")
-            record.journal.append("int8", of=digest, found=found)
+            code = file_code(_sha256(target)) if target.exists() else None
+            record.journal.append("int8", of=digest, found=found, code=code)
             return found
         return dict(known["found"])
 

@@ -12,6 +12,7 @@ from amc.deploy.export import check_onnx, check_parity, export_onnx
 from amc.graph.surgery import shallow_copy
 from amc.latency import Runner
 from amc.pipeline.record import Record
+from amc.pipeline.trust import file_code, is_own_file
 from amc.runtime.files import replacing
 
 FEW = 4
@@ -19,14 +20,15 @@ FEW = 4
 
 
 def original_onnx(record: Record) -> Path:
-    """original.onnx as this run has made it; made again where it is damaged or another."""
+    """original.onnx as this user has made it; made again where it is damaged, or may be somebody else's."""
     path, journal = record.folder / "original.onnx", record.journal
     known = journal.last("original")
-    if known is None or not path.exists() or _sha256(path) != known["sha256"]:
+    if known is None or not path.exists() or not is_own_file(_sha256(path), known.get("code")):
         with replacing(path) as temporary:
             temporary.write_bytes(record.memo.original_onnx(lambda: _exported(record)))
             _check_runtime(record, temporary)
-        journal.append("original", sha256=_sha256(path))
+        digest = _sha256(path)
+        journal.append("original", sha256=digest, code=file_code(digest))
     return path
 
 

@@ -11,11 +11,11 @@ from amc.config import Config, from_run, unless_auto
 from amc.deploy.bundle import save_weights, verified
 from amc.deploy.result import read_result
 from amc.errors import BundleError
-from amc.latency import onnx_metric
+from amc.latency import ConfinedRunner, onnx_metric
 from amc.pipeline.pipeline import open_task, use_threads
 from amc.pipeline.trust import is_own, refuse_plugins, without_download
 from amc.runtime.monitor import Monitor, Silent
-from amc.task import check_training, evaluate, load_data, load_objective
+from amc.task import check_training, evaluate, load_data, load_objective, nested
 from amc.train import asked_precision, checkpoint_precision, fastest_precision, make_plan, train
 
 
@@ -74,7 +74,9 @@ def evaluate_bundle(folder: Path, trust: bool = False) -> Rerun:
         config = without_download(config)
     result = read_result(path)
     split, objective = load_data(config.data).test, load_objective(config.objective)
-    found = onnx_metric(folder / "model.onnx", objective, split)
+    with ConfinedRunner(folder / "model.onnx") as runner:
+        runner.structured(nested.feeds(split.fetch(torch.tensor([0]))[0]))  # a loop without an end is seen early
+        found = onnx_metric(runner, objective, split)
     if result["final"].get("test") is None:
         raise BundleError(f"{path} is damaged: it has no final test score.")
     return Rerun(result["metric"], found, result["final"]["test"])

@@ -94,6 +94,18 @@ def needs_trust(folder: Path, config: Config) -> bool:
     return False
 
 
+def file_code(digest: str) -> str | None:
+    """The code of a file of this user's making, by its SHA-256; None without a key."""
+    key = user_key()
+    return None if key is None else code_of(key, "file", digest)
+
+
+def is_own_file(digest: str, code: object) -> bool:
+    """Whether a code, as a journal holds it, is this user's for a file of that SHA-256."""
+    own = file_code(digest)
+    return own is not None and isinstance(code, str) and hmac.compare_digest(code.encode(), own.encode())
+
+
 def _code(folder: Path, config: Config) -> str | None:
     """The code of what a run does: its configuration as it is written, and where the code that it names is."""
     key = user_key()

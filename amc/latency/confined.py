@@ -1,0 +1,137 @@
+"""An ONNX file of anybody's, run in a process of its own with limits on time and memory.
+
+A loop without an end, a batch of a million, or a file on which the runtime itself crashes then ends that process, and
+is one line here. The process also looks at the files in which the model keeps tensors: they lie in its folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from amc.deploy.export import check_onnx
+from amc.errors import ExportError
+from amc.latency import confined_process
+from amc.latency.session import Inputs, Signature, reason
+from amc.task import nested
+from amc.task.nested import Nested
+
+LOAD_SECONDS, CALL_SECONDS, SAMPLE_SECONDS = 120.0, 60.0, 6.0
+"""Longest to load a model, and to run it: so long for a call, and so much for every sample in it."""
+MEMORY = 0.5
+"""Share of the machine's memory that the process may take."""
+_LARGEST_OUTPUT = 4 << 30
+
+
+class ConfinedRunner:
+    """Gives a model's outputs, as `amc.latency.Runner` does. A ``with`` block; raises ExportError."""
+
+    def __init__(self, model: Path, threads: int = 1) -> None:
+        self._model, self._threads = model, threads
+        self._process: subprocess.Popen[bytes] | None = None
+        self._late = False
+        self.signature = Signature(str(model), (), ())
+        """What the model takes and gives; known in the ``with`` block."""
+
+    def __enter__(self) -> ConfinedRunner:
+        check_onnx(self._model)
+        memory = int(MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        asked = json.dumps({"model": str(self._model.absolute()), "threads": self._threads, "memory": memory})
+        command = [sys.executable, "-P", str(Path(confined_process.__file__).resolve()), asked]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        try:
+            told = json.loads(self._asked(None, LOAD_SECONDS))
+            if "error" in told:
+                raise ExportError(f"ONNX Runtime cannot load {self._model}: {reason(told['error'])}")
+            self.signature = Signature(
+                str(self._model), tuple((n, t, tuple(s)) for n, t, s in told["inputs"]), tuple(told["outputs"])
+            )
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def outputs(self, inputs: Inputs) -> list[NDArray[Any]]:
+        """All outputs for inputs ``[B, ...]``: an array, or arrays by name."""
+        arrays: Sequence[Any] = [inputs] if not isinstance(inputs, Mapping) else self._ordered(inputs)
+        samples = max((len(array) for array in arrays if array.ndim), default=1)
+        answer = self._asked(confined_process.packed(arrays), CALL_SECONDS + SAMPLE_SECONDS * samples)
+        if answer[:1] != b"\0":
+            said = answer[1:].decode(errors="replace")
+            raise ExportError(f"ONNX Runtime cannot run {self._model}: {reason(said)}")
+        try:
+            return confined_process.unpacked(answer[1:])
+        except (ValueError, KeyError, OSError, EOFError):
+            raise ExportError(f"{self._model} gives outputs that are no arrays of numbers.") from None
+
+    def structured(self, inputs: Inputs) -> Nested:
+        """The outputs as the network gave them: a tensor, a tuple or a dict of tensors."""
+        arrays = [torch.from_numpy(array) for array in self.outputs(inputs)]
+        return nested.restored(list(self.signature.outputs), arrays, "output")
+
+    def _ordered(self, inputs: Mapping[str, Any]) -> list[Any]:
+        names = [name for name, *_ in self.signature.inputs]
+        if sorted(names) != sorted(inputs):
+            raise ExportError(f"{self._model} takes {', '.join(names)}, not {', '.join(inputs)}.")
+        return [inputs[name] for name in names]
+
+    def _asked(self, content: bytes | None, seconds: float) -> bytes:
+        """The process' next message, after it was sent ``content``; it is killed when it takes longer."""
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        timer = threading.Timer(seconds, self._too_late)
+        timer.start()
+        try:
+            if content is not None:
+                confined_process.write(process.stdin, content)
+            return confined_process.read(process.stdout, _LARGEST_OUTPUT)
+        except ValueError:
+            raise ExportError(f"{self._model} gives more than {_LARGEST_OUTPUT >> 30} GiB of outputs.") from None
+        except (EOFError, OSError):
+            raise ExportError(f"{self._model} {self._ended(seconds, loading=content is None)}") from None
+        finally:
+            timer.cancel()
+
+    def _too_late(self) -> None:
+        self._late = True
+        if self._process is not None:
+            self._process.kill()
+
+    def _ended(self, seconds: float, loading: bool) -> str:
+        """Why there is no answer."""
+        assert self._process is not None
+        code = self._process.wait()
+        if self._late:
+            return f"takes longer than {seconds:.0f} s to {'load' if loading else 'run'} on ONNX Runtime."
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return f"ends ONNX Runtime's process when it is {'loaded' if loading else 'run'} ({how})."
+
+    def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):  # what was not sent to a process that has ended
+                    if stream is not None:
+                        stream.close()
