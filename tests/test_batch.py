@@ -3,6 +3,7 @@
 import json
 import multiprocessing as mp
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from amc.batch import pool
 from amc.batch.drive import Failure, Limits, Observer, Outcome, described, drive
 from amc.batch.matrix import read_matrix
 from amc.batch.plan import plan
+from amc.batch.run import Ended
 from amc.batch.status import statuses
 from amc.batch.worker import keeping_to
 from amc.cli import main
+from amc.commands.command import NOT_MET
 from amc.config import from_dict, to_dict
 from amc.errors import BundleError, ConfigError
 from amc.reports.batch import Times, batch_rows, front, read_batch, times
@@ -353,6 +356,30 @@ def test_a_run_that_needs_more_memory_than_it_may_have_ends_with_a_clear_word(tm
     drive(jobs(tmp_path, TINY), 1, pool.Processes(limits, tmp_path / "logs"), watcher)
     (outcome,) = watcher.outcomes  # it is not tried again
     assert outcome.failure.reason.startswith("out of memory: ")
+
+
+def test_a_network_that_misses_its_limit_on_latency_has_its_own_word_and_exit_code(tmp_path, monkeypatch, capsys):
+    bundle = json.loads((Path(__file__).parent / "data" / "bundle-1" / "result.json").read_text())
+    path, out = written(tmp_path, TINY), tmp_path / "out"
+    names = [job.name for job in jobs(tmp_path, TINY)]
+    proof = {"resource": "latency", "unit": "ms", "limit": 1.0, "exported": 2.0, "met": False, "how": "measured"}
+
+    def ran(found, folder: Path, *_) -> Ended:
+        with Journal(folder / "batch.jsonl") as journal:
+            journal.append("batch", runs=[{"name": name, "place": {"budget": "half"}} for name in names], time=0.0)
+        for name in names:
+            (folder / name).mkdir()
+            result = {**bundle, "proof": [*bundle["proof"], proof]}
+            (folder / name / "result.json").write_text(json.dumps(result))
+        return Ended(folder, len(names), failed)
+
+    monkeypatch.setattr("amc.batch.run.run_batch", ran)
+    failed: dict[str, str] = {}
+    assert main(["batch", str(path), "--out", str(out)]) == NOT_MET
+    assert f"NOT met: {names[0]}: 2 ms of at most 1 ms" in capsys.readouterr().out
+    failed = {"another": "it crashed"}  # which is worse
+    shutil.rmtree(out)
+    assert main(["batch", str(path), "--out", str(out)]) == 1
 
 
 def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path, monkeypatch, capsys):

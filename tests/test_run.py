@@ -113,6 +113,34 @@ sys.exit(cli.main([]))
     assert (found.returncode, "Traceback" in found.stderr) == (130, False), found.stderr
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_ctrl_c_at_a_random_early_moment_is_one_line(seed: int):
+    """From where amc's own code begins, before any library is there, up to the end of the command.
+
+    Until then it is Python that answers, with lines of its own.
+    """
+    code = f"""
+import os, random, signal, sys
+left = random.Random({seed}).choice([1, 3, 10, 30, 100, 300, 1000, 3000])
+def seen(event, arguments):
+    global left
+    if event in ("import", "open", "exec", "compile") and signal.getsignal(signal.SIGINT) is not before:
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+before = signal.getsignal(signal.SIGINT)
+sys.addaudithook(seen)
+sys.argv = ["amc", "list", "searchers"]
+from amc.__main__ import run
+sys.exit(run())
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert (found.returncode, found.stderr) in ((0, ""), (130, "amc: stopped.\n"))
+
+
 PRESS = "os.kill(os.getpid(), signal.SIGINT)\n"
 IMPORTING = f"""
 class Finder:

@@ -59,7 +59,11 @@ def check_external_data(model: Path) -> None:
     """Raise ValueError where a model keeps tensors in files outside of its folder, or in no regular file."""
     import onnx
 
-    for name in sorted(set(_locations(onnx.load(str(model), load_external_data=False)))):
+    try:
+        proto = onnx.load(str(model), load_external_data=False)
+    except Exception:  # noqa: BLE001  (of protobuf, whose errors have no name of their own)
+        raise ValueError("it is no ONNX file.") from None
+    for name in sorted(set(_locations(proto))):
         path = model.parent / name
         if not name or Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
             raise ValueError(f"it keeps tensors in {name!r}, which is not a file in its folder")
