@@ -119,7 +119,7 @@ def _main(asked: str) -> None:
         check_external_data(Path(given["model"]))
         session = _session(Path(given["model"]), given["threads"])
         inputs = [[value.name, value.type, list(value.shape or [])] for value in session.get_inputs()]
-        about = {"inputs": inputs, "outputs": [value.name for value in session.get_outputs()]}
+        about: dict[str, Any] = {"inputs": inputs, "outputs": [value.name for value in session.get_outputs()]}
     except Exception as error:  # noqa: BLE001  (protobuf and the runtime each have their own)
         about = {"error": _said(error)}
     write(told, json.dumps(about).encode())
