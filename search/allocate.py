@@ -27,6 +27,7 @@ Ints = NDArray[np.int64]
 
 _TRIES = 5
 _PRICES = 12
+_ROUNDS = 2  # after which the policy hardly changes
 
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:
@@ -46,7 +47,20 @@ def error_tables(problem: Problem) -> list[Floats]:
         errors = [problem.site_error(site, setting) for setting in settings]
         tables.append(np.maximum.accumulate(np.array(errors)[::-1])[::-1])
     whole = sum(float(table[0]) for table in tables)
-    return [table / whole for table in tables] if whole > 0 else tables
+    tables = [table / whole for table in tables] if whole > 0 else tables
+    return _with_time(problem, tables) if problem.latency_weight else tables
+
+
+def _with_time(problem: Problem, errors: list[Floats]) -> list[Floats]:
+    """To every setting's error is added what its time is worth, around the policy that the sums lead to."""
+    assert problem.latency_weight is not None
+    space, tables = problem.space, errors
+    for _ in range(_ROUNDS):
+        policy = decode(space, tables, np.ones(len(tables)))
+        error = float(sum(t[p] for t, p in zip(errors, space.positions(policy), strict=True)))
+        prices = problem.latency_weight.prices(space, policy, error)
+        tables = [e + p for e, p in zip(errors, prices, strict=True)]
+    return tables
 
 
 def decode(space: Space, tables: Sequence[Floats], coefficients: Floats) -> Choice:

@@ -113,7 +113,8 @@ def test_races_are_run_against_the_best_and_count_from_it(tmp_path):
         (2, 3): Race(2.5, 0.625, 3.0, 0.5, 1.0, rejected=False),
     }
 
-    def race(choice: Choice, incumbent: Choice) -> Race:
+    def race(choice: Choice, incumbent: Choice, handicap: float) -> Race:
+        assert handicap == 1
         incumbents.append(incumbent)
         return outcomes[choice]
 

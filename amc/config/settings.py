@@ -141,6 +141,19 @@ class SearchConfig(Settings):
         "'command:./measure.sh {onnx}' or an installed model's name [a profile that the run makes]",
         "--latency-model",
     )
+    latency_aware: bool = setting(
+        False,
+        "prefer policies that are faster on this machine's ONNX Runtime, where the budget does not limit latency; it "
+        "takes up to 20 s to learn what policies take",
+        "--latency-aware",
+    )
+    latency_weight: float = setting(
+        1.0,
+        "with --latency-aware: so many per cent of the search objective are given up for one per cent of time",
+        "--latency-weight",
+        gt=0,
+        le=100,
+    )
     latency_timeout: float = setting(
         120.0,
         "longest time in seconds of one measurement by the command of --latency-model",

@@ -30,8 +30,11 @@ class Backend(Protocol):
     def score(self, choice: Choice) -> Score:
         """The policy's score on the whole search split."""
 
-    def race(self, choice: Choice, incumbent: Choice) -> Race:
-        """Compare a policy with the ``incumbent`` on as few samples as it takes to see which is better."""
+    def race(self, choice: Choice, incumbent: Choice, handicap: float = 1.0) -> Race:
+        """Compare a policy with the ``incumbent`` on as few samples as it takes to see which is better.
+
+        The policy's loss counts ``handicap`` times: below 1 where the policy is faster and time is worth something.
+        """
         raise NotImplementedError(f"{type(self).__name__} runs no races")
 
     def site_error(self, site: int, setting: Setting) -> float | None:
@@ -63,7 +66,7 @@ class FunctionBackend(Backend):
         self,
         score: Callable[[Choice], Score],
         site_error: Callable[[int, Setting], float] | None = None,
-        race: Callable[[Choice, Choice], Race] | None = None,
+        race: Callable[[Choice, Choice, float], Race] | None = None,
         memo: Callable[[Any, Callable[[], Any]], Any] | None = None,
     ) -> None:
         self._score, self._site_error, self._race, self._memo = score, site_error, race, memo
@@ -75,10 +78,10 @@ class FunctionBackend(Backend):
     def score(self, choice: Choice) -> Score:
         return self._score(choice)
 
-    def race(self, choice: Choice, incumbent: Choice) -> Race:
+    def race(self, choice: Choice, incumbent: Choice, handicap: float = 1.0) -> Race:
         if self._race is None:
             raise NotImplementedError("no function for races was given")
-        return self._race(choice, incumbent)
+        return self._race(choice, incumbent, handicap)
 
     def site_error(self, site: int, setting: Setting) -> float | None:
         return None if self._site_error is None else self._site_error(site, setting)
@@ -100,8 +103,8 @@ class Forwarding(Backend):
     def score(self, choice: Choice) -> Score:
         return self.inner.score(choice)
 
-    def race(self, choice: Choice, incumbent: Choice) -> Race:
-        return self.inner.race(choice, incumbent)
+    def race(self, choice: Choice, incumbent: Choice, handicap: float = 1.0) -> Race:
+        return self.inner.race(choice, incumbent, handicap)
 
     def site_error(self, site: int, setting: Setting) -> float | None:
         return self.inner.site_error(site, setting)

@@ -29,9 +29,9 @@ class CachedBackend(Forwarding):
     def score(self, choice: Choice) -> Score:
         return Score(*self._scores.once(list(choice), lambda: astuple(self.inner.score(choice))))
 
-    def race(self, choice: Choice, incumbent: Choice) -> Race:
-        key = [list(choice), "against", list(incumbent)]
-        return Race(*self._scores.once(key, lambda: astuple(self.inner.race(choice, incumbent))))
+    def race(self, choice: Choice, incumbent: Choice, handicap: float = 1.0) -> Race:
+        key = [list(choice), "against", list(incumbent), *([handicap] if handicap != 1 else [])]
+        return Race(*self._scores.once(key, lambda: astuple(self.inner.race(choice, incumbent, handicap))))
 
     def site_error(self, site: int, setting: Setting) -> float | None:
         found: float | None = self._errors.once([site, setting], lambda: self.inner.site_error(site, setting))

@@ -95,9 +95,9 @@ class Evaluator(Backend):
         self._racer.remember(choice, Reading(samples, len(self._scorer)))
         return _mean(samples)
 
-    def race(self, choice: Choice, incumbent: Choice) -> Race:
+    def race(self, choice: Choice, incumbent: Choice, handicap: float = 1.0) -> Race:
         """Compare a policy with the ``incumbent`` on as few samples as it takes (`amc.evaluation.racer`)."""
-        return self._racer.race(choice, incumbent)
+        return self._racer.race(choice, incumbent, handicap)
 
     def site_error(self, site: int, setting: Setting) -> float:
         """What a site's setting costs, estimated without an evaluation (`amc.evaluation.site_errors`)."""

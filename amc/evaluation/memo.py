@@ -171,14 +171,13 @@ class Memo:
         return known[0], known[1]
 
     def profile(self, key: Mapping[str, Any], learn: Callable[[], bytes]) -> bytes:
-        """A latency profile (`amc.latency.profiling.profile_key`): of this machine, and of no one network's weights.
+        """A latency profile (`amc.latency.profiling.profile_key`): of this machine, not of one network's weights.
 
         It tells what this machine took when it was made. A run corrects what it predicts by measurements of its own.
         """
 
         def identity() -> dict[str, Any]:
-            return {**key, "host": socket.gethostname(), "seconds": self._config.profile_seconds,
-                    "code": code_version()}  # fmt: skip
+            return {**key, "host": socket.gethostname(), "code": code_version()}
 
         return _bytes(self.cache.tensors("profiles", identity, lambda: _tensor(learn())))
 

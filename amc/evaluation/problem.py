@@ -14,6 +14,7 @@ from typing import Any
 
 from amc.errors import AmcError, BundleError, ConfigError, first_line, is_out_of_memory
 from amc.evaluation.backend import Backend
+from amc.evaluation.latency_weight import LatencyWeight
 from amc.evaluation.reward import Evaluation, Reward
 from amc.evaluation.reward import error as error_reward
 from amc.evaluation.score import Score
@@ -53,11 +54,13 @@ class Problem:
         study: StudyPlace | None = None,
         races: bool = True,
         kind: str = "evaluation",
+        latency_weight: LatencyWeight | None = None,
     ) -> None:
         """``backend`` evaluates. ``races``: a policy is compared with the incumbent where the backend can do that.
-        ``kind`` names the evaluations in the journal.
+        ``kind`` names the evaluations in the journal. ``latency_weight``: what is compared is the loss times its
+        factor, and so is the reward; costs must hold ``latency``.
         """
-        self.space = space
+        self.space, self.latency_weight = space, latency_weight
         self.study = study
         self.features = tuple(features)
         self.proposals = 0
@@ -119,7 +122,7 @@ class Problem:
         space = replace(self.space, limits=dict(limits))
         return Problem(
             space, self.features, self.backend, self._reward, self._journal, observe, None, self._races,
-            "other-evaluation",
+            "other-evaluation", self.latency_weight,
         )  # fmt: skip
 
     def memo(self, key: Any, find: Callable[[], Any]) -> Any:
@@ -138,7 +141,7 @@ class Problem:
         costs = self.space.costs(policy)
         start = time.perf_counter()
         try:
-            score = self._scored(policy)
+            score = self._scored(policy, costs)
             if not math.isfinite(score.loss):
                 raise ArithmeticError(f"the loss is {score.loss}")
             costs |= self.backend.measure(policy)
@@ -155,13 +158,19 @@ class Problem:
         )
         return replace(evaluation, reward=self._rewarded(evaluation))
 
-    def _scored(self, policy: Choice) -> Score:
-        """By a race with the policy of least loss so far, if there is one."""
+    def _factor(self, costs: Mapping[str, float]) -> float:
+        """What a loss counts with these costs."""
+        return self.latency_weight.factor(costs) if self.latency_weight else 1.0
+
+    def _scored(self, policy: Choice, costs: Mapping[str, float]) -> Score:
+        """By a race with the best policy so far, if there is one."""
         good = [e for e in self._proposed.values() if e.error is None and not e.rejected]
         if not self._races or not good:
             return self.backend.score(policy)
-        incumbent = min(good, key=lambda e: e.loss)
-        return self.backend.race(policy, incumbent.choice).score(Score(incumbent.loss, incumbent.metric))
+        incumbent = min(good, key=lambda e: e.loss * self._factor(e.costs))
+        handicap = self._factor(costs) / self._factor(incumbent.costs)
+        race = self.backend.race(policy, incumbent.choice, handicap)
+        return race.score(Score(incumbent.loss, incumbent.metric), handicap)
 
     def _rewarded(self, evaluation: Evaluation) -> float:
         try:
@@ -172,7 +181,7 @@ class Problem:
             raise ConfigError(f"the reward fails: {type(failure).__name__}: {failure}") from failure
         if not math.isfinite(reward):
             raise ConfigError(f"the reward of a policy is {reward}, but must be a finite number.")
-        return reward
+        return reward * self._factor(evaluation.costs)
 
     def site_error(self, site: int, setting: Setting) -> float:
         """An estimate, without an evaluation, of what one site's setting costs in accuracy; 0 at its full setting.

@@ -50,8 +50,8 @@ class Racer:
         self._networks, self._scorer, self._settings = networks, scorer, settings
         self._readings: OrderedDict[Choice, Reading] = OrderedDict()
 
-    def race(self, choice: Choice, incumbent: Choice) -> Race:
-        """Compare a policy with the ``incumbent``."""
+    def race(self, choice: Choice, incumbent: Choice, handicap: float = 1.0) -> Race:
+        """Compare a policy with the ``incumbent``; the policy's losses count ``handicap`` times."""
         sampling, other, total = self._sampling, self._reading(incumbent), len(self._scorer)
         least = min(LEAST * BLOCK, total)
         most = max(least, math.ceil(MOST * total))
@@ -63,13 +63,13 @@ class Racer:
                 self._read_on(other, count)
                 read = sampling.order[:count]
                 mine, theirs = own.samples[:, read], other.samples[:, read]
-                means, errors = sampling.mean(torch.cat([mine - theirs, mine, theirs]))
+                means, errors = sampling.mean(torch.cat([handicap * mine[:1] - theirs[:1], mine, theirs]))
                 if abs(float(means[0])) > CLEAR * float(errors[0]):
                     break
             rejected = bool(means[0] > 0) and count < total
             if not rejected:
                 self.remember(choice, own)
-        loss, metric, incumbent_loss, incumbent_metric = means[2:].tolist()
+        loss, metric, incumbent_loss, incumbent_metric = means[1:].tolist()
         return Race(loss, metric, incumbent_loss, incumbent_metric, count / total, rejected)
 
     def remember(self, choice: Choice, reading: Reading) -> None:

@@ -38,16 +38,17 @@ class Race:
     share: float
     rejected: bool
 
-    def score(self, incumbent: Score) -> Score:
+    def score(self, incumbent: Score, handicap: float = 1.0) -> Score:
         """The policy's estimated score, given the score that the ``incumbent`` has.
 
         The loss is scaled by the ratio of the two losses where both are above 0, else moved by their difference. A
-        rejected policy is estimated to be no better than the incumbent.
+        rejected policy is estimated to be no better than the incumbent, with its loss counted ``handicap`` times.
         """
         loss, most = incumbent.loss + self.loss - self.incumbent_loss, 1.0
         if self.loss >= 0 and min(self.incumbent_loss, incumbent.loss) > 0:
             loss = incumbent.loss * self.loss / self.incumbent_loss
         if self.rejected:
-            loss, most = max(loss, incumbent.loss), incumbent.metric
+            loss = max(loss, incumbent.loss / handicap)
+            most = 1.0 if handicap > 1 else incumbent.metric
         metric = min(max(incumbent.metric + self.metric - self.incumbent_metric, 0.0), most)
         return Score(loss, metric, self.share, self.rejected)

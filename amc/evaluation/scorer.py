@@ -79,10 +79,7 @@ class Scorer:
     @cached_property
     def compares_logits(self) -> bool:
         """Whether losses are distances from the original's logits: those of the original are then all 0."""
-        samples, first = self._samples, torch.arange(1)
-        with torch.inference_mode():
-            inputs = nested.to(samples.split.fetch(first)[0], samples.task.device)
-            return self._logit_mse(nested.call(samples.task.model, inputs), first) is not None
+        return compares_logits(self._samples.task, self._objective)
 
     def _logit_mse(self, outputs: Any, indices: Tensor) -> Tensor | None:
         """Mean squared difference of the logits from the original's, per sample ``[B]``; None where they do not count.
@@ -91,6 +88,15 @@ class Scorer:
         """
         logits = self._samples.task.objective.vectors(outputs) if self._objective == "logit_mse" else None
         return None if logits is None else (logits - self._samples.original_logits[indices]).square().mean(1)
+
+
+def compares_logits(task: Task, objective: SearchObjective) -> bool:
+    """Whether the objective of the search is the distance from the original's logits: 0 for the original."""
+    if objective != "logit_mse":
+        return False
+    with torch.inference_mode():
+        inputs = nested.to(task.splits.search.fetch(torch.arange(1))[0], task.device)
+        return task.objective.vectors(nested.call(task.model, inputs)) is not None
 
 
 def _single(tensor: Tensor) -> Tensor:

@@ -56,14 +56,24 @@ class SearchProgress(Forwarding):
 
 
 def search_backend(
-    record: Record, evaluator: Evaluator, space: Space, bench: Bench | None, remote: RemoteBackend | None
+    record: Record,
+    evaluator: Evaluator,
+    space: Space,
+    bench: Bench | None,
+    remote: RemoteBackend | None,
+    kept: bool = True,
 ) -> SearchProgress:
-    """The backend of a run's search. With a ``bench`` latency is measured, and nothing that depends on it is kept."""
+    """The backend of a run's search. With a ``bench`` latency is measured.
+
+    ``kept``: what the search finds on its way is of use to other runs; what depends on measured latency is not.
+    """
     own = remote(record.config, evaluator) if remote else evaluator
     backend: Backend
-    if bench is None:
+    if bench is not None:
+        backend = MeasuredLatency(CachedBackend(own, record.memo, evaluator.settings), bench)
+    elif kept:
         backend = CachedSearch(own, record.memo, evaluator.settings, space)
     else:
-        backend = MeasuredLatency(CachedBackend(own, record.memo, evaluator.settings), bench)
+        backend = CachedBackend(own, record.memo, evaluator.settings)
     metric, evaluations = record.task.objective.name, record.config.search.evaluations
     return SearchProgress(backend, record.step, metric, len(space.names), evaluations)

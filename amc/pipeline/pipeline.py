@@ -100,6 +100,11 @@ def check(config: Config) -> None:
                 "takes without some of its branches. Leave one of the two out."
             )
         load_latency_model(named)
+    if config.search.latency_aware and (config.budget.latency or config.search.reward != "loss"):
+        raise ConfigError(
+            "--latency-aware is for a budget that does not limit latency, and for --reward loss: leave one of the two "
+            "out."
+        )
     criterion = load_criterion(config.search.criterion)
     if config.search.criterion_scope in ("global", "flops"):
         check_scores(criterion)
@@ -238,11 +243,12 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
         if record.epochs > 0:
             check_training(task)
         graph = flow.inspect()
-    with record.stage("profile") if config.budget.latency else contextlib.nullcontext():
-        latency = Timing(record, graph).constraint()
+    with record.stage("profile") if config.budget.latency or config.search.latency_aware else contextlib.nullcontext():
+        timing = Timing(record, graph)
+        latency, predicted = timing.constraint(), timing.prediction()
         if latency:
             latency.aim(flow.space(graph, latency), config.seed, record.step)
-        space = flow.space(graph, latency)
+        space = flow.space(graph, latency, predicted)
     with record.stage("calibrate"):
         evaluator = flow.calibrate(graph, space)
     obstacle = None

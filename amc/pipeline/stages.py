@@ -13,6 +13,7 @@ from amc.deploy.export import file_layout
 from amc.errors import ConfigError
 from amc.evaluation.cached import CachedBackend
 from amc.evaluation.evaluator import Evaluator
+from amc.evaluation.latency_weight import LatencyWeight
 from amc.evaluation.problem import Problem, recorded
 from amc.evaluation.reward import Evaluation, load_reward
 from amc.evaluation.settings import EvaluationSettings, Reconstruction
@@ -21,6 +22,7 @@ from amc.graph.trace import unprovable
 from amc.importance import Need, load_criterion, select
 from amc.latency.constraint import LatencyConstraint
 from amc.latency.correction import RoundOver
+from amc.latency.prediction import LatencyPrediction
 from amc.operators.operator import NetworkFacts
 from amc.pipeline.backends import RemoteBackend, search_backend
 from amc.pipeline.original import original_onnx
@@ -53,11 +55,16 @@ class Stages:
             record.monitor.say(f"{why}.")
         return graph
 
-    def space(self, graph: Graph, latency: LatencyConstraint | None = None) -> Space:
-        """Legal widths under the budget, with exact costs; latency as it is predicted in this round."""
+    def space(
+        self,
+        graph: Graph,
+        latency: LatencyConstraint | None = None,
+        predicted: LatencyPrediction | None = None,
+    ) -> Space:
+        """Legal widths under the budget, with exact costs; latency as this round, or ``predicted``, tells it."""
         record = self.record
         layout = file_layout(original_onnx(record), graph, record.task.model)
-        return make_space(record.config, NetworkFacts(record.task.model, graph, layout), latency)
+        return make_space(record.config, NetworkFacts(record.task.model, graph, layout), latency, predicted)
 
     def calibrate(self, graph: Graph, space: Space, settings: EvaluationSettings | None = None) -> Evaluator:
         """Moments and channel orders, and an evaluator by them; ``settings`` are this run's where not given."""
@@ -95,9 +102,9 @@ class Stages:
             evaluations = latency.round.evaluations
             earlier = list(islice(recorded(record.journal), latency.now.evaluated))
         timed = getattr(reward, "needs_latency", False) and record.config.budget.latency is None
-        backend = search_backend(
-            record, evaluator, space, Timing(record, graph).bench() if timed else None, self._remote
-        )
+        weight = self._latency_weight(space)
+        bench = Timing(record, graph).bench() if timed else None
+        backend = search_backend(record, evaluator, space, bench, self._remote, kept=weight is None)
 
         def observe(evaluation: Evaluation, proposals: int) -> None:
             backend.observe(evaluation, proposals)
@@ -107,7 +114,7 @@ class Stages:
         features = [site.features for site in graph.sites]
         problem = Problem(
             space, features, backend, reward, record.journal, observe, study_place(record),
-            races=search.race and may_race(search.searcher),
+            races=search.race and may_race(search.searcher), latency_weight=weight,
         )  # fmt: skip
         try:
             if search.criterion_scope == "site":
@@ -123,6 +130,13 @@ class Stages:
         if failed:
             record.monitor.say(f"{len(failed)} of {len(problem.evaluations)} evaluations failed: {failed[0].error}")
         return tuple({e.choice: e for e in [*earlier, *problem.evaluations]}.values())
+
+    def _latency_weight(self, space: Space) -> LatencyWeight | None:
+        """What time is worth, where the space tells it without limiting it."""
+        original = space.costs(space.full)
+        if "latency" not in original or "latency" in space.limits:
+            return None
+        return LatencyWeight(self.record.config.search.latency_weight, original["latency"])
 
     def _selected(self, graph: Graph, space: Space) -> Choice:
         """The policy that the criterion alone gives."""

@@ -6,14 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from amc.errors import ConfigError
+from amc.evaluation.scorer import compares_logits
 from amc.graph.build import Graph
 from amc.latency import Predictor, is_profile, load_latency_model
 from amc.latency.constraint import LatencyConstraint, limited_by_model, limited_here, limited_on_device
+from amc.latency.prediction import LatencyPrediction
 from amc.latency.profiling import Bench, latency_problem, learn_latency, profile_key
 from amc.pipeline.original import original_onnx
 from amc.pipeline.record import Record
 from amc.runtime.cache import Table
 from amc.runtime.files import replacing
+
+AWARE_SECONDS = 20.0
+"""Longest that a search that only takes latency into account learns what this machine takes."""
 
 
 class Timing:
@@ -44,7 +50,7 @@ class Timing:
         progress = record.step
         if named is None or is_profile(named):
             key = profile_key(bench, record.config.latency_threads, record.task)
-            path = self._profile(bench, key) if named is None else Path(named)
+            path = self._profile(bench, key, record.config.profile_seconds) if named is None else Path(named)
             return limited_here(
                 learn_latency(bench, self._graph, key, path, 0, progress), bench, asked, journal, evaluations
             )
@@ -57,17 +63,33 @@ class Timing:
             return limited_on_device(predictor, problem, asked, journal, evaluations)
         return limited_by_model(predictor, asked, journal, evaluations)
 
-    def _profile(self, bench: Bench, key: dict[str, Any]) -> Path:
+    def prediction(self) -> LatencyPrediction | None:
+        """What predicts latency for a search that takes it into account without a limit; None: it does not."""
+        record, search = self.record, self.record.config.search
+        if not search.latency_aware:
+            return None
+        if not compares_logits(record.task, search.objective):
+            raise ConfigError(
+                "--latency-aware is for networks that give one vector of logits a sample, with --search-objective "
+                "logit_mse: of other losses nobody can say what time is worth. Leave it out, or limit --latency."
+            )
+        bench = self.bench()
+        key = profile_key(bench, record.config.latency_threads, record.task)
+        path = self._profile(bench, key, min(AWARE_SECONDS, record.config.profile_seconds))
+        model = learn_latency(bench, self._graph, key, path, 0, record.step)
+        return LatencyPrediction.learned(model, bench.original_ms)
+
+    def _profile(self, bench: Bench, key: dict[str, Any], seconds: float) -> Path:
         """The run's profile: made by one of the runs that share it. What a run has corrected it keeps."""
         record = self.record
         path = record.folder / "profile.json"
 
         def learn() -> bytes:
-            learn_latency(bench, self._graph, key, path, record.config.profile_seconds, record.step)
+            learn_latency(bench, self._graph, key, path, seconds, record.step)
             return path.read_bytes()
 
         if record.journal.last("profile") is None or not path.exists():
-            content = record.memo.profile(key, learn)
+            content = record.memo.profile({**key, "seconds": seconds}, learn)
             if not path.exists() or path.read_bytes() != content:
                 with replacing(path) as temporary:
                     temporary.write_bytes(content)
