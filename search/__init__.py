@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from amc.errors import AmcError, ConfigError, first_line
 from amc.evaluation.problem import Problem
-from amc.runtime.registry import Entry, Registry, options
+from amc.runtime.registry import Entry, FunctionEntry, Registry, options
 
 
 class Search(Protocol):
@@ -24,17 +24,13 @@ class Search(Protocol):
 
 
 @dataclass(frozen=True)
-class Searcher(Entry[Search]):
+class Searcher(FunctionEntry[Search]):
     """A searcher that comes with amc."""
 
     study: bool = False
     """Whether it keeps an Optuna study, which several processes can share."""
     races: bool = True
     """Whether policies need not be read whole where it is clear how they compare with the best so far."""
-
-    @property
-    def has_settings(self) -> bool:
-        return True
 
 
 _SEARCHERS = (

@@ -158,7 +158,7 @@ def test_a_network_that_cannot_be_quantised_has_its_bundle_all_the_same(tmp_path
         raise ExportError("model.onnx cannot be quantised: some reason")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("amc.pipeline.delivery.fastest", fails)
+    monkeypatch.setattr("amc.pipeline.measuring.fastest", fails)
     arguments = ["--flops", "0.6", "--searcher", "uniform", "--evaluations", "1", "--finetune-epochs", "0", "--int8"]
     assert main(["search", *arguments, "--out", "run"]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())

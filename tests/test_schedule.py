@@ -14,7 +14,7 @@ from networks import Attention, assert_same, lively, output, pruned, transformer
 from amc.errors import ConfigError
 from amc.graph.build import build_graph
 from amc.graph.narrowing import narrowed
-from amc.pipeline import delivery
+from amc.pipeline import recovering
 from amc.space.sites import PolicyGrid, numeric_sites
 from amc.train import Phase, check_schedule, phases
 
@@ -99,18 +99,18 @@ def test_an_iterative_run_resumes_at_every_point(tmp_path, monkeypatch):
              "off", "--candidates", "1", "--calibration-images", "64", "--search-images", "50",
              "--threads", "1"]  # fmt: skip
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
-    real, seen = delivery.train, []
+    real, seen = recovering.train, []
 
     class Killed(BaseException):
         pass
 
-    def killed(model, task, plan, teacher, checkpoint, report):
+    def killed(model, task, plan, teacher, checkpoint, *others):
         seen.append(checkpoint.name)
         if len(seen) in (1, 3, 6):  # before the first phase, the second, the third: what is done is not done again
             raise Killed
-        return real(model, task, plan, teacher, checkpoint, report)
+        return real(model, task, plan, teacher, checkpoint, *others)
 
-    monkeypatch.setattr(delivery, "train", killed)
+    monkeypatch.setattr(recovering, "train", killed)
     folder = tmp_path / "killed"
     for attempt in range(3):
         with pytest.raises(Killed):

@@ -24,7 +24,7 @@ from amc.evaluation.problem import Problem
 from amc.evaluation.reward import Evaluation
 from amc.latency.instruments import Instruments
 from amc.operators.policy import fingerprint
-from amc.pipeline import delivery, original
+from amc.pipeline import exporting, original
 from amc.pipeline.pipeline import compress_task
 from amc.runtime.files import replacing, write_text
 from amc.task import Task, load_data, make_task
@@ -70,7 +70,7 @@ def prepare(known: Path) -> None:
         remembered(model, example, path)
         return frozenset()  # no layer is left out: no branch is removed here
 
-    delivery.export_pruned = export_whole
+    exporting.export_pruned = export_whole
     reports.write_reports = lambda folder: write_text(folder / "report.md", "drawn elsewhere")
 
 

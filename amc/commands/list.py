@@ -19,7 +19,8 @@ KINDS = {
     "rewards": "amc.evaluation.reward:rewards",
     "data": "amc.task.data:data_sources",
     "schedules": "amc.train:schedules",
-    "operators": "amc.operators.registry:known_operators",
+    "recoveries": "amc.train:recoveries",
+    "operators": "amc.operators.registry:operators",
     "latency-models": "amc.latency.load:latency_models",
 }
 """Where the entries of every kind are listed. Each has a name, a summary, and perhaps a reference and settings."""

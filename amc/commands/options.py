@@ -107,7 +107,7 @@ def given_values(parsed: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-_EXAMPLES = {"--searcher-option": "population=32", "--schedule-option": "steps=3"}
+_EXAMPLES = {"--searcher-option": "population=32", "--schedule-option": "steps=3", "--recover-option": "share=0.5"}
 
 
 def _pair(text: str, flag: str) -> tuple[str, Any]:

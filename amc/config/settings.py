@@ -107,6 +107,13 @@ class SearchConfig(Settings):
         "--searcher-option",
     )
     evaluations: int = setting(60, "policies to evaluate", "--evaluations", ge=1, le=10**9)
+    operators: tuple[str, ...] | Auto = setting(
+        AUTO,
+        "what may be done to the network, with commas between: channels, branches (see amc list operators), or "
+        "path/to/file.py:name [auto: channels, and branches where --branches or --min-keep 0 is given or latency is "
+        "limited]",
+        "--operators",
+    )
     storage: str | None = setting(
         None,
         "where the study of an Optuna searcher is kept and shared with other processes: a database's URL "
@@ -201,6 +208,11 @@ class SearchConfig(Settings):
     )
 
     @property
+    def operator_names(self) -> tuple[str, ...] | None:
+        """The names in ``--operators``; None where it is not given."""
+        return None if self.operators == AUTO else tuple(self.operators)
+
+    @property
     def least_share(self) -> float:
         """Of a site's channels, where its branch stays."""
         return 0.2 if self.min_keep == AUTO else self.min_keep
@@ -237,6 +249,15 @@ class FinetuneConfig(Settings):
     )
     schedule_options: dict[str, Any] = setting(
         {}, "a setting of the schedule, as in steps=3; may be given several times", "--schedule-option"
+    )
+    recover: str = setting(
+        "finetune",
+        "what the pruned network is trained from, and by which learning rates: finetune, none, rewind-lr, "
+        "rewind-weights, scratch, or path/to/file.py:function (see amc list recoveries)",
+        "--recover",
+    )
+    recover_options: dict[str, Any] = setting(
+        {}, "a setting of the recovery, as in share=0.5; may be given several times", "--recover-option"
     )
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",

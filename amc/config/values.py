@@ -71,7 +71,7 @@ def _one_of(value: Any, inner: tuple[Any, ...]) -> Any:
 def _many(value: Any, inner: tuple[Any, ...]) -> tuple[Any, ...]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or len(parts) > _LONGEST:
-        raise ValueError("numbers with commas between them")
+        raise ValueError(f"{'texts' if inner[0] is str else 'numbers'} with commas between them")
     return tuple(read(part, inner[0]) for part in parts)
 
 

@@ -34,7 +34,8 @@ from amc.graph.surgery import shallow_copy
 from amc.operators.branches import removed
 from amc.operators.compose import apply_settings
 from amc.operators.operator import NetworkFacts
-from amc.operators.policy import Policy
+from amc.operators.policy import Policy, read_inputs
+from amc.operators.registry import Operators, beside_own
 from amc.runtime.arguments import PATH, expect
 from amc.runtime.files import MIB, opened, read_json, replacing, write_json
 from amc.task.checks import copied, prepared, unwrapped
@@ -112,15 +113,19 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def apply(model: nn.Module, policy: Policy | str | Path, example: Nested | None = None) -> nn.Module:
+def apply(
+    model: nn.Module, policy: Policy | str | Path, example: Nested | None = None, *, operators: Operators = ()
+) -> nn.Module:
     """A pruned copy of ``model`` as the policy (or its file) says, with the original's weights. Raises PolicyError.
 
     ``example`` is one sample ``[1, ...]``: a network is run to see which channels hang together. Left out, it is noise
-    of the shapes that the policy records.
+    of the shapes that the policy records. ``operators``: those of your own that the policy is of, beside amc's and
+    those of installed packages.
     """
     expect("model", model, nn.Module, "a torch.nn.Module")
     expect("policy", policy, (Policy, *PATH), "an amc.Policy or its file")
-    policy = policy if isinstance(policy, Policy) else Policy.load(policy)
+    known = beside_own(operators)
+    policy = policy if isinstance(policy, Policy) else Policy.load(policy, known)
     was_training = model.training
     own = prepared(shallow_copy(unwrapped(model))).eval()
     policy.check(own, example)
@@ -130,28 +135,32 @@ def apply(model: nn.Module, policy: Policy | str | Path, example: Nested | None 
         with tempfile.TemporaryDirectory() as folder:
             export_onnx(own, example, Path(folder, "original.onnx"))
             removed(read_onnx(Path(folder, "original.onnx")), graph, policy.kept(graph))
-    apply_settings(own, NetworkFacts(own, graph), policy.settings)
+    apply_settings(own, NetworkFacts(own, graph), policy.settings, known)
     return copied(own).train(was_training)
 
 
-def load(folder: str | Path, model: nn.Module | None = None, example: Nested | None = None) -> nn.Module:
+def load(
+    folder: str | Path, model: nn.Module | None = None, example: Nested | None = None, *, operators: Operators = ()
+) -> nn.Module:
     """The bundle's network, in evaluation mode. Raises BundleError, or PolicyError for another ``model``.
 
     With ``model``, the original: a copy of it, pruned as the policy says, with the bundle's weights. Without: the
-    network as a program (`amc.deploy.program`), for which its source class is not needed.
+    network as a program (`amc.deploy.program`), for which its source class is not needed. ``operators``: see `apply`.
     """
     expect("folder", folder, PATH, "a path")
     expect("model", model, nn.Module, "a torch.nn.Module", optional=True)
     if model is not None:
         where = verified(folder, "policy.json", "model.safetensors")
-        pruned = apply(model, where / "policy.json", example)
+        pruned = apply(model, where / "policy.json", example, operators=operators)
         load_weights(pruned, str(where / "model.safetensors"))
         return pruned.eval()
     names = _manifest(Path(folder)) if Path(folder, "manifest.json").is_file() else {}
     if names and "program.json" not in names:
         raise BundleError(f"{folder} holds no program: load it with the original network, amc.load(folder, model).")
     where = verified(folder, "program.json", "model.safetensors")
-    inputs = Policy.load(verified(folder, "policy.json") / "policy.json").inputs if "policy.json" in names else None
+    inputs = None
+    if "policy.json" in names:
+        inputs = read_inputs(verified(folder, "policy.json") / "policy.json")
     try:
         program = read_json(where / "program.json", own=True)
     except (OSError, ValueError) as error:

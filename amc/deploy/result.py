@@ -137,6 +137,7 @@ class SiteLine(ResultPart):
     name: str = holds("the site")
     width: Number = holds("what is kept of it")
     of: Number = holds("what the original has")
+    setting: Any = holds("the setting, where the site is no channel group", None)
 
 
 class SearchDone(ResultPart):

@@ -20,6 +20,7 @@ from amc.graph.channels import Kept
 from amc.operators.channels import all_widths
 from amc.operators.compose import recorded_settings
 from amc.operators.operator import NetworkFacts, PolicySetting
+from amc.operators.registry import OPERATORS, Operators
 from amc.reconstruction.fold import NormFolder
 from amc.reconstruction.moments import Moments
 from amc.runtime.memory import Memory
@@ -41,14 +42,16 @@ class Evaluator(Backend):
         settings: EvaluationSettings,
         memory: Memory | None = None,
         sites: Sequence[SiteSettings] | None = None,
+        operators: Operators = OPERATORS,
     ) -> None:
         """``orders``: of every group its channels ``[C]``, most important first. ``moments``: of the layers' inputs.
 
         ``memory`` bounds what sequential reconstruction and sensitivities take. ``sites``: the space's; left out, all
-        widths of all channel groups.
+        widths of all channel groups. ``operators``: those that offer the sites.
         """
         self.settings = settings
         self._task, self._graph, self._moments, self._memory = task, graph, moments, memory
+        self.operators = operators
         self._facts = NetworkFacts(task.model, graph, orders=[order.numpy() for order in orders])
         self._sites = tuple(all_widths(graph) if sites is None else sites)
         self.samples = SearchSamples(task, NormFolder(task.model, graph.layers, task.example))
@@ -59,11 +62,11 @@ class Evaluator(Backend):
 
     def _new_networks(self) -> PolicyNetworks:
         how = self.settings.reconstruction
-        return PolicyNetworks(self._task, self._facts, self._sites, self._moments, how, self._memory)
+        return PolicyNetworks(self._task, self._facts, self._sites, self._moments, how, self._memory, self.operators)
 
     def _new_errors(self) -> SiteErrors:
         objective = self.settings.objective
-        return SiteErrors(self._task, self._facts, self._sites, self._moments, objective, self._memory)
+        return SiteErrors(self._task, self._facts, self._sites, self._moments, objective, self._memory, self.operators)
 
     def with_settings(self, settings: EvaluationSettings) -> Evaluator:
         """An evaluator by other settings. It shares with this one whatever does not depend on what they change."""
@@ -83,7 +86,7 @@ class Evaluator(Backend):
 
     def recorded(self, choice: Choice) -> dict[str, PolicySetting]:
         """What policy.json says of every site of a policy."""
-        return recorded_settings(self._facts, self._sites, choice)
+        return recorded_settings(self._facts, self._sites, choice, self.operators)
 
     @property
     def races(self) -> bool:
@@ -118,6 +121,10 @@ class Evaluator(Backend):
     def pruned(self, choice: Choice) -> nn.Module:
         """The refined network as a module of its own, trainable."""
         return self.networks.pruned(choice, self.settings)
+
+    def cut(self, network: nn.Module, choice: Choice) -> nn.Module:
+        """A copy of ``network``, of the original's structure, pruned as a policy says but not re-solved."""
+        return self.networks.cut(network, choice)
 
     def faster_dtype(self) -> Dtype:
         """bfloat16 where the original runs clearly faster with it here (policies rank the same), else float32.

@@ -26,6 +26,7 @@ from amc.importance import COLLECTORS, Need, load_criterion, rank, score
 from amc.importance import collect as collect_statistics
 from amc.latency.command import COMMAND
 from amc.operators.policy import fingerprint
+from amc.operators.registry import foreign, load_operators
 from amc.reconstruction.moments import Moments, collect, moment_store, readers, sums_size
 from amc.runtime.cache import Cache, Resting, Table, cache_folder
 from amc.runtime.hashing import tensors_digest
@@ -41,8 +42,8 @@ SAME_DEVICE = 0.05
 
 
 def open_cache(config: Config, resting: Resting) -> Cache:
-    """The cache that a configuration names: none, the user's own (``auto``), or a folder."""
-    if config.cache is None:
+    """The cache that a configuration names: none (also ``off``), the user's own (``auto``), or a folder."""
+    if config.cache is None or config.cache == "off":
         return Cache(None)
     return Cache(cache_folder() if config.cache == "auto" else Path(config.cache), resting=resting)
 
@@ -144,9 +145,7 @@ class Memo:
 
     def site_errors(self, objective: SearchObjective) -> Table:
         """Errors of sites at their settings."""
-        return self.cache.table(
-            "errors", lambda: {**self._ordered(), "task": self._objective_identity, "objective": objective}
-        )
+        return self.cache.table("errors", lambda: self._site_errors(objective))
 
     def findings(self, settings: EvaluationSettings) -> Table:
         """What searches find on their way (`amc.evaluation.problem.Problem.memo`)."""
@@ -216,9 +215,21 @@ class Memo:
         uses_loss = load_criterion(name).needs & {Need.GRADIENTS, Need.CURVATURE}
         return {**found, "task": self._objective_identity} if uses_loss else found
 
+    def _operators(self) -> dict[str, Any]:
+        """The operators, where some do not come with amc: sites are theirs, too."""
+        named = self._config.search.operator_names or ()
+        if not named or not foreign(load_operators(named)):
+            return {}
+        return {"operators": [list(named), file_digests(named)]}
+
+    def _site_errors(self, objective: SearchObjective) -> dict[str, Any]:
+        found = {**self._ordered(), "task": self._objective_identity, "objective": objective}
+        return {**found, **self._operators()}
+
     def _scored(self, settings: EvaluationSettings) -> dict[str, Any]:
         return {
             **self._ordered(),
+            **self._operators(),
             "task": self._objective_identity,
             "search": self._search,
             "settings": settings.to_dict(),

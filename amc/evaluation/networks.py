@@ -12,8 +12,9 @@ from torch import nn
 
 from amc.evaluation.settings import EvaluationSettings, Reconstruction
 from amc.graph.channels import BATCH_NORMS, Kept
-from amc.operators.compose import PolicyApplier
+from amc.operators.compose import PolicyApplier, apply_settings, recorded_settings
 from amc.operators.operator import NetworkFacts
+from amc.operators.registry import OPERATORS, Operators
 from amc.reconstruction.least_squares import Reconstructor
 from amc.reconstruction.moments import Moments
 from amc.reconstruction.recalibration import recalibrate
@@ -35,14 +36,16 @@ class PolicyNetworks:
         moments: Mapping[str, Moments],
         reconstruction: Reconstruction,
         memory: Memory | None = None,
+        operators: Operators = OPERATORS,
     ) -> None:
-        """``sites``: what the settings of a choice are of. ``moments``: of the layers' inputs.
+        """``sites``: what the settings of a choice are of, as ``operators`` offer them. ``moments``: of layers' inputs.
 
         ``memory`` bounds the samples and the rows of sequential reconstruction.
         """
-        self._task, self._sites, graph = task, tuple(sites), facts.graph
+        self._task, self._facts, self._sites, graph = task, facts, tuple(sites), facts.graph
+        self._operators = operators
         self._scratch = copied(task.model).requires_grad_(False)
-        self._applier = PolicyApplier(self._scratch, facts, sites)
+        self._applier = PolicyApplier(self._scratch, facts, sites, operators)
         self._solve = Reconstructor(graph, task.model, moments) if reconstruction.solve else None
         self._sequential = {
             effort: SequentialReconstruction(task, graph, reconstruction.seed, effort, memory)
@@ -62,14 +65,20 @@ class PolicyNetworks:
 
     def plain(self, choice: Choice) -> nn.Module:
         """The pruned network, its layers re-solved on the original's inputs only."""
-        self._applier.apply(choice, self._solve(self.kept(choice)) if self._solve else None)
+        self._cut(choice)
+        self._applier.complete(choice)
+        return self._scratch
+
+    def _cut(self, choice: Choice) -> nn.Module:
+        self._applier.cut(choice, self._solve(self.kept(choice)) if self._solve else None)
         return self._scratch
 
     def network(self, choice: Choice, settings: EvaluationSettings) -> nn.Module:
         """The network that a search scores, in evaluation mode."""
-        network, effort = self.plain(choice), settings.reconstruction.search
+        network, effort = self._cut(choice), settings.reconstruction.search
         if effort is not None:
             self._sequential[effort](network, self.kept(choice), settings.half)
+        self._applier.complete(choice)
         if settings.recalibrate:
             recalibrate(network, self._norms, self._task)
         return network
@@ -79,7 +88,8 @@ class PolicyNetworks:
         effort = settings.reconstruction.final
         if effort is None:
             return self.network(choice, settings)
-        self._sequential[effort](self.plain(choice), self.kept(choice))
+        self._sequential[effort](self._cut(choice), self.kept(choice))
+        self._applier.complete(choice)
         return self._scratch
 
     def pruned(self, choice: Choice, settings: EvaluationSettings) -> nn.Module:
@@ -88,6 +98,14 @@ class PolicyNetworks:
         wanted = {name: p.requires_grad for name, p in self._task.model.named_parameters()}
         for name, parameter in own.named_parameters():
             parameter.requires_grad_(wanted[name])
+        self._applier.finish(own, choice)
+        return own
+
+    def cut(self, network: nn.Module, choice: Choice) -> nn.Module:
+        """A copy of ``network``, which has the original's structure, pruned as a policy says but not re-solved."""
+        own = copied(network)
+        settings = recorded_settings(self._facts, self._sites, choice, self._operators)
+        apply_settings(own, NetworkFacts(own, self._facts.graph), settings, self._operators)
         self._applier.finish(own, choice)
         return own
 

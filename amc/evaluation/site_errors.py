@@ -21,7 +21,7 @@ from amc.graph.build import consumers
 from amc.graph.channels import Layer
 from amc.graph.surgery import weight_of
 from amc.operators.operator import NetworkFacts
-from amc.operators.registry import operator_of
+from amc.operators.registry import OPERATORS, Operators, operator_of
 from amc.reconstruction.least_squares import lost_variances
 from amc.reconstruction.moments import Moments
 from amc.reconstruction.regression import undone
@@ -43,18 +43,19 @@ class SiteErrors:
         moments: Mapping[str, Moments],
         objective: SearchObjective,
         memory: Memory | None = None,
+        operators: Operators = OPERATORS,
     ) -> None:
         """``memory`` bounds the backward passes that sensitivities take."""
         self._task, self._facts, self._sites, self._moments = task, facts, tuple(sites), moments
         self._graph, self._orders = facts.graph, facts.orders
-        self._objective, self._memory = objective, memory
+        self._objective, self._memory, self._operators = objective, memory, operators
         self._tables: dict[int, dict[Setting, float]] = {}
 
     def __call__(self, site: int, setting: Setting) -> float:
         """The error of a site at a setting; 0 at the original's."""
         if site not in self._tables:
             own = self._sites[site]
-            errors = operator_of(own.operators[0]).errors(self._facts, own, self)
+            errors = operator_of(own.operators[0], self._operators).errors(self._facts, own, self)
             self._tables[site] = dict(zip(own.settings, errors, strict=True))
         return self._tables[site][setting]
 

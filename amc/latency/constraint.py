@@ -101,19 +101,20 @@ class LatencyConstraint:
         good = [c for c in ranked if c in fast or (c not in slow and self._predicted_within(c))]
         return (good or list(ranked))[:count]
 
-    def aim(self, space: Space, seed: int, progress: Progress) -> None:
-        """Measure policies near the budget and correct the model by them, once in a run.
+    def aim(self, space: Space, seed: int, progress: Progress) -> bool:
+        """Measure policies near the budget and correct the model by them, once in a run: whether that was done now.
 
         Raises LatencyError when predictions are off by more than `BOUNDS`.
         """
         if self.verifier is None or self.corrections.all():
-            return
+            return False
         rng = np.random.default_rng(seed)
         shares = [np.ones(len(space.names)), *rng.uniform(0.3, 1.0, (AIMED - 1, len(space.names)))]
         observed = self._observe(list(dict.fromkeys(space.fit(share) for share in shares)), progress)
         factor = estimate(observed)
         refuse_wild(factor, observed)
         self.corrections.add(factor, "near the budget, before the search")
+        return True
 
     def check(self, space: Space, proposals: int, best: Callable[[], Sequence[Choice]]) -> None:
         """Told after every proposal of a round. At some points the ``best`` policies so far are measured.

@@ -12,7 +12,7 @@ from amc.operators.operator import (
     SettingBounds,
 )
 from amc.operators.policy import Policy, fingerprint, make_policy
-from amc.operators.registry import OPERATORS, Operators, operator_of, owner_of
+from amc.operators.registry import OPERATORS, Operators, load_operators, operator_of, owner_of
 
 __all__ = [
     "OPERATORS",
@@ -33,6 +33,7 @@ __all__ = [
     "cost_model",
     "fingerprint",
     "legal_widths",
+    "load_operators",
     "make_policy",
     "offered_sites",
     "operator_of",

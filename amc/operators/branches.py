@@ -55,6 +55,8 @@ class Branches(CompressionOperator):
     summary = "residual branches, removed whole"
     reference = "Veit et al. 2016, arXiv:1605.06431"
     extends = "channels"
+    cuts = True
+    proved = frozenset(["macs", "params", "size", "memory", "branches"])
 
     def sites(
         self, network: NetworkFacts, bounds: SettingBounds, offered: tuple[SiteSettings, ...]

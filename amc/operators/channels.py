@@ -58,6 +58,8 @@ class Channels(CompressionOperator):
     kind = "channels"
     summary = "output channels of coupled layers"
     reference = "Li et al. 2017, arXiv:1608.08710; Fang et al. 2023, arXiv:2301.12900"
+    cuts = True
+    proved = frozenset(["macs", "params", "size", "memory"])
 
     def sites(
         self, network: NetworkFacts, bounds: SettingBounds, offered: tuple[SiteSettings, ...]

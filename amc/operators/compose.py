@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from amc.graph.channels import Kept
-from amc.operators.operator import NetworkFacts, PolicySetting, SettingBounds, Solved
-from amc.operators.registry import OPERATORS, Operators, operator_of, owner_of
+from amc.operators.operator import Applier, CompressionOperator, NetworkFacts, PolicySetting, SettingBounds, Solved
+from amc.operators.registry import OPERATORS, Operators, operator_of, owner_of, with_kinds
 from amc.space.resources import CostModel
 from amc.space.sites import Choice, Floats, Setting, SiteSettings
 
@@ -30,6 +30,20 @@ def cost_model(network: NetworkFacts, sites: Sequence[SiteSettings], operators: 
     found: CostModel = _OriginalCosts(network)
     for operator in operators:
         found = operator.costs(network, sites, found)
+    return found
+
+
+def unproved_savings(sites: Sequence[SiteSettings], costs: CostModel, operators: Operators) -> dict[str, set[str]]:
+    """By operator the resources that its settings change and model.onnx does not show (`proved`)."""
+    original, found = np.array([[site.sizes[-1] for site in sites]]), dict[str, set[str]]()
+    whole = costs.costs(original)
+    for column, site in enumerate(sites):
+        rows = np.repeat(original, len(site.sizes), 0)
+        rows[:, column] = site.sizes
+        changed = {name for name, values in costs.costs(rows).items() if (values != whole[name][0]).any()}
+        proved = frozenset[str]().union(*(operator_of(kind, operators).proved for kind in site.operators))
+        if changed - proved:
+            found.setdefault(site.operators[0], set()).update(changed - proved)
     return found
 
 
@@ -55,13 +69,40 @@ def apply_settings(
     model: nn.Module, network: NetworkFacts, settings: Mapping[str, PolicySetting], operators: Operators = OPERATORS
 ) -> None:
     """Apply a policy's settings to ``model``, a copy of the network, operator by operator. Raises PolicyError."""
+    for operator, own in _by_owner(settings, operators):
+        operator.apply(model, network, own)
+
+
+def hold_settings(model: nn.Module, settings: Mapping[str, PolicySetting], operators: Operators = OPERATORS) -> None:
+    """Bring a network in training back to a policy's settings, operator by operator."""
+    for operator, own in _by_owner(settings, operators):
+        operator.hold(model, own)
+
+
+def needs_holding(operators: Operators) -> bool:
+    """Whether training would undo settings of one of these operators.
+
+    >>> needs_holding(OPERATORS)
+    False
+    """
+    return any(type(operator).hold is not CompressionOperator.hold for operator in operators)
+
+
+def _by_owner(
+    settings: Mapping[str, PolicySetting], operators: Operators
+) -> Iterator[tuple[CompressionOperator, dict[str, PolicySetting]]]:
+    """The operators that apply a policy's settings, in order, each with its own. Raises PolicyError."""
     by_owner: dict[str, dict[str, PolicySetting]] = {}
     for name, setting in settings.items():
         owner = owner_of(operator_of(setting.kind, operators), operators)
         by_owner.setdefault(owner.kind, {})[name] = setting
-    for operator in operators:
+    for operator in with_kinds(by_owner, operators):
         if operator.kind in by_owner:
-            operator.apply(model, network, by_owner[operator.kind])
+            yield operator, by_owner[operator.kind]
+
+
+_Part = tuple[list[int], Applier]
+"""The places of one operator's sites in a choice, and what applies their settings."""
 
 
 class PolicyApplier:
@@ -77,12 +118,18 @@ class PolicyApplier:
         """``scratch`` is changed and must be nobody else's; ``network`` has been calibrated."""
         self._groups = network.graph.sites
         self._restored = _Tensors(scratch)
-        self._parts = []
+        self._cutting: list[_Part] = []
+        self._others: list[_Part] = []
         for operator in operators:
             own = [place for place, site in enumerate(sites) if site.operators[0] == operator.kind]
             if own:
-                self._parts.append((own, operator.applier(scratch, network, [sites[place] for place in own])))
+                parts = self._cutting if operator.cuts else self._others
+                parts.append((own, operator.applier(scratch, network, [sites[place] for place in own])))
         self._alone = len(self._parts) == 1 and self._parts[0][1].restores
+
+    @property
+    def _parts(self) -> list[_Part]:
+        return [*self._cutting, *self._others]
 
     def kept(self, choice: Choice) -> Kept:
         """The channels that stay in every group of the graph, ascending."""
@@ -94,10 +141,20 @@ class PolicyApplier:
 
     def apply(self, choice: Choice, solved: Solved | None = None) -> None:
         """Put a policy onto the scratch network; tensors that reconstruction has ``solved`` replace the original's."""
+        self.cut(choice, solved)
+        self.complete(choice)
+
+    def cut(self, choice: Choice, solved: Solved | None = None) -> None:
+        """Put on what removes channels. What is left may then be re-solved, before `complete`."""
         if not self._alone:
             self._restored.put_back()
-        for own, applier in self._parts:
+        for own, applier in self._cutting:
             applier.apply(_settings(choice, own), solved or {})
+
+    def complete(self, choice: Choice) -> None:
+        """Put on all other settings, on the weights that are there now."""
+        for own, applier in self._others:
+            applier.apply(_settings(choice, own), {})
 
     def finish(self, model: nn.Module, choice: Choice) -> None:
         """Prepare a copy of the scratch network for training."""

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import PolicyError
-from amc.operators.compose import PolicyApplier, apply_settings, cost_model, offered_sites, recorded_settings
+from amc.operators.compose import (
+    PolicyApplier,
+    apply_settings,
+    cost_model,
+    hold_settings,
+    offered_sites,
+    recorded_settings,
+)
 from amc.operators.operator import CompressionOperator, NetworkFacts, SettingBounds
 from amc.operators.registry import Operators
 from amc.space.sites import Choice, Ints, PolicyGrid, frozen_setting
@@ -42,6 +49,28 @@ def check_operator(
     _check_errors(operator, network, grid, operators)
     _check_networks(network, example, grid, policies, operators)
     _check_policy_file(operator, network, grid, policies, operators)
+    _check_training(network, example, grid, policies, operators)
+
+
+def _check_training(
+    network: NetworkFacts, example: Tensor, grid: PolicyGrid, policies: Ints, operators: Operators
+) -> None:
+    """A network that a step of training has changed is brought back to its settings, and once is enough."""
+    for row in policies[:4]:
+        choice = grid.choice(row)
+        trained, settings = copy.deepcopy(network.model), recorded_settings(network, grid.sites, choice, operators)
+        apply_settings(trained, NetworkFacts(trained, network.graph, network.layout), settings, operators)
+        shapes = [tensor.shape for tensor in trained.state_dict().values()]
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in trained.parameters():
+                parameter.mul_(1 + 0.01 * torch.randn(parameter.shape, generator=generator))
+        hold_settings(trained, settings, operators)
+        once = _output(trained, example)
+        assert [t.shape for t in trained.state_dict().values()] == shapes, f"holding {choice} changes tensors' shapes"
+        hold_settings(trained, settings, operators)
+        close = torch.allclose(_output(trained, example), once, atol=1e-5 * float(once.abs().max()) + 1e-12)
+        assert close, f"{choice} is not kept in training: held again, the network gives something else"
 
 
 def _policies(grid: PolicyGrid, own: Sequence[int]) -> Ints:

@@ -13,6 +13,7 @@ estimated          `errors`: what a setting costs in the objective of the search
 tried              `applier`: the setting on a scratch network, thousands of times
 written and read   `record`, `read`: what policy.json says of it
 applied            `apply`: the same for real, from what policy.json says
+kept in training   `hold`: after every step, where training would undo the setting
 =================  =========================================================================================
 
 `amc.testing.check_operator` tries an operator of yours on a small network.
@@ -121,6 +122,10 @@ class CompressionOperator(ABC):
     reference: ClassVar[str] = ""
     extends: ClassVar[str] = ""
     """The kind of the operator whose sites it adds settings to, where it has none of its own: that one applies them."""
+    cuts: ClassVar[bool] = False
+    """Whether it removes channels: what is left is re-solved, and then operators that do not cut are applied."""
+    proved: ClassVar[frozenset[str]] = frozenset()
+    """Resources of which model.onnx shows what its settings save, so that a limit on them can be proved."""
 
     @abstractmethod
     def sites(
@@ -163,6 +168,13 @@ class CompressionOperator(ABC):
         Raises PolicyError where the network has no such site.
         """
         raise NotImplementedError(f"{self.kind} has no sites of its own")
+
+    def hold(self, model: nn.Module, settings: Mapping[str, PolicySetting]) -> None:
+        """Bring a network in training back to its settings, in place: called after every step of the optimiser.
+
+        Only operators whose settings say something of the weights' values need it.
+        """
+        return
 
 
 class ColumnCosts:

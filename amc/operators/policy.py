@@ -60,12 +60,10 @@ class Policy:
     @classmethod
     def load(cls, path: str | Path, operators: Operators = OPERATORS) -> Policy:
         """Read and check a policy. Raises PolicyError."""
-        expect("path", path, PATH, "a path")
+        value = _read_file(path)
         try:
-            return cls.from_json(read_json(Path(path)), operators)
-        except OSError as error:
-            raise PolicyError(f"cannot read the policy {path}: {error.strerror}.") from None
-        except (ValueError, PolicyError) as error:
+            return cls.from_json(value, operators)
+        except PolicyError as error:
             raise PolicyError(f"{path} is not a policy: {error}") from None
 
     @classmethod
@@ -82,11 +80,7 @@ class Policy:
         if not sites:
             raise PolicyError("it has no sites: it does not say what to do.")
         settings = {str(name): _read(str(name), entry, version, operators) for name, entry in sites.items()}
-        try:
-            inputs = Signature.from_json(value["inputs"]) if "inputs" in value else None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PolicyError(f"its inputs are not understood ({first_line(error)}).") from None
-        return cls(fingerprint, settings, inputs)
+        return cls(fingerprint, settings, _inputs(value))
 
     def check(self, model: nn.Module, example: Nested | None = None) -> None:
         """Raise PolicyError unless the policy is for this network, with these weights, and for inputs like these."""
@@ -114,6 +108,29 @@ class Policy:
         if self.inputs is None:
             raise PolicyError("the policy does not say what its network takes: pass an example input.")
         return self.inputs.example()
+
+
+def read_inputs(path: str | Path) -> Signature | None:
+    """What the network of a policy's file takes, whatever its operators are. Raises PolicyError."""
+    value = _read_file(path)
+    return _inputs(value) if isinstance(value, dict) else None
+
+
+def _read_file(path: str | Path) -> Any:
+    expect("path", path, PATH, "a path")
+    try:
+        return read_json(Path(path))
+    except OSError as error:
+        raise PolicyError(f"cannot read the policy {path}: {error.strerror}.") from None
+    except ValueError as error:
+        raise PolicyError(f"{path} is not a policy: {error}") from None
+
+
+def _inputs(value: Mapping[str, Any]) -> Signature | None:
+    try:
+        return Signature.from_json(value["inputs"]) if "inputs" in value else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PolicyError(f"its inputs are not understood ({first_line(error)}).") from None
 
 
 def _read(name: str, entry: Any, version: int, operators: Operators) -> PolicySetting:

@@ -1,34 +1,126 @@
-"""The operators that amc has, in the order in which they offer sites and are applied."""
+"""The operators by name: amc's own, those of installed packages (group ``amc.operators``), and ``file.py:name``.
+
+They offer sites and are applied in the order in which they are named.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 
-from amc.errors import PolicyError, did_you_mean
+from amc.errors import ConfigError, PolicyError, did_you_mean
 from amc.operators.branches import Branches
 from amc.operators.channels import Channels
 from amc.operators.operator import CompressionOperator
+from amc.runtime.plugins import made_by
+from amc.runtime.registry import Entry, Registry
 
 Operators = Sequence[CompressionOperator]
 
 OPERATORS: tuple[CompressionOperator, ...] = (Channels(), Branches())
+"""Those that come with amc, by their ``kind``."""
+
+_OWN = {operator.kind: operator for operator in OPERATORS}
+_REGISTRY: Registry[Any] = Registry(
+    "operator",
+    "amc.operators",
+    [Entry(o.kind, o.summary, reference=o.reference, loader=partial(_OWN.__getitem__, o.kind)) for o in OPERATORS],
+)
 
 
-def known_operators() -> dict[str, CompressionOperator]:
-    """All operators by the kind of setting that they give."""
-    return {operator.kind: operator for operator in OPERATORS}
+def operators() -> dict[str, Entry[Any]]:
+    """The entries of all operators by name.
+
+    >>> list(operators())[:2]
+    ['channels', 'branches']
+    """
+    return _REGISTRY.entries()
+
+
+def load_operator(name: str) -> CompressionOperator:
+    """The operator of that name. A file or a package names an instance, a class, or a function that makes one.
+
+    Raises ConfigError. An installed operator's name is its kind, so that policy files find it.
+    """
+    if name in _OWN:
+        return _OWN[name]
+    found, installed = _REGISTRY.load(name), name in operators()
+    operator = found if isinstance(found, CompressionOperator) else made_by(name, found, ConfigError)
+    if not isinstance(operator, CompressionOperator):
+        raise ConfigError(f"the operator {name} is a {type(operator).__name__}, but must be a CompressionOperator.")
+    if operator.kind in _OWN:
+        raise ConfigError(f"the operator {name} is of the kind '{operator.kind}', which is one of amc's own.")
+    if installed and operator.kind != name:
+        raise ConfigError(f"the operator {name} is of the kind '{operator.kind}': its name must be its kind.")
+    return operator
+
+
+def load_operators(names: Iterable[str]) -> Operators:
+    """The operators of these names, in this order. Raises ConfigError where they cannot be used together.
+
+    >>> [operator.kind for operator in load_operators(["channels", "branches"])]
+    ['channels', 'branches']
+    >>> load_operators(["branches"])
+    Traceback (most recent call last):
+    amc.errors.ConfigError: the operator branches adds settings to the sites of channels: name channels before it.
+    """
+    found: list[CompressionOperator] = []
+    for name in names:
+        operator = load_operator(name)
+        kinds = [known.kind for known in found]
+        if operator.kind in kinds:
+            raise ConfigError(f"the operator {name} is of the kind '{operator.kind}', which is named twice.")
+        if operator.extends and operator.extends not in kinds:
+            extended = operator.extends
+            told = f"the operator {name} adds settings to the sites of {extended}"
+            raise ConfigError(f"{told}: name {extended} before it.")
+        found.append(operator)
+    if not found:
+        raise ConfigError("no operator is named: there is nothing to choose.")
+    return tuple(found)
+
+
+def foreign(operators: Operators) -> list[str]:
+    """The kinds of the operators that do not come with amc.
+
+    >>> foreign(OPERATORS)
+    []
+    """
+    return [operator.kind for operator in operators if operator.kind not in _OWN]
+
+
+def beside_own(operators: Operators) -> Operators:
+    """Amc's own operators, and after them those of ``operators`` that are not.
+
+    >>> [operator.kind for operator in beside_own([])]
+    ['channels', 'branches']
+    """
+    return (*OPERATORS, *(operator for operator in operators if operator.kind not in _OWN))
 
 
 def operator_of(kind: str, operators: Operators = OPERATORS) -> CompressionOperator:
-    """The operator of that kind. Raises PolicyError.
+    """The operator of that kind: one of ``operators``, or an installed package's. Raises PolicyError.
 
     >>> operator_of("branches").extends
     'channels'
     """
     found = {operator.kind: operator for operator in operators}
-    if kind not in found:
-        raise PolicyError(f"unknown kind of compression {kind!r}.{did_you_mean(kind, found)}")
-    return found[kind]
+    if kind in found:
+        return found[kind]
+    if kind not in _OWN and _REGISTRY.entries().get(kind) is not None:
+        try:
+            return load_operator(kind)
+        except ConfigError as error:
+            raise PolicyError(str(error)) from error
+    raise PolicyError(f"unknown kind of compression {kind!r}.{did_you_mean(kind, found)}")
+
+
+def with_kinds(kinds: Iterable[str], operators: Operators = OPERATORS) -> Operators:
+    """``operators``, and after them those of other ``kinds``, in the kinds' order. Raises PolicyError."""
+    known = {operator.kind for operator in operators}
+    others = dict.fromkeys(kind for kind in kinds if kind not in known)
+    return (*operators, *(operator_of(kind, operators) for kind in others))
 
 
 def owner_of(operator: CompressionOperator, operators: Operators = OPERATORS) -> CompressionOperator:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
@@ -112,6 +113,14 @@ class CoarseWeights(CompressionOperator):
             module: Any = model.get_submodule(name.removeprefix(f"{self.kind}:"))
             assert isinstance(setting, CoarseSetting)
             module.weight = nn.Parameter(coarse(module.weight.detach(), setting.setting))
+
+    def hold(self, model: nn.Module, settings: Mapping[str, PolicySetting]) -> None:
+        """Write coarse weights over those of the last step."""
+        with torch.no_grad():
+            for name, setting in settings.items():
+                module: Any = model.get_submodule(name.removeprefix(f"{self.kind}:"))
+                assert isinstance(setting, CoarseSetting)
+                module.weight.copy_(coarse(module.weight, setting.setting))
 
 
 class CoarseCosts:

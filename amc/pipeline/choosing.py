@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,10 @@ from amc.evaluation.reward import Evaluation
 from amc.evaluation.score import Score
 from amc.latency.constraint import LatencyConstraint
 from amc.pipeline.record import Record
+from amc.pipeline.recovering import recover
 from amc.space.budget import Space
-from amc.space.sites import Choice
+from amc.space.sites import Choice, frozen_setting
 from amc.task import evaluate
-from amc.train import train
 
 SPARE = 3
 """Policies that are measured beyond the candidates: some may turn out too slow."""
@@ -28,6 +28,20 @@ class Shortlist:
     evaluations: Sequence[Evaluation]
     obstacle: str | None = None
     """Why the limit on latency cannot be kept, where none of them keeps it."""
+
+
+@dataclass(frozen=True)
+class TrialProgress:
+    """Shows how far the brief trainings of the candidates are."""
+
+    record: Record
+    index: int
+    """Of the candidate."""
+    count: int
+
+    def __call__(self, done: float, loss: float) -> None:
+        """So much of this candidate's training is done."""
+        self.record.step((self.index + done) / self.count)
 
 
 class Choosing:
@@ -69,13 +83,12 @@ class Choosing:
         share = record.config.finetune.trial_share
         if record.epochs == 0 or share == 0 or len(best) == 1:
             return best[0], [_candidate(c, refined[c], None, i == 0) for i, c in enumerate(best)]
-        known = {tuple(r["choice"]): (r["loss"], r["metric"]) for r in record.journal.records("trial")}
+        known = {_choice(r): (r["loss"], r["metric"]) for r in record.journal.records("trial")}
         scores = []
         for index, choice in enumerate(best):
             if choice not in known:
-                model = evaluator.pruned(choice)
-                train(model, record.task, record.plan(share * record.epochs, model), record.task.model,
-                      progress=lambda done, _, i=index: record.step((i + done) / len(best)))  # type: ignore[misc]  # fmt: skip
+                model = recover(record, evaluator, choice, evaluator.pruned(choice), share * record.epochs,
+                                progress=TrialProgress(record, index, len(best)))  # fmt: skip
                 loss, metric = evaluate(model, record.task, record.task.splits.search)
                 record.journal.append("trial", choice=list(choice), loss=loss, metric=metric)
                 known[choice] = (loss, metric)
@@ -88,7 +101,7 @@ class Choosing:
     def _refine(self, best: Sequence[Evaluation], evaluator: Evaluator) -> dict[Choice, Score]:
         """The best policies with their scores as refined networks."""
         record = self.record
-        known = {tuple(r["choice"]): Score(r["loss"], r["metric"]) for r in record.journal.records("refined")}
+        known = {_choice(r): Score(r["loss"], r["metric"]) for r in record.journal.records("refined")}
         for index, found in enumerate(best):
             if found.choice not in known:
                 score = known[found.choice] = refined_score(evaluator, record.memo, found.choice)
@@ -100,6 +113,11 @@ class Choosing:
 def best_first(found: Sequence[Evaluation]) -> list[Evaluation]:
     """The evaluations that did not fail, the best first; equal rewards are told apart by the loss."""
     return sorted((e for e in found if e.error is None), key=lambda e: (-e.reward, e.loss))
+
+
+def _choice(record: Mapping[str, Any]) -> Choice:
+    """The policy of a journal's record."""
+    return tuple(frozen_setting(setting) for setting in record["choice"])
 
 
 def _candidate(choice: Choice, before: Score, after: float | None, chosen: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from contextlib import AbstractContextManager
 from itertools import count
 from pathlib import Path
 
@@ -17,12 +18,15 @@ from amc.latency import is_profile, load_latency_model
 from amc.latency.instruments import Instruments
 from amc.operators.policy import Policy
 from amc.pipeline.backends import RemoteBackend
-from amc.pipeline.choosing import Choosing
 from amc.pipeline.delivery import Delivery
+from amc.pipeline.findings import findings
+from amc.pipeline.measuring import Measuring
 from amc.pipeline.record import Record
 from amc.pipeline.result import Result
+from amc.pipeline.rounds import Prepared, run_rounds
+from amc.pipeline.spaces import branches_go, check_operators
 from amc.pipeline.stages import Stages
-from amc.pipeline.summary import Findings, summarise
+from amc.pipeline.summary import summarise
 from amc.pipeline.timing import Timing
 from amc.pipeline.trust import is_own, needs_trust, refuse_foreign, without_download
 from amc.runtime.arguments import PATH, expect
@@ -33,10 +37,9 @@ from amc.runtime.monitor import Logged, Monitor
 from amc.runtime.progress import Recorder
 from amc.runtime.tracking import check_log, tracked
 from amc.search import check_searcher, keeps_study, searchers
-from amc.space.budget import UNITS, Budget, Space
-from amc.space.sites import Choice
-from amc.task import Task, check_training, load_data, load_model, load_objective, make_task, nested
-from amc.train import check_schedule
+from amc.space.budget import UNITS, Budget
+from amc.task import Task, load_data, load_model, load_objective, make_task, nested
+from amc.train import check_recovery, check_schedule
 
 
 def run(
@@ -80,6 +83,8 @@ def check(config: Config) -> None:
     Budget.from_config(config.budget).limits(dict.fromkeys(UNITS, 1e12))
     check_searcher(config.search.searcher, config.search.searcher_options)
     check_schedule(config.finetune.schedule, config.finetune.schedule_options)
+    check_recovery(config.finetune.recover, config.finetune.recover_options)
+    check_operators(config)
     if config.search.storage and not keeps_study(config.search.searcher):
         able = ", ".join(filter(keeps_study, searchers()))
         raise ConfigError(f"--storage is for the searchers that keep a study: {able}.")
@@ -94,9 +99,10 @@ def check(config: Config) -> None:
         check_storage(config.search.storage)
     named = config.search.latency_model
     if config.budget.latency and named and not is_profile(named):
-        if config.budget.branches is not None:
+        if branches_go(config):
+            asked = "--branches" if config.budget.branches is not None else "--operators branches"
             raise ConfigError(
-                f"--branches cannot be had together with --latency-model {named}: only profiles know what a network "
+                f"{asked} cannot be had together with --latency-model {named}: only profiles know what a network "
                 "takes without some of its branches. Leave one of the two out."
             )
         load_latency_model(named)
@@ -235,79 +241,31 @@ def resume_command(folder: Path, config: Config) -> str:
 
 def _compress(record: Record, remote: RemoteBackend | None) -> Result:
     """The stages, one after the other."""
-    task, config, folder = record.task, record.config, record.folder
-    flow, choosing, delivery = Stages(record, remote), Choosing(record), Delivery(record)
+    stages, delivery = Stages(record, remote), Delivery(record)
     if record.journal.last("done") is not None:
         return delivery.finished()
     with record.stage("inspect"):
-        if record.epochs > 0:
-            check_training(task)
-        graph = flow.inspect()
-    with record.stage("profile") if config.budget.latency or config.search.latency_aware else contextlib.nullcontext():
+        stages.check_training()
+        graph = stages.inspect()
+    search, limited = record.config.search, record.config.budget.latency is not None
+    with optional_stage(record, "profile", limited or search.latency_aware):
         timing = Timing(record, graph)
         latency, predicted = timing.constraint(), timing.prediction()
-        if latency:
-            latency.aim(flow.space(graph, latency), config.seed, record.step)
-        space = flow.space(graph, latency, predicted)
+        space = stages.space(graph, latency, predicted)
+        if latency and latency.aim(space, record.config.seed, record.step):
+            space = stages.space(graph, latency)
     with record.stage("calibrate"):
-        evaluator = flow.calibrate(graph, space)
-    obstacle = None
-    while True:  # one round; others where latency is limited and turns out to be predicted wrongly
-        space = flow.space(graph, latency) if latency else space  # with what was corrected since
-        with record.stage("search"):
-            found = flow.search(graph, space, evaluator, latency)
-        if found is None:
-            continue
-        with record.stage("choose"):
-            shortlist = choosing.shortlist(found, space, latency)
-            if shortlist is None:
-                continue
-            chosen, candidates = choosing.choose(shortlist.evaluations, evaluator)
-        with record.stage("fine-tune"):
-            model = delivery.finetune(record.phases(space, chosen), evaluator, graph)
-        with record.stage("export"):
-            kept = evaluator.kept(chosen)
-            parity, gone = delivery.export(model, graph, kept)
-            unwritten = delivery.program(model)
-            proof = delivery.prove(space, model, graph, gone)
-            macs = delivery.count_macs(model)
-        with record.stage("measure"):
-            measured = delivery.measure(latency)
-            verified = delivery.verify(latency, chosen, measured)
-        if latency is None or verified is None or verified.met:
-            break
-        obstacle = shortlist.obstacle or latency.tighten(space, verified)
-        if delivery.give_up(verified, obstacle):
-            break
-    with record.stage("quantise") if config.int8 else contextlib.nullcontext():
-        int8 = delivery.quantise()
+        evaluator = stages.calibrate(graph, space)
+    found = run_rounds(record, stages, Prepared(graph, evaluator, latency), space)
+    with optional_stage(record, "quantise", record.config.int8):
+        int8 = Measuring(record).quantise()
     with record.stage("test"):
-        policy = Policy.of(task.model, evaluator.recorded(chosen), task.example)
-        scores = delivery.test(model, policy)
-    findings = Findings(
-        original=_told(space, space.full),
-        final={**_told(space, chosen), "size": float((folder / "model.onnx").stat().st_size)},
-        limits=space.limits,
-        evaluations=len(found),
-        recalibrate=evaluator.settings.recalibrate,
-        pruned_metric=next(c["before"] for c in candidates if c["chosen"]),
-        candidates=candidates,
-        proof=[*proof, verified.to_json()] if verified else proof,
-        parity=parity,
-        latency=measured,
-        prediction=latency.report(chosen) if latency else None,
-        scores=scores,
-        stages=record.seconds(),
-        precision=record.precision(),
-        int8=int8,
-        unwritten=unwritten,
-        macs=macs,
-        obstacle=obstacle,
-    )
-    return delivery.deliver(model, policy, found, summarise(task, config, policy, findings))
+        policy = Policy.of(record.task.model, evaluator.recorded(found.chosen), record.task.example)
+        scores = delivery.test(found.model, policy)
+    summary = summarise(record.task, record.config, policy, findings(record, evaluator, latency, found, scores, int8))
+    return delivery.deliver(found.model, policy, found.evaluations, summary)
 
 
-def _told(space: Space, choice: Choice) -> dict[str, float]:
-    """Exact costs only: latency is told as it was measured, and branches where they may go."""
-    untold = {"latency"} if any(site.sizes[0] == 0 for site in space.sites) else {"latency", "branches"}
-    return {name: value for name, value in space.costs(choice).items() if name not in untold}
+def optional_stage(record: Record, name: str, wanted: bool) -> AbstractContextManager[None]:
+    """A stage that many runs do not have."""
+    return record.stage(name) if wanted else contextlib.nullcontext()

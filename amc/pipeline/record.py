@@ -26,7 +26,7 @@ from amc.runtime.locks import MeasurementLock
 from amc.runtime.monitor import Monitor
 from amc.space.sites import Choice, PolicyGrid
 from amc.task import Task
-from amc.train import Phase, Plan, asked_precision, fastest_precision, make_plan, phases
+from amc.train import NO_TRAINING, Phase, Plan, asked_precision, fastest_precision, make_plan, phases
 
 
 def _digest(values: Mapping[str, Any]) -> str:
@@ -113,7 +113,9 @@ class Record:
 
     @property
     def epochs(self) -> float:
-        """Epochs of fine-tuning: the user's, or what suits the data."""
+        """Epochs of training after pruning: the user's, or what suits the data."""
+        if self.config.finetune.recover == NO_TRAINING:
+            return 0.0
         asked = unless_auto(self.config.finetune.epochs)
         return self.task.splits.epochs if asked is None else asked
 

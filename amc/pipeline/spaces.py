@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 from amc.config import AUTO, BudgetConfig, Config, unless_auto
+from amc.errors import ConfigError
+from amc.evaluation.reward import load_reward
 from amc.latency import is_profile
 from amc.latency.constraint import LatencyConstraint
 from amc.latency.prediction import CorrectedCosts, LatencyPrediction, effective_widths
-from amc.operators.compose import cost_model, offered_sites
+from amc.operators.compose import cost_model, offered_sites, unproved_savings
 from amc.operators.operator import NetworkFacts, SettingBounds
-from amc.operators.registry import OPERATORS, Operators
-from amc.space.budget import Budget, Space
+from amc.operators.registry import Operators, foreign, load_operators
+from amc.space.budget import FIELDS, UNITS, Budget, Space
 
 
 def make_space(
@@ -27,11 +31,15 @@ def make_space(
     bounds = SettingBounds(search.least_share, unless_auto(search.channel_step))
     operators = used_operators(config, aware=predicted is not None)
     sites = offered_sites(network, bounds, operators)
+    if not sites:
+        kinds = ", ".join(operator.kind for operator in operators)
+        raise ConfigError(f"there is nothing in this network to choose for the operators {kinds}: name others.")
     resources = cost_model(network, sites, operators)
     full = [site.sizes[-1] for site in sites]
     original = {name: float(values[0]) for name, values in resources.costs([full]).items()}
     exact = asked != BudgetConfig() or config.budget.latency is None
     limits = Budget.from_config(asked).limits(original) if exact else {}
+    _check_proof(unproved_savings(sites, resources, operators) if foreign(operators) else {}, limits)
     others = asked.replace(branches=None) != BudgetConfig()
     sizes = [site.sizes for site in sites]
     if latency is None and predicted is not None:
@@ -45,18 +53,64 @@ def make_space(
     return Space(sites, costs, {**limits, "latency": latency.limit_ms})
 
 
+def _check_proof(unproved: Mapping[str, Collection[str]], limits: Collection[str]) -> None:
+    """Raise ConfigError where an operator changes what is limited, and model.onnx would not show it."""
+    for kind, resources in unproved.items():
+        for resource in sorted(set(resources) & set(limits)):
+            raise ConfigError(
+                f"--{FIELDS[resource]} cannot be limited with the operator {kind}: model.onnx does not show the "
+                f"{UNITS[resource]} that it saves. Limit something else, or leave {kind} out of --operators."
+            )
+
+
+def unproved_resources(config: Config, space: Space) -> list[str]:
+    """Resources of which the exported network does not show all that the operators save."""
+    operators = used_operators(config)
+    found = unproved_savings(space.sites, space.model, operators) if foreign(operators) else {}
+    return sorted(set().union(*found.values()))
+
+
+def check_operators(config: Config) -> None:
+    """Raise ConfigError for operators that there are not, or that cannot do what else is asked for."""
+    operators = used_operators(config)
+    kinds, others = [operator.kind for operator in operators], foreign(operators)
+    budget, search = config.budget, config.search
+    if budget.branches is not None and "branches" not in kinds:
+        raise ConfigError("--branches limits residual branches: add branches to --operators.")
+    if not others:
+        return
+    asked = {
+        "--latency": budget.latency is not None,
+        "--latency-aware": search.latency_aware,
+        f"--reward {search.reward}": bool(getattr(load_reward(search.reward), "needs_latency", False)),
+        f"--criterion-scope {search.criterion_scope}": search.criterion_scope != "site",
+    }
+    for option in (option for option, given in asked.items() if given):
+        raise ConfigError(
+            f"{option} knows channels and branches only: leave it out, or {', '.join(others)} out of --operators."
+        )
+
+
 def used_operators(config: Config, aware: bool = False) -> Operators:
-    """The operators that a search uses; ``aware``: it takes latency into account without a limit."""
-    unused = set() if branches_go(config, aware) else {"branches"}
-    return [operator for operator in OPERATORS if operator.kind not in unused]
+    """The operators that a search uses. Raises ConfigError.
+
+    ``aware``: it takes latency into account without a limit, whatever the configuration says.
+    """
+    named = config.search.operator_names
+    if named is None:
+        named = ("channels", "branches") if branches_go(config, aware) else ("channels",)
+    return load_operators(named)
 
 
 def branches_go(config: Config, aware: bool = False) -> bool:
     """Whether residual branches may be removed whole, which saves more time than narrow ones do.
 
-    Latency models of the user's know nothing of that.
+    Without ``--operators``: where they are limited, or latency is. Latency models of the user's know nothing of them.
     """
+    operators = config.search.operator_names
+    if operators is not None:
+        return "branches" in operators
     budget, named, least = config.budget, config.search.latency_model, config.search.min_keep
-    if budget.branches is not None or (budget.latency is None and not aware):
+    if budget.branches is not None or (budget.latency is None and not (aware or config.search.latency_aware)):
         return budget.branches is not None or least == 0
     return least in (AUTO, 0) and (named is None or is_profile(named))

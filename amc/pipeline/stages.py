@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -17,7 +18,8 @@ from amc.evaluation.latency_weight import LatencyWeight
 from amc.evaluation.problem import Problem, recorded
 from amc.evaluation.reward import Evaluation, load_reward
 from amc.evaluation.settings import EvaluationSettings, Reconstruction
-from amc.graph.build import Graph, build_graph
+from amc.graph.build import build_graph
+from amc.graph.sites import Graph, SiteFeatures
 from amc.graph.trace import unprovable
 from amc.importance import Need, load_criterion, select
 from amc.latency.constraint import LatencyConstraint
@@ -27,7 +29,8 @@ from amc.operators.operator import NetworkFacts
 from amc.pipeline.backends import RemoteBackend, search_backend
 from amc.pipeline.original import original_onnx
 from amc.pipeline.record import Record
-from amc.pipeline.spaces import make_space
+from amc.pipeline.recovering import try_own_recovery
+from amc.pipeline.spaces import make_space, used_operators
 from amc.pipeline.study import study_place
 from amc.pipeline.timing import Timing
 from amc.reconstruction.sequential import FAST, FULL
@@ -35,6 +38,7 @@ from amc.runtime.memory import Memory
 from amc.search import may_race, run_searcher
 from amc.space.budget import Space
 from amc.space.sites import Choice
+from amc.task import check_training
 
 
 class Stages:
@@ -44,6 +48,12 @@ class Stages:
         """``remote`` scores policies on other machines."""
         self.record, self._remote = record, remote
         self.memory = Memory.of(unless_auto(record.config.memory_limit))
+
+    def check_training(self) -> None:
+        """Raise AmcError where the network cannot be trained, or not recovered as the configuration says."""
+        if self.record.epochs > 0:
+            check_training(self.record.task)
+            try_own_recovery(self.record)
 
     def inspect(self) -> Graph:
         """The channel groups, and how many samples may be in the network at once."""
@@ -72,7 +82,8 @@ class Stages:
         moments = record.memo.moments(graph, self.memory, record.folder, record.step)
         orders = record.memo.orders(graph, moments)
         given = settings or settings_of(record.config)
-        evaluator = Evaluator(record.task, graph, orders, moments, given, self.memory, space.sites)
+        evaluator = Evaluator(record.task, graph, orders, moments, given, self.memory, space.sites,
+                              used_operators(record.config))  # fmt: skip
         return evaluator if settings else self._decided(evaluator, space.fit(np.ones(len(space.names))))
 
     def _decided(self, trial: Evaluator, uniform: Choice) -> Evaluator:
@@ -111,9 +122,8 @@ class Stages:
             if latency:
                 latency.check(space, proposals, lambda: [e.choice for e in problem.best()])
 
-        features = [site.features for site in graph.sites]
         problem = Problem(
-            space, features, backend, reward, record.journal, observe, study_place(record),
+            space, _features(graph, space.names), backend, reward, record.journal, observe, study_place(record),
             races=search.race and may_race(search.searcher), latency_weight=weight,
         )  # fmt: skip
         try:
@@ -150,6 +160,18 @@ class Stages:
         if found.saved:
             record.monitor.say(f"kept at their smallest width, where the criterion left less: {', '.join(found.saved)}")
         return found.choice
+
+
+def _features(graph: Graph, names: Sequence[str]) -> list[SiteFeatures]:
+    """What searchers are told of the sites ``names``.
+
+    A site of another operator than channels, ``KIND:LAYER``, has the features of the group that its layer is in; zeros
+    where there is none.
+    """
+    groups = {site.name: site.features for site in graph.sites}
+    layers = {name: site.features for site in graph.sites for name in site.layers}
+    nothing = SiteFeatures(*[0.0] * len(SiteFeatures._fields))
+    return [groups.get(name) or layers.get(name.partition(":")[2], nothing) for name in names]
 
 
 def settings_of(config: Config) -> EvaluationSettings:

@@ -26,7 +26,7 @@ def study_place(record: Record) -> StudyPlace:
     search = {k: v for k, v in said["search"].items() if k not in ("evaluations", "storage", "study_name")}
     task = record.task
     files = file_digests([config.model.name, config.data.name, config.objective, config.search.criterion,
-                          config.search.reward])  # fmt: skip
+                          config.search.reward, *(config.search.operator_names or ())])  # fmt: skip
     same = [fingerprint(task.model), dict(task.splits.provenance), said["budget"], search, config.seed,
             config.objective, files]  # fmt: skip
     identity = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:32]

@@ -12,6 +12,8 @@ from amc.deploy.export import Parity
 from amc.deploy.result import FORMAT, VERSION
 from amc.latency import Measurement
 from amc.latency.int8 import TOLERANCE
+from amc.operators.channels import ChannelSetting
+from amc.operators.operator import PolicySetting
 from amc.operators.policy import Policy
 from amc.runtime.provenance import environment
 from amc.space.budget import format_cost, is_absolute, parse_limit
@@ -69,7 +71,7 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
         "proof": list(found.proof),
         "macs": dict(found.macs),
         "parity": asdict(found.parity),
-        "sites": [{"name": name, "width": s.size, "of": s.of} for name, s in policy.settings.items()],
+        "sites": [_site(name, setting) for name, setting in policy.settings.items()],
         "search": {
             "searcher": plain["search"]["searcher"],
             "evaluations": found.evaluations,
@@ -92,20 +94,32 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
 
 _PATHS = (
     ("model", "name"), ("model", "weights"), ("data", "name"), ("data", "root"), ("search", "searcher"),
-    ("search", "criterion"), ("search", "reward"), ("search", "latency_model"),
+    ("search", "criterion"), ("search", "reward"), ("search", "latency_model"), ("finetune", "schedule"),
+    ("finetune", "recover"),
 )  # fmt: skip
 
 
 def _nameless(plain: dict[str, Any]) -> dict[str, Any]:
     """The configuration with the last part of every path only: where files lie is the user's business."""
-    shown = {**plain, "model": dict(plain["model"]), "data": dict(plain["data"]), "search": dict(plain["search"])}
+    shown = {**plain, **{part: dict(plain[part]) for part, _ in _PATHS}}
     for part, key in _PATHS:
         value = shown[part][key]
         if isinstance(value, str):
             kind, colon, path = value.partition(":")
             prefixed = colon and not value.partition(".py:")[1] and kind in ("imagefolder", "torchvision", "timm")
             shown[part][key] = f"{kind}:{Path(path).name}" if prefixed else Path(value).name
+    if not isinstance(plain["search"]["operators"], str):
+        shown["search"]["operators"] = [Path(name).name for name in plain["search"]["operators"]]
+    if "weights" in plain["finetune"]["recover_options"]:
+        named = Path(str(plain["finetune"]["recover_options"]["weights"])).name
+        shown["finetune"]["recover_options"] = {**plain["finetune"]["recover_options"], "weights": named}
     return {**shown, "objective": Path(plain["objective"]).name, "out": None, "cache": None, "log": None}
+
+
+def _site(name: str, setting: PolicySetting) -> dict[str, Any]:
+    """How much of a site is kept; of one that is no channel group, also what policy.json says of it."""
+    kept = {"name": name, "width": setting.size, "of": setting.of}
+    return kept if isinstance(setting, ChannelSetting) else {**kept, "setting": setting.to_json()}
 
 
 def _row(name: str, costs: Mapping[str, float], found: Findings) -> dict[str, float]:
@@ -196,10 +210,11 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
 
 def _reasons(summary: Mapping[str, Any]) -> list[str]:
     reasons = []
-    off = [s for s in summary["sites"] if s["width"] % 16 and s["width"] != s["of"]]
+    groups = [s for s in summary["sites"] if "setting" not in s]
+    off = [s for s in groups if s["width"] % 16 and s["width"] != s["of"]]
     if off:
         reasons.append(
-            f"{len(off)} of {len(summary['sites'])} widths are no multiples of 16, the vector width that ONNX Runtime "
+            f"{len(off)} of {len(groups)} widths are no multiples of 16, the vector width that ONNX Runtime "
             "rounds up to with AVX-512 (8 with AVX2)"
         )
     if summary["original"]["latency_ms"] < 0.5:

@@ -8,7 +8,7 @@ from typing import Any
 
 from amc.errors import ConfigError
 from amc.evaluation.scorer import compares_logits
-from amc.graph.build import Graph
+from amc.graph.sites import Graph
 from amc.latency import Predictor, is_profile, load_latency_model
 from amc.latency.constraint import LatencyConstraint, limited_by_model, limited_here, limited_on_device
 from amc.latency.prediction import LatencyPrediction

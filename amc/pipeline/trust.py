@@ -23,6 +23,7 @@ from amc.runtime.secret import code_of, user_key
 def code_named(config: Config) -> list[str]:
     """The Python files and commands that a run of this configuration would execute, as they are named in it."""
     named = [
+        *(config.search.operator_names or ()),
         config.model.name,
         config.data.name,
         config.objective,
@@ -30,6 +31,7 @@ def code_named(config: Config) -> list[str]:
         config.search.reward,
         config.search.searcher,
         config.finetune.schedule,
+        config.finetune.recover,
     ]
     found = [name for name in named if is_plugin(name)]
     if config.search.latency_model and runs_code(config.search.latency_model):
@@ -59,7 +61,7 @@ def refuse_foreign(config: Config, folder: Path) -> None:
         raise BundleError(
             f"{folder} would use the study in another place that it names: if you trust that, add --trust."
         )
-    if config.cache not in (None, "auto") and not is_own_folder(Path(config.cache)):
+    if config.cache is not None and config.cache not in ("off", "auto") and not is_own_folder(Path(config.cache)):
         raise BundleError(f"{folder} would write into the cache {config.cache}: if you trust that, add --trust.")
     if config.log:
         raise BundleError(f"{folder} would log to another place that it names: if you trust that, add --trust.")

@@ -66,6 +66,15 @@ class Entry(Generic[T]):
         return found
 
 
+@dataclass(frozen=True)
+class FunctionEntry(Entry[T]):
+    """A function: its settings are its keyword-only parameters."""
+
+    @property
+    def has_settings(self) -> bool:
+        return True
+
+
 class Registry(Generic[T]):
     """The entries of one kind."""
 
@@ -119,9 +128,11 @@ class Parameter:
 
 def settings_of(function: Callable[..., Any]) -> list[Parameter]:
     """The settings of a function: its keyword-only parameters, with what `about` says of them."""
-    fields = _model(function).model_fields.items()
-    return [Parameter(name, field.default, ", ".join(filter(None, (field.description, bounds(field)))))
-            for name, field in fields]  # fmt: skip
+    found = []
+    for name, field in _model(function).model_fields.items():
+        told = ", ".join(filter(None, (field.description, bounds(field))))
+        found.append(Parameter(name, "(required)" if field.is_required() else field.default, told))
+    return found
 
 
 def options(name: str, function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:

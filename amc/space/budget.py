@@ -24,7 +24,8 @@ UNITS = {
     "macs": "MACs", "params": "parameters", "size": "bytes", "memory": "bytes", "latency": "ms",
     "branches": "residual branches",
 }  # fmt: skip
-_FIELDS = {"flops": "macs", **{name: name for name in UNITS if name != "macs"}}
+FIELDS = {name: "flops" if name == "macs" else name for name in UNITS}
+"""By resource the budget's field that limits it, which is also its option."""
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(e[+-]?[0-9]+)? *(%|[a-z]*)", re.IGNORECASE | re.ASCII)
 LONGEST = 60
 """Characters of an amount."""
@@ -62,7 +63,7 @@ class Budget:
     def limits(self, original: Mapping[str, float]) -> dict[str, float]:
         """Absolute limits by resource, given what the original costs. Raises BudgetError."""
         found = {}
-        for field, resource in _FIELDS.items():
+        for resource, field in FIELDS.items():
             value = getattr(self, field)
             if value is not None:
                 if resource not in original and resource == "branches":

@@ -14,7 +14,7 @@ import numpy as np
 
 from amc.errors import ConfigError, first_line
 from amc.runtime.plugins import is_plugin
-from amc.runtime.registry import Entry, Registry, about, options
+from amc.runtime.registry import Entry, FunctionEntry, Registry, about, options
 from amc.space.sites import Choice, PolicyGrid
 
 
@@ -66,8 +66,9 @@ def iterative(
 
 
 SCHEDULES: Registry[Schedule] = Registry("schedule", "amc.schedules", (
-    Entry("one-shot", "prune at once, then train", "amc.train.schedule:one_shot"),
-    Entry("iterative", "prune and train by turns", "amc.train.schedule:iterative", "Han et al. 2015, arXiv:1506.02626"),
+    FunctionEntry("one-shot", "prune at once, then train", "amc.train.schedule:one_shot"),
+    FunctionEntry("iterative", "prune and train by turns", "amc.train.schedule:iterative",
+                  "Han et al. 2015, arXiv:1506.02626"),
 ))  # fmt: skip
 
 

@@ -1,0 +1,123 @@
+"""The exported network of a run: written as ONNX and as a program, checked, and held against the limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from amc.deploy.export import Parity, check_parity, check_program, count_onnx_macs, export_pruned, read_onnx
+from amc.deploy.fvcore_macs import count_with_fvcore
+from amc.deploy.program import read_program, write_program
+from amc.errors import BundleError, ExportError
+from amc.graph.channels import Kept
+from amc.graph.sites import Graph
+from amc.graph.trace import Trace, trace, unprovable
+from amc.latency import Runner
+from amc.operators.branches import find_branches
+from amc.pipeline.record import Record
+from amc.runtime.files import write_text
+from amc.space.budget import UNITS
+from amc.task import nested
+
+PARITY_SAMPLES = 64
+"""Samples by which the files are compared with the network in torch."""
+
+
+class Counted(NamedTuple):
+    """How much of one resource the exported network needs."""
+
+    amount: float
+    how: str
+    """How that was found out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """What is known of an exported network."""
+
+    counted: Mapping[str, Counted]
+    """By resource."""
+    proof: list[dict[str, Any]]
+    """One entry a limit, but for that on latency."""
+    macs: Mapping[str, Any]
+    """Counted by amc and by fvcore."""
+    parity: Parity
+    unwritten: str | None
+    """Why there is no program.json."""
+
+
+def export_network(record: Record, model: nn.Module, graph: Graph, kept: Kept, limits: Mapping[str, float]) -> Exported:
+    """Write model.onnx and program.json. Raises ExportError where they compute something else, or break a limit."""
+    path, search = record.folder / "model.onnx", record.task.splits.search
+    gone = export_pruned(model, record.task.example, path, graph, kept)
+    inputs, _ = search.fetch(torch.arange(min(PARITY_SAMPLES, len(search))))
+    parity = check_parity(model.cpu(), inputs, Runner(path))
+    unwritten = _export_program(record, model, inputs)
+    traced = trace(model.cpu(), nested.to(record.task.example, "cpu"))
+    counted = _count(record, model, graph, gone, traced)
+    return Exported(counted, _prove(limits, counted, traced), _count_macs(record, model, traced), parity, unwritten)
+
+
+def _export_program(record: Record, model: nn.Module, inputs: nested.Nested) -> str | None:
+    """Write program.json and see that it computes what the network does. The reason where there can be none."""
+    path = record.folder / "program.json"
+    try:
+        program = write_program(model, record.task.example)
+        check_program(read_program(program, model.cpu().state_dict()), model.cpu(), inputs)
+    except (ExportError, BundleError) as error:
+        path.unlink(missing_ok=True)
+        return str(error)
+    write_text(path, json.dumps(program, separators=(",", ":")))
+    return None
+
+
+def _count(record: Record, model: nn.Module, graph: Graph, gone: frozenset[str], traced: Trace) -> dict[str, Counted]:
+    """What was exported costs, by resource. Of the layers ``gone`` torch holds one zeroed channel."""
+    path = record.folder / "model.onnx"
+    in_file = count_onnx_macs(path, record.task.example)
+    from_file = gone or in_file >= traced.macs
+    held = [p for name, p in model.named_parameters() if gone.isdisjoint((name, name.rpartition(".")[0]))]
+    pruned, file = "in the pruned network", "in model.onnx"
+    return {
+        "macs": Counted(in_file, f"counted {file}") if from_file else Counted(traced.macs, f"traced {pruned}"),
+        "size": Counted(path.stat().st_size, "bytes of model.onnx"),
+        "params": Counted(sum(p.numel() for p in held), f"counted {pruned}"),
+        "memory": Counted(traced.peak, f"traced {pruned}"),
+        "branches": Counted(len(find_branches(read_onnx(path), graph)), f"counted {file}"),
+    }
+
+
+def _prove(limits: Mapping[str, float], counted: Mapping[str, Counted], traced: Trace) -> list[dict[str, Any]]:
+    """Hold every limit, but that on latency, against what was exported. Raises ExportError where one is broken."""
+    proof: list[dict[str, Any]] = []
+    for resource, limit in limits.items():
+        if resource == "latency":  # measured after this (`amc.pipeline.measuring`)
+            continue
+        value, how = counted[resource]
+        unproved = unprovable(traced) if resource == "macs" else None
+        proof.append({"resource": resource, "unit": UNITS[resource], "limit": limit, "exported": value,
+                      "met": value <= limit and unproved is None, "how": unproved or how})  # fmt: skip
+    broken = [p for p in proof if p["exported"] > p["limit"]]
+    if broken:
+        p = broken[0]
+        raise ExportError(
+            f"the exported model has {p['exported']:,.0f} {p['unit']}, over the limit of {p['limit']:,.0f}."
+        )
+    return proof
+
+
+def _count_macs(record: Record, model: nn.Module, traced: Trace) -> dict[str, Any]:
+    """MACs of the delivered network, counted by amc and, independently, by fvcore."""
+    theirs = count_with_fvcore(model, record.task.example)
+    return {
+        "amc": traced.macs,
+        "fvcore": theirs.macs,
+        "uncounted": list(traced.uncounted),
+        "fvcore_uncounted": list(theirs.uncounted),
+        "disagreement": theirs.disagreement(traced.by_operator),
+    }

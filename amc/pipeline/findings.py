@@ -1,0 +1,62 @@
+"""What the stages of a run have found out, collected for result.json (`amc.pipeline.summary`)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from amc.evaluation.evaluator import Evaluator
+from amc.latency.constraint import LatencyConstraint
+from amc.pipeline.exporting import Counted
+from amc.pipeline.record import Record
+from amc.pipeline.rounds import Compressed
+from amc.pipeline.spaces import unproved_resources
+from amc.pipeline.summary import Findings
+from amc.space.budget import Space
+from amc.space.sites import Choice
+
+
+def findings(
+    record: Record,
+    evaluator: Evaluator,
+    latency: LatencyConstraint | None,
+    found: Compressed,
+    scores: Mapping[str, float],
+    int8: Mapping[str, Any] | None,
+) -> Findings:
+    """Everything that result.json tells. ``scores``: metrics by network and split."""
+    space, exported = found.space, found.exported
+    proof = [*exported.proof, found.verified.to_json()] if found.verified else exported.proof
+    return Findings(
+        original=_exact_costs(space, space.full),
+        final=_final_costs(space, found.chosen, exported.counted, unproved_resources(record.config, space)),
+        limits=space.limits,
+        evaluations=len(found.evaluations),
+        recalibrate=evaluator.settings.recalibrate,
+        pruned_metric=next(c["before"] for c in found.candidates if c["chosen"]),
+        candidates=found.candidates,
+        proof=proof,
+        parity=exported.parity,
+        latency=found.measured,
+        prediction=latency.report(found.chosen) if latency else None,
+        scores=scores,
+        stages=record.seconds(),
+        precision=record.precision(),
+        int8=int8,
+        unwritten=exported.unwritten,
+        macs=exported.macs,
+        obstacle=found.obstacle,
+    )
+
+
+def _exact_costs(space: Space, choice: Choice) -> dict[str, float]:
+    """Costs by resource, but latency, which is told as it was measured, and branches where none may be removed."""
+    untold = {"latency"} if any(site.sizes[0] == 0 for site in space.sites) else {"latency", "branches"}
+    return {name: value for name, value in space.costs(choice).items() if name not in untold}
+
+
+def _final_costs(
+    space: Space, choice: Choice, counted: Mapping[str, Counted], unproved: Collection[str]
+) -> dict[str, float]:
+    """The same of the delivered network: its size, and resources that are ``unproved``, are those of the export."""
+    return {**_exact_costs(space, choice), **{name: float(counted[name].amount) for name in ("size", *unproved)}}
