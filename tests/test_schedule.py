@@ -86,7 +86,7 @@ def test_pruning_twice_is_pruning_once(case, resnet8):
 def test_a_channel_that_is_gone_cannot_be_kept(resnet8):
     graph, model = resnet8
     had = [np.arange(2) for _ in graph.sites]
-    with pytest.raises(ValueError, match="channels that the network has lost"):
+    with pytest.raises(ValueError, match="channels that the network no longer has"):
         narrowed(pruned(model, graph, had), graph.layers, had, [np.array([0, 5]) for _ in graph.sites])
 
 

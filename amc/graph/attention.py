@@ -33,12 +33,12 @@ class MultiheadAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As the base class: ``[N, L, E]`` with ``batch_first``, else ``[L, N, E]``; ``[L, E]`` without a batch."""
-        alone, same = query.ndim == 2, query is key and key is value
-        first = self.batch_first or alone
+        unbatched, same = query.ndim == 2, query is key and key is value
+        batch_first = self.batch_first or unbatched
         q, k, v = self._projected(query, key, value, same)  # heads are cut from the last dimension
-        if not first:
+        if not batch_first:
             q, k, v = (t.transpose(0, 1) for t in (q, k, v))
-        if alone:
+        if unbatched:
             q, k, v = (t[None] for t in (q, k, v))
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # [N, H, L, D]
         bias = self._bias(attn_mask, key_padding_mask, q)
@@ -49,11 +49,11 @@ class MultiheadAttention(nn.MultiheadAttention):
             whole = (scores if bias is None else scores + bias).softmax(-1)
             attended = F.dropout(whole, dropout) @ v
             weights = whole.mean(1) if average_attn_weights else whole
-            weights = weights[0] if alone else weights
+            weights = weights[0] if unbatched else weights
         else:
             attended = F.scaled_dot_product_attention(q, k, v, bias, dropout)
         x = attended.transpose(1, 2).flatten(2)
-        x = x[0] if alone else x if first else x.transpose(0, 1)
+        x = x[0] if unbatched else x if batch_first else x.transpose(0, 1)
         return self.out_proj(x), weights
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor, same: bool) -> Any:
@@ -65,7 +65,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         return [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
 
     def _bias(self, mask: Tensor | None, padding: Tensor | None, q: Tensor) -> Tensor | None:
-        """Both masks as one number to add to the scores, ``[N or 1, H or 1, L, S]``."""
+        """The sum of both masks, to be added to the scores ``[N or 1, H or 1, L, S]``."""
         found = None
         if mask is not None:
             found = _additive(mask, q)
@@ -96,8 +96,8 @@ def _windowed(self: Any, x: Tensor) -> Tensor:
     x = x.unflatten(2, (columns, window[1])).unflatten(1, (rows, window[0]))  # [B, r, h, c, w, C]
     x = x.transpose(2, 3).flatten(3, 4).flatten(0, 2)  # [B r c, h w, C]
     scale = getattr(self, "logit_scale", None)
-    silent = scale is not None and self.qkv.bias is not None
-    qkv = F.linear(x, self.qkv.weight, _without_key(self.qkv.bias)) if silent else self.qkv(x)
+    zero_keys = scale is not None and self.qkv.bias is not None
+    qkv = F.linear(x, self.qkv.weight, _with_zero_key(self.qkv.bias)) if zero_keys else self.qkv(x)
     q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     if scale is not None:
         scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-1, -2)
@@ -124,7 +124,7 @@ def _relative(self: Any, x: Tensor) -> Tensor:
     return self.merge((scores.softmax(-1) @ v).transpose(2, 3).flatten(3))  # type: ignore[no-any-return]
 
 
-def _without_key(bias: Tensor) -> Tensor:
+def _with_zero_key(bias: Tensor) -> Tensor:
     """The bias of queries, keys and values with zeros for the keys."""
     query, key, value = bias.chunk(3)
     return torch.cat([query, torch.zeros_like(key), value])
@@ -159,7 +159,7 @@ _derived: dict[type, type] = {}
 
 
 def _adapted(module: nn.Module) -> type | None:
-    """The class that a module should have, if another."""
+    """The adapted class for a module; None where its own will do."""
     kind = type(module)
     if isinstance(module, nn.MultiheadAttention) and kind is nn.MultiheadAttention and _plain(module):
         return MultiheadAttention
@@ -172,7 +172,16 @@ def _adapted(module: nn.Module) -> type | None:
 
 
 def adapt(model: nn.Module) -> Callable[[], None]:
-    """Put the adapted modules in place. Gives what undoes it."""
+    """Give modules that assume all heads the adapted classes. Returns a function that undoes it.
+
+    >>> attention = nn.MultiheadAttention(8, 2)
+    >>> undo = adapt(attention)
+    >>> type(attention) is MultiheadAttention
+    True
+    >>> undo()
+    >>> type(attention) is nn.MultiheadAttention
+    True
+    """
     changed: list[tuple[Any, type]] = []
     nested_tensors: list[Any] = []
     for module in model.modules():
@@ -199,7 +208,7 @@ def adapt(model: nn.Module) -> Callable[[], None]:
 
 @contextmanager
 def adapted(model: nn.Module) -> Iterator[None]:
-    """The adapted modules are in place for a while."""
+    """Within this context modules have the adapted classes."""
     undo = adapt(model)
     try:
         yield

@@ -1,7 +1,7 @@
-"""Numbers that modules hold, and that must follow when channels go: heads, widths, shapes to reshape to.
+"""Numbers that modules hold and that must change when channels are removed: heads, widths, shapes to reshape to.
 
-Nothing says what such a number means. What changes its value in proportion to a group of channels is offered; the
-trial tells whether the network runs with it (`amc.graph.build`).
+Nothing says what such a number means. Those that equal a length along which a group of channels lies are candidates;
+the trial shows whether the network runs when they change (`amc.graph.selection`).
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _Found = dict[tuple[str, ShapeAttribute], Layer]
 
 
 class ShapeAttributes:
-    """The whole numbers and tuples of one network's modules, against the ``roots`` of its ids."""
+    """The whole numbers and tuples of a network's modules that may depend on channels; ``roots`` of all ids."""
 
     def __init__(self, model: nn.Module, flow: Flow, roots: Ints) -> None:
         self._model, self._flow, self._roots = model, flow, roots
 
     def following(self, members: Ints) -> list[list[Layer]]:
-        """What may follow the group of channels with the roots ``members``, in ways to be tried.
+        """The attributes that may follow the group of channels with the roots ``members``, in five ways to be tried.
 
-        None; units; units and whole axes; shapes and units; all of them.
+        In order: none; units; units and whole axes; shapes and units; all of them.
         """
         units, wholes = self._lengths(members)
         shapes = self._shapes(members)
@@ -93,7 +93,7 @@ class ShapeAttributes:
 
 
 def _axis(roots: Ints, members: Ints) -> Axis:
-    """Where one group's channels lie."""
+    """Where one group's channels lie along these roots; the group counts as site 0."""
     order = np.argsort(members)
     place = np.searchsorted(members, roots, sorter=order).clip(max=len(order) - 1)
     inside = np.isin(roots, members)

@@ -18,14 +18,20 @@ NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 Ints = NDArray[np.int64]
 
 Kept = Sequence[Ints]
-"""For every site, the channels that stay, ascending."""
+"""For every site the channels that are kept, ascending."""
 
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """How the channels along one axis of a layer follow the sites.
+    """Which channels of which sites lie along one axis of a layer.
 
-    Position p belongs to channel ``channel[p]`` of site ``site[p]``; -1 where nothing removes it.
+    Position p belongs to channel ``channel[p]`` of site ``site[p]``; both are -1 where nothing removes it.
+
+    >>> axis = Axis(np.array([0, 0, 0, 0, -1]), np.array([0, 0, 1, 1, -1]))  # two positions a channel, and one fixed
+    >>> axis.kept([np.array([1])])
+    array([2, 3, 4])
+    >>> axis.counts(1)
+    (array([2]), 1)
     """
 
     site: Ints
@@ -123,7 +129,7 @@ class Layer:
     output: Axis | None
     input: Axis | None = None
     by_group: bool = False
-    """Of a grouped convolution or normalisation whole groups go, as in depthwise layers; else the groups shrink."""
+    """Whether whole groups are removed, as in depthwise layers; else the groups of a grouped convolution shrink."""
     positions: int = 0
     """Output positions of all calls together: MACs = weights × positions. 0 for layers without MACs; of a product,
     its MACs per position of ``output``."""

@@ -1,9 +1,9 @@
-"""Element ids: which elements of tensors stand for one and the same channel.
+"""Element ids: which elements of tensors belong to the same channel.
 
 An *id* is an integer that names a channel of one layer, or an element of a parameter. A *plane* is an integer
-tensor of a tensor's shape that holds every element's id; along dimensions where nothing changes it has stride 0,
-so a plane costs as much memory as it has channels. Ids whose elements can only be removed together are tied; an id that
-cannot be removed is frozen, with the reason.
+tensor of a tensor's shape that holds the id of every element. Along dimensions where ids do not change it has stride 0,
+so it takes as much memory as it has channels. Ids whose elements can only be removed together are *tied*; an id that
+cannot be removed is *frozen*, with the reason. The smallest of the ids that are tied together is their *root*.
 """
 
 # mypy: disable-error-code=no-untyped-call
@@ -23,7 +23,14 @@ _TIDIED_UP_TO = 1 << 22  # elements; larger planes are not searched for dimensio
 
 
 class ElementIds:
-    """All ids of one network, and what is known of them."""
+    """All ids of one network, and what is known of them.
+
+    >>> ids = ElementIds()
+    >>> convolution, shortcut = ids.fresh(2), ids.fresh(2)
+    >>> ids.tie(convolution, shortcut)
+    >>> ids.roots()[shortcut.numpy()].tolist() == convolution.tolist()
+    True
+    """
 
     def __init__(self) -> None:
         self.count = FIXED + 1
@@ -52,7 +59,7 @@ class ElementIds:
             self._tied.append((np.unique(a[loose]), reason))
 
     def freeze(self, ids: Tensor, reason: str) -> None:
-        """None of these can be removed."""
+        """None of these ids can be removed."""
         found = np.unique(ids.reshape(-1).numpy())
         if len(found):
             self._frozen.append((found, reason))
@@ -120,7 +127,7 @@ class ElementIds:
             before = roots.copy()
             np.minimum.at(roots, roots[a], low)
             np.minimum.at(roots, roots[b], low)
-            while True:  # every id looks at its root's root
+            while True:  # shorten the chains: every id points at its root's root
                 further = roots[roots]
                 if np.array_equal(further, roots):
                     break
@@ -129,7 +136,7 @@ class ElementIds:
                 return roots
 
     def frozen(self, roots: Ints) -> dict[int, str]:
-        """The roots of what cannot be removed, with the first reason given."""
+        """The roots of ids that cannot be removed, with the first reason given."""
         found = {FIXED: "it is padded to a fixed number"}
         for ids, reason in self._frozen:
             for root in np.unique(roots[ids]).tolist():
@@ -142,7 +149,11 @@ class ElementIds:
 
 
 def core(plane: Tensor) -> Tensor:
-    """The plane with length 1 along every dimension where nothing changes."""
+    """The plane with length 1 along every dimension where ids do not change.
+
+    >>> core(torch.arange(2)[None, :, None].expand(1, 2, 3)).shape
+    torch.Size([1, 2, 1])
+    """
     for dim in range(plane.ndim):
         if plane.stride(dim) == 0 and plane.shape[dim] > 1:
             plane = plane.narrow(dim, 0, 1)
@@ -150,7 +161,11 @@ def core(plane: Tensor) -> Tensor:
 
 
 def tidy(plane: Tensor) -> Tensor:
-    """The same plane with stride 0 wherever nothing changes."""
+    """The same plane with stride 0 wherever ids do not change.
+
+    >>> tidy(torch.tensor([[5, 5], [6, 6]])).stride()
+    (2, 0)
+    """
     small = core(plane)
     for dim in range(small.ndim):
         if small.shape[dim] > 1 and small.numel() <= _TIDIED_UP_TO:
@@ -161,15 +176,27 @@ def tidy(plane: Tensor) -> Tensor:
 
 
 def varying(plane: Tensor) -> list[int]:
-    """The dimensions along which ids change."""
+    """The dimensions along which ids change.
+
+    >>> varying(torch.arange(2)[None, :, None].expand(1, 2, 3))
+    [1]
+    """
     return [d for d in range(plane.ndim) if plane.shape[d] > 1 and plane.stride(d) != 0]
 
 
 def along(roots: Ints) -> list[int]:
-    """The dimensions along which the roots change."""
+    """The dimensions along which the roots change.
+
+    >>> along(np.array([[1, 1], [2, 2]]))
+    [0]
+    """
     return [d for d in range(roots.ndim) if (roots != np.take(roots, [0], d)).any()]
 
 
 def line_of(roots: Ints, dim: int) -> Ints:
-    """The first roots along a dimension."""
+    """The first roots along a dimension.
+
+    >>> line_of(np.array([[1, 1], [2, 2]]), 0)
+    array([1, 2])
+    """
     return roots[tuple(slice(None) if d == dim else 0 for d in range(roots.ndim))]

@@ -1,4 +1,4 @@
-"""Pruning a network that is pruned already: what is left of the layers' axes, and cutting along them."""
+"""Pruning a network that was pruned before: its layers have the axes that are left."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import nn
 from amc.graph.channels import Axis, Kept, Layer
 from amc.graph.surgery import ChannelCutter
 
-_ONE = np.zeros(1, np.int64)  # of a branch that was removed one zeroed channel is there
+_ONE = np.zeros(1, np.int64)  # one zeroed channel stands for a removed branch
 
 
 def narrowed(model: nn.Module, layers: Sequence[Layer], had: Kept, kept: Kept) -> nn.Module:
     """A copy of ``model`` that keeps fewer channels: ``kept`` of those that it ``had``.
 
-    ``layers`` are those of the unpruned network, whose channels are numbered. Raises ValueError where a channel is to
-    be kept that is not there any more.
+    ``layers`` and the numbers of channels are those of the unpruned network. Raises ValueError where a channel is to be
+    kept that the model no longer has.
     """
     for site, (before, after) in enumerate(zip(had, kept, strict=True)):
         if not np.isin(after, before).all():
-            raise ValueError(f"site {site} is to keep channels that the network has lost: {after} of {before}")
+            raise ValueError(f"site {site} is to keep channels that the network no longer has: {after} of {before}")
     left = [channels if len(channels) else _ONE for channels in had]
     places = [np.searchsorted(before, after) for before, after in zip(left, kept, strict=True)]
     own = copy.deepcopy(model)
@@ -32,7 +32,7 @@ def narrowed(model: nn.Module, layers: Sequence[Layer], had: Kept, kept: Kept) -
 
 
 def remaining(layer: Layer, kept: Kept) -> Layer:
-    """The layer as it is in a network that keeps the channels ``kept``, which get new numbers."""
+    """The layer as it is in a network that keeps the channels ``kept``, which are numbered anew."""
     return replace(layer, output=_remaining(layer.output, kept), input=_remaining(layer.input, kept))
 
 

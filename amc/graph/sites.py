@@ -1,4 +1,4 @@
-"""The sites of a network, and how its tensors depend on them: what inspecting gives to everything above."""
+"""The sites of a network, and how its tensors depend on them: all that other packages need to know of a network."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Site:
     name: str
     """The first layer that produces them."""
     channels: int
-    """How many choices there are. One may stand for several positions: a head of attention, a group of channels."""
+    """How many there are. A channel may take several positions, such as those of a head of attention."""
     layers: tuple[str, ...]
     """All layers whose outputs (or only channels) are cut."""
     consumers: tuple[str, ...]
@@ -64,20 +64,20 @@ class Refusal:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The sites of a network in forward order, and how its tensors depend on them."""
+    """The sites of a network in forward order, and how its tensors depend on them (`amc.graph.build.build_graph`)."""
 
     sites: tuple[Site, ...]
     layers: tuple[Layer, ...]
     refusals: tuple[Refusal, ...]
     trace: Trace
     growth: NDArray[np.float64]
-    """``[T, S]``: how many elements of activation t hang on one channel of site s."""
+    """``[T, S]``: how many elements of activation t belong to one channel of site s."""
     statistics: tuple[Statistic, ...] = ()
-    """Where the network takes statistics over channels: removing channels is leaving them out there."""
+    """Where the network takes statistics over channels: without a channel they leave it out."""
 
 
 def consumers(graph: Graph, site: int) -> Iterator[Layer]:
-    """The layers whose inputs hang on a site."""
+    """The layers whose inputs a site cuts."""
     for layer in graph.layers:
         if layer.input is not None and bool((layer.input.site == site).any()):
             yield layer

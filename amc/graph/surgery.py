@@ -1,7 +1,7 @@
-"""Cutting a network's tensors along the axes that sites own.
+"""Cutting a network's tensors along the axes of its sites.
 
-A ``ChannelCutter`` puts any policy's tensors onto one and the same module, so that evaluating thousands of policies
-copies no module; pruning for real is cutting a deep copy once.
+A `ChannelCutter` puts the tensors of one policy after another onto the same module, so that no module is copied when
+thousands of policies are evaluated. The delivered network is a deep copy that is cut once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ _ONE = np.zeros(1, np.int64)
 
 
 class ChannelCutter:
-    """Sets the tensors of ``model`` to those of a policy. ``model`` is changed and must be nobody else's."""
+    """Sets the tensors of ``model`` to those of a policy. ``model`` is changed, so nothing else may use it.
+
+    >>> from amc.graph.build import build_graph
+    >>> model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)).eval()
+    >>> graph = build_graph(model, torch.ones(1, 4))
+    >>> ChannelCutter(model, graph.layers).cut([np.array([0, 2, 5])])
+    >>> model[0].weight.shape, model[1].weight.shape
+    (torch.Size([3, 4]), torch.Size([2, 3]))
+    """
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         self._model = model
@@ -39,8 +47,8 @@ class ChannelCutter:
     def cut(self, kept: Kept, solved: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:
         """Cut every tensor to ``kept``.
 
-        ``solved`` gives tensors by layer that replace the original ones: already cut along the input,
-        still whole along the output. Of a site that keeps nothing, a residual branch, one zeroed channel stays.
+        ``solved`` gives tensors by layer and key that replace the original ones: cut along the input already, still
+        whole along the output. Where a site keeps nothing, as in a removed residual branch, one zeroed channel stays.
         """
         solved, present = solved or {}, [channels if len(channels) else _ONE for channels in kept]
         for layer in self._cut:
@@ -75,7 +83,7 @@ class ChannelCutter:
 
 
 def layers_without_input(layers: Sequence[Layer], kept: Kept) -> list[str]:
-    """The layers that read nothing but sites that keep nothing, and the BatchNorms behind them."""
+    """The layers whose inputs are all removed, and the BatchNorms behind them."""
     if all(len(channels) for channels in kept):
         return []
     unfed = [x for x in layers if x.has_tensors and x.input is not None and len(x.input.kept(kept)) == 0]
@@ -83,7 +91,7 @@ def layers_without_input(layers: Sequence[Layer], kept: Kept) -> list[str]:
 
 
 def zero_removed(model: nn.Module, layers: Sequence[Layer], kept: Kept) -> None:
-    """Let the layers that read nothing give zeros, for good: training does not change them."""
+    """Make layers whose inputs are all removed give zeros; their parameters are frozen, so that training keeps that."""
     for name in layers_without_input(layers, kept):
         module = model.get_submodule(name)
         for key, parameter in module.named_parameters(recurse=False):
@@ -95,7 +103,7 @@ def zero_removed(model: nn.Module, layers: Sequence[Layer], kept: Kept) -> None:
 
 
 def randomise_removed(model: nn.Module, layers: Sequence[Layer], kept: Kept) -> None:
-    """Put noise where `zero_removed` has put zeros."""
+    """Put noise where `zero_removed` has put zeros: an output that does not change does not depend on it."""
     generator = torch.Generator().manual_seed(0)
     for name in layers_without_input(layers, kept):
         module = model.get_submodule(name)
@@ -104,7 +112,12 @@ def randomise_removed(model: nn.Module, layers: Sequence[Layer], kept: Kept) -> 
 
 
 def shallow_copy(model: nn.Module) -> nn.Module:
-    """A copy whose tensors are the original's own memory, for what only reads them or puts others in their place."""
+    """A copy whose tensors share memory with the original's, for use where they are only read or replaced.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> shallow_copy(layer).weight.data_ptr() == layer.weight.data_ptr()
+    True
+    """
     shared: dict[int, Any] = {
         id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()
     }
@@ -113,7 +126,7 @@ def shallow_copy(model: nn.Module) -> nn.Module:
 
 
 def own_tensors(model: nn.Module, layer: Layer) -> dict[str, Tensor]:
-    """A layer's own parameters and buffers, those behind a parametrization of its weights too."""
+    """A layer's own parameters and buffers by key, including those of a parametrization of its weights."""
     if isinstance(layer.kind, BareParameter):
         key = layer.name.rpartition(".")[2]
         return {key: getattr(holder_of(model, layer, key), key).detach()}
@@ -168,7 +181,7 @@ def _set(module: nn.Module, key: str, tensor: Tensor) -> None:
 
 
 def _set_widths(module: Any, layer: Layer, width: int | None) -> None:
-    """Make the module's attributes say what its tensors are."""
+    """Set the module's attributes to the widths of its tensors."""
     if isinstance(module, CONVS):
         before = module.out_channels // module.groups
         module.out_channels = module.weight.shape[0]

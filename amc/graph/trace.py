@@ -42,7 +42,7 @@ class LayerCall:
     input: tuple[int, ...]
     output: tuple[int, ...]
     elements: int
-    """Elements of one output at batch 1; a network may fold other axes into the layer's batch."""
+    """Elements of one output for one sample; a network may fold other axes into the layer's batch."""
     calls: int
 
 
@@ -65,16 +65,16 @@ class Trace:
     uncounted: tuple[str, ...] = ()
     """Operators whose MACs are unknown: ``macs`` lacks them."""
     reads_values: bool = False
-    """Whether Python reads numbers out of activations: what runs next may depend on them."""
+    """Whether Python reads values of activations: what runs next may depend on them."""
 
     @property
     def peak(self) -> int:
-        """Bytes of the activations that are alive together, in float32 at batch 1."""
+        """Most bytes of activations that are in memory at the same time, in float32 at batch 1."""
         return 4 * int((self.live @ self.sizes).max())
 
 
 class Watch(Protocol):
-    """Is told of every operator, and of every activation that appears."""
+    """Receives every operator after it has run, every activation when it first appears, and the outputs at the end."""
 
     def step(self, func: Any, args: Any, kwargs: Any, out: Any) -> None: ...
     def made(self, index: int, tensor: Tensor) -> None: ...
@@ -92,7 +92,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.sizes: list[int] = []
         self._ids: dict[int, int] = {}
         self._constant = {c.untyped_storage()._cdata for c in constants}
-        self._alive: list[Tensor] = []  # a storage's address must not be reused while we record
+        self._alive: list[Tensor] = []  # the address of a storage must not be reused while recording
 
     def activation(self, tensor: Tensor) -> int | None:
         storage = tensor.untyped_storage()
@@ -107,7 +107,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._ids[storage._cdata]
 
     def _keep_constant(self, args: Any, kwargs: Any, out: Any) -> None:
-        """What is computed from weights alone, as weight normalisation does, is a weight and no activation."""
+        """A tensor that is computed from weights alone, as in weight normalisation, is a weight and no activation."""
         read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.numel()]
         if read and all(t.untyped_storage()._cdata in self._constant for t in read):
             made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
@@ -150,7 +150,14 @@ def unprovable(traced: Trace) -> str | None:
 
 
 def trace(model: nn.Module, example: Nested, watch: Watch | None = None) -> Trace:
-    """Run ``model`` (evaluation mode) on one example ``[1, ...]`` and record it."""
+    """Run ``model`` (evaluation mode) on one example ``[1, ...]`` and record it.
+
+    >>> found = trace(nn.Conv2d(3, 8, 3).eval(), torch.ones(1, 3, 8, 8))
+    >>> found.macs == 8 * 3 * 9 * 6 * 6
+    True
+    >>> found.peak == 4 * (3 * 8 * 8 + 8 * 6 * 6)
+    True
+    """
     constants = [*model.parameters(), *model.buffers()]
     recorder = _Recorder([c for c in constants if c.numel()], watch)
     with torch.no_grad(), without_fast_path(), _watching(model) as layers, recorder:
@@ -175,7 +182,7 @@ def _liveness(recorder: _Recorder, sources: list[int], ends: list[int]) -> NDArr
     first[sources] = 0
     for step, (reads, made, in_place) in enumerate(recorder.steps):
         if in_place and reads and made and last[reads[0]] == step:
-            last[reads[0]] = step - 1  # hands its memory to the result
+            last[reads[0]] = step - 1  # its memory is that of the result
     steps = np.arange(max(1, len(recorder.steps)))[:, None]
     alive: NDArray[np.bool_] = (first <= steps) & (steps <= last)
     return alive

@@ -1,7 +1,7 @@
-"""The trial that every site must pass: what is predicted of a network without some channels is held against a copy.
+"""The trial that every site must pass: a copy without some channels is compared with what is predicted of it.
 
-The reference is the whole network in which nothing listens to the channels that go: layers are given the other
-inputs only, and statistics over channels (layer normalisation, means) leave them out.
+Its outputs are compared with those of the whole network in which the removed channels are ignored: layers are given the
+other inputs only, and statistics over channels (layer normalisation, means) leave them out.
 """
 
 from __future__ import annotations
@@ -28,26 +28,29 @@ from amc.task.nested import Nested
 
 
 class Trial:
-    """Cuts a copy of the network and compares it with what is expected."""
+    """Cuts a copy of the network and compares it with what a graph predicts."""
 
     def __init__(self, model: nn.Module, example: Nested, traced: Trace) -> None:
         self._traced = traced
         self._copy = shallow_copy(model)  # requires_grad too: matrix products run other operators without it
         adapt(self._copy)
-        _enliven(self._copy)
-        # noise on top of the example: an image of zeros would hide mistakes
+        _randomise_zeros(self._copy)
+        # noise on top of the example: mistakes would not show in an image of zeros
         generator = torch.Generator().manual_seed(0)
         self._inputs = nested.mapped(lambda leaf: _noisy(leaf, generator), example)
 
     def __call__(self, graph: Graph) -> str | None:
-        """Why the sites cannot be cut together; None when all is well.
+        """Why the sites cannot be cut together; None where they can.
 
-        Neighbours keep different shares, and others the second time: equal shares hide that sites depend on each other.
+        Neighbouring sites keep different shares, and others in the second round: with equal shares it would not show
+        that sites depend on each other.
         """
         rng = np.random.default_rng(0)
-        for turn in range(2):
-            shares = np.resize(np.roll(_SHARES, turn), len(graph.sites))
-            kept = [_some(site.channels, share, rng) for site, share in zip(graph.sites, shares, strict=True)]
+        for number in range(2):
+            shares = np.resize(np.roll(_SHARES, number), len(graph.sites))
+            kept = [
+                _random_channels(site.channels, share, rng) for site, share in zip(graph.sites, shares, strict=True)
+            ]
             reason = self._cut(graph, kept)
             if reason is not None:
                 return reason
@@ -79,21 +82,21 @@ class Trial:
             return "its activations do not grow with its channels"
         expected = masked_outputs(self._copy, graph, kept, self._inputs)
         if not all(map(_close, after.outputs, expected)):
-            return "removing its channels is not the same as silencing them"
+            return "removing its channels is not the same as ignoring them"
         return None
 
 
 _SHARES = (0.67, 0.5, 0.84, 0.34, 0.75)
 
 
-def _some(channels: int, share: float, rng: np.random.Generator) -> Ints:
-    """About that share of the channels, but neither none nor all."""
+def _random_channels(channels: int, share: float, rng: np.random.Generator) -> Ints:
+    """About that share of the channels, but at least one, and not all."""
     count = max(1, min(channels - 1, round(share * channels)))
     return np.sort(rng.choice(channels, count, replace=False)).astype(np.int64)
 
 
 def masked_outputs(model: nn.Module, graph: Graph, kept: Kept, inputs: Nested) -> list[Tensor]:
-    """What the whole network computes when nothing listens to the channels that are not kept."""
+    """The outputs of the whole network when the channels that are not kept are ignored."""
     called = graph.trace.layers
     with (
         torch.no_grad(),
@@ -108,7 +111,7 @@ def masked_outputs(model: nn.Module, graph: Graph, kept: Kept, inputs: Nested) -
 def _without_removed_inputs(
     model: nn.Module, layers: Sequence[Layer], kept: Kept, called: Container[str]
 ) -> Iterator[None]:
-    """Layers read the kept inputs only. Where a function uses their weights, zeros stand for the others."""
+    """Layers read the kept inputs only. Weights that a function uses keep their shape, with zeros for the others."""
     handles: list[Any] = []
     whole: list[tuple[dict[str, Any], str, Any]] = []
     try:
@@ -140,7 +143,7 @@ def _without_removed_inputs(
 
 
 def _changed(tensor: Tensor, dim: int, positions: Tensor, bare: bool) -> Tensor:
-    """The weights of the kept inputs; bare ones keep their shape, with zeros for the others."""
+    """The weights of the kept inputs; ``bare`` ones keep their shape, with zeros for the others."""
     if not bare:
         return tensor.index_select(dim, positions)
     return torch.zeros_like(tensor).index_copy(dim, positions, tensor.index_select(dim, positions))
@@ -196,8 +199,8 @@ def _noisy(leaf: Tensor, generator: torch.Generator) -> Tensor:
     return (leaf + noise).clone(memory_format=torch.contiguous_format)
 
 
-def _enliven(model: nn.Module) -> None:
-    """Give parameters that are all zero some noise: behind a branch that gives nothing every mistake is hidden."""
+def _randomise_zeros(model: nn.Module) -> None:
+    """Fill parameters that are all zero with noise: no mistake would show behind a branch whose output is zero."""
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
         for key, parameter in module.named_parameters(recurse=False):

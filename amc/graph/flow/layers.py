@@ -1,4 +1,4 @@
-"""Layers with weights."""
+"""Rules of layers with weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _convolution(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: 
 
 
 def _why_unread(flow: Flow, layer: WeightedLayer | None, weight: Tensor, groups: int) -> str:
-    """Why what a convolution reads must stay as it is."""
+    """Why the channels that a convolution reads are frozen."""
     if layer is not None:
         return f"{layer.name}, which reads it, is a transposed convolution of {groups} groups of channels"
     own = flow.own.find(weight)
@@ -59,7 +59,7 @@ def _embedding(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Te
 
 
 def _grouped(flow: Flow, layer: WeightedLayer, ids: Vector | None, groups: int) -> None:
-    """Whole groups go where there are more groups than channels in one; else the same channels of every group."""
+    """Whole groups are removed where there are more groups than channels in one; else equal channels of all groups."""
     reason = f"{layer.name} has {groups} groups"
     outputs = layer.output.reshape(groups, -1)
     if ids is None:
@@ -87,7 +87,7 @@ def _matrix(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tenso
         layer.transposed = True  # [in, out]
     plane = flow.planes.of_input(x)
     changing = [] if plane is None else varying(plane)
-    if plane is not None and 0 in changing:  # it runs anew for every channel
+    if plane is not None and 0 in changing:  # it runs for every channel separately
         plane = flow.ids.only_along(plane, [0], f"{layer.name} runs over its channels")
         layer.refused = "it runs for every channel of another site"
         flow.count_product(func, args, kwargs, out, plane[:, 0])

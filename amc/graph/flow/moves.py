@@ -1,4 +1,4 @@
-"""Operators that move elements: the ids move just so."""
+"""Operators that move elements: their ids move in the same way."""
 
 # mypy: disable-error-code=no-untyped-call
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _sliced(flow: Flow, plane: Tensor, dim: int, start: int | None, out: Tensor)
 
 
 def _unequal(flow: Flow, plane: Tensor, dim: int, reason: str) -> None:
-    """Unequal parts: what a head is made of is tied, anything else stays as it is."""
+    """Unequal parts: the channels of a head are tied, all others are frozen."""
     others = [d for d in range(plane.ndim) if d != dim]
     if set(varying(plane)) & set(others):
         flow.ids.only_along(plane, others, reason)
@@ -81,7 +81,7 @@ def _select(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) 
         return None
     dim = (args[1] if len(args) > 1 else 0) % plane.ndim
     others = [d for d in range(plane.ndim) if d != dim]
-    found = func(flow.ids.only_along(plane, others, "single ones of its channels are picked"), *args[1:])
+    found = func(flow.ids.only_along(plane, others, "single channels are selected from it"), *args[1:])
     return [tidy(p) for p in found] if name == "unbind" else tidy(found)
 
 
@@ -151,10 +151,12 @@ def _cat(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) 
 
 
 def _cat_beside(flow: Flow, tensors: Any, planes: list[Tensor | None], dim: int, out: Tensor) -> Tensor | None:
-    """Concatenation along something else than channels: they are the same in every part."""
+    """Concatenation along a dimension other than the channels': channels are the same in every part."""
     others = [d for d in range(out.ndim) if d != dim]
     rows = [
-        None if p is None else flow.ids.only_along(p, others, "parts of it are strung together").narrow(dim, 0, 1)
+        None
+        if p is None
+        else flow.ids.only_along(p, others, "it is concatenated along another dimension").narrow(dim, 0, 1)
         for p in planes
     ]
     joined = flow.ids.combine([(row, t.narrow(dim, 0, 1)) for row, t in zip(rows, tensors, strict=True)])

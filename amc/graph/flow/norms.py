@@ -1,4 +1,4 @@
-"""Normalisations."""
+"""Rules of normalisations."""
 
 from __future__ import annotations
 

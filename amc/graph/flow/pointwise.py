@@ -1,4 +1,4 @@
-"""Element by element, and over positions."""
+"""Rules of operators that work element by element, or over positions."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def _reduce(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) 
     place = 2 if name == "linalg_vector_norm" else 1
     dims = args[place] if len(args) > place else kwargs.get("dim")
     dims = range(plane.ndim) if not isinstance(dims, list | tuple | int) or dims == [] else dims
-    gone = {d % plane.ndim for d in ([dims] if isinstance(dims, int) else dims)}
-    left = [d for d in varying(plane) if d not in gone]
-    over = [d for d in varying(plane) if d in gone]
+    reduced = {d % plane.ndim for d in ([dims] if isinstance(dims, int) else dims)}
+    left = [d for d in varying(plane) if d not in reduced]
+    over = [d for d in varying(plane) if d in reduced]
     first = next(t for t in tree_leaves(out) if isinstance(t, Tensor))
     if not left:
         if len(over) == 1:
@@ -54,7 +54,7 @@ def _reduce(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) 
             flow.ids.only_along(plane, [], f"{name} runs over its channels")
         return None
     plane = flow.ids.only_along(plane, left, f"{name} runs over its channels")
-    for dim in sorted(gone, reverse=True):
+    for dim in sorted(reduced, reverse=True):
         plane = plane.narrow(dim, 0, 1) if first.ndim == plane.ndim else plane.select(dim, 0)
     found = plane.expand(first.shape)
     return [found] * len(tree_leaves(out))
@@ -78,7 +78,7 @@ def _spatial(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any)
 
 @rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "msort", "argsort", "topk", "kthvalue", "mode")
 def _ordered(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
-    """Along positions each channel keeps its own; along channels every one depends on others."""
+    """Along positions channels stay apart; along channels each depends on the others."""
     plane = flow.planes.of(args[0])
     if plane is None:
         return None

@@ -1,4 +1,4 @@
-"""Products of activations, as attention has them."""
+"""Rules of products of activations, as attention has them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from amc.graph.flow.rules import rule
 
 
 def two_matrices(flow: Flow, func: Any, args: Any, kwargs: Any, out: Tensor, a: Tensor, b: Tensor) -> Any:
+    """The product of two activations ``[n, k] @ [k, m]``."""
     planes = [None if p is None else p[None] for p in (flow.planes.of(a), flow.planes.of(b))]
     found = _product(flow, func, args, kwargs, out, planes[0], planes[1])
     return None if found is None else found[0].expand(out.shape)
