@@ -18,8 +18,17 @@ def fuzzed(*words: str) -> str:
 
 
 def test_programs() -> None:
-    assert "findings: none" in fuzzed("--kind", "program", "--kind", "operator", "--cases", "1000")
+    assert "findings: none" in fuzzed("--kind", "program", "--kind", "operator", "--cases", "800")
 
 
 def test_files() -> None:
-    assert "findings: none" in fuzzed("--kind", "file", "--cases", "2000")
+    assert "findings: none" in fuzzed("--kind", "file", "--cases", "800")
+
+
+def test_commands() -> None:
+    assert "findings: none" in fuzzed("--kind", "options", "--kind", "search", "--kind", "batch", "--cases", "900")
+
+
+def test_models() -> None:
+    kinds = ("onnx", "weights", "checkpoint", "policy")
+    assert "findings: none" in fuzzed(*(word for kind in kinds for word in ("--kind", kind)), "--cases", "500")

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -286,6 +287,8 @@ def read_state_dict(path: str, own: bool = False) -> dict[str, Tensor]:
     except Exception as error:
         system = error.strerror if isinstance(error, OSError) else None
         reason = (system or first_line(error))[:200]
+        if isinstance(error, UnpicklingError):
+            reason = "it is damaged, or holds more than tensors (code is not run): save model.state_dict()."
         raise ModelError(f"cannot read the weights in {path}: {reason}") from error
     for key in ("state_dict", "model", "model_state_dict", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):

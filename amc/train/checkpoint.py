@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from amc.errors import BundleError, is_out_of_memory
-from amc.runtime.archives import check_archive
+from amc.runtime.archives import check_archive, check_plain
 from amc.runtime.files import replacing
 from amc.train.hooks import Hook
 from amc.train.plan import Plan
@@ -55,11 +55,12 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, plan
     try:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        _check(optimizer, before[1])
         if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
             raise ValueError("it holds NaN or infinity")
         for hook, kept in zip(hooks, state.get("hooks", []), strict=True):
             hook.restore(kept)
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
         model.load_state_dict(before[0])
         optimizer.load_state_dict(before[1])
         for hook, kept in zip(hooks, before[2], strict=True):
@@ -67,6 +68,27 @@ def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, plan
         path.unlink()
         return 0
     return int(state["step"])
+
+
+def _check(optimizer: torch.optim.Optimizer, before: dict[str, Any]) -> None:
+    """Raise ValueError unless an optimiser has the settings that it had ``before``, and a state that it can go on with.
+
+    The learning rate is set at every step.
+    """
+    for group, known in zip(optimizer.param_groups, before["param_groups"], strict=True):
+        for name, value in known.items():
+            if name not in ("params", "lr") and (type(group[name]) is not type(value) or group[name] != value):
+                raise ValueError(f"another {name}")
+    for parameter, state in optimizer.state.items():
+        for value in state.values():
+            if value is None:
+                continue
+            if not isinstance(value, Tensor) or value.shape not in (parameter.shape, torch.Size()):
+                raise ValueError("a state of another shape")
+            check_plain("state", value, value.numel() * value.element_size())
+            shared = any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True))
+            if shared or not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+                raise ValueError("a state that is no numbers")
 
 
 def checkpoint_precision(path: Path) -> str | None:

@@ -102,7 +102,7 @@ def damaged(rng: random.Random, folder: Path) -> None:
     if name == "manifest.json":
         shutil.copytree(BUNDLE, folder, dirs_exist_ok=True)
     path = folder / name
-    path.write_bytes(_damaged(rng, content, name))
+    path.write_bytes(damaged_bytes(rng, content, name))
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     try:
         read(path)
@@ -113,13 +113,14 @@ def damaged(rng: random.Random, folder: Path) -> None:
             raise Accepted(f"reading {name} changes its folder")
 
 
-def _damaged(rng: random.Random, content: bytes, name: str) -> bytes:
+def damaged_bytes(rng: random.Random, content: bytes, name: str) -> bytes:
+    """A file's content with some of its bytes changed, or, by its name, some of its values."""
     if name.endswith((".json", ".jsonl")) and rng.random() < 0.7:
         lines = content.splitlines() if name.endswith(".jsonl") else [content]
         at = rng.randrange(len(lines))
         value = plain(json.loads(lines[at]))
         for _ in range(rng.choice((1, 1, 2, 3))):
-            value = _changed(rng, value)
+            value = changed(rng, value)
         lines[at] = json.dumps(value).encode()
         return b"\n".join(lines) + b"\n"
     data = bytearray(content)
@@ -136,7 +137,7 @@ def _damaged(rng: random.Random, content: bytes, name: str) -> bytes:
     return bytes(data)
 
 
-def _changed(rng: random.Random, value: Any) -> Any:
+def changed(rng: random.Random, value: Any) -> Any:
     """A structure with one value in it changed, dropped or added."""
     if isinstance(value, dict) and value and rng.random() < 0.85:
         key = rng.choice(list(value))
@@ -145,8 +146,8 @@ def _changed(rng: random.Random, value: Any) -> Any:
             return {k: v for k, v in value.items() if k != key}
         if change == 1:
             return {**value, rng.choice(("x", "[/x]", "\x1b[0m", "")): rng.choice(VALUES)}
-        return {**value, key: _changed(rng, value[key])}
+        return {**value, key: changed(rng, value[key])}
     if isinstance(value, list) and value and rng.random() < 0.7:
         at = rng.randrange(len(value))
-        return [*value[:at], _changed(rng, value[at]), *value[at + 1 :]]
+        return [*value[:at], changed(rng, value[at]), *value[at + 1 :]]
     return rng.choice(VALUES)

@@ -1,8 +1,8 @@
 """Runs cases in child processes, so that a crash, a hang or a full memory ends a child and is seen.
 
 A case is one call of a *kind*: a function of a random generator and an empty folder. It may raise `AmcError` with one
-line; whatever else it raises is a finding, and so are a crash, more than `SECONDS`, more than `BYTES` of memory, and
-files beside its folder.
+line; whatever else it raises is a finding, and so are a crash, more than `SECONDS` of the processor or `CLOCK` in all
+(on a busy machine a process waits), more than `BYTES` of memory, and files beside its folder.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 20
+CLOCK = 6 * SECONDS
 BYTES = 2 << 30
 
 Kind = Callable[[random.Random, Path], None]
@@ -78,6 +79,7 @@ class _Worker:
             target=_work, args=(self._kinds, self._cases[self._at :], self._seed, far), daemon=True
         )
         self._child.start()
+        self._spent = 0.0
         far.close()
 
     def poll(self) -> list[Finding]:
@@ -86,7 +88,7 @@ class _Worker:
             while self._near.poll():
                 told = self._near.recv()
                 kind, case = self._cases[self._at]
-                self._at, self._since = self._at + 1, time.monotonic()
+                self._at, self._since, self._spent = self._at + 1, time.monotonic(), _processor(self._child.pid)
                 if told is not None:
                     found.append(Finding(kind, case, told))
         except EOFError:
@@ -96,7 +98,8 @@ class _Worker:
                 found.append(Finding(kind, case, f"the process ended with {self._child.exitcode}"))
                 self._at += 1
             return found + self._again()
-        if time.monotonic() - self._since > SECONDS:
+        late = time.monotonic() - self._since
+        if late > CLOCK or (late > SECONDS and _processor(self._child.pid) - self._spent > SECONDS):
             self._child.kill()
             self._child.join()
             kind, case = self._cases[self._at]
@@ -151,6 +154,15 @@ def _work(kinds: dict[str, Kind], cases: list[tuple[str, int]], seed: int, told:
 
 def _virtual() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _processor(pid: int | None) -> float:
+    """Seconds that a process had the processor (proc(5))."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def one(kind: Kind, rng: random.Random, folder: Path) -> str | None:
