@@ -288,7 +288,7 @@ ALL = frozenset({Need.PRODUCERS, Need.READERS})
         (lambda site: -site.total(site.parts, lambda p: p.rows().abs().sum(1)), "above another"),
         (
             lambda site: site.total(site.parts, lambda p: p.rows(p.weight.mul_(1.5)).abs().sum(1)),
-            "when asked again|changes",
+            "when it is called again|changes",
         ),
         (lambda site: [0.0] * site.channels, "gives a list"),
     ],

@@ -21,7 +21,7 @@ from amc.graph.attributes import ShapeAttributes
 from amc.graph.channels import CONVS, TRANSPOSED
 from amc.graph.flow import Flow
 from amc.graph.grouping import Group, Grouping, group_channels
-from amc.graph.selection import Selection
+from amc.graph.selection import GroupSelector
 from amc.graph.sites import Graph, Refusal, Site, consumers
 from amc.graph.trace import Trace, trace
 from amc.graph.verify import Trial
@@ -116,7 +116,7 @@ def _select(
 ) -> tuple[GraphAssembler, Attributes, dict[Group, str]]:
     """The groups that pass the trial, and why the others do not."""
     assembler = GraphAssembler(model, flow, traced, grouping)
-    selection = Selection(assembler, ShapeAttributes(model, flow, grouping.roots), trial)
+    selection = GroupSelector(assembler, ShapeAttributes(model, flow, grouping.roots), trial)
     chosen = selection.select([group for group in grouping.groups if len(group.roots) > 1])
     single = {group: int(group.roots[0]) for group in grouping.groups if len(group.roots) == 1}
     reasons = {

@@ -17,7 +17,7 @@ _MOST_FAILURES = (
 )
 
 
-class Selection:
+class GroupSelector:
     """Selects groups. ``reasons`` says why those that were not selected have failed."""
 
     def __init__(self, assembler: GraphAssembler, attributes: ShapeAttributes, trial: Trial) -> None:

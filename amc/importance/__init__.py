@@ -1,4 +1,4 @@
-"""Which of a site's channels matter most: criteria, what they are shown, and the orders that they give."""
+"""Which channels of a site matter most: criteria, the statistics that they need, and the orders that they give."""
 
 from amc.importance.collectors import COLLECTORS, collect
 from amc.importance.criterion import Criterion, Lacking, Need, descending, required

@@ -21,29 +21,35 @@ from amc.importance.group import Activations, SiteView
 _MOLCHANOV = "Molchanov et al. 2016, Pruning CNNs for Resource Efficient Inference, arXiv:1611.06440"
 
 
-def _seen(site: SiteView) -> Activations:
+def _activations(site: SiteView) -> Activations:
     return required(site.activations, "activations of convolutions or linear layers")
 
 
 def mean_activation(site: SiteView) -> Tensor:
     """Mean of each channel's feature map ``[C]``."""
-    return _seen(site).mean
+    return _activations(site).mean
 
 
 def std_activation(site: SiteView) -> Tensor:
     """Standard deviation of each channel's feature map ``[C]``."""
-    seen = _seen(site)
-    return (seen.square - seen.mean.square()).clamp_min(0).sqrt()
+    maps = _activations(site)
+    return (maps.square - maps.mean.square()).clamp_min(0).sqrt()
 
 
 def apoz(site: SiteView) -> Tensor:
-    """Share of each channel's feature map that is not 0 ``[C]``."""
-    return 1 - _seen(site).zeros
+    """Share of each channel's feature map that is not 0 ``[C]``.
+
+    >>> import torch
+    >>> maps = Activations(*torch.ones(3, 2), zeros=torch.tensor([0.25, 1.0]))
+    >>> apoz(SiteView(2, activations=maps)).tolist()
+    [0.75, 0.0]
+    """
+    return 1 - _activations(site).zeros
 
 
 def l1_activation(site: SiteView) -> Tensor:
     """Mean absolute value of each channel's feature map ``[C]``."""
-    return _seen(site).absolute
+    return _activations(site).absolute
 
 
 _NEEDS = frozenset({Need.ACTIVATIONS})

@@ -1,4 +1,4 @@
-"""Who collects what criteria need. A new need is a member of `Need`, a collector, and a line here."""
+"""The collectors of what criteria need. A new need is a member of `Need`, a collector, and a line here."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ COLLECTORS: dict[Need, Callable[[Task, Graph], dict[str, Tensor]]] = {
 
 
 def collect(need: Need, task: Task, graph: Graph) -> dict[str, Tensor]:
-    """The table of one need (`amc.importance.statistics`); empty where nothing is to be collected."""
+    """The statistics of one need (`amc.importance.statistics`); empty where nothing has to be collected."""
     collector = COLLECTORS.get(need)
     return {} if collector is None else collector(task, graph)

@@ -1,4 +1,4 @@
-"""What every criterion must stand; published as `amc.testing.check_criterion`."""
+"""The contract of criteria, published as `amc.testing.check_criterion`."""
 
 from __future__ import annotations
 
@@ -52,29 +52,29 @@ def check_criterion(criterion: Criterion | str) -> None:
     """Raise AssertionError, saying why, unless the criterion can be used.
 
     On three small networks (residual, depthwise, and one without normalisations whose last channels are flattened) it
-    must give one finite score for every channel of every site, the same when asked again, and whatever the order in
-    which channels are listed; change nothing that it is shown; need no more than it declares; let every layer of a
+    must give one finite score for every channel of every site, the same when called again, and in whatever order
+    channels are listed; change nothing that it is given; need no more than it declares; let every layer of a
     group that it needs count; and, where it says ``dead_is_least``, score a channel whose weights are all 0 not above
     any other. ``criterion`` may be a name or ``file.py:object``.
     """
-    judge = load_criterion(criterion) if isinstance(criterion, str) else criterion
+    criterion = load_criterion(criterion) if isinstance(criterion, str) else criterion
     seen = 0
     for example in examples():
         for index, site in enumerate(example.graph.sites):
-            where = f"{judge.name} on '{site.name}' of the {example.name} network"
-            own = example.site(index, judge)
+            where = f"{criterion.name} on '{site.name}' of the {example.name} network"
+            own = example.site(index, criterion)
             try:
-                scores = _scores(judge, own, where)
+                scores = _scores(criterion, own, where)
             except Lacking:  # the site has nothing of what the criterion needs, and is ranked by another
                 continue
             seen += 1
-            _check_repeats(judge, own, scores, where)
-            if not judge.is_random:
-                _check_listing(judge, own, scores, where)
-                _check_layers(judge, own, scores, where)
-    assert seen, f"{judge.name} finds what it needs at no site of the example networks"
-    if judge.dead_is_least:
-        _check_dead(judge)
+            _check_repeats(criterion, own, scores, where)
+            if not criterion.is_random:
+                _check_listing(criterion, own, scores, where)
+                _check_layers(criterion, own, scores, where)
+    assert seen, f"{criterion.name} finds what it needs at no site of the example networks"
+    if criterion.dead_is_least:
+        _check_dead(criterion)
 
 
 @lru_cache(maxsize=1)
@@ -113,12 +113,12 @@ def _example(name: str, model: nn.Module, dead: bool) -> Example:
     task = make_task(name, model, load_data(DataConfig(calibration=64, search=100)), torch.device("cpu"))
     graph = build_graph(task.model, task.example)
     if dead:
-        _kill(task.model, graph)
+        _zero_channel(task.model, graph)
     return Example(name, task, graph, {}, {})
 
 
-def _kill(model: nn.Module, graph: Graph) -> None:
-    """Set all weights of channel `DEAD` of every site to 0, and biases with them."""
+def _zero_channel(model: nn.Module, graph: Graph) -> None:
+    """Set all weights and biases of channel `DEAD` of every site to 0."""
     with torch.no_grad():
         for site in range(len(graph.sites)):
             for slot in slots(graph, model, site):
@@ -130,28 +130,28 @@ def _kill(model: nn.Module, graph: Graph) -> None:
                     bias[mine] = 0
 
 
-def _scores(judge: Criterion, site: SiteView, where: str) -> Tensor:
-    given = judge.function(site)
+def _scores(criterion: Criterion, site: SiteView, where: str) -> Tensor:
+    given = criterion.function(site)
     assert isinstance(given, Tensor), f"{where} gives a {type(given).__name__}, not a tensor"
     assert list(given.shape) == [site.channels], f"{where} gives {list(given.shape)}, not one number a channel"
     assert bool(torch.isfinite(given).all()), f"{where} gives a number that is not finite"
-    if judge.gives == "order":
+    if criterion.gives == "order":
         assert sorted(given.tolist()) == list(range(site.channels)), f"{where} does not give every channel once"
-    return judge.scores(site)
+    return criterion.scores(site)
 
 
-def _check_repeats(judge: Criterion, site: SiteView, scores: Tensor, where: str) -> None:
+def _check_repeats(criterion: Criterion, site: SiteView, scores: Tensor, where: str) -> None:
     before = [tensor._version for tensor in _tensors(site)]
-    assert torch.equal(judge.scores(site), scores), f"{where} gives other scores when asked again"
-    assert [t._version for t in _tensors(site)] == before, f"{where} changes what it is shown"
+    assert torch.equal(criterion.scores(site), scores), f"{where} gives other scores when it is called again"
+    assert [t._version for t in _tensors(site)] == before, f"{where} changes what it is given"
 
 
-def _check_listing(judge: Criterion, site: SiteView, scores: Tensor, where: str) -> None:
+def _check_listing(criterion: Criterion, site: SiteView, scores: Tensor, where: str) -> None:
     """Channels with other numbers, in another order: the same scores under those numbers."""
     number = torch.randperm(site.channels, generator=torch.Generator().manual_seed(1))
-    renamed = judge.scores(_renumbered(site, number))
+    renamed = criterion.scores(_renumbered(site, number))
     ties = len(set(scores.tolist())) < site.channels
-    if judge.gives == "scores" or not ties:
+    if criterion.gives == "scores" or not ties:
         close = torch.allclose(renamed[number], scores, rtol=1e-4, atol=1e-6 * float(scores.abs().max()))
         assert close, f"{where} depends on the order in which channels are listed"
 
@@ -178,9 +178,9 @@ def _renumbered(site: SiteView, number: Tensor) -> SiteView:
     )
 
 
-def _check_layers(judge: Criterion, site: SiteView, scores: Tensor, where: str) -> None:
+def _check_layers(criterion: Criterion, site: SiteView, scores: Tensor, where: str) -> None:
     """Every layer of the group that the criterion is shown counts: it scores otherwise when one is another."""
-    if judge.gives == "order":  # which another layer need not change
+    if criterion.gives == "order":  # which another layer need not change
         return
     for part in site.parts:
         changed = replace(
@@ -189,7 +189,7 @@ def _check_layers(judge: Criterion, site: SiteView, scores: Tensor, where: str) 
             producers=_scaled(site.producers, part),
             norms=_scaled(site.norms, part),
         )
-        assert not torch.allclose(judge.scores(changed), scores), f"{where} does not count {part.name}"
+        assert not torch.allclose(criterion.scores(changed), scores), f"{where} does not count {part.name}"
 
 
 def _scaled(group: tuple[P, ...], part: Part) -> tuple[P, ...]:
@@ -198,16 +198,16 @@ def _scaled(group: tuple[P, ...], part: Part) -> tuple[P, ...]:
     return tuple(replace(p, weight=p.weight * factors) if p is part else p for p in group)
 
 
-def _check_dead(judge: Criterion) -> None:
+def _check_dead(criterion: Criterion) -> None:
     for example in dead_examples():
         for index, site in enumerate(example.graph.sites):
             try:
-                scores = judge.scores(example.site(index, judge))
+                scores = criterion.scores(example.site(index, criterion))
             except Lacking:
                 continue
             others = torch.cat([scores[:DEAD], scores[DEAD + 1 :]])
             assert float(scores[DEAD]) <= float(others.min()) + 1e-12, (
-                f"{judge.name} scores a channel of '{site.name}' whose weights are all 0 ({float(scores[DEAD]):g}) "
+                f"{criterion.name} scores a channel of '{site.name}' whose weights are all 0 ({float(scores[DEAD]):g}) "
                 f"above another ({float(others.min()):g})"
             )
 

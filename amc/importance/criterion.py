@@ -1,4 +1,4 @@
-"""What a criterion is: a rule that scores the channels of one site, and what it must be shown for that."""
+"""What a criterion is: a rule that scores the channels of one site, and the statistics that it needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amc.importance.group import SiteView
 
 
 class Need(StrEnum):
-    """What a criterion may ask for. Only what is asked for is collected, and shown."""
+    """What a criterion may need. Only what it declares is collected and given to it."""
 
     READERS = "readers"
     """Weights of the layers that read the site's channels."""
@@ -32,14 +32,14 @@ class Need(StrEnum):
     FLOW = "flow"
     """Synaptic flow: passes of the network with positive weights, without data."""
     ATTENTION = "attention"
-    """What modules that are trained to scale channels give: a brief training of them."""
+    """Attention of modules that are trained briefly to scale the channels."""
 
 
 T = TypeVar("T")
 
 
 class Lacking(Exception):
-    """A site has nothing of what a criterion scores by; the message is what, such as ``normalisations``."""
+    """A site lacks what a criterion scores by; the message names it, such as ``normalisations``."""
 
 
 def required(value: T | None, what: str) -> T:
@@ -91,7 +91,7 @@ class Criterion:
         return found if self.gives == "order" else descending(found)
 
     def scores(self, site: SiteView) -> Tensor:
-        """Scores ``[C]``, higher for more important channels. An order is told as C, C - 1, …, 1."""
+        """Scores ``[C]``, higher for more important channels. Those of an order are C, C - 1, …, 1."""
         found = self.function(site)
         if self.gives == "scores":
             return found

@@ -26,7 +26,14 @@ def _saliency(part: Part, second: Tensor) -> Tensor:
 
 
 def obd(site: SiteView) -> Tensor:
-    """Change of the loss by the Hessian's diagonal ``[C]``."""
+    """Change of the loss by the Hessian's diagonal ``[C]``.
+
+    >>> import torch
+    >>> from amc.importance import Producer
+    >>> weight, curvature = torch.tensor([[[2.0]], [[1.0]]]), torch.tensor([[[3.0]], [[-1.0]]])
+    >>> obd(SiteView(2, producers=(Producer(weight, torch.arange(2), torch.arange(2), curvature=curvature),))).tolist()
+    [6.0, 0.0]
+    """
     known = required(tuple(p for p in site.parts if p.curvature is not None), "second derivatives of weights")
     return site.total(known, lambda part: _saliency(part, required(part.curvature, "second derivatives")))
 

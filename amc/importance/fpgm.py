@@ -1,4 +1,4 @@
-"""Geometric median: filters that the others can stand in for go first (He et al. 2019, FPGM, arXiv:1811.00250).
+"""Geometric median: filters that others can replace are removed first (He et al. 2019, FPGM, arXiv:1811.00250).
 
 Equation 4 looks for the filters that are nearest to the geometric median of their layer, by their summed distance to
 all filters:
@@ -19,7 +19,13 @@ from amc.importance.group import Part, SiteView
 
 
 def fpgm(site: SiteView) -> Tensor:
-    """Summed distance of each channel's filters to all others ``[C]``."""
+    """Summed distance of each channel's filters to all others ``[C]``.
+
+    >>> from amc.importance import Producer
+    >>> filters = Producer(torch.tensor([[[0.0]], [[1.0]], [[5.0]]]), torch.arange(3), torch.arange(3))
+    >>> fpgm(SiteView(3, producers=(filters,))).tolist()
+    [6.0, 5.0, 9.0]
+    """
     producers = required(site.producers, "producing layers")
     return torch.stack([_distances(part, site.channels) for part in producers]).sum(0)
 

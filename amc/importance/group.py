@@ -1,8 +1,9 @@
 """What a criterion sees of a site: the tensors of all layers that the site's channels run through.
 
 A site is a coupled group: a channel of it is a row of every layer that produces it, an entry of every normalisation
-over it, and a column of every layer that reads it; all of them go together. A layer may hold several positions of one
-channel (a head of attention, a channel that was flattened), so every part says which channel each position is.
+over it, and a column of every layer that reads it; all of them are removed together. A layer may hold several positions
+of one channel (a head of attention, a channel that was flattened), so every part says to which channel each position
+belongs.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Part:
     dim: ClassVar[int] = 0
 
     def rows(self, tensor: Tensor | None = None) -> Tensor:
-        """All that goes with each position: ``[P, n]`` of ``weight``, or of a tensor of its shape."""
+        """The slices ``[P, n]`` that belong to the positions, of ``weight`` or of a tensor of its shape."""
         whole = self.weight if tensor is None else tensor
         return whole.movedim(self.dim, 0)[self.positions].flatten(1)
 
@@ -85,7 +86,7 @@ class Activations:
 
 @dataclass(frozen=True, eq=False)
 class SiteView:
-    """What a criterion sees of a site: what it has declared to need, and nothing else."""
+    """What a criterion is given of a site: what it declares to need, and nothing else."""
 
     channels: int
     readers: tuple[Reader, ...] = ()
@@ -94,15 +95,15 @@ class SiteView:
     activations: Activations | None = None
     contributions: Tensor | None = None
     """``[N, C]``: for every sample the derivative of its loss by the channel's activation, times the activation, summed
-    over positions and readers: by so much the loss would fall, to first order, without the channel."""
+    over positions and readers: to first order, by how much the loss falls without the channel."""
     weight_contributions: Tensor | None = None
     """``[N, C]``: the same of the channel's weights, summed over all of them."""
     flow: Tensor | None = None
-    """``[C]``: how late a channel goes by synaptic flow."""
+    """``[C]``: the rank in which a channel is removed by synaptic flow."""
     attention: Tensor | None = None
     """``[C]``: mean attention, in (0, 1)."""
     seed: int = 0
-    """A number of this site's own, for what is drawn at random."""
+    """The seed of this site, for random numbers."""
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -138,12 +139,12 @@ class Slot:
     """How the parameter's dimensions are turned into ``[out, in, …]``."""
 
     def oriented(self, tensor: Tensor) -> Tensor:
-        """The parameter, or what has its shape, as ``[out, in, taps]``."""
+        """The parameter, or a tensor of its shape, as ``[out, in, taps]``."""
         turned = tensor.permute(self.dims)
         return turned.flatten(2) if turned.ndim > 2 else turned.reshape(*turned.shape, *[1] * (3 - turned.ndim))
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """All that goes with each position ``[P, n]``, of the parameter or of what has its shape."""
+        """The slices ``[P, n]`` that belong to the positions, of the parameter or of a tensor of its shape."""
         return self.oriented(tensor).movedim(self.kind.dim, 0)[self.positions].flatten(1)
 
 

@@ -1,4 +1,4 @@
-"""Magnitude: channels with small weights go first.
+"""Magnitude: channels with small weights are removed first.
 
 AMC ranks by the weights that read a channel (arXiv:1802.03494, section 3.4): ``l1`` and ``l2``. Li et al. 2016
 (arXiv:1608.08710, section 3.1) rank by the filter that produces it, s_c = Σ |W_c|: ``filter-l1`` and ``filter-l2``.
@@ -35,7 +35,14 @@ def _mean(site: SiteView, power: int) -> Tensor:
 
 
 def l1(site: SiteView) -> Tensor:
-    """Sum of the absolute weights that read each channel ``[C]``."""
+    """Sum of the absolute weights that read each channel ``[C]``.
+
+    >>> import torch
+    >>> from amc.importance import Reader
+    >>> reader = Reader(torch.tensor([[[1.0], [-2.0]]]), torch.arange(2), torch.arange(2))  # [out, in, taps]
+    >>> l1(SiteView(2, readers=(reader,))).tolist()
+    [1.0, 2.0]
+    """
     return _read(site, 1)
 
 
@@ -45,7 +52,14 @@ def l2(site: SiteView) -> Tensor:
 
 
 def filter_l1(site: SiteView) -> Tensor:
-    """Sum of the absolute weights of each channel's filters ``[C]``."""
+    """Sum of the absolute weights of each channel's filters ``[C]``.
+
+    >>> import torch
+    >>> from amc.importance import Producer
+    >>> producer = Producer(torch.tensor([[[3.0, -1.0]], [[0.5, 0.5]]]), torch.arange(2), torch.arange(2))
+    >>> filter_l1(SiteView(2, producers=(producer,))).tolist()
+    [4.0, 1.0]
+    """
     return _produced(site, 1)
 
 

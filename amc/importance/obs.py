@@ -1,4 +1,4 @@
-"""Block Optimal Brain Surgeon: greedy removal of the channel whose loss the other channels make up for best.
+"""Block Optimal Brain Surgeon: greedy removal of the channel that the other channels compensate for best.
 
 Hassibi & Stork 1993, for blocks of weights as in Optimal Brain Compression (arXiv:2208.11580). Per reader:
 
@@ -8,7 +8,7 @@ S      the elements of one channel (its positions, all taps)
 score  Σ over outputs of W_S (H_SS)⁻¹ W_Sᵀ: the rise of the squared error, others re-solved
 =====  =====================================================================================
 
-Readers are weighed by the inverse variance of their outputs, so that a stream's readers count alike. Removing S:
+Readers are weighted by the inverse variance of their outputs, so that all readers of a stream count alike. Removing S:
 ``W ← W − W_S (H_SS)⁻¹ H_S:`` and ``H ← H − H_:S (H_SS)⁻¹ H_S:``.
 """
 
@@ -30,7 +30,16 @@ _DENSE = 0.8  # matrices with a smaller share of elements left are compacted
 
 
 def obs(site: SiteView) -> Tensor:
-    """Greedy removal by the least rise of the re-solved squared error; L2 where no inputs were collected."""
+    """Channels ``[C]``, the last to be removed first; by their L2 norm where no inputs were collected.
+
+    Of two channels that are always equal one is removed first, since the other compensates for it:
+
+    >>> from amc.reconstruction import Moments
+    >>> moments = Moments(torch.zeros(3), torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), 100)
+    >>> reader = Reader(torch.tensor([[[2.0], [2.0], [1.0]]]), torch.arange(3), torch.arange(3), moments)
+    >>> obs(SiteView(3, readers=(reader,))).tolist()
+    [1, 2, 0]
+    """
     solvers = [_Surgeon(r, site.channels) for r in site.readers if r.moments is not None]
     if not solvers:
         return descending(l2(site))

@@ -33,7 +33,9 @@ def rank(
     where no site has any.
     """
     criterion = load_criterion(name)
-    orders = _of_all(criterion, name, graph, model, moments, statistics, seed, lambda site: descending(l2(site)))
+    orders = _for_every_site(
+        criterion, name, graph, model, moments, statistics, seed, lambda site: descending(l2(site))
+    )
     for site, order in zip(graph.sites, orders, strict=True):
         if sorted(order.tolist()) != list(range(site.channels)):
             raise ConfigError(
@@ -56,7 +58,7 @@ def score(
     """
     criterion = load_criterion(name)
     check_scores(criterion)
-    scores = _of_all(criterion.scores, name, graph, model, moments, statistics, seed, l2)
+    scores = _for_every_site(criterion.scores, name, graph, model, moments, statistics, seed, l2)
     for site, own in zip(graph.sites, scores, strict=True):
         if list(own.shape) != [site.channels] or not bool(torch.isfinite(own).all()):
             raise ConfigError(
@@ -75,8 +77,8 @@ def check_scores(criterion: Criterion) -> None:
         )
 
 
-def _of_all(
-    judge: Callable[[SiteView], Tensor],
+def _for_every_site(
+    evaluate: Callable[[SiteView], Tensor],
     name: str,
     graph: Graph,
     model: nn.Module,
@@ -85,13 +87,13 @@ def _of_all(
     seed: int,
     fallback: Callable[[SiteView], Tensor],
 ) -> list[Tensor]:
-    """What ``judge`` says of every site, or ``fallback`` where a site lacks what it needs. Raises ConfigError."""
+    """``evaluate`` of every site, or ``fallback`` of sites that lack what the criterion needs. Raises ConfigError."""
     found: list[Tensor] = []
     lacking: list[str] = []
     for index in range(len(graph.sites)):
         try:
             own = view(graph, model, moments, index, load_criterion(name).needs, statistics, seed)
-            found.append(_asked(judge, name, own))
+            found.append(_checked(evaluate, name, own))
         except Lacking as lack:
             lacking.append(str(lack))
             found.append(fallback(view(graph, model, moments, index)).cpu())
@@ -103,10 +105,10 @@ def _of_all(
     return found
 
 
-def _asked(judge: Callable[[SiteView], Tensor], name: str, site: SiteView) -> Tensor:
-    """The criterion's answer. Whatever a plug-in throws is its user's mistake."""
+def _checked(evaluate: Callable[[SiteView], Tensor], name: str, site: SiteView) -> Tensor:
+    """The criterion's result. Any exception of a plug-in is reported as the user's mistake."""
     try:
-        return torch.as_tensor(judge(site)).cpu()
+        return torch.as_tensor(evaluate(site)).cpu()
     except Lacking:
         raise
     except Exception as error:
@@ -164,7 +166,7 @@ def _part(
         return None if tensor is None else slot.oriented(tensor).to(held.device)
 
     weight = slot.oriented(held.detach())
-    told = {
+    common = {
         "name": slot.tensor,
         "gradient": shaped(gradients.get(f"gradient/{slot.tensor}")),
         "squared_gradient": shaped(gradients.get(f"square/{slot.tensor}")),
@@ -172,8 +174,8 @@ def _part(
     }
     if slot.kind is Reader:
         seen = moments.get(slot.layer.name) if Need.MOMENTS in needs else None
-        return Reader(weight, slot.positions, slot.channels, seen, **told)  # type: ignore[arg-type]
+        return Reader(weight, slot.positions, slot.channels, seen, **common)  # type: ignore[arg-type]
     if slot.kind is Norm:
         shift = getattr(model.get_submodule(slot.layer.name), "bias", None)
-        return Norm(weight, slot.positions, slot.channels, None if shift is None else shift.detach(), **told)  # type: ignore[arg-type]
-    return Producer(weight, slot.positions, slot.channels, **told)  # type: ignore[arg-type]
+        return Norm(weight, slot.positions, slot.channels, None if shift is None else shift.detach(), **common)  # type: ignore[arg-type]
+    return Producer(weight, slot.positions, slot.channels, **common)  # type: ignore[arg-type]

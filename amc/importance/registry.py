@@ -28,7 +28,7 @@ _TABLE: tuple[Criterion, ...] = (
 )
 
 CRITERIA: dict[str, Criterion] = {criterion.name: criterion for criterion in _TABLE}
-"""All that come with amc, by name, the default first."""
+"""The built-in criteria by name, the default first."""
 
 
 _REGISTRY: Registry[Criterion] = Registry(
@@ -50,8 +50,11 @@ def criteria() -> dict[str, Entry[Criterion]]:
 def load_criterion(name: str) -> Criterion:
     """A criterion by name, or what ``file.py:object`` names: a `Criterion`, or a function of a `SiteView`.
 
-    A function gives the site's channels, the most important first, and is shown readers and their moments.
+    A function gives the site's channels, the most important first, and is given readers and their moments.
     Raises ConfigError.
+
+    >>> load_criterion("obs").gives
+    'order'
     """
     found: object = _REGISTRY.load(name)
     if isinstance(found, Criterion):

@@ -1,9 +1,9 @@
-"""Widths out of a criterion's scores alone, without a search: the scope of a criterion.
+"""Widths from a criterion's scores alone, without a search: the scope of a criterion.
 
 ========  ================================================================================================
 scope     a channel stays where
 ========  ================================================================================================
-site      the searcher says how many stay; the criterion says which (the default, not in this module)
+site      the searcher chooses how many stay; the criterion which (the default, not in this module)
 local     its score is among the same share of every site's
 global    its score is above one threshold for the whole network, found for the budget
 flops     S − λ F > 0, with λ found for the budget (Molchanov et al. 2016, arXiv:1611.06440, section 2.4)
@@ -35,7 +35,7 @@ _LEAST = 1e-9  # a channel without MACs of its own is nearly free
 
 @dataclass(frozen=True)
 class Selection:
-    """A policy, and the sites that would have lost more than they may."""
+    """A policy, and the sites whose scores alone would have left fewer channels than their smallest setting."""
 
     choice: Choice
     saved: tuple[str, ...] = ()
@@ -63,12 +63,14 @@ def select(scope: Scope, scores: Sequence[Tensor], space: Space) -> Selection:
     ranked = normalised(scores)
     prices = _prices(space) if scope == "flops" else np.zeros(len(ranked))
 
-    def widths(dial: float) -> NDArray[np.int64]:
+    def widths(level: float) -> NDArray[np.int64]:
         """How many channels of every site stay above the threshold, or at the multiplier."""
-        levels = prices * dial if scope == "flops" else np.full(len(ranked), dial)
-        return np.array([int((own > level).sum()) for own, level in zip(ranked, levels, strict=True)])
+        levels = prices * level if scope == "flops" else np.full(len(ranked), level)
+        return np.array([int((own > least).sum()) for own, least in zip(ranked, levels, strict=True)])
 
-    low, high = (0.0, 2 / float(prices.min())) if scope == "flops" else (-1.0, 1.0)  # at high only what must stay does
+    low, high = (
+        (0.0, 2 / float(prices.min())) if scope == "flops" else (-1.0, 1.0)
+    )  # at high only the smallest settings stay
     for _ in range(_STEPS):
         middle = (low + high) / 2
         if bool(space.fits([_legal(space, widths(middle))])[0]):
@@ -96,7 +98,7 @@ def _prices(space: Space) -> NDArray[np.float64]:
         places = last.copy()
         places[site] = max(0, places[site] - 1)
         less = space.choice(places)
-        gone = space.full_sizes[site] - space.sizes_of(less)[site]
-        if gone:
-            prices[site] = max(_LEAST, (full - space.costs(less)["macs"]) / full / gone)
+        removed = space.full_sizes[site] - space.sizes_of(less)[site]
+        if removed:
+            prices[site] = max(_LEAST, (full - space.costs(less)["macs"]) / full / removed)
     return prices

@@ -16,7 +16,14 @@ from amc.importance.group import SiteView
 
 
 def bn_scale(site: SiteView) -> Tensor:
-    """Sum of the absolute scales of the normalisations over each channel ``[C]``."""
+    """Sum of the absolute scales of the normalisations over each channel ``[C]``.
+
+    >>> import torch
+    >>> from amc.importance import Norm
+    >>> norm = Norm(torch.tensor([[[0.5]], [[-2.0]]]), torch.arange(2), torch.arange(2))
+    >>> bn_scale(SiteView(2, norms=(norm,))).tolist()
+    [0.5, 2.0]
+    """
     return site.total(required(site.norms, "scales of normalisations"), lambda part: part.rows().abs().sum(1))
 
 

@@ -16,7 +16,14 @@ from amc.importance.group import Part, SiteView
 
 
 def snip(site: SiteView) -> Tensor:
-    """Summed sensitivity of each channel's weights ``[C]``."""
+    """Summed sensitivity of each channel's weights ``[C]``.
+
+    >>> import torch
+    >>> from amc.importance import Producer
+    >>> weight, gradient = torch.tensor([[[3.0]], [[-1.0]]]), torch.tensor([[[0.5]], [[4.0]]])
+    >>> snip(SiteView(2, producers=(Producer(weight, torch.arange(2), torch.arange(2), gradient=gradient),))).tolist()
+    [1.5, 4.0]
+    """
     known = required(tuple(p for p in site.parts if p.gradient is not None), "derivatives of weights")
 
     def sensitivity(part: Part) -> Tensor:

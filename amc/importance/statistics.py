@@ -1,4 +1,4 @@
-"""What criteria are shown besides weights, collected over the calibration split; only what is asked for is.
+"""Statistics for criteria, collected over the calibration split; only those that a criterion needs are collected.
 
 ===========  ==============================================================  =====================================
 need         tables (tensors by name)                                        passes
@@ -48,7 +48,7 @@ _BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where the channels of a site are seen: an input or an output of a module."""
+    """Where the channels of a site are observed: an input or an output of a module."""
 
     site: int
     module: str
@@ -59,7 +59,7 @@ class Place:
     channels: Tensor
 
     def values(self, tensor: Tensor, linear: bool) -> Tensor | None:
-        """The site's elements of what the module reads or gives, ``[P, n]``; None where it has another shape."""
+        """The site's elements of the module's input or output, ``[P, n]``; None where that has another shape."""
         if tensor.ndim < 2:
             return None
         lines = tensor.movedim(-1 if linear else 1, 0).flatten(1)
@@ -87,7 +87,7 @@ def _places(module: str, reads: bool, axis: Axis | None) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def watching(model: nn.Module, where: Sequence[Place], see: Callable[[str, bool, Tensor], Tensor]) -> Iterator[None]:
-    """While it lasts ``see`` is given every input (True) and output (False) at the places, and gives what goes on."""
+    """Calls ``see(module, reads, tensor)`` for every input and output at the places; its result replaces the tensor."""
 
     def before(name: str) -> Callable[..., Any]:
         return lambda module, args: (see(name, True, args[0]), *args[1:]) if args else None
@@ -180,13 +180,13 @@ def collect_gradients(task: Task, graph: Graph) -> dict[str, Tensor]:
 def _loss(
     task: Task, model: nn.Module, where: Sequence[Place], inputs: Any, targets: Any
 ) -> tuple[list[tuple[str, bool, Tensor]], Tensor]:
-    """What was seen at the places in a forward pass, and the loss."""
+    """The tensors at the places in a forward pass, and the loss."""
     read: list[tuple[str, bool, Tensor]] = []
 
     def see(name: str, reads: bool, tensor: Tensor) -> Tensor:
         own = tensor.clone()  # its derivative is this reader's alone
         read.append((name, reads, own))
-        return own.clone()  # what comes after may write into it
+        return own.clone()  # the next operators may write into it
 
     with torch.enable_grad(), watching(model, where, see):
         outputs = nested.call(model, nested.to(inputs, task.device))
@@ -228,7 +228,7 @@ def _activation_sums(
 
 
 def trainable_copy(model: nn.Module) -> nn.Module:
-    """A copy whose weights are plain parameters of its own that can be differentiated by."""
+    """A copy whose weights are parameters with gradients; parametrizations are removed."""
     own = shallow_copy(model).eval().requires_grad_(True)
     for module in list(own.modules()):
         if parametrize.is_parametrized(module):
@@ -238,5 +238,10 @@ def trainable_copy(model: nn.Module) -> nn.Module:
 
 
 def is_parameter(model: nn.Module, name: str) -> bool:
+    """Whether a tensor of the network is a parameter, and not a buffer or computed.
+
+    >>> is_parameter(nn.BatchNorm2d(2), "running_mean")
+    False
+    """
     holder, _, key = name.rpartition(".")
     return key in model.get_submodule(holder)._parameters

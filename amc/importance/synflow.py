@@ -5,13 +5,13 @@ Of the network with absolute weights and an input of ones, R is the sum of the o
     s_w = ∂R/∂w · w
 
 is how much of the flow runs through a weight. A neuron's incoming weights hold as much of it as its outgoing ones
-(conservation, theorem 1), so a channel's score is its filters' sum. Scores change as channels go, so they are found in
-`ROUNDS` rounds (algorithm 1: iteration avoids layer collapse): in each, every site loses the channels with the least
-flow, and the next round is without them. No data are read.
+(conservation, theorem 1), so a channel's score is its filters' sum. Scores change as channels are removed, so they are
+computed in `ROUNDS` rounds (algorithm 1: iteration avoids layer collapse): in each, every site loses the channels with
+the least flow, and the next round is without them. No data are read.
 
 Deviations: the paper keeps one threshold for all weights of the network; here every site loses the same share of its
-channels in each round, since widths are the searcher's, and the last to go is the most important. BatchNorms pass
-values on with their absolute scale and variance, without mean and shift, as the paper's code has it.
+channels in each round, since the searcher chooses widths, and the last to be removed is the most important. BatchNorms
+keep their absolute scale and variance, without mean and shift, as in the paper's code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROUNDS = 100
 
 
 def collect_flow(task: Task, graph: Graph) -> dict[str, Tensor]:
-    """For every site how late each channel goes ``[C]``, from 0; ties by flow are resolved by number."""
+    """The rank ``[C]``, from 0, in which each channel is removed, by the site's number; ties are resolved by number."""
     model = positive(task.model)
     ones = nested.mapped(
         lambda x: torch.ones_like(x) if x.is_floating_point() else x, nested.to(task.example, task.device)
@@ -41,23 +41,23 @@ def collect_flow(task: Task, graph: Graph) -> dict[str, Tensor]:
         [slot for slot in slots(graph, model, i) if is_parameter(model, slot.tensor)] for i in range(len(graph.sites))
     ]
     sites = [i for i, group in enumerate(groups) if any(slot.kind is Producer for slot in group)]
-    gone: list[list[int]] = [[] for _ in groups]
+    removed: list[list[int]] = [[] for _ in groups]
     rounds = min(ROUNDS, max(site.channels for site in graph.sites))
     for number in range(1, rounds + 1):
         flows = flow(model, ones)
         for i in sites:
             channels = graph.sites[i].channels
             sums = _sums(groups[i], flows, channels)
-            sums[gone[i]] = torch.inf
-            count = round(channels * number / rounds) - len(gone[i])
+            sums[removed[i]] = torch.inf
+            count = round(channels * number / rounds) - len(removed[i])
             least = sums.argsort(stable=True)[:count].tolist()
             _remove(model, groups[i], least)
-            gone[i] += least
-    return {str(i): torch.tensor(gone[i]).argsort().double() for i in sites}
+            removed[i] += least
+    return {str(i): torch.tensor(removed[i]).argsort().double() for i in sites}
 
 
 def positive(model: nn.Module) -> nn.Module:
-    """A copy in double precision whose weights are positive, and that adds nothing of its own."""
+    """A copy in double precision with absolute weights and without biases."""
     own = trainable_copy(model).double()
     with torch.no_grad():
         for module in own.modules():
@@ -71,7 +71,13 @@ def positive(model: nn.Module) -> nn.Module:
 
 
 def flow(model: nn.Module, ones: nested.Nested) -> dict[str, Tensor]:
-    """∂R/∂w · w of every parameter, by its name. Raises ConfigError where there is no derivative."""
+    """∂R/∂w · w of every parameter, by its name. Raises ConfigError where there is no derivative.
+
+    >>> linear = nn.Linear(2, 1, bias=False)
+    >>> _ = linear.weight.data.copy_(torch.tensor([[1.0, -2.0]]))
+    >>> flow(positive(linear), torch.ones(1, 2))["weight"].tolist()
+    [[1.0, 2.0]]
+    """
     named = dict(model.named_parameters())
     inputs = nested.mapped(lambda x: x.double() if x.is_floating_point() else x, ones)
     try:
@@ -103,7 +109,7 @@ def _remove(model: nn.Module, group: list[Slot], channels: list[int]) -> None:
 
 
 def synflow(site: SiteView) -> Tensor:
-    """How late each channel goes ``[C]``."""
+    """The rank in which each channel is removed ``[C]``."""
     return required(site.flow, "synaptic flow through layers of its own")
 
 

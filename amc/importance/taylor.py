@@ -20,7 +20,12 @@ from amc.importance.group import SiteView
 
 
 def taylor(site: SiteView) -> Tensor:
-    """Mean over samples of the loss's absolute change without the channel, by its activations ``[C]``."""
+    """Mean over samples of the loss's absolute change without the channel, by its activations ``[C]``.
+
+    >>> import torch
+    >>> taylor(SiteView(2, contributions=torch.tensor([[1.0, -1.0], [-3.0, 0.0]]))).tolist()  # two samples
+    [2.0, 0.5]
+    """
     return required(site.contributions, "derivatives of activations").abs().mean(0)
 
 
