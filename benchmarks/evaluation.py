@@ -33,7 +33,7 @@ from amc.evaluation.score import Score
 from amc.evaluation.scorer import BLOCK
 from amc.evaluation.settings import Reconstruction
 from amc.latency.session import Runner
-from amc.pipeline.timing import Timing
+from amc.pipeline.timing import RunTiming
 from amc.reconstruction.sequential import Effort
 from amc.search import load_searcher
 from amc.search.allocate import error_tables, fast_decoder
@@ -180,7 +180,7 @@ def runtimes(bench: Bench, ways: Sequence[str]) -> dict[str, float]:
     with evaluator.samples.folder.folded(own):
         works = {f"torch {precision}": passes(own, precision) for precision in ("float32", "bfloat16")}
         if "onnx" in ways:
-            meter = Timing(bench.stages.record, bench.graph).bench()
+            meter = RunTiming(bench.stages.record, bench.graph).bench()
             started = time.process_time()
             runner = Runner(meter.model(choice))
             found["preparing ONNX Runtime"] = time.process_time() - started

@@ -54,7 +54,7 @@ def overhead(name: str, proposals: int) -> tuple[float, float]:
     """Milliseconds per proposal: the mean over all proposals, and the median over the last tenth."""
     search, problem = searchers()[name].load(), free_problem()
     times = [time.perf_counter()]
-    problem._observer = lambda evaluation, number: times.append(time.perf_counter())
+    problem._observer = lambda _, evaluation: times.append(time.perf_counter())
     search(problem, proposals, 0)
     gaps = np.diff(times) * 1e3
     return float(gaps.mean()), statistics.median(gaps[-max(1, proposals // 10) :])

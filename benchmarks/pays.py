@@ -31,7 +31,7 @@ from amc.latency import measure
 from amc.latency.prediction import CorrectedCosts, effective_widths
 from amc.latency.profile import LearnedModel, Profile
 from amc.pipeline.stages import Stages
-from amc.pipeline.timing import Timing
+from amc.pipeline.timing import RunTiming
 from amc.runtime.journal import Journal, read_records
 from amc.search import load_searcher
 from amc.space.budget import Space
@@ -89,7 +89,7 @@ def trained(bench: Bench, choice: tuple[int, ...], count: int) -> dict[str, floa
 
 def measured(stages: Stages, choices: dict[str, tuple[int, ...]], seconds: float) -> dict[str, dict[str, float]]:
     """Time of every network as a share of the original's, with the 95 % interval."""
-    meter = Timing(stages.record, stages.inspect()).bench()
+    meter = RunTiming(stages.record, stages.inspect()).bench()
     with tempfile.TemporaryDirectory() as folder:
         files = {"original": Path(folder, "original.onnx")}
         files["original"].write_bytes(meter.model(meter.full))

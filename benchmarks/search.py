@@ -46,7 +46,7 @@ def searched(bench: Bench, searcher: str, evaluations: int, seed: int) -> dict[s
     trail: list[list[float]] = []
     start, best = time.process_time(), np.inf
 
-    def observe(evaluation: Evaluation, proposals: int) -> None:
+    def observe(problem: Problem, evaluation: Evaluation) -> None:
         nonlocal best
         if not evaluation.rejected:
             best = min(best, evaluation.loss)

@@ -42,7 +42,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Row:
+class BatchRow:
     """One row of the batch's table, as text. ``best`` is its network, if there is one."""
 
     place: Mapping[str, str]
@@ -98,7 +98,7 @@ def best(networks: Sequence[Network]) -> Network | None:
     return max(good, key=lambda n: n.result["final"]["search"], default=None)  # type: ignore[index]
 
 
-def batch_rows(networks: Sequence[Network]) -> list[Row]:
+def batch_rows(networks: Sequence[Network]) -> list[BatchRow]:
     """The table: the best network for every model, data set, device and budget."""
     groups: dict[tuple[tuple[str, str], ...], list[Network]] = {}
     for network in networks:
@@ -106,11 +106,11 @@ def batch_rows(networks: Sequence[Network]) -> list[Row]:
     return [_row(dict(group), members) for group, members in groups.items()]
 
 
-def _row(place: Mapping[str, str], members: Sequence[Network]) -> Row:
+def _row(place: Mapping[str, str], members: Sequence[Network]) -> BatchRow:
     found, done = best(members), sum(m.result is not None for m in members)
     runs = f"{done} of {len(members)}"
     if found is None or found.result is None:
-        return Row(place, ["–", "none", *["–"] * (len(COLUMNS) - 3), runs], None)
+        return BatchRow(place, ["–", "none", *["–"] * (len(COLUMNS) - 3), runs], None)
     original, final, split = found.result["original"], found.result["final"], judged_on(found.result)
     spent = times(found.result)
     cells = [
@@ -122,7 +122,7 @@ def _row(place: Mapping[str, str], members: Sequence[Network]) -> Row:
         f"{human.milliseconds(spent.final)} ({human.ratio(spent.ratio)})",
         runs,
     ]
-    return Row(place, cells, found)
+    return BatchRow(place, cells, found)
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:

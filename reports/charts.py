@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 from amc.reports.human import exact, quotient
-from amc.reports.read import Evaluation, Journal
+from amc.reports.read import SearchHistory, SearchPoint
 from amc.reports.table import NAMES, budgeted
 
 Draw = Callable[[Any], None]
@@ -64,7 +64,7 @@ def widths_chart(result: Mapping[str, Any]) -> str:
     return _svg("widths", f"Share kept at each of {len(names)} sites", 60 + step * len(names), draw)
 
 
-def progress_chart(result: Mapping[str, Any], journal: Journal) -> str:
+def progress_chart(result: Mapping[str, Any], journal: SearchHistory) -> str:
     """The metric of every evaluation and the best so far, against the number of the evaluation."""
     numbers = [evaluation.number for evaluation in journal.evaluations]
     values = [100 * evaluation.metric for evaluation in journal.evaluations]
@@ -79,7 +79,7 @@ def progress_chart(result: Mapping[str, Any], journal: Journal) -> str:
     return _svg("progress", f"The {result['metric']} of every evaluation", 300, draw)
 
 
-def tradeoff_chart(result: Mapping[str, Any], journal: Journal) -> str:
+def tradeoff_chart(result: Mapping[str, Any], journal: SearchHistory) -> str:
     """The metric of every evaluation against its share of the limited resource. The chosen policy is marked."""
     resource = budgeted(result)[0]
     original = result["original"][resource]
@@ -88,7 +88,7 @@ def tradeoff_chart(result: Mapping[str, Any], journal: Journal) -> str:
     chosen = [candidate["choice"] for candidate in result["candidates"] if candidate["chosen"]]
     marked = [e for e in seen if e.choice in chosen][:1]
 
-    def spots(evaluations: Sequence[Evaluation]) -> tuple[list[float], list[float]]:
+    def spots(evaluations: Sequence[SearchPoint]) -> tuple[list[float], list[float]]:
         shares = [_percent(e.costs[resource], original) for e in evaluations]
         return shares, [100 * e.metric for e in evaluations]
 

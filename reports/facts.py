@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from amc.reports import human
-from amc.reports.read import Journal
+from amc.reports.read import SearchHistory
 
 
-def facts(result: Mapping[str, Any], journal: Journal) -> list[tuple[str, str]]:
+def facts(result: Mapping[str, Any], journal: SearchHistory) -> list[tuple[str, str]]:
     """Model, data, search, seeds and environment, one pair each."""
     environment, data = result["environment"], result["data"]
     splits = [(name, split) for name, split in data["splits"].items() if isinstance(split, dict)]
@@ -30,7 +30,7 @@ def facts(result: Mapping[str, Any], journal: Journal) -> list[tuple[str, str]]:
     return [(name, text) for name, text in lines if text]
 
 
-def _search(search: Mapping[str, Any], journal: Journal) -> str:
+def _search(search: Mapping[str, Any], journal: SearchHistory) -> str:
     failed = f" ({journal.failed} failed)" if journal.failed else ""
     recalibrated = "on" if search.get("recalibrate") else "off"
     return (

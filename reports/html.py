@@ -11,7 +11,7 @@ from amc.reports import human
 from amc.reports.charts import progress_chart, tradeoff_chart, widths_chart
 from amc.reports.facts import facts
 from amc.reports.markdown import as_yaml
-from amc.reports.read import Journal
+from amc.reports.read import SearchHistory
 from amc.reports.table import final_table, judged_on, outcome, time_ratio
 
 
@@ -24,7 +24,7 @@ class Tile:
     detail: str
 
 
-def html_report(result: Mapping[str, Any], journal: Journal) -> str:
+def html_report(result: Mapping[str, Any], journal: SearchHistory) -> str:
     """The text of report.html. All text from the run is escaped; only the charts are inserted as they are."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -66,7 +66,7 @@ def tiles(result: Mapping[str, Any]) -> Iterator[Tile]:
     yield Tile("time", human.short_percent(time_ratio(result)), detail)
 
 
-def _charts(result: Mapping[str, Any], journal: Journal) -> Iterator[tuple[str, str, str]]:
+def _charts(result: Mapping[str, Any], journal: SearchHistory) -> Iterator[tuple[str, str, str]]:
     """Title, explanation and SVG of every chart that has data."""
     if result["sites"]:
         yield (

@@ -11,7 +11,7 @@ import yaml
 
 from amc.reports.facts import facts
 from amc.reports.human import FILTERS
-from amc.reports.read import Journal
+from amc.reports.read import SearchHistory
 from amc.reports.table import final_table, outcome
 
 _SPECIAL = re.compile(r"([\\`*\[\]|~$!])|(?<![0-9A-Za-z])(_)|(_)(?![0-9A-Za-z])")
@@ -35,7 +35,7 @@ def fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def markdown_report(result: Mapping[str, Any], journal: Journal) -> str:
+def markdown_report(result: Mapping[str, Any], journal: SearchHistory) -> str:
     """The text of report.md. The template escapes all values that are not Markup."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup

@@ -14,7 +14,7 @@ from amc.runtime.journal import read_records
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class SearchPoint:
     """An evaluation that did not fail. ``number`` is its position among all evaluations of the journal, from 1."""
 
     number: int
@@ -24,14 +24,14 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Journal:
+class SearchHistory:
     """The evaluations of a search in order, and the number of failed ones."""
 
-    evaluations: list[Evaluation]
+    evaluations: list[SearchPoint]
     failed: int
 
 
-def read_journal(path: Path) -> Journal:
+def read_journal(path: Path) -> SearchHistory:
     """The evaluations in journal.jsonl. Incomplete lines are skipped; without a journal there are none."""
     try:
         lines = read_bytes(path, own=True).decode("utf-8", errors="replace").split("\n")
@@ -41,11 +41,11 @@ def read_journal(path: Path) -> Journal:
         raise BundleError(f"cannot read {path}: {error.strerror}.") from None
     records = [record for record in map(_record, lines) if record.get("kind") == "evaluation"]
     evaluations = [
-        Evaluation(number, record["metric"], _items(record.get("choice")), _numbers(record.get("costs")))
+        SearchPoint(number, record["metric"], _items(record.get("choice")), _numbers(record.get("costs")))
         for number, record in enumerate(records, start=1)
         if _is_number(record.get("metric"))
     ]
-    return Journal(evaluations, failed=len(records) - len(evaluations))
+    return SearchHistory(evaluations, failed=len(records) - len(evaluations))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amc.cli import main
-from amc.importance import Selection, score, select
+from amc.importance import ScopedPolicy, score, select
 from amc.space.budget import Space
 from amc.space.sites import numeric_sites
 
@@ -33,17 +33,17 @@ SCORES = [torch.tensor([1.0, 4.0, 2.0, 3.0]), torch.tensor([1.0, 1.0])]
 
 
 def test_by_hand():
-    assert select("global", SCORES, space(10)) == Selection((2, 2))
-    assert select("global", SCORES, space(11)) == Selection((3, 2))
-    assert select("flops", SCORES, space(10)) == Selection((4, 1), ("b",))
+    assert select("global", SCORES, space(10)) == ScopedPolicy((2, 2))
+    assert select("global", SCORES, space(11)) == ScopedPolicy((3, 2))
+    assert select("flops", SCORES, space(10)) == ScopedPolicy((4, 1), ("b",))
     assert select("local", SCORES, space(6)).choice == (2, 1)
 
 
 def test_no_site_is_lost():
     """Of b's channels nothing would be left, and it is said."""
     tiny = [SCORES[0], torch.tensor([1e-9, 1.0])]
-    assert select("global", [SCORES[0], torch.zeros(2)], space(8)) == Selection((4, 1), ("b",))
-    assert select("global", tiny, space(8)) == Selection((4, 1))
+    assert select("global", [SCORES[0], torch.zeros(2)], space(8)) == ScopedPolicy((4, 1), ("b",))
+    assert select("global", tiny, space(8)) == ScopedPolicy((4, 1))
 
 
 @given(

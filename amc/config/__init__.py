@@ -2,7 +2,7 @@
 
 from amc.config.base import AUTO, Auto, unless_auto
 from amc.config.files import from_run, from_yaml, merge, read_yaml
-from amc.config.options import Option, checked, options
+from amc.config.flags import Option, checked, options
 from amc.config.renamed import current, renamed_flags
 from amc.config.secrets import masked, public
 from amc.config.settings import BudgetConfig, Config, DataConfig, FinetuneConfig, ModelConfig, SearchConfig

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -102,26 +102,25 @@ class Memo:
         """See `amc.reconstruction.moments.collect`. What does not fit into ``memory`` goes to
         ``folder`` and is not shared."""
         layers = readers(graph, self._task.model)
-
-        def compute() -> Mapping[str, Moments]:
-            batch, limit = min(64, self._task.batch), memory.share if memory else None
-            return collect(self._task, layers, self._config.seed, batch, moment_store(memory, folder), limit, progress)
-
+        batch, limit = min(64, self._task.batch), memory.share if memory else None
+        compute = partial(
+            collect, self._task, layers, self._config.seed, batch, moment_store(memory, folder), limit, progress
+        )
         if self.cache.folder is None or (memory and sums_size(self._task.model, layers) > memory.share):
             return compute()
         return _moments(self.cache.tensors("moments", self._calibrated, lambda: _flat(compute())))
 
     def orders(self, graph: Graph, moments: Mapping[str, Moments]) -> list[Tensor]:
         """See `amc.importance.rank`."""
-        name = self._config.search.criterion
-
-        def compute() -> dict[str, Tensor]:
-            statistics = {need: self._statistics(need, graph) for need in sorted(load_criterion(name).needs)}
-            found = rank(name, graph, self._task.model, moments, statistics, self._config.seed)
-            return {f"{index:04d}": order for index, order in enumerate(found)}
-
-        found = self.cache.tensors("orders", self._ordered, compute)
+        found = self.cache.tensors("orders", self._ordered, lambda: self._rank(graph, moments))
         return [found[name] for name in sorted(found)]
+
+    def _rank(self, graph: Graph, moments: Mapping[str, Moments]) -> dict[str, Tensor]:
+        """Channel orders by names that sort as the sites do."""
+        name = self._config.search.criterion
+        statistics = {need: self._statistics(need, graph) for need in sorted(load_criterion(name).needs)}
+        found = rank(name, graph, self._task.model, moments, statistics, self._config.seed)
+        return {f"{index:04d}": order for index, order in enumerate(found)}
 
     def channel_scores(self, graph: Graph, moments: Mapping[str, Moments]) -> list[Tensor]:
         """See `amc.importance.score`."""
@@ -174,11 +173,8 @@ class Memo:
 
         It tells what this machine took when it was made. A run corrects what it predicts by measurements of its own.
         """
-
-        def identity() -> dict[str, Any]:
-            return {**key, "host": socket.gethostname(), "code": code_version()}
-
-        return _bytes(self.cache.tensors("profiles", identity, lambda: _tensor(learn())))
+        identity = {**key, "host": socket.gethostname(), "code": code_version()}
+        return _bytes(self.cache.tensors("profiles", lambda: identity, lambda: _tensor(learn())))
 
     def device_times(self, key: str, ms: float) -> Table:
         """What runs of this network have measured by the same command or class, on a device that cannot be looked into.

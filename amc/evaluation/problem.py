@@ -23,8 +23,8 @@ from amc.runtime.journal import Journal
 from amc.space.budget import Space
 from amc.space.sites import Choice, Setting, frozen_setting
 
-Observer = Callable[[Evaluation, int], None]
-"""Told of every proposal: its evaluation, and how many there have been."""
+Observer = Callable[["Problem", Evaluation], None]
+"""Told of every proposal to a problem, and its evaluation."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Problem:
         self.proposals += 1
         found = self._proposed[policy] = self._known[policy]
         if self._observer:
-            self._observer(found, self.proposals)
+            self._observer(self, found)
         return found
 
     def under(self, limits: Mapping[str, float]) -> Problem:
@@ -113,17 +113,17 @@ class Problem:
 
         It is journalled apart, and counts among this problem's proposals.
         """
-
-        def observe(evaluation: Evaluation, proposals: int) -> None:
-            self.proposals += 1
-            if self._observer:
-                self._observer(evaluation, self.proposals)
-
         space = replace(self.space, limits=dict(limits))
         return Problem(
-            space, self.features, self.backend, self._reward, self._journal, observe, None, self._races,
+            space, self.features, self.backend, self._reward, self._journal, self._count, None, self._races,
             "other-evaluation", self.latency_weight,
         )  # fmt: skip
+
+    def _count(self, other: Problem, evaluation: Evaluation) -> None:
+        """Count a proposal to the ``other`` problem, which is `under` other limits."""
+        self.proposals += 1
+        if self._observer:
+            self._observer(self, evaluation)
 
     def memo(self, key: Any, find: Callable[[], Any]) -> Any:
         """What searches of this network find alike at every budget: found by the first of them that share a cache.

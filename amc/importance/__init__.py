@@ -5,7 +5,7 @@ from amc.importance.criterion import Criterion, Lacking, Need, descending, requi
 from amc.importance.group import Activations, Norm, Part, Producer, Reader, SiteView
 from amc.importance.ranking import check_scores, rank, score, view
 from amc.importance.registry import CRITERIA, criteria, load_criterion
-from amc.importance.scope import Selection, select
+from amc.importance.scope import ScopedPolicy, select
 from amc.importance.statistics import Statistics
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "Part",
     "Producer",
     "Reader",
-    "Selection",
+    "ScopedPolicy",
     "SiteView",
     "Statistics",
     "check_scores",

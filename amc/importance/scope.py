@@ -11,7 +11,7 @@ flops     S − λ F > 0, with λ found for the budget (Molchanov et al. 2016, a
 
 Scores of different sites are made comparable by dividing each site's by their L2 norm (Molchanov et al., equation 10).
 F is the share of the network's MACs that a channel takes; the paper fixes λ at 0.001 and stops at a budget, here λ is
-the multiplier of the budget. No site goes below its smallest setting, so no layer collapses; `Selection.saved` says
+the multiplier of the budget. No site goes below its smallest setting, so no layer collapses; `ScopedPolicy.saved` says
 which would have.
 """
 
@@ -34,7 +34,7 @@ _LEAST = 1e-9  # a channel without MACs of its own is nearly free
 
 
 @dataclass(frozen=True)
-class Selection:
+class ScopedPolicy:
     """A policy, and the sites whose scores alone would have left fewer channels than their smallest setting."""
 
     choice: Choice
@@ -56,10 +56,10 @@ def normalised(scores: Sequence[Tensor]) -> list[NDArray[np.float64]]:
     return found
 
 
-def select(scope: Scope, scores: Sequence[Tensor], space: Space) -> Selection:
+def select(scope: Scope, scores: Sequence[Tensor], space: Space) -> ScopedPolicy:
     """The widest policy within the budget that a scope gives for the scores ``[C]`` of every site."""
     if scope == "local":
-        return Selection(space.fit(np.ones(len(space.names))))
+        return ScopedPolicy(space.fit(np.ones(len(space.names))))
     ranked = normalised(scores)
     prices = _prices(space) if scope == "flops" else np.zeros(len(ranked))
 
@@ -80,7 +80,7 @@ def select(scope: Scope, scores: Sequence[Tensor], space: Space) -> Selection:
     found = widths(high)
     smallest = space.sizes_of(space.smallest)
     saved = tuple(name for name, width, least in zip(space.names, found, smallest, strict=True) if width < least)
-    return Selection(_legal(space, found), saved)
+    return ScopedPolicy(_legal(space, found), saved)
 
 
 def _legal(space: Space, widths: NDArray[np.int64]) -> Choice:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from amc.deploy.export import check_onnx
 from amc.errors import ExportError
 from amc.latency import confined_process
-from amc.latency.session import Inputs, Signature, reason
+from amc.latency.session import Inputs, SessionSignature, reason
 from amc.task import nested
 from amc.task.nested import Nested
 
@@ -41,7 +41,7 @@ class ConfinedRunner:
         self._model, self._threads = model, threads
         self._process: subprocess.Popen[bytes] | None = None
         self._late = False
-        self.signature = Signature(str(model), (), ())
+        self.signature = SessionSignature(str(model), (), ())
         """What the model takes and gives; known in the ``with`` block."""
 
     def __enter__(self) -> ConfinedRunner:
@@ -56,7 +56,7 @@ class ConfinedRunner:
             told = json.loads(self._asked(None, LOAD_SECONDS))
             if "error" in told:
                 raise ExportError(f"ONNX Runtime cannot load {self._model}: {reason(told['error'])}")
-            self.signature = Signature(
+            self.signature = SessionSignature(
                 str(self._model), tuple((n, t, tuple(s)) for n, t, s in told["inputs"]), tuple(told["outputs"])
             )
         except BaseException:

@@ -57,17 +57,21 @@ def settings(flags: frozenset[str]) -> tuple[Setting, ...]:
     return (*usual, Setting(False, False, True), Setting(False, True, True)) if x86_without_vnni else usual
 
 
+class CalibrationBatches:
+    """Batches of inputs, one after the other, as `onnxruntime.quantization.CalibrationDataReader` gives them."""
+
+    def __init__(self, batches: Sequence[Feeds]) -> None:
+        self._batches = iter(batches)
+
+    def get_next(self) -> Feeds | None:
+        """The next batch; None after the last."""
+        return next(self._batches, None)
+
+
 def quantise(source: Path, target: Path, setting: Setting, calibration: Sequence[Feeds]) -> None:
     """Write ``source`` in 8 bits, with ranges (minimum, maximum) seen on ``calibration``. Raises ExportError."""
     with _without_warnings():
-        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-        class Reader(CalibrationDataReader):  # type: ignore[misc]
-            def __init__(self) -> None:
-                self._batches = iter(calibration)
-
-            def get_next(self) -> Any:
-                return next(self._batches, None)
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
         try:
             model = onnx.load(str(source))
@@ -75,7 +79,7 @@ def quantise(source: Path, target: Path, setting: Setting, calibration: Sequence
             quantize_static(
                 model,
                 str(target),
-                Reader(),
+                CalibrationBatches(calibration),
                 QuantFormat.QDQ,
                 activation_type=QuantType.QInt8 if setting.signed else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,

@@ -37,7 +37,7 @@ def denormals_as_zero() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Signature:
+class SessionSignature:
     """What a model takes and gives."""
 
     model: str
@@ -105,10 +105,10 @@ class Runner:
         self._names = [output.name for output in self._session.get_outputs()]
 
     @property
-    def signature(self) -> Signature:
+    def signature(self) -> SessionSignature:
         """What the model takes and gives."""
         inputs = tuple((value.name, value.type, tuple(value.shape or ())) for value in self._session.get_inputs())
-        return Signature(self._name, inputs, tuple(self._names))
+        return SessionSignature(self._name, inputs, tuple(self._names))
 
     def inputs(self, shape: Sequence[int] | None = None, seed: int = 0) -> NDArray[np.float32]:
         """Random inputs for the model: one sample of the shape it declares, or of ``shape`` without the batch."""

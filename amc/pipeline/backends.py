@@ -8,7 +8,9 @@ from amc.config import Config
 from amc.evaluation.backend import Backend, Forwarding
 from amc.evaluation.cached import CachedBackend, CachedSearch
 from amc.evaluation.evaluator import Evaluator
+from amc.evaluation.problem import Problem
 from amc.evaluation.reward import Evaluation
+from amc.latency.constraint import LatencyConstraint
 from amc.latency.profiling import Bench
 from amc.operators.channels import widths_of
 from amc.pipeline.record import Record
@@ -47,12 +49,25 @@ class SearchProgress(Forwarding):
         return self.inner.site_error(site, setting)
 
     def observe(self, evaluation: Evaluation, proposals: int) -> None:
-        """Take note of a proposal (`amc.evaluation.problem.Observer`)."""
+        """Take note of an evaluation, after so many ``proposals``."""
         self._proposals = proposals
         if evaluation.error is None:
             self._best = max(self._best, evaluation.metric)
         shown = f"best {self._metric} {100 * self._best:.2f} %" if self._best > float("-inf") else "no policy works yet"
         self._step(min(1.0, proposals / self._evaluations), f"{shown} before fine-tuning")
+
+
+class RoundObserver:
+    """Shows how far a round's search is, and lets the limit on latency be checked in it."""
+
+    def __init__(self, progress: SearchProgress, latency: LatencyConstraint | None, space: Space) -> None:
+        self._progress, self._latency, self._space = progress, latency, space
+
+    def __call__(self, problem: Problem, evaluation: Evaluation) -> None:
+        """See `amc.evaluation.problem.Observer`. Raises RoundOver where latency is predicted wrongly."""
+        self._progress.observe(evaluation, problem.proposals)
+        if self._latency:
+            self._latency.check(self._space, problem.proposals, lambda: [e.choice for e in problem.best()])
 
 
 def search_backend(

@@ -27,7 +27,7 @@ from amc.pipeline.rounds import Prepared, run_rounds
 from amc.pipeline.spaces import branches_go, check_operators
 from amc.pipeline.stages import Stages
 from amc.pipeline.summary import summarise
-from amc.pipeline.timing import Timing
+from amc.pipeline.timing import RunTiming
 from amc.pipeline.trust import is_own, needs_trust, refuse_foreign, without_download
 from amc.runtime.arguments import PATH, expect
 from amc.runtime.files import check_folder, sweep
@@ -249,7 +249,7 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
         graph = stages.inspect()
     search, limited = record.config.search, record.config.budget.latency is not None
     with optional_stage(record, "profile", limited or search.latency_aware):
-        timing = Timing(record, graph)
+        timing = RunTiming(record, graph)
         latency, predicted = timing.constraint(), timing.prediction()
         space = stages.space(graph, latency, predicted)
         if latency and latency.aim(space, record.config.seed, record.step):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -26,13 +27,13 @@ from amc.latency.constraint import LatencyConstraint
 from amc.latency.correction import RoundOver
 from amc.latency.prediction import LatencyPrediction
 from amc.operators.operator import NetworkFacts
-from amc.pipeline.backends import RemoteBackend, search_backend
+from amc.pipeline.backends import RemoteBackend, RoundObserver, search_backend
 from amc.pipeline.original import original_onnx
 from amc.pipeline.record import Record
 from amc.pipeline.recovering import try_own_recovery
 from amc.pipeline.spaces import make_space, used_operators
 from amc.pipeline.study import study_place
-from amc.pipeline.timing import Timing
+from amc.pipeline.timing import RunTiming
 from amc.reconstruction.sequential import FAST, FULL
 from amc.runtime.memory import Memory
 from amc.search import may_race, run_searcher
@@ -94,13 +95,14 @@ class Stages:
             trial.with_settings(replace(trial.settings, dtype=dtype, recalibrate=recalibrate))
             for recalibrate in (False, True)
         ]
+        helps = partial(self._recalibration_helps, tried, uniform)
+        return tried[record.once("recalibrate", helps) if asked == "auto" else asked == "on"]
 
-        def recalibration_helps() -> bool:
-            backends = [CachedBackend(evaluator, record.memo, evaluator.settings) for evaluator in tried]
-            plain, recalibrated = (backend.score(uniform).loss for backend in backends)
-            return recalibrated < plain
-
-        return tried[record.once("recalibrate", recalibration_helps) if asked == "auto" else asked == "on"]
+    def _recalibration_helps(self, tried: Sequence[Evaluator], uniform: Choice) -> bool:
+        """Whether the second of two evaluators, which recalibrates, gives ``uniform`` the better score."""
+        backends = [CachedBackend(evaluator, self.record.memo, evaluator.settings) for evaluator in tried]
+        plain, recalibrated = (backend.score(uniform).loss for backend in backends)
+        return recalibrated < plain
 
     def search(
         self, graph: Graph, space: Space, evaluator: Evaluator, latency: LatencyConstraint | None = None
@@ -114,18 +116,19 @@ class Stages:
             earlier = list(islice(recorded(record.journal), latency.now.evaluated))
         timed = getattr(reward, "needs_latency", False) and record.config.budget.latency is None
         weight = self._latency_weight(space)
-        bench = Timing(record, graph).bench() if timed else None
+        bench = RunTiming(record, graph).bench() if timed else None
         backend = search_backend(record, evaluator, space, bench, self._remote, kept=weight is None)
-
-        def observe(evaluation: Evaluation, proposals: int) -> None:
-            backend.observe(evaluation, proposals)
-            if latency:
-                latency.check(space, proposals, lambda: [e.choice for e in problem.best()])
-
         problem = Problem(
-            space, _features(graph, space.names), backend, reward, record.journal, observe, study_place(record),
-            races=search.race and may_race(search.searcher), latency_weight=weight,
-        )  # fmt: skip
+            space,
+            _features(graph, space.names),
+            backend,
+            reward,
+            record.journal,
+            RoundObserver(backend, latency, space),
+            study_place(record),
+            races=search.race and may_race(search.searcher),
+            latency_weight=weight,
+        )
         try:
             if search.criterion_scope == "site":
                 run_searcher(search.searcher, search.searcher_options, problem, evaluations, record.config.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ AWARE_SECONDS = 20.0
 """Longest that a search that only takes latency into account learns what this machine takes."""
 
 
-class Timing:
+class RunTiming:
     """Measures and limits the latency of one run's network."""
 
     def __init__(self, record: Record, graph: Graph) -> None:
@@ -54,7 +55,7 @@ class Timing:
             return limited_here(
                 learn_latency(bench, self._graph, key, path, 0, progress), bench, asked, journal, evaluations
             )
-        remember = self._remembered()
+        remember = DeviceTimes(record)
         problem = latency_problem(
             bench, self._graph, original_onnx(record), record.config, remember, record.task, progress
         )
@@ -83,13 +84,8 @@ class Timing:
         """The run's profile: made by one of the runs that share it. What a run has corrected it keeps."""
         record = self.record
         path = record.folder / "profile.json"
-
-        def learn() -> bytes:
-            learn_latency(bench, self._graph, key, path, seconds, record.step)
-            return path.read_bytes()
-
         if record.journal.last("profile") is None or not path.exists():
-            content = record.memo.profile({**key, "seconds": seconds}, learn)
+            content = record.memo.profile({**key, "seconds": seconds}, partial(self._learn, bench, key, path, seconds))
             if not path.exists() or path.read_bytes() != content:
                 with replacing(path) as temporary:
                     temporary.write_bytes(content)
@@ -97,27 +93,34 @@ class Timing:
             record.journal.append("profile")
         return path
 
-    def _remembered(self) -> Callable[[str, Callable[[], float]], float]:
-        """Gives what a device took for a network: once in a run, and once for all runs while the device is the same."""
-        record = self.record
-        times: Table | None = None
+    def _learn(self, bench: Bench, key: dict[str, Any], path: Path, seconds: float) -> bytes:
+        """The profile that this run makes, which is then at ``path``, too."""
+        learn_latency(bench, self._graph, key, path, seconds, self.record.step)
+        return path.read_bytes()
 
-        def alone(measure: Callable[[], float]) -> float:
-            with record.lock.exclusive():
-                return measure()
 
-        def remember(key: str, measure: Callable[[], float]) -> float:
-            nonlocal times
-            known = {r["key"]: float(r["ms"]) for r in record.journal.records("device-latency")}
-            if key in known:
-                return known[key]
-            ms = None
-            if not known:  # the first one a run measures itself, and sees whether the device is what it was
-                ms = known[key] = alone(measure)
-            if times is None:
-                times = record.memo.device_times(*next(iter(known.items())))
-            found = float(times.once(key, lambda: alone(measure))) if ms is None else ms
-            record.journal.append("device-latency", key=key, ms=found)
-            return found
+class DeviceTimes:
+    """What a device took for networks: measured once in a run, and once for all runs while the device is the same."""
 
-        return remember
+    def __init__(self, record: Record) -> None:
+        self._record = record
+        self._shared: Table | None = None
+
+    def __call__(self, key: str, measure: Callable[[], float]) -> float:
+        """Milliseconds of the network ``key``, by ``measure`` where nobody knows them."""
+        record = self._record
+        known = {r["key"]: float(r["ms"]) for r in record.journal.records("device-latency")}
+        if key in known:
+            return known[key]
+        ms = None
+        if not known:  # the first one a run measures itself, and sees whether the device is what it was
+            ms = known[key] = self._alone(measure)
+        if self._shared is None:
+            self._shared = record.memo.device_times(*next(iter(known.items())))
+        found = float(self._shared.once(key, partial(self._alone, measure))) if ms is None else ms
+        record.journal.append("device-latency", key=key, ms=found)
+        return found
+
+    def _alone(self, measure: Callable[[], float]) -> float:
+        with self._record.lock.exclusive():
+            return measure()

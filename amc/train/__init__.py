@@ -1,7 +1,7 @@
 """Training with gradients: of a network from scratch, and of a pruned one with the original as its teacher."""
 
 from amc.train.checkpoint import checkpoint_precision
-from amc.train.held import held
+from amc.train.holding import held
 from amc.train.hooks import Hook, Step
 from amc.train.plan import Constant, OneCycle, Plan, Sgd, asked_precision, make_plan
 from amc.train.recovery import (
