@@ -24,7 +24,7 @@ from amc.operators.operator import NetworkFacts
 from amc.operators.registry import OPERATORS, Operators, operator_of
 from amc.reconstruction.least_squares import lost_variances
 from amc.reconstruction.moments import Moments
-from amc.reconstruction.regression import undone
+from amc.reconstruction.regression import inverse_scale
 from amc.reconstruction.rows import elements
 from amc.reconstruction.sensitivity import Sensitivity, sensitivities
 from amc.runtime.memory import Memory
@@ -104,6 +104,6 @@ class SiteErrors:
         if layer.norm is None:
             return mean.cpu()
         norm: Any = self._task.model.get_submodule(layer.norm)
-        shift = 0.0 if norm.bias is None else (norm.bias * undone(norm)).detach()
+        shift = 0.0 if norm.bias is None else (norm.bias * inverse_scale(norm)).detach()
         offset: Tensor = mean - norm.running_mean.double() + shift
         return offset.cpu()

@@ -36,9 +36,9 @@ def obs(site: SiteView) -> Tensor:
 
     >>> from amc.reconstruction import Moments
     >>> moments = Moments(torch.zeros(3), torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), 100)
-    >>> reader = Reader(torch.tensor([[[2.0], [2.0], [1.0]]]), torch.arange(3), torch.arange(3), moments)
+    >>> reader = Reader(torch.tensor([[[2.0], [1.0], [1.0]]]), torch.arange(3), torch.arange(3), moments)
     >>> obs(SiteView(3, readers=(reader,))).tolist()
-    [1, 2, 0]
+    [0, 2, 1]
     """
     solvers = [_Surgeon(r, site.channels) for r in site.readers if r.moments is not None]
     if not solvers:

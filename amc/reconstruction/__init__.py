@@ -1,4 +1,4 @@
-"""Recovery without training: weights re-solved by least squares, BatchNorm statistics computed anew."""
+"""Recovery without training: weights re-solved by least squares, and recomputed BatchNorm statistics."""
 
 from amc.reconstruction.fold import NormFolder
 from amc.reconstruction.least_squares import Reconstructor, lost_variances

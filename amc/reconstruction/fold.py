@@ -25,18 +25,19 @@ _TOLERANCE = 1e-3  # of the largest output
 
 
 class NormFolder:
-    """Knows which BatchNorms of a network, and of networks that are cut from it, can be folded.
+    """Folds the BatchNorms of a network, and of networks that are cut from it, where that changes no output.
 
-    ::
-
-        folder = NormFolder(model, graph.layers, example)
-        with folder.folded(network):
-            outputs = network(inputs)
+    >>> from amc.graph.channels import ModuleKind
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    >>> folder = NormFolder(model, [Layer("0", ModuleKind.CONV, None, norm="1")], torch.ones(1, 3, 8, 8))
+    >>> with folder.folded(model):
+    ...     print(model[1])
+    Identity()
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[Layer], example: Nested) -> None:
-        """``layers`` name the norms behind them. When the outputs for ``example`` would change, nothing is folded."""
-        modules = [x for x in layers if x.is_conv_or_linear]  # a bare parameter may have a norm behind it too
+        """``layers`` name the norms after them. Nothing is folded where the outputs for ``example`` would change."""
+        modules = [x for x in layers if x.is_conv_or_linear]  # norms may follow bare parameters too
         self._pairs = {x.name: x.norm for x in modules if x.norm and _foldable(model, x.name, x.norm)}
         if self._pairs and not self._keeps_outputs(model, example):
             self._pairs = {}
@@ -71,7 +72,7 @@ class NormFolder:
                 layer.weight, layer.bias = weight, bias
 
     def _keeps_outputs(self, model: nn.Module, example: Nested) -> bool:
-        """Whether the outputs stay the same: a module that reads a layer before its norm would get other values."""
+        """Whether the outputs stay the same: not if a module reads a layer's output before its norm."""
         copied = shallow_copy(model).eval()
         _randomise([copied.get_submodule(norm) for norm in self._pairs.values()])
         with torch.inference_mode():
@@ -79,7 +80,7 @@ class NormFolder:
             try:
                 with self.folded(copied):
                     after = tree_leaves(nested.call(copied, example))
-            except Exception:  # noqa: BLE001  (code that looks at its norms may throw anything)
+            except Exception:  # noqa: BLE001  (code that inspects its norms may raise anything)
                 return False
         same = len(before) == len(after)
         return same and all(_alike(b, a) for b, a in zip(before, after, strict=True) if isinstance(b, Tensor))
@@ -92,7 +93,7 @@ def _foldable(model: nn.Module, name: str, norm: str) -> bool:
 
 
 def _randomise(norms: Iterable[Any]) -> None:
-    """Give norms random statistics: leaving out a norm that does nothing would change nothing."""
+    """Give norms random statistics: leaving out a norm that changes nothing would not show."""
     generator = torch.Generator().manual_seed(0)
     for norm in norms:
         mean, variance = norm.running_mean, norm.running_var

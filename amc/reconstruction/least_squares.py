@@ -8,11 +8,11 @@ K      the elements of x that remain (all taps of the channels kept)
 λ      ridge: 1e-3 × mean of diag C_KK; pulls towards the weights as they were, not towards 0
 W'     argmin over V of E‖W x − V x_K − const‖² + λ‖V − W_K‖²
        = (W C_:K + λ W_K)(C_KK + λ I)⁻¹
-δ      W μ − W' μ_K, what the outputs' mean lost
+δ      W μ − W' μ_K, the change of the outputs' mean, to be added to a constant
 =====  =========================================================================================
 
 AMC (arXiv:1802.03494, section 3.4; He et al. 2017) solves this anew in every episode by regression on raw
-features, for 1×1 kernels and without intercept. With μ and C a layer's solution depends on K alone and is kept.
+features, for 1×1 kernels and without intercept. With μ and C a layer's solution depends on K alone, and is cached.
 """
 
 from __future__ import annotations
@@ -38,7 +38,12 @@ _CACHE_BYTES = 512 << 20
 def least_squares(weight: Tensor, moments: Moments, keep: Tensor, centred: bool = True) -> tuple[Tensor, Tensor]:
     """``W' [out, |K|]`` and ``δ [out]`` for weights ``[out, D]`` when the elements ``keep`` remain.
 
-    Without ``centred`` there is nothing that could take δ up, and the second moments are fitted instead.
+    Without ``centred`` no constant can be changed by δ, and the second moments are fitted instead.
+
+    >>> x = torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])  # the second input repeats the first
+    >>> moments = Moments(x.mean(0), torch.cov(x.T, correction=0), len(x))
+    >>> least_squares(torch.tensor([[1.0, 1.0]]), moments, keep=torch.tensor([0]))[0].round(decimals=2)
+    tensor([[2.]])
     """
     w = weight.to(moments.covariance.dtype)
     c = moments.covariance
@@ -58,8 +63,12 @@ def least_squares(weight: Tensor, moments: Moments, keep: Tensor, centred: bool 
 def lost_variances(weight: Tensor, moments: Moments, order: Tensor) -> Tensor:
     """Variance of the outputs that is lost when the first k elements of ``order [D]`` remain: ``[out, D + 1]``, all k.
 
-    The others make up for what is gone as well as they can. With C = LLᵀ in that order (and a ridge) the inputs are Lu,
-    u uncorrelated, of which the first k are known from the first k inputs: outputs WLu lose what the others add.
+    The remaining elements are re-solved. With C = LLᵀ in that order (and a ridge) the inputs are Lu, u uncorrelated, of
+    which the first k are known from the first k inputs: of the outputs WLu the terms of the other elements are lost.
+
+    >>> moments = Moments(torch.zeros(2), torch.eye(2), 100)
+    >>> lost_variances(torch.tensor([[3.0, 4.0]]), moments, torch.tensor([1, 0])).round(decimals=1)
+    tensor([[25.,  9.,  0.]])
     """
     c = moments.covariance.index_select(0, order).index_select(1, order)
     c.diagonal().add_(RIDGE * c.diagonal().mean().clamp_min(torch.finfo(c.dtype).tiny))
@@ -75,7 +84,7 @@ def _size(solved: Mapping[str, Mapping[str, Tensor]]) -> int:
 
 
 class Reconstructor:
-    """Re-solved tensors of every layer for any policy, each layer and width solved once."""
+    """Re-solved tensors of every layer for any policy. The solution of a layer at one input width is cached."""
 
     def __init__(self, graph: Graph, model: nn.Module, moments: Mapping[str, Moments]) -> None:
         self._moments = moments
@@ -120,7 +129,7 @@ class Reconstructor:
             assert isinstance(module.bias, Tensor)
             tensors[layer.name]["bias"] = module.bias.detach() + delta.to(weight.dtype)
         elif layer.norm is not None:
-            # the BatchNorm subtracts its running mean: a mean that is lower by δ gives δ back
+            # the BatchNorm subtracts its running mean: lowering that by δ adds δ
             mean = self._norms[layer.norm].running_mean
             assert isinstance(mean, Tensor)
             tensors[layer.norm] = {"running_mean": mean - delta.to(mean.dtype)}

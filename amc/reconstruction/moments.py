@@ -1,4 +1,4 @@
-"""Moments of layers' inputs, collected once from the original network: all that least squares needs to know of data."""
+"""Moments of layers' inputs, collected once from the original network: least squares needs no other data."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def solvable(model: nn.Module, layer: Layer) -> bool:
     """Whether a layer's weights can be re-solved: dense convolutions (1-D, 2-D) and linear layers of bounded rows.
 
     The weights must be the layer's own, and multiplied with its input as they are.
+
+    >>> from amc.graph.channels import ModuleKind
+    >>> model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=8))
+    >>> [solvable(model, Layer(name, ModuleKind.CONV, None)) for name in ("0", "1")]
+    [True, False]
     """
     if not layer.is_conv_or_linear:
         return False
@@ -66,7 +71,7 @@ def collect(
 ) -> Mapping[str, Moments]:
     """Moments of the inputs of ``layers`` in the unpruned network over the calibration split, or `IMAGES` of it.
 
-    Sums are float64. Every layer draws its positions from a seed of its own, 8 to 20 thousand rows in all. Layers whose
+    Sums are float64. Every layer draws its positions with its own seed, 8 to 20 thousand rows in all. Layers whose
     sums take more than ``limit`` bytes together have a pass each, or one for some of them; the moments are the same.
     """
     store = store if store is not None else moment_store()
@@ -75,7 +80,7 @@ def collect(
     for number, names in enumerate(groups):
         done = None if progress is None else (lambda share, n=number: progress((n + share) / len(groups)))
         sums = _pass(task, {name: seeds[name] for name in names}, batch_size, done)
-        for name in list(sums):  # a layer whose weights others use, as in attention, is never called itself
+        for name in list(sums):  # a layer whose weights another module uses, as in attention, is never called
             store.put(name, _moments(*sums.pop(name)))
     return store
 
@@ -134,7 +139,7 @@ def _pass(
                 zeros = torch.zeros(width, width, dtype=torch.float64, device=x.device)
                 sums[name] = [0, torch.zeros_like(zeros[0]), zeros, x.mean(0)]
             total = sums[name]
-            x = x - total[3]  # float32 products of large means would drown the variance
+            x = x - total[3]  # with large means the variance would be lost in the rounding of float32 products
             total[0] += len(x)
             total[1] += x.sum(0, dtype=torch.float64)
             total[2] += x.T @ x

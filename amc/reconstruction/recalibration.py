@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a pruned network, computed anew (EagleEye, Li et al. 2020, arXiv:2007.02491)."""
+"""Recomputed BatchNorm statistics of a pruned network (EagleEye, Li et al. 2020, arXiv:2007.02491)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from amc.task.data import sample
 def recalibrate(network: nn.Module, norms: Sequence[_BatchNorm], task: Task) -> None:
     """Give ``norms``, modules of ``network``, the statistics of `IMAGES` samples of the calibration split.
 
-    They are in evaluation mode afterwards, also when a forward pass fails.
+    They are in evaluation mode afterwards, even when a forward pass fails.
     """
     calibration = sample(task.splits.calibration, IMAGES)
     passes = -(-len(calibration) // task.batch)
-    size = -(-len(calibration) // passes)  # batches of one size: each counts alike
+    size = -(-len(calibration) // passes)  # batches of equal size have equal weight
     saved = [norm.momentum for norm in norms]
     try:
         for norm in norms:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from amc.reconstruction.least_squares import RIDGE
 from amc.reconstruction.residuals import Activation
 
-_LEAST_SCALE = 1e-2  # of a BatchNorm, as a share of its largest: channels that are nearly zeroed correct nothing
+_LEAST_SCALE = 1e-2  # of a BatchNorm, as a share of its largest: channels below it correct nothing
 _BLOCK = 64  # columns at once of a symmetric product
 _LEAST_VARIANCE = 0.04  # of a mean's square, from which float32 sums of squares tell it
 
@@ -24,36 +24,42 @@ Solution = tuple[Tensor, Tensor]
 """Weights ``[C, D]`` and constant ``[C]``."""
 
 
-def undone(module: Any) -> Tensor:
-    """What takes a difference behind a BatchNorm to one before it ``[C]``; 0 for channels that it nearly silences."""
+def inverse_scale(module: Any) -> Tensor:
+    """The factor ``[C]`` from a difference after a BatchNorm to one before it; 0 for channels that it nearly zeroes.
+
+    >>> norm = torch.nn.BatchNorm2d(2, eps=0)
+    >>> _ = norm.weight.data.copy_(torch.tensor([4.0, 0.0]))
+    >>> inverse_scale(norm).tolist()
+    [0.25, 0.0]
+    """
     deviation = (module.running_var + module.eps).sqrt()
     scale = (torch.ones_like(deviation) if module.weight is None else module.weight) / deviation
-    heard = scale.abs() > _LEAST_SCALE * scale.abs().max()
-    return torch.where(heard, 1 / torch.where(heard, scale, 1.0), 0.0)
+    used = scale.abs() > _LEAST_SCALE * scale.abs().max()
+    return torch.where(used, 1 / torch.where(used, scale, 1.0), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """What follows a layer, and what was there in the original (see above)."""
+    """The activation after a layer, and its output in the original; see `amc.reconstruction.sequential`."""
 
     rounds: int
     activation: Activation
     wanted: Tensor
-    """Behind the activation ``[n, C]``."""
+    """Of the activation in the original ``[n, C]``."""
     scale: Tensor
-    """Of the norm between them ``[C]``, 0 where it nearly silences a channel, and its inverse, 0 there too."""
+    """Of the norm between them ``[C]``, 0 for channels that it scales to nearly 0, and its inverse, 0 there too."""
     inverse: Tensor
     shift: Tensor
 
     def missing(self, outputs: Tensor) -> Tensor:
-        """What the layer's ``outputs [n, C]`` lack behind the activation, as a change of them."""
+        """The change of the layer's ``outputs [n, C]`` that makes up for the difference after the activation."""
         behind = self.activation(torch.addcmul(self.shift, self.scale, outputs))
         return (self.wanted - behind).mul_(self.inverse)
 
 
 def matching_of(activation: Activation, target: Tensor, norm: Norm | None, rounds: int) -> Matching:
     """For an activation behind a norm, where ``target [n, C]`` is wanted of the layer."""
-    inverse = target.new_ones(target.shape[1]) if norm is None else undone(norm[0])
+    inverse = target.new_ones(target.shape[1]) if norm is None else inverse_scale(norm[0])
     scale, shift = torch.where(inverse == 0, 0.0, 1 / inverse), torch.zeros_like(inverse)
     if norm is not None:
         shift = (0.0 if norm[0].bias is None else norm[0].bias) - norm[1] * scale
@@ -65,7 +71,12 @@ def regression(
 ) -> Solution | None:
     """Weights and constant that make ``y [n, C]`` of ``x [n, D]``, pulled towards the weights ``before [C, D]``.
 
-    Where ``x`` is of bfloat16, products with it lose nothing, and what the rounds ask for is rounded to it.
+    Where ``x`` is bfloat16, products with it are exact, and the changes of the rounds are rounded to bfloat16.
+
+    >>> x = torch.arange(4.0)[:, None]
+    >>> weight, constant = regression(x, 2 * x + 1, before=torch.zeros(1, 1), has_constant=True)
+    >>> weight.round(decimals=1), constant.round(decimals=1)
+    (tensor([[2.]]), tensor([1.]))
     """
     rows, x = x, x.to(before.dtype)
     x_mean = x.mean(0)
@@ -100,7 +111,7 @@ def regression(
 
 
 def _products(x: Tensor) -> Tensor:
-    """``xᵀx / n`` of ``[n, D]``, of which only the lower triangle is right: half of the work."""
+    """``xᵀx / n`` of ``[n, D]``, of which only the lower triangle is computed: half of the work."""
     size = x.shape[1]
     found = x.new_zeros(size, size)
     for start in range(0, size, _BLOCK):

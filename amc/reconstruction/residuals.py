@@ -1,4 +1,4 @@
-"""What the outputs of layers are used for: residual additions, and activations that alone read them.
+"""Uses of the outputs of layers: residual additions, and activations that are their only readers.
 
 Both are found by recording the operators of one forward pass; only the network's own operators count, not those of
 hooks. A later pass, of another batch size or memory layout or of a cut network, may run other operators that only move
@@ -44,16 +44,23 @@ _OUT_OF_PLACE = {kind: plain for plain, inplace in _ACTIVATIONS.items() for kind
 
 @dataclass(frozen=True)
 class OutputUses:
-    """What the outputs of layers, behind their norms, are used for; by the layer's name."""
+    """Uses of the outputs of layers, after their norms, by the layer's name."""
 
     streams: Mapping[str, Stream]
-    """Residual additions: the stream that they are added to, where it was there before the layer ran."""
+    """Residual additions: the stream that they are added to, where it was computed before the layer ran."""
     activations: Mapping[str, Activation]
-    """Their only reader, where that is an activation that never falls and has no slope above 1."""
+    """Their only reader, where that is an activation that never decreases and has no slope above 1."""
 
 
 def find_output_uses(model: nn.Module, layers: Mapping[str, Layer], example: Nested) -> OutputUses:
-    """What the outputs of ``layers`` are used for in a forward pass of ``model``."""
+    """The uses of the outputs of ``layers`` in a forward pass of ``model``.
+
+    >>> from amc.graph.channels import ModuleKind
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU()).eval()
+    >>> uses = find_output_uses(model, {"0": Layer("0", ModuleKind.LINEAR, None)}, torch.ones(1, 2))
+    >>> list(uses.activations), list(uses.streams)
+    (['0'], [])
+    """
     finder = _Finder()
     handles = []
     for name, layer in layers.items():
@@ -70,7 +77,7 @@ def find_output_uses(model: nn.Module, layers: Mapping[str, Layer], example: Nes
 
 
 class StreamWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Holds the residual streams of a pass, from the operators that make them until they have been used."""
+    """Keeps the residual streams of a pass, from the operators that compute them until they are released."""
 
     def __init__(self, streams: Mapping[str, Stream]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -90,12 +97,12 @@ class StreamWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def begin(self, layer: str) -> None:
-        """Note that a layer begins to run."""
+        """A layer begins to run."""
         self._place.begin(layer)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Operators within this context are not counted, and run faster."""
+        """Within this context operators are not recorded, and run faster."""
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         try:
             yield
@@ -103,7 +110,7 @@ class StreamWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.__enter__()  # type: ignore[no-untyped-call]
 
     def forget(self, layer: str) -> None:
-        """Release the layer's stream; where the layer runs again, it is not held again."""
+        """Release the layer's stream, for good: it is not kept again when the layer runs again."""
         self._done.add(layer)
         self.found.pop(layer, None)
 
@@ -132,7 +139,7 @@ class _Finder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._written: list[Stream] = []
         self._count = 0
         self._writer: dict[int, int] = {}
-        self._alive: list[Any] = []  # an identity must not be used twice while we record
+        self._alive: list[Any] = []  # an id() must not be reused while recording
         self._begun: dict[str, int] = {}
         self._made: dict[int, str] = {}
 
@@ -144,9 +151,11 @@ class _Finder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._made[self._writer.get(id(output), -1)] = layer
 
     def found(self, outputs: Any) -> OutputUses:
-        """What was seen, when ``outputs`` are the network's."""
+        """The uses, when ``outputs`` are the network's."""
         self._read(outputs)
-        fit = {x: own for x, own in self._activations.items() if self._readers[x] == 1 and _rises_gently(own)}
+        fit = {
+            x: own for x, own in self._activations.items() if self._readers[x] == 1 and _is_monotone_contraction(own)
+        }
         return OutputUses(self._streams, fit)
 
     def _maker(self, tensor: Any) -> str | None:
@@ -182,8 +191,8 @@ def _bound(plain: Any, settings: tuple[Any, ...], named: Mapping[str, Any]) -> A
     return lambda x: plain(x, *settings, **named)
 
 
-def _rises_gently(activation: Activation) -> bool:
-    """Whether it never falls and has no slope above 1: settings of an operator decide, as of leaky ReLUs."""
+def _is_monotone_contraction(activation: Activation) -> bool:
+    """Whether it never decreases and has no slope above 1; for leaky ReLUs that depends on the setting."""
     x = torch.linspace(-10, 10, 2001, dtype=torch.float64)
     steps = activation(x).diff() / x.diff()
     return bool(((steps >= 0) & (steps <= 1 + 1e-3)).all())

@@ -15,7 +15,11 @@ from torch.nn import functional as F
 
 
 def row_length(module: nn.Module | None) -> int:
-    """Elements of a row D; 0 for a module without weights."""
+    """Elements D of a row; 0 for a module without weights.
+
+    >>> row_length(nn.Conv2d(3, 8, 3))
+    27
+    """
     weight = getattr(module, "weight", None)
     return weight[0].numel() if isinstance(weight, Tensor) else 0
 
@@ -44,8 +48,7 @@ def choose_positions(module: nn.Module, x: Tensor, per_image: int, generator: to
 
 @dataclass(frozen=True, eq=False)
 class Taps:
-    """Where a convolution's rows lie in its input: pixels ``[N · P · k]`` of all images, and which rows of them are not
-    there, since they are padding."""
+    """Where a convolution's rows lie in its input: pixels ``[N · P · k]`` of all images, and those that are padding."""
 
     size: torch.Size
     pixels: Tensor
@@ -71,7 +74,7 @@ def find_taps(module: nn.Module, x: Tensor, chosen: Tensor) -> Taps:
 def rows_at(module: nn.Module, x: Tensor, chosen: Tensor, taps: Taps | None = None) -> Tensor:
     """Rows ``[N · P, D]`` that the layer multiplies with its weights at the positions ``chosen [N, P]``.
 
-    ``taps`` is what was found for an input of this shape.
+    ``taps`` are those of an input of this shape, if known.
     """
     if isinstance(module, nn.Linear):
         return outputs_at(module, x, chosen)
@@ -85,7 +88,7 @@ def rows_at(module: nn.Module, x: Tensor, chosen: Tensor, taps: Taps | None = No
 
 
 def outputs_at(module: nn.Module, y: Tensor, chosen: Tensor) -> Tensor:
-    """The layer's outputs, or what has their shape, at the positions ``chosen [N, P]``: ``[N · P, C]``."""
+    """The layer's outputs, or a tensor of their shape, at the positions ``chosen [N, P]``: ``[N · P, C]``."""
     y = y.reshape(len(y), -1, y.shape[-1]) if isinstance(module, nn.Linear) else y.flatten(2).transpose(1, 2)
     image = torch.arange(len(y), device=y.device)[:, None]
     return y[image, chosen.to(y.device)].flatten(0, 1)
@@ -97,7 +100,7 @@ def outputs_fit(module: nn.Module, x: Tensor, y: Tensor) -> bool:
 
 
 def _padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, int]:
-    """Zeros above and on the left; none where padding of another kind is there already."""
+    """Zeros above and on the left; 0 where the input is padded already, in another mode."""
     if module.padding_mode != "zeros":
         return 0, 0
     sides = module._reversed_padding_repeated_twice
@@ -105,7 +108,7 @@ def _padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, int]:
 
 
 def _plane(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> tuple[int, int]:
-    """Height and width of what the kernel moves over."""
+    """Height and width of the input that the kernel moves over, with padding of other modes."""
     height, width = (1, x.shape[2]) if isinstance(module, nn.Conv1d) else x.shape[2:]
     if module.padding_mode == "zeros":
         return height, width

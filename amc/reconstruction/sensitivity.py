@@ -26,7 +26,7 @@ from amc.task.data import sample
 
 IMAGES, BATCH = 512, 64
 _Value = Callable[[Any, Any], Tensor]
-_HELD = 4  # times the layers' outputs are what a backward pass holds, about
+_HELD = 4  # a backward pass holds about so many times the layers' outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Sensitivity:
     channels: Tensor
     """``[C]``: the objective rises by this times the mean square of an error in channel c."""
     whole: float
-    """The rise if all of the output's variance were an error."""
+    """By how much it rises if all of the output's variance is an error."""
 
 
 def sensitivities(
@@ -105,7 +105,7 @@ def _add(
 
     def keep(name: str, output: Tensor) -> Tensor:
         outputs.append((name, output))
-        return output.clone()  # what comes after may write into it
+        return output.clone()  # the next operators may write into it
 
     result = _call(model, names, nested.to(inputs, task.device), keep)
     value = value_of(result, nested.to(targets, task.device))
@@ -126,7 +126,7 @@ def _by_channel(tensor: Tensor, linear: bool) -> Tensor:
 
 
 def _call(model: nn.Module, names: list[str], inputs: Any, see: Callable[[str, Tensor], Tensor]) -> Any:
-    """The network's output; ``see`` is given every layer's, and gives what goes on."""
+    """The network's output; ``see(layer, output)`` is called for every layer, and its result replaces the output."""
     handles = [model.get_submodule(n).register_forward_hook(lambda module, args, out, n=n: see(n, out)) for n in names]
     try:
         return nested.call(model, inputs)

@@ -1,14 +1,14 @@
-"""Sequential reconstruction: every layer re-solved on what really reaches it in the pruned network.
+"""Sequential reconstruction: every layer re-solved on its actual inputs in the pruned network.
 
 `amc.reconstruction.least_squares` fits each layer to the original's inputs, so that a solution depends on widths alone
-and is kept. In the pruned network these inputs are different: every layer before has an error of its own. Here one
+and is cached. In the pruned network the inputs are different, since the layers before have errors. Here one
 forward pass over calibration samples re-solves layer after layer *while it runs*: when the pass reaches a layer, its
 inputs come from the finished prefix. Notation as in `amc.reconstruction.least_squares`, for one layer:
 
 =====  =========================================================================================
 x̃      its inputs in the pruned network
 y      its outputs in the original
-d      where its output is added to a stream, what the stream lacks: original's minus pruned one's
+d      where its output is added to a stream: the original's stream minus the pruned network's
 W'     argmin over V of E‖y + d/s − V x̃ − const‖² + λ‖V − W₀‖², W₀ the solution on the original's
        inputs, s the scale of the BatchNorm between the layer and the stream
 =====  =========================================================================================
@@ -16,11 +16,11 @@ W'     argmin over V of E‖y + d/s − V x̃ − const‖² + λ‖V − W₀�
 Regression on the pruned network's own features is He et al.'s (arXiv:1707.06168, section 3.2); the correction by the
 stream is theirs for residual branches ("multi-branch enhancement"), here for every addition.
 
-Where an activation φ alone reads a layer, differences that φ does not see need not be fitted: below a ReLU's bend all
-values are alike. There W' minimises the matching loss, E Σ ∫ φ(s) − φ(y) ds from y to V x̃ + const (Auer, Herbster &
+Where an activation φ alone reads a layer, differences that φ removes need not be fitted: below zero a ReLU gives zero
+for all values. There W' minimises the matching loss, E Σ ∫ φ(s) − φ(y) ds from y to V x̃ + const (Auer, Herbster &
 Warmuth, NIPS 1995), convex where φ never falls. No slope is above 1, so a regression on V x̃ + φ(y) − φ(V x̃) always
 lowers it. Some rounds of these follow the first regression, with the same factor, for the changes alone. Zhang et al.
-(arXiv:1505.06798) fit behind ReLUs, too.
+(arXiv:1505.06798) also fit the output of ReLUs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from amc.graph.channels import Kept, Layer
 from amc.graph.surgery import layers_without_input, shallow_copy
 from amc.reconstruction.fold import NormFolder
 from amc.reconstruction.moments import solvable
-from amc.reconstruction.regression import Norm, Solution, matching_of, regression, undone
+from amc.reconstruction.regression import Norm, Solution, inverse_scale, matching_of, regression
 from amc.reconstruction.residuals import StreamWatch, find_output_uses
 from amc.reconstruction.rows import Taps, choose_positions, find_taps, outputs_at, outputs_fit, rows_at
 from amc.reconstruction.solutions import SolutionCache, apply_solution
@@ -52,7 +52,7 @@ from amc.task.data import sample
 _ROOM = 256 << 20  # bytes of solutions that are kept
 
 Visit = Callable[[Layer, Any, Tensor], None]
-"""Sees a layer, its module and its input before it runs."""
+"""Called with a layer, its module and its input before it runs."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Effort:
     """
 
     samples: int
-    """Of the calibration split, that pass through the network."""
+    """Calibration samples that pass through the network."""
     rows: int
-    """Of all samples together, that a layer is fitted on."""
+    """Rows that a layer is fitted on, of all samples together."""
     rounds: int
     """Regressions after the first where an activation follows."""
 
@@ -78,25 +78,25 @@ FAST = Effort(384, 6144, 2)
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What a layer gives in the original, at P random positions of the output of each of N samples."""
+    """A layer's outputs in the original, at P random positions of each of N samples."""
 
     positions: Tensor
     """``[N, P]``"""
     taps: Taps | None
-    """Where a convolution reads for these positions."""
+    """Where a convolution reads its inputs for these positions."""
     outputs: Tensor
     """``[N · P, C]``"""
     stream: Tensor | None
-    """What the outputs are added to ``[N · P, C]``, where there is something."""
+    """The stream that the outputs are added to ``[N · P, C]``, if any."""
 
 
 class SequentialReconstruction:
-    """Re-solves a pruned network's layers in place. The original is run once, and its outputs are remembered."""
+    """Re-solves a pruned network's layers in place. The original is run once, and its outputs are kept."""
 
     def __init__(
         self, task: Task, graph: Graph, seed: int, effort: Effort = FULL, memory: Memory | None = None
     ) -> None:
-        """Within ``memory`` there are fewer samples where activations are large, and fewer rows of many layers.
+        """``memory`` limits the samples where activations are large, and the rows where there are many layers.
 
         ``seed`` draws the samples, and the positions in every layer's output.
         """
@@ -125,7 +125,7 @@ class SequentialReconstruction:
     def __call__(self, network: nn.Module, kept: Kept, half: bool = False) -> None:
         """Re-solve ``network``, which keeps the channels ``kept`` and has the solutions on the original's inputs.
 
-        ``half``: the pruned network's features are computed in bfloat16, the regressions in float32 all the same.
+        ``half``: the pruned network's features are computed in bfloat16; the regressions stay in float32.
         """
         if not self._targets:
             self._targets = self._read_original()
@@ -152,7 +152,7 @@ class SequentialReconstruction:
             self._walk(network, visit, watch)
 
     def forget(self) -> None:
-        """Solve every layer anew from here on."""
+        """Drop the cached solutions."""
         self._solved.clear()
 
     def _solve(
@@ -166,7 +166,7 @@ class SequentialReconstruction:
         wanted, rows = _cut(target.outputs, outputs), rows_at(module, x, target.positions, target.taps)
         if stream is not None and target.stream is not None and _is_like(stream, module, x, wanted.shape[1]):
             now = outputs_at(module, stream, target.positions).to(wanted.dtype)
-            scale = 1.0 if norm is None else undone(norm[0])
+            scale = 1.0 if norm is None else inverse_scale(norm[0])
             wanted = wanted + (_cut(target.stream, outputs) - now) * scale
         activation = self._uses.activations.get(layer.name)
         matching = None if activation is None else matching_of(activation, wanted, norm, self._rounds)
@@ -176,7 +176,7 @@ class SequentialReconstruction:
             return regression(rows, wanted, weight, has_constant, matching)
 
     def _read_original(self) -> dict[str, Target]:
-        """What every layer gives in one pass of the original."""
+        """The outputs of every layer in one pass of the original."""
         watch, targets = StreamWatch(self._uses.streams), dict[str, Target]()
 
         def visit(layer: Layer, module: Any, x: Tensor) -> None:
@@ -195,7 +195,7 @@ class SequentialReconstruction:
         return targets
 
     def _norm(self, norms: Mapping[str, nn.Module], layer: Layer, outputs: Tensor | None) -> Norm | None:
-        """The BatchNorm behind a layer, with the mean that it had in the original."""
+        """The BatchNorm after a layer, with the mean that it had in the original."""
         if layer.norm is None:
             return None
         mean = self._task.model.get_submodule(layer.norm).running_mean
@@ -209,7 +209,7 @@ class SequentialReconstruction:
         def hook(layer: Layer, fold: Callable[[str], None]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def pause(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
                 watch.begin(layer.name)
-                if layer.name in seen:  # a network that takes its batch in parts: the first one tells
+                if layer.name in seen:  # a network that splits its batch: the first part counts
                     return
                 seen.add(layer.name)
                 with watch.paused():
@@ -242,14 +242,14 @@ def _cut(rows: Tensor, outputs: Tensor | None) -> Tensor:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """Pixels whose channels lie together: convolutions are faster, and rows are read off them faster."""
+    """The channels-last layout: convolutions and reading rows are faster."""
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def _sites_before(graph: Graph, model: nn.Module, layers: Mapping[str, Layer]) -> dict[str, list[int]]:
-    """For every layer the sites that what reaches it, and it itself, depend on: those of all that has run by then.
+    """For every layer the sites that its input and itself depend on: those of all layers that have run by then.
 
-    What has no place in the order (bare parameters, modules around others) counts as first.
+    Layers without a place in the order (bare parameters, modules that contain others) count as first.
     """
     places = {name: place for place, name in enumerate(graph.trace.layers)}
     first: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Solutions of sequential reconstruction: kept for policies that begin alike, and applied to layers."""
+"""Solutions of sequential reconstruction: cached for policies with equal first layers, and applied to layers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ def apply_solution(module: Any, norm: Norm | None, solution: Solution | None) ->
     module.weight = nn.Parameter(weight.reshape(module.weight.shape), requires_grad=False)
     if module.bias is not None:
         module.bias = nn.Parameter(constant, requires_grad=False)
-    elif norm is not None:  # what the BatchNorm subtracts less is what the layer gives less
+    elif norm is not None:  # lowering its running mean by the constant adds the constant
         norm[0].running_mean = norm[1] - constant
 
 
 class SolutionCache:
-    """The solutions of late, up to so many bytes: policies that begin alike have their first layers in common."""
+    """The solutions that were used last, up to ``room`` bytes.
+
+    >>> cache = SolutionCache(room=1000)
+    >>> cache.put(("conv1", 8), None)
+    >>> ("conv1", 8) in cache
+    True
+    """
 
     def __init__(self, room: int) -> None:
         self._room, self._used = room, 0
@@ -37,12 +43,12 @@ class SolutionCache:
         return self._found[key]
 
     def clear(self) -> None:
-        """Keep nothing."""
+        """Drop all solutions."""
         self._found.clear()
         self._used = 0
 
     def put(self, key: tuple[Any, ...], solution: Solution | None) -> None:
-        """Keep a solution; those that were not used for longest go."""
+        """Keep a solution; the least recently used ones are dropped."""
         self._found[key] = solution
         self._used += _bytes(solution)
         while self._used > self._room and len(self._found) > 1:
