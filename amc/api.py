@@ -10,31 +10,35 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from amc.config import BudgetConfig, Config, ModelConfig
+from amc.config import BudgetConfig, Config, ModelConfig, from_dict
+from amc.errors import BundleError, ConfigError
 from amc.pipeline.pipeline import check, compress_task, pick_device
 from amc.pipeline.result import Result
 from amc.runtime.arguments import PATH, expect
 from amc.runtime.monitor import Monitor
-from amc.space.budget import Budget
+from amc.space.budget import LONGEST, Budget
 from amc.task import Objective, make_task
 from amc.task.checks import copied, unwrapped
 from amc.task.datasets import splits_of
 from amc.task.metrics import CLASSIFICATION
+
+_MONITOR = ("begin", "progress", "end", "say")
 
 
 def compress(
     model: nn.Module,
     train: Any,
     test: Any,
-    budget: Budget,
+    budget: Budget | Mapping[str, Any] | float | str,
     search: Any = None,
     *,
-    config: Config | None = None,
+    config: Config | Mapping[str, Any] | None = None,
     objective: Objective = CLASSIFICATION,
     name: str = "model",
     out: str | Path | None = None,
@@ -44,22 +48,29 @@ def compress(
 
     ``train``, ``search`` and ``test`` are map-style datasets of (input, target), or DataLoaders over them, of
     which the dataset and the collate function are used. Calibration images are held out of ``train``, and so
-    is the search split where none is given. ``test`` is read once, at the end. ``config`` sets everything else;
-    its model, data and budget are not used. Without ``out`` the bundle is in a temporary folder. Nothing is
+    is the search split where none is given. ``test`` is read once, at the end. ``budget`` may also be its limits in a
+    dict, or one limit on MACs (0.5). ``config``, an `amc.Config` or nested dicts as in YAML, sets everything else; its
+    model, data and budget are not used. Without ``out`` the bundle is in a temporary folder. Nothing is
     printed: what happens is told to ``monitor``, or logged (`logging`, the logger ``amc``). Raises AmcError.
     """
     expect("model", model, nn.Module, "a torch.nn.Module")
-    expect("budget", budget, Budget, "an amc.Budget")
-    expect("config", config, Config, "an amc.Config", optional=True)
+    limits = Budget.of(budget)
+    expect("config", config, (Config, Mapping), "an amc.Config or a dict", optional=True)
     expect("objective", objective, Objective, "an amc.Objective")
     expect("name", name, str, "a text")
     expect("out", out, PATH, "a path", optional=True)
+    if monitor is not None and not all(callable(getattr(monitor, word, None)) for word in _MONITOR):
+        raise ConfigError(f"monitor is a {type(monitor).__name__}, but must have the methods {', '.join(_MONITOR)}.")
+    if isinstance(config, Mapping):
+        config = from_dict(config)
     config = config or Config()
-    limits = {field: None if v is None else str(v) for field, v in vars(budget).items()}
+    written = {field: None if v is None else str(v)[: LONGEST + 1] for field, v in vars(limits).items()}
     own_data = config.data.replace(name="own data")
-    config = config.replace(budget=BudgetConfig(**limits), model=ModelConfig(name=name), data=own_data)
+    config = config.replace(budget=BudgetConfig(**written), model=ModelConfig(name=name), data=own_data)
     check(config)
     splits = splits_of(train, test, search, config.data)
     task = make_task(name, copied(unwrapped(model)), splits, pick_device(config.device), objective)
+    if out is not None and Path(out).exists() and not Path(out).is_dir():
+        raise BundleError(f"{out} is a file: name a folder with out.")
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="amc-"))
     return compress_task(task, config, folder, monitor)

@@ -18,9 +18,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST_LINE = 1000
+"""Characters of a message: a longer one is shown without its middle."""
+
 
 class AmcError(Exception):
-    """Base of all errors that name a mistake the user can mend."""
+    """Base of all errors that name a mistake the user can mend.
+
+    Its text is one line that a terminal may show, whatever names and values of anybody's are in it.
+    """
+
+    def __str__(self) -> str:
+        text = printable(super().__str__())
+        return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 300]} … {text[-200:]}"
 
 
 class ConfigError(AmcError):

@@ -107,7 +107,9 @@ def _note(text: str, quiet: bool) -> None:
 
 def _same(old: Any, value: Any) -> bool:
     """Whether a value, a text of the command line included, is the old one."""
-    if isinstance(old, str) or isinstance(value, bool) or not isinstance(value, int | float | str):
+    if not isinstance(value, int | float | str | None):  # what compares with anything in a way of its own
+        return False
+    if isinstance(old, str) or isinstance(value, bool | None):
         return bool(old == value)
     try:
         return bool(float(value) == old)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from amc.config import shown
 from amc.errors import ConfigError, PolicyError, did_you_mean
 from amc.operators.branches import Branches
 from amc.operators.channels import Channels
@@ -96,6 +97,8 @@ def beside_own(operators: Operators) -> Operators:
     >>> [operator.kind for operator in beside_own([])]
     ['channels', 'branches']
     """
+    if not isinstance(operators, list | tuple) or not all(isinstance(o, CompressionOperator) for o in operators):
+        raise ConfigError(f"operators is {shown(operators)}, but must be a list of operators.")
     return (*OPERATORS, *(operator for operator in operators if operator.kind not in _OWN))
 
 

@@ -49,7 +49,8 @@ from amc.runtime.memory import Memory
 from amc.task import Task, nested
 from amc.task.data import sample
 
-_ROOM = 256 << 20  # bytes of solutions that are kept
+_ROOM, _MOST_ROOM = 64 << 20, 256 << 20
+"""Bytes of solutions that are kept: 64 MiB, or those of four policies where they are larger, but 256 MiB at most."""
 
 Visit = Callable[[Layer, Any, Tensor], None]
 """Called with a layer, its module and its input before it runs."""
@@ -119,7 +120,9 @@ class SequentialReconstruction:
         self.inputs = tree_map_only(Tensor, _channels_last, nested.to(inputs, task.device))
         """The samples that pass through the networks."""
         self._before = _sites_before(graph, task.model, self._layers)
-        self._solved = SolutionCache(memory.share // 4 if memory else _ROOM)
+        of_policies = 4 * sum(weight.numel() * weight.element_size() for weight in weights)
+        room = max(_ROOM, min(_MOST_ROOM, of_policies))
+        self._solved = SolutionCache(min(room, memory.share // 4) if memory else room)
         self._targets: dict[str, Target] = {}
 
     def __call__(self, network: nn.Module, kept: Kept, half: bool = False) -> None:

@@ -49,8 +49,8 @@ class SolutionCache:
 
     def put(self, key: tuple[Any, ...], solution: Solution | None) -> None:
         """Keep a solution; the least recently used ones are dropped."""
+        self._used += _bytes(solution) - _bytes(self._found.pop(key, None))
         self._found[key] = solution
-        self._used += _bytes(solution)
         while self._used > self._room and len(self._found) > 1:
             self._used -= _bytes(self._found.popitem(last=False)[1])
 

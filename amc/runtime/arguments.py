@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -25,5 +26,16 @@ def expect(name: str, value: Any, kinds: type | tuple[type, ...], wanted: str, o
             shown(value) if isinstance(value, str | int | float | list | tuple | dict) else type(value).__name__
         )
         raise ConfigError(f"{name} is {shown_value}, but must be {wanted}.")
-    if isinstance(value, PATH) and "\0" in os.fsdecode(value):
+    if isinstance(value, PATH) and not _can_be_path(value):
         raise ConfigError(f"{name} is {shown(os.fsdecode(value))}, but this can be no path.")
+
+
+def _can_be_path(value: str | os.PathLike[str]) -> bool:
+    """Whether the system could have a file of that name."""
+    try:
+        os.lstat(value)
+    except ValueError:  # a NUL character, half of a surrogate
+        return False
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    return True

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from amc.config import BudgetConfig, shown
-from amc.errors import BudgetError
+from amc.errors import BudgetError, did_you_mean
 from amc.space.resources import CostModel
 from amc.space.sites import Choice, Floats, Ints, PolicyGrid, Setting
 
@@ -55,6 +55,31 @@ class Budget:
     """Time of one inference on ONNX Runtime; absolute with its unit only ("3ms", "800us")."""
     branches: float | str | None = None
     """Residual branches that are left; the others are removed whole."""
+
+    @classmethod
+    def of(cls, value: object) -> Budget:
+        """A budget as Python callers write it: itself, its limits in a dict, or one limit on MACs. Raises BudgetError.
+
+        >>> Budget.of(0.5) == Budget.of({"flops": 0.5}) == Budget(flops=0.5)
+        True
+        >>> Budget.of({"size": "500KB"}).size
+        '500KB'
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, Mapping):
+            unknown = next((key for key in value if key not in FIELDS.values()), None)
+            if unknown is not None:
+                raise BudgetError(
+                    f"budget: unknown limit {shown(unknown)}.{did_you_mean(str(unknown), FIELDS.values())}"
+                )
+            return cls(**value)
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            return cls(flops=value)
+        told = shown(value) if isinstance(value, bool | list | tuple | None) else type(value).__name__
+        raise BudgetError(
+            f"budget is {told}, but must be an amc.Budget, a dict like {{'size': '1MB'}}, or a limit on MACs like 0.5."
+        )
 
     @classmethod
     def from_config(cls, config: BudgetConfig) -> Budget:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
@@ -217,7 +217,9 @@ def _readable(split: Split, part: str) -> Split:
 def _source(data: Any, part: str, notes: list[str]) -> tuple[Any, Any]:
     """A map-style dataset and how its samples are put into a batch."""
     dataset, collate = (data.dataset, data.collate_fn) if isinstance(data, DataLoader) else (data, default_collate)
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+    plain = isinstance(dataset, str | bytes | Mapping | Tensor | nn.Module | type)  # they have items, but no samples
+    able = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if isinstance(dataset, IterableDataset) or plain or not able:
         raise DataError(
             f"{part} is a {type(data).__name__}, but must be a map-style dataset, or a DataLoader over one."
         )

@@ -80,10 +80,11 @@ def _check(optimizer: torch.optim.Optimizer, before: dict[str, Any]) -> None:
             if name not in ("params", "lr") and (type(group[name]) is not type(value) or group[name] != value):
                 raise ValueError(f"another {name}")
     for parameter, state in optimizer.state.items():
-        for value in state.values():
+        for name, value in state.items():
             if value is None:
                 continue
-            if not isinstance(value, Tensor) or value.shape not in (parameter.shape, torch.Size()):
+            shape = torch.Size() if name == "step" else parameter.shape
+            if not isinstance(value, Tensor) or value.shape != shape:
                 raise ValueError("a state of another shape")
             check_plain("state", value, value.numel() * value.element_size())
             shared = any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True))
