@@ -16,7 +16,7 @@ import torch
 
 from amc.config import from_dict
 from amc.evaluation.evaluator import Evaluator
-from amc.graph.build import Graph
+from amc.graph.sites import Graph
 from amc.pipeline.pipeline import open_task
 from amc.pipeline.record import Record
 from amc.pipeline.stages import Stages

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amc.graph.build import Graph, build_graph
+from amc.graph.build import build_graph
+from amc.graph.sites import Graph
 from amc.graph.surgery import ChannelCutter
 from amc.graph.trace import trace
 from amc.graph.verify import masked_outputs

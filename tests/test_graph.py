@@ -46,7 +46,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from torchvision.models import VisionTransformer
 
 from amc.errors import ModelError
-from amc.graph.build import Graph, build_graph, consumers
+from amc.graph.build import build_graph
+from amc.graph.sites import Graph, consumers
 from amc.space.resources import ResourceModel
 
 LOGITS = "it is the network's output"

@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_leaves
 from amc.deploy.program import FIXED_BATCH, arguments, why
 from amc.errors import ExportError, first_line
 from amc.graph.attention import without_fast_path
-from amc.graph.build import Graph
 from amc.graph.channels import Axis, BareParameter, Kept, Layer, ModuleKind
+from amc.graph.sites import Graph
 from amc.graph.surgery import axes_of, own_tensors, randomise_removed
 from amc.operators.branches import find_branches, owner, remove, removed, varint_bytes
 from amc.runtime.files import check_file, replacing

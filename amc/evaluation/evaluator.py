@@ -15,8 +15,8 @@ from amc.evaluation.score import Race, Score
 from amc.evaluation.scorer import Scorer, SearchSamples
 from amc.evaluation.settings import Dtype, EvaluationSettings
 from amc.evaluation.site_errors import SiteErrors
-from amc.graph.build import Graph
 from amc.graph.channels import Kept
+from amc.graph.sites import Graph
 from amc.operators.channels import all_widths
 from amc.operators.compose import recorded_settings
 from amc.operators.operator import NetworkFacts, PolicySetting

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from amc.config import Config
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.settings import Dtype, EvaluationSettings, SearchObjective
-from amc.graph.build import Graph
+from amc.graph.sites import Graph
 from amc.importance import COLLECTORS, Need, load_criterion, rank, score
 from amc.importance import collect as collect_statistics
 from amc.latency.command import COMMAND

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from amc.evaluation.settings import SearchObjective
-from amc.graph.build import consumers
 from amc.graph.channels import Layer
+from amc.graph.sites import consumers
 from amc.graph.surgery import weight_of
 from amc.operators.operator import NetworkFacts
 from amc.operators.registry import OPERATORS, Operators, operator_of

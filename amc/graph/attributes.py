@@ -22,7 +22,7 @@ _Found = dict[tuple[str, ShapeAttribute], Layer]
 """By module and attribute."""
 
 
-class ShapeAttributes:
+class AttributeFinder:
     """The whole numbers and tuples of a network's modules that may depend on channels; ``roots`` of all ids."""
 
     def __init__(self, model: nn.Module, flow: Flow, roots: Ints) -> None:

@@ -17,18 +17,16 @@ from torch import nn
 from amc.errors import ModelError, first_line
 from amc.graph.assembly import Attributes, GraphAssembler
 from amc.graph.attention import adapted, without_fast_path
-from amc.graph.attributes import ShapeAttributes
+from amc.graph.attributes import AttributeFinder
 from amc.graph.channels import CONVS, TRANSPOSED
 from amc.graph.flow import Flow
 from amc.graph.grouping import Group, Grouping, group_channels
 from amc.graph.selection import GroupSelector
-from amc.graph.sites import Graph, Refusal, Site, consumers
+from amc.graph.sites import Graph, Refusal
 from amc.graph.trace import Trace, trace
 from amc.graph.verify import Trial
 from amc.task import nested
 from amc.task.nested import Nested
-
-__all__ = ["Graph", "Refusal", "Site", "build_graph", "consumers"]
 
 
 def build_graph(model: nn.Module, example: Nested) -> Graph:
@@ -116,7 +114,7 @@ def _select(
 ) -> tuple[GraphAssembler, Attributes, dict[Group, str]]:
     """The groups that pass the trial, and why the others do not."""
     assembler = GraphAssembler(model, flow, traced, grouping)
-    selection = GroupSelector(assembler, ShapeAttributes(model, flow, grouping.roots), trial)
+    selection = GroupSelector(assembler, AttributeFinder(model, flow, grouping.roots), trial)
     chosen = selection.select([group for group in grouping.groups if len(group.roots) > 1])
     single = {group: int(group.roots[0]) for group in grouping.groups if len(group.roots) == 1}
     reasons = {

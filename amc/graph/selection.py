@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from amc.graph.assembly import Attributes, GraphAssembler
-from amc.graph.attributes import ShapeAttributes
+from amc.graph.attributes import AttributeFinder
 from amc.graph.channels import Layer
 from amc.graph.grouping import Group
 from amc.graph.verify import Trial
@@ -20,7 +20,7 @@ _MOST_FAILURES = (
 class GroupSelector:
     """Selects groups. ``reasons`` says why those that were not selected have failed."""
 
-    def __init__(self, assembler: GraphAssembler, attributes: ShapeAttributes, trial: Trial) -> None:
+    def __init__(self, assembler: GraphAssembler, attributes: AttributeFinder, trial: Trial) -> None:
         self.reasons: dict[Group, str] = {}
         self._assembler, self._attributes, self._trial = assembler, attributes, trial
         self._failures = 0

@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from amc.errors import AmcError, LatencyError, first_line
-from amc.graph.build import Graph
 from amc.graph.channels import Axis, ModuleKind, length_of
+from amc.graph.sites import Graph
 
 LEAST = 0.5
 """Least share of the smallest network's time that a model may give for another one: operators must still be started."""

@@ -18,7 +18,8 @@ import onnx
 from amc.config import Config, unless_auto
 from amc.deploy.export import export_onnx, export_pruned, file_layout
 from amc.errors import ExportError, LatencyError
-from amc.graph.build import Graph, build_graph
+from amc.graph.build import build_graph
+from amc.graph.sites import Graph
 from amc.graph.surgery import ChannelCutter
 from amc.latency import LatencyProbe, LatencyProblem, Runner, layer_shapes
 from amc.latency.instruments import Instruments, MakeProbe

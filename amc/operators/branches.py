@@ -22,9 +22,8 @@ from typing import Any, ClassVar
 import onnx
 
 from amc.errors import PolicyError
-from amc.graph.build import Graph
 from amc.graph.channels import Kept, Layer
-from amc.graph.sites import Site, consumers
+from amc.graph.sites import Graph, Site, consumers
 from amc.operators.channels import ChannelSetting
 from amc.operators.operator import CompressionOperator, NetworkFacts, PolicySetting, SettingBounds, whole_number
 from amc.space.resources import Branch

@@ -14,8 +14,8 @@ import numpy as np
 from torch import nn
 
 from amc.errors import PolicyError
-from amc.graph.build import Graph
 from amc.graph.channels import Kept
+from amc.graph.sites import Graph
 from amc.graph.surgery import ChannelCutter, zero_removed
 from amc.operators.operator import (
     Applier,

@@ -31,8 +31,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from amc.errors import PolicyError
-from amc.graph.build import Graph
 from amc.graph.channels import Kept
+from amc.graph.sites import Graph
 from amc.space.resources import CostModel, FileLayout, ResourceModel
 from amc.space.sites import Ints, Setting, SiteSettings
 

@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from amc.errors import PolicyError, first_line
-from amc.graph.build import Graph
 from amc.graph.channels import Kept
+from amc.graph.sites import Graph
 from amc.operators.branches import RemovedBranch
 from amc.operators.channels import ChannelSetting, listed_channels
 from amc.operators.operator import PolicySetting

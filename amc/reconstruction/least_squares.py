@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amc.graph.build import Graph
 from amc.graph.channels import Kept, Layer
+from amc.graph.sites import Graph
 from amc.reconstruction.moments import Moments, readers
 from amc.reconstruction.rows import elements
 

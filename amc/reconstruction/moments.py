@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc.graph.build import Graph
 from amc.graph.channels import Layer
+from amc.graph.sites import Graph
 from amc.reconstruction.rows import row_length, rows_of
 from amc.runtime.memory import Memory, SpillStore
 from amc.task import Task, batches, nested

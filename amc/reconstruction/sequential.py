@@ -36,8 +36,8 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from amc.graph.attention import without_fast_path
-from amc.graph.build import Graph
 from amc.graph.channels import Kept, Layer
+from amc.graph.sites import Graph
 from amc.graph.surgery import layers_without_input, shallow_copy
 from amc.reconstruction.fold import NormFolder
 from amc.reconstruction.moments import solvable

@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from amc.graph.build import Graph
 from amc.graph.channels import ActivationProduct, Axis, Layer, length_of
+from amc.graph.sites import Graph
 from amc.graph.surgery import axes_of, holder_of, own_tensors
 from amc.space.sites import Floats, Ints
 
