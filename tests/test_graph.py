@@ -47,6 +47,7 @@ from torchvision.models import VisionTransformer
 
 from amc.errors import ModelError
 from amc.graph.build import build_graph
+from amc.graph.channels import ActivationProduct, BareParameter, ModuleKind, ShapeAttribute
 from amc.graph.sites import Graph, consumers
 from amc.space.resources import ResourceModel
 
@@ -474,6 +475,22 @@ def test_heads_are_sites_and_their_number_follows() -> None:
     costs = ResourceModel(graph, model)
     saved = costs.cost([12, 3, 24])["macs"] - costs.cost([12, 2, 24])["macs"]
     assert saved == 2 * 5 * 5 * 4 + 5 * 12 * 12 + 5 * 4 * 12
+
+
+def test_layers_are_modules_parameters_products_and_attributes() -> None:
+    graph = build_graph(lively(transformer(Attention(12, 3, True))), EXAMPLE)
+    kinds = {x.name: x.kind for x in graph.layers if x.kind not in (ModuleKind.LINEAR, ModuleKind.NORM)}
+    attributes = [x.kind for x in graph.layers if isinstance(x.kind, ShapeAttribute)]
+    assert kinds == {
+        "patches": ModuleKind.CONV,
+        "": ModuleKind.OTHER,
+        "token": BareParameter(2),
+        "places": BareParameter(2),
+        "product 0": ActivationProduct(),
+        "attention": attributes[-1],
+    }
+    assert attributes == [ShapeAttribute("num_heads"), ShapeAttribute("attn_dim")]
+    assert [x.name for x in graph.layers if not x.has_tensors] == ["product 0", "attention", "attention"]
 
 
 def test_weights_that_are_computed_are_no_activations() -> None:

@@ -54,7 +54,16 @@ class Grouping:
 
 
 def group_channels(flow: Flow) -> Grouping:
-    """Ties what must stay together in the tensors that ``flow`` has seen, and finds the groups."""
+    """Ties ids that must stay together in the tensors that ``flow`` has seen, and finds the groups.
+
+    >>> from amc.graph.trace import trace
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)).eval()
+    >>> flow = Flow(model)
+    >>> with flow.watching():
+    ...     _ = trace(model, torch.ones(1, 3), flow)
+    >>> [(group.name, len(group.roots)) for group in group_channels(flow).groups]
+    [('0', 4)]
+    """
     roots = _tie_parts(flow)
     if _tie_unused(flow, roots):
         roots = _tie_parts(flow)

@@ -20,6 +20,14 @@ def narrowed(model: nn.Module, layers: Sequence[Layer], had: Kept, kept: Kept) -
 
     ``layers`` and the numbers of channels are those of the unpruned network. Raises ValueError where a channel is to be
     kept that the model no longer has.
+
+    >>> import torch
+    >>> from amc.graph import build_graph
+    >>> model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)).eval()
+    >>> layers = build_graph(model, torch.ones(1, 4)).layers
+    >>> first = narrowed(model, layers, [np.arange(6)], [np.array([1, 3, 5])])
+    >>> narrowed(first, layers, [np.array([1, 3, 5])], [np.array([1, 5])])[0]
+    Linear(in_features=4, out_features=2, bias=True)
     """
     for site, (before, after) in enumerate(zip(had, kept, strict=True)):
         if not np.isin(after, before).all():

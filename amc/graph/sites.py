@@ -77,7 +77,14 @@ class Graph:
 
 
 def consumers(graph: Graph, site: int) -> Iterator[Layer]:
-    """The layers whose inputs a site cuts."""
+    """The layers whose inputs a site cuts.
+
+    >>> import torch
+    >>> from amc.graph import build_graph
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 2)).eval()
+    >>> [layer.name for layer in consumers(build_graph(model, torch.ones(1, 4)), site=0)]
+    ['1']
+    """
     for layer in graph.layers:
         if layer.input is not None and bool((layer.input.site == site).any()):
             yield layer

@@ -83,7 +83,13 @@ class ChannelCutter:
 
 
 def layers_without_input(layers: Sequence[Layer], kept: Kept) -> list[str]:
-    """The layers whose inputs are all removed, and the BatchNorms behind them."""
+    """The layers whose inputs are all removed, and the BatchNorms after them.
+
+    >>> from amc.graph.channels import Axis
+    >>> layer = Layer("conv2", ModuleKind.CONV, None, Axis(np.zeros(4, int), np.arange(4)), norm="bn2")
+    >>> layers_without_input([layer], [np.array([], int)])
+    ['conv2', 'bn2']
+    """
     if all(len(channels) for channels in kept):
         return []
     unfed = [x for x in layers if x.has_tensors and x.input is not None and len(x.input.kept(kept)) == 0]

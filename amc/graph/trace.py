@@ -142,7 +142,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def unprovable(traced: Trace) -> str | None:
-    """Why a limit on MACs cannot be proved for a network; None where it can."""
+    """Why a limit on MACs cannot be proved for a network; None where it can.
+
+    >>> class Spectrum(nn.Module):
+    ...     def forward(self, x):
+    ...         return torch.fft.rfft(x).abs()
+    >>> unprovable(trace(Spectrum().eval(), torch.ones(1, 8)))
+    'a limit on MACs cannot be proved: those of fft_r2c are not known, and not counted'
+    """
     if not traced.uncounted:
         return None
     names = ", ".join(name.lstrip("_") for name in traced.uncounted)

@@ -96,7 +96,16 @@ def _random_channels(channels: int, share: float, rng: np.random.Generator) -> I
 
 
 def masked_outputs(model: nn.Module, graph: Graph, kept: Kept, inputs: Nested) -> list[Tensor]:
-    """The outputs of the whole network when the channels that are not kept are ignored."""
+    """The outputs of the whole network when the channels that are not kept are ignored.
+
+    >>> from amc.graph import build_graph
+    >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False)).eval()
+    >>> for parameter in model.parameters():
+    ...     _ = nn.init.ones_(parameter)
+    >>> graph = build_graph(model, torch.ones(1, 1))
+    >>> masked_outputs(model, graph, [np.array([0])], torch.ones(1, 1))[0].item()
+    1.0
+    """
     called = graph.trace.layers
     with (
         torch.no_grad(),
