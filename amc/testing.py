@@ -1,8 +1,8 @@
-"""Contract suites to call from pytest, for those who write latency models, criteria, operators and searchers.
+"""Contract suites to call from pytest, for all that users can write: one for each kind.
 
 ::
 
-    from amc.testing import check_criterion, check_latency_model, check_search
+    from amc.testing import check_criterion, check_latency_model, check_operator, check_recovery, check_search
 
     def test_my_model():
         check_latency_model(MyModel)
@@ -12,6 +12,12 @@
 
     def test_my_searcher():
         check_search(my_search)
+
+    def test_my_operator():
+        check_operator(MyOperator(), *example_network(), before=[Channels()])
+
+    def test_my_recovery():
+        check_recovery("my_recovery.py:slowly", {"lr": 0.01})
 """
 
 from __future__ import annotations
@@ -32,10 +38,34 @@ from amc.importance.contract import check_criterion
 from amc.latency import LatencyModel, LatencyProbe, LatencyProblem, Predictor, layer_shapes
 from amc.operators.channels import legal_widths
 from amc.operators.contract import check_operator
+from amc.operators.operator import NetworkFacts
 from amc.search.contract import check_search
 from amc.task.models import build_model
+from amc.train.contract import check_recovery
 
-__all__ = ["check_criterion", "check_latency_model", "check_operator", "check_search", "example_problem"]
+__all__ = [
+    "check_criterion",
+    "check_latency_model",
+    "check_operator",
+    "check_recovery",
+    "check_search",
+    "example_network",
+    "example_problem",
+]
+
+
+def example_network() -> tuple[NetworkFacts, torch.Tensor]:
+    """A small residual network for 1×8×8 images, untrained, its channels in random order, and two inputs of it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, example = build_model("resnet8", False, 1, 10).eval(), torch.randn(2, 1, 8, 8)
+        graph = build_graph(model, example[:1])
+        orders = [torch.randperm(group.channels).numpy() for group in graph.sites]
+    with tempfile.TemporaryDirectory(prefix="amc-") as folder:
+        path = Path(folder, "original.onnx")
+        export_onnx(model, example[:1], path)
+        layout = file_layout(path, graph, model)
+    return NetworkFacts(model, graph, layout, orders), example
 
 
 @contextmanager

@@ -202,7 +202,7 @@ class Simulated:
 
 def scheduler(count: int = 10_000, nodes: int = 500) -> None:
     """Print the time that this machine needs to schedule ``count`` runs and to read their state."""
-    from amc.batch.run import _Record
+    from amc.batch.run import BatchRecorder
 
     rows: list[tuple[str, float, str]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -214,7 +214,7 @@ def scheduler(count: int = 10_000, nodes: int = 500) -> None:
         force = Simulated(nodes)
         with Journal(folder / "out/batch.jsonl") as journal:
             journal.append("batch", runs=[{"name": j.name, "place": dict(j.place)} for j in jobs], time=0.0)
-            seconds, _ = timed(lambda: drive(jobs, 1, force, _Record(journal, Observer())))
+            seconds, _ = timed(lambda: drive(jobs, 1, force, BatchRecorder(journal, Observer())))
         rows.append((f"scheduling them on {nodes} nodes ({force.hours:.1f} h of virtual time)", seconds, "in total"))
         for job in jobs:
             _fake(job)

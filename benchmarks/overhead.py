@@ -19,7 +19,7 @@ import torch
 
 from amc.envs.toy import ToyCosts
 from amc.evaluation.backend import FunctionBackend
-from amc.evaluation.problem import Problem
+from amc.evaluation.problem import Observer, Problem
 from amc.evaluation.score import Score
 from amc.graph.sites import SiteFeatures
 from amc.search import searchers
@@ -30,7 +30,7 @@ from benchmarks.bench import RESULTS, Records, machine
 SITES, CHANNELS = 27, 64
 
 
-def free_problem() -> Problem:
+def free_problem(observer: Observer | None = None) -> Problem:
     """A problem with widths in steps of four. Its loss is a sum over the sites and takes microseconds."""
     rng = np.random.default_rng(0)
     price, importance = rng.integers(50, 200, SITES), rng.uniform(0.1, 1.0, SITES)
@@ -47,15 +47,13 @@ def free_problem() -> Problem:
         return float(importance[site] * (1 - setting / CHANNELS) ** 2)
 
     features = [SiteFeatures(CHANNELS, CHANNELS, 8, 8, 1, 3, float(p * CHANNELS)) for p in price]
-    return Problem(space, features, FunctionBackend(score, error))
+    return Problem(space, features, FunctionBackend(score, error), observer=observer)
 
 
 def overhead(name: str, proposals: int) -> tuple[float, float]:
     """Milliseconds per proposal: the mean over all proposals, and the median over the last tenth."""
-    search, problem = searchers()[name].load(), free_problem()
-    times = [time.perf_counter()]
-    problem._observer = lambda _, evaluation: times.append(time.perf_counter())
-    search(problem, proposals, 0)
+    search, times = searchers()[name].load(), [time.perf_counter()]
+    search(free_problem(lambda problem, evaluation: times.append(time.perf_counter())), proposals, 0)
     gaps = np.diff(times) * 1e3
     return float(gaps.mean()), statistics.median(gaps[-max(1, proposals // 10) :])
 

@@ -165,10 +165,10 @@ class AmcDDPG(DDPG):
             action = self._noise.uniform(0, 1, (1, 1)).astype(np.float32)
         else:
             mean, _ = self.predict(self._last_obs, deterministic=True)  # type: ignore[arg-type]
-            action = self._truncated_normal(float(np.asarray(mean).item())).reshape(1, 1)
+            action = self.truncated_normal(float(np.asarray(mean).item())).reshape(1, 1)
         return action, self.policy.scale_action(action)
 
-    def _truncated_normal(self, mean: float) -> NDArray[np.float32]:
+    def truncated_normal(self, mean: float) -> NDArray[np.float32]:
         """A normal draw around ``mean``, drawn again until it lies in [0, 1]."""
         while True:
             draw = self._noise.normal(mean, self.sigma, 256)

@@ -34,7 +34,9 @@ from amc.evaluation.problem import Problem, StudyPlace, from_record, to_record
 from amc.evaluation.reward import Evaluation
 from amc.space.sites import Choice
 
-_HEARTBEAT, _GRACE, _RETRIES = 30, 120, 2  # seconds, seconds, times
+HEARTBEAT, GRACE = 30, 120
+"""Seconds between two signs of life of a process that shares a study, and without one until it is given up."""
+_RETRIES = 2
 _ALREADY_RUNNING = 5
 """How often a trial is given up because another process evaluates the same policy at that moment."""
 
@@ -233,8 +235,8 @@ def _database(url: str, engine: dict[str, Any], tries: int = 5) -> RDBStorage:
             return RDBStorage(
                 url,
                 engine_kwargs=engine,
-                heartbeat_interval=_HEARTBEAT,
-                grace_period=_GRACE,
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE,
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=_RETRIES),
             )
     except DatabaseError as error:

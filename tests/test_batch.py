@@ -239,8 +239,10 @@ def test_a_run_keeps_to_its_share_of_the_memory():
 
 
 def test_what_ends_a_process_is_told_in_clear_words():
-    assert pool._ended(-signal.SIGKILL) == Failure("killed (SIGKILL), which the system does when memory runs out", True)
-    assert pool._ended(-signal.SIGSEGV).reason == "crashed (SIGSEGV)"
+    assert pool.describe_exit(-signal.SIGKILL) == Failure(
+        "killed (SIGKILL), which the system does when memory runs out", True
+    )
+    assert pool.describe_exit(-signal.SIGSEGV).reason == "crashed (SIGSEGV)"
     assert described(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")) == Failure(
         "out of memory: DefaultCPUAllocator: can't allocate memory: you tried 9 bytes", False
     )
@@ -266,7 +268,7 @@ def _patient(ours, theirs) -> None:
     ours.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under a shell's &
     try:
-        pool._watched(lambda pipe, log: time.sleep(60), (), theirs, None)
+        pool.run_watched(lambda pipe, log: time.sleep(60), (), theirs, None)
     except KeyboardInterrupt:
         os._exit(3)
 

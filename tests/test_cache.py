@@ -161,7 +161,7 @@ def test_what_is_not_the_cache_s_own_is_left_alone(tmp_path: Path):
         path.write_text("a run's")
     (tmp_path / "moments").mkdir()
     (tmp_path / "moments" / f".{digest}.safetensors.123.tmp").write_text("of a writer that was killed")
-    cache._evict()
+    cache.evict()
     assert not cache.entries()
     cache.table("scores", me).put(1, 2)
     cache.clear()

@@ -82,3 +82,21 @@ def test_what_is_done_on_the_way_has_a_name(room):
         if isinstance(node, ast.FunctionDef) and node is not outer
     ]
     assert inner == []
+
+
+def private_uses() -> Iterator[str]:
+    """Where a test or a benchmark uses what begins with an underscore in a module of amc's."""
+    own = {node.name for _, tree, _ in MODULES for node in ast.walk(tree)
+           if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name.startswith("_")}  # fmt: skip
+    own |= {target.id for _, tree, _ in MODULES for node in tree.body if isinstance(node, ast.Assign)
+            for target in node.targets if isinstance(target, ast.Name) and target.id.startswith("_")}  # fmt: skip
+    for path in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+                names = [node.attr]
+            yield from (f"{path.name}: {name}" for name in names if name in own and not name.startswith("__"))
+
+
+def test_tests_use_no_private_members_of_other_modules():
+    assert sorted(set(private_uses())) == []

@@ -1,39 +1,25 @@
 """Every operator, the toy one among them, keeps the contract; those that break it are told why."""
 
-import tempfile
-from pathlib import Path
-
 import pytest
 import torch
 
-from amc.deploy.export import export_onnx, file_layout
-from amc.graph.build import build_graph
-from amc.operators import OPERATORS, Branches, Channels, NetworkFacts, Policy, cost_model, offered_sites, operator_of
+from amc.operators import OPERATORS, Channels, NetworkFacts, Policy, cost_model, offered_sites, operator_of
 from amc.operators.operator import SettingBounds
+from amc.operators.registry import load_operator, operators
 from amc.operators.toy import CoarseSetting, CoarseWeights
-from amc.task.models import build_model
-from amc.testing import check_operator
+from amc.testing import check_operator, example_network
 
 
 @pytest.fixture(scope="module")
 def network() -> tuple[NetworkFacts, torch.Tensor]:
-    torch.manual_seed(0)
-    model, example = build_model("resnet8", False, 1, 10).eval(), torch.randn(2, 1, 8, 8)
-    graph = build_graph(model, example[:1])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "original.onnx")
-        export_onnx(model, example[:1], path)
-        layout = file_layout(path, graph, model)
-    orders = [torch.randperm(group.channels).numpy() for group in graph.sites]
-    return NetworkFacts(model, graph, layout, orders), example
+    return example_network()
 
 
-def test_channels_keep_the_contract(network):
-    check_operator(Channels(), *network)
-
-
-def test_branches_keep_the_contract(network):
-    check_operator(Branches(), *network, before=[Channels()])
+@pytest.mark.parametrize("name", operators())
+def test_every_operator_keeps_the_contract(network, name):
+    operator = load_operator(name)
+    before = [load_operator(operator.extends)] if operator.extends else []
+    check_operator(operator, *network, before=before)
 
 
 @pytest.mark.parametrize("before", [(), OPERATORS], ids=["alone", "beside channels and branches"])

@@ -56,7 +56,7 @@ def server():
 
 def search(url: str, name: str, evaluations: int, pipe, hang_at: int = -1) -> None:
     """Work on the study; tell every policy that is really evaluated; hang in one evaluation where asked to."""
-    study._HEARTBEAT, study._GRACE = 1, 3
+    study.HEARTBEAT, study.GRACE = 1, 3
     toy, _ = toy_problem(sites=4)
     done = 0
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from amc.batch.cluster import Courier, RayBackend, RemoteEvaluator, _receive, connected
+from amc.batch.cluster import Courier, RayBackend, RemoteEvaluator, connected, receive_files
 from amc.batch.drive import Limits, Observer, Outcome
 from amc.batch.matrix import read_matrix
 from amc.batch.run import run_batch
@@ -125,7 +125,7 @@ def test_what_is_new_in_a_run_s_folder_is_sent_and_found_at_home(tmp_path: Path)
         (away / "profile.json").write_bytes(line)  # learned in minutes: the next attempt goes on with it
         courier.begin("stage")
     courier.begin("nothing is new")
-    _receive(sent, {"run#1": home})
+    receive_files(sent, {"run#1": home})
     assert [m[1:3] for m in sent] == [
         ("journal.jsonl", 0),
         ("profile.json", 0),

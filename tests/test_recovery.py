@@ -13,7 +13,9 @@ from amc.errors import AmcError, ConfigError, ModelError
 from amc.pipeline import recovering
 from amc.pipeline.pipeline import check, run
 from amc.task.models import build_model
-from amc.train import Plan, Pruned, check_recovery, recovered, recoveries
+from amc.testing import check_recovery
+from amc.train import Plan, Pruned, recovered, recoveries, recovery_settings
+from amc.train.contract import example_original
 from amc.train.recover_rates import LastPart, Steps
 from amc.train.recover_scratch import redraw
 
@@ -53,6 +55,32 @@ def config_of(name: str, early: Path, out: Path) -> Config:
 
 class Killed(BaseException):
     """Ends a run as an interruption does."""
+
+
+@pytest.mark.parametrize("name", recoveries())
+def test_every_recovery_can_be_asked_again(name, tmp_path):
+    save_weights(example_original(), tmp_path / "small.safetensors")
+    check_recovery(name, settings_of(name, tmp_path / "small.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("pruned.model[0].weight.data.normal_()", "gives other weights when it is asked again"),
+        ("pruned.original[0].weight.data.zero_()", "writes into the original"),
+        ("pruned.model[0].bias.data.zero_()", "changes parameters that are frozen"),
+        ("pruned.model.requires_grad_(True)", "lets parameters be trained that are frozen"),
+        ("plan = replace(plan, steps=2 * plan.steps)", "trains longer than it may"),
+        ("plan = replace(plan, lr=random())", "gives another training"),
+    ],
+)
+def test_a_recovery_that_breaks_the_contract_is_told(tmp_path, body, told):
+    (tmp_path / "own.py").write_text(
+        "from dataclasses import replace\nfrom random import random\nfrom amc.train import Recovered\n"
+        f"def mine(pruned, plan):\n    {body}\n    return Recovered(pruned.model, plan)\n"
+    )
+    with pytest.raises(AssertionError, match=told):
+        check_recovery(f"{tmp_path}/own.py:mine")
 
 
 @pytest.mark.parametrize("name", recoveries())
@@ -164,9 +192,9 @@ def test_what_cannot_be_had_is_refused_before_anything_is_spent(early, tmp_path)
     with pytest.raises(ConfigError, match="recovery rewind-weights: weights"):
         check(Config(budget=BudgetConfig(flops="0.5"), finetune=FinetuneConfig(recover="rewind-weights")))
     with pytest.raises(ConfigError, match="Did you mean 'scratch'"):
-        check_recovery("scrach", {})
+        recovery_settings("scrach", {})
     with pytest.raises(ConfigError, match="share is 2"):
-        check_recovery("rewind-lr", {"share": 2})
+        recovery_settings("rewind-lr", {"share": 2})
     other = tmp_path / "other.safetensors"
     save_weights(nn.Linear(2, 2), other)
     with pytest.raises(ModelError, match="does not fit the network"):

@@ -235,14 +235,14 @@ def test_two_runs_cannot_share_a_folder(tmp_path: Path, monkeypatch):
 
 
 def test_a_line_that_another_process_is_writing_is_not_taken_for_a_torn_one(tmp_path: Path, monkeypatch):
-    path, lock = tmp_path / "journal.jsonl", journal_room._lock
+    path, lock = tmp_path / "journal.jsonl", journal_room.lock_file
 
     def late(file, path):  # the other one, which has the file, ends its line before it lets go
         with path.open("ab") as other:
             other.write(b'{"kind": "example"}\n')
         lock(file, path)
 
-    monkeypatch.setattr(journal_room, "_lock", late)
+    monkeypatch.setattr(journal_room, "lock_file", late)
     with Journal(path) as journal:
         assert len(list(journal.records("example"))) == 1
     assert path.read_bytes() == b'{"kind": "example"}\n'

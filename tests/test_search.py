@@ -310,7 +310,7 @@ class TestAgent:
 
     def test_noise_is_truncated_and_decays_from_the_end_of_the_warm_up(self, agent):
         assert agent.sigma == pytest.approx(0.5 * 0.95**10)
-        draws = np.concatenate([agent._truncated_normal(0.95) for _ in range(500)])
+        draws = np.concatenate([agent.truncated_normal(0.95) for _ in range(500)])
         assert draws.min() >= 0
         assert draws.max() <= 1
         assert (draws == 1).sum() == 0  # drawn again, not clipped

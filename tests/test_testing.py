@@ -7,7 +7,7 @@ import pytest
 from networks import told_of
 
 from amc.errors import LatencyError
-from amc.latency import Predictor, Runner
+from amc.latency import Predictor, Runner, load_latency_model
 from amc.latency.fitted import fitted, sample_policies
 from amc.testing import check_latency_model, example_problem
 
@@ -157,3 +157,16 @@ def test_the_policies_that_are_measured_are_legal_and_the_same_every_time(proble
     assert rows[1] == list(problem.smallest.values())
     assert len({tuple(row) for row in rows}) == 16
     assert all(width in own for row in rows for width, own in zip(row, settings, strict=True))
+
+
+def test_a_table_conforms(problem, tmp_path):
+    """By layer, what its products take."""
+    rows = ["*,,0.05"]
+    for layer in problem.layers:
+        full, small = (layer.inputs(problem.full), layer.outputs(problem.full)), (1, 1)
+        for inputs in sorted({small[0], full[0]}):
+            for outputs in sorted({small[1], full[1]}):
+                rows.append(f"{layer.name},{inputs}x{outputs},{1e-7 * inputs * outputs * layer.taps * layer.positions}")
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(["layer,widths,ms", *rows]))
+    check_latency_model(lambda: load_latency_model(str(path)), problem, milliseconds=5)

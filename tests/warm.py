@@ -13,20 +13,24 @@ import signal
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from amc import reports
 from amc.config import Config, DataConfig, from_dict
-from amc.evaluation.problem import Problem
-from amc.evaluation.reward import Evaluation
+from amc.evaluation.backend import Forwarding
+from amc.evaluation.evaluator import Evaluator
+from amc.evaluation.score import Race, Score
 from amc.latency.instruments import Instruments
 from amc.operators.policy import fingerprint
 from amc.pipeline import exporting, original
 from amc.pipeline.pipeline import compress_task
 from amc.runtime.files import replacing, write_text
+from amc.space.sites import Choice
 from amc.task import Task, load_data, make_task
 from amc.train import trainer as finetune
 
@@ -76,19 +80,29 @@ def prepare(known: Path) -> None:
 
 def run(task: Task, folder: Path, values: dict[str, object] = TINY) -> None:
     """The run in a folder, with every evaluation that is really done counted in a file beside it."""
-    evaluate = Problem._evaluate
-
-    def counted(self: Problem, choice: tuple[int, ...]) -> Evaluation:
-        with folder.with_suffix(".calls").open("a") as file:
-            file.write(f"{choice}\n")
-        return evaluate(self, choice)
-
-    Problem._evaluate = counted
     config: Config = from_dict(values).replace(out=str(folder), cache=str(folder.with_suffix(".cache")))
-    try:
-        compress_task(task, config, folder, instruments=Instruments(seconds=0.0))
-    finally:
-        Problem._evaluate = evaluate
+    counted = partial(Counted, folder.with_suffix(".calls"))
+    compress_task(task, config, folder, remote=counted, instruments=Instruments(seconds=0.0))
+
+
+class Counted(Forwarding):
+    """Notes every policy that is evaluated."""
+
+    def __init__(self, file: Path, config: Config, evaluator: Evaluator) -> None:
+        super().__init__(evaluator)
+        self.file = file
+
+    def note(self, choice: Choice) -> None:
+        with self.file.open("a") as file:
+            file.write(f"{choice}\n")
+
+    def score(self, choice: Choice) -> Score:
+        self.note(choice)
+        return super().score(choice)
+
+    def race(self, choice: Choice, *others: Any) -> Race:
+        self.note(choice)
+        return super().race(choice, *others)
 
 
 def fill_disk(writes: int) -> None:

@@ -96,7 +96,7 @@ class RayTasks:
 
         found, _ = ray.wait(list(self._running), timeout=seconds)
         folders = {_token(job, attempt): job.folder for job, attempt in self._running.values()}
-        _receive(ray.get(self._mailbox.take.remote()), folders)
+        receive_files(ray.get(self._mailbox.take.remote()), folders)
         return [(ref, _result(ref, self._running.pop(ref)[0], self._logs)) for ref in found]
 
     def stop(self) -> None:
@@ -159,7 +159,7 @@ def _result(ref: Any, job: Job, logs: Path) -> Failure | None:
     return failure  # type: ignore[no-any-return]
 
 
-def _receive(messages: Sequence[tuple[str, str, int, bytes]], folders: Mapping[str, Path]) -> None:
+def receive_files(messages: Sequence[tuple[str, str, int, bytes]], folders: Mapping[str, Path]) -> None:
     """Write the messages of running tasks: (attempt, file, start byte, content)."""
     for token, file, start, content in messages:
         if token not in folders:

@@ -65,7 +65,7 @@ def ask(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     with contextlib.suppress(EOFError):
         answer = pipe.recv()
     process.join()
-    return answer if answer is not None else _ended(process.exitcode)
+    return answer if answer is not None else describe_exit(process.exitcode)
 
 
 def start(target: Callable[..., None], arguments: tuple[Any, ...], log: Path | None) -> tuple[Any, Connection]:
@@ -75,13 +75,13 @@ def start(target: Callable[..., None], arguments: tuple[Any, ...], log: Path | N
     ours, theirs = context.Pipe(duplex=False)
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
-    process = context.Process(target=_watched, args=(target, arguments, theirs, log), daemon=True)
+    process = context.Process(target=run_watched, args=(target, arguments, theirs, log), daemon=True)
     process.start()
     theirs.close()
     return process, ours
 
 
-def _watched(target: Callable[..., None], arguments: tuple[Any, ...], pipe: Connection, log: Path | None) -> None:
+def run_watched(target: Callable[..., None], arguments: tuple[Any, ...], pipe: Connection, log: Path | None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make processes started with & ignore SIGINT
     threading.Thread(target=end_with_parent, args=(pipe,), daemon=True).start()
     target(*arguments, pipe, log)
@@ -102,9 +102,9 @@ def told(process: Any, pipe: Connection) -> Failure | None:
     """The failure that a process reported, or else one from its exit code."""
     process.join()
     try:
-        message: Failure | None = pipe.recv() if pipe.poll() else _ended(process.exitcode)
+        message: Failure | None = pipe.recv() if pipe.poll() else describe_exit(process.exitcode)
     except EOFError:
-        message = _ended(process.exitcode)
+        message = describe_exit(process.exitcode)
     finally:
         pipe.close()
     return message
@@ -115,7 +115,8 @@ def _last_line(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _ended(code: int | None) -> Failure:
+def describe_exit(code: int | None) -> Failure:
+    """What a process's exit code says, where it has said nothing itself."""
     if code == -signal.SIGKILL:
         return Failure("killed (SIGKILL), which the system does when memory runs out", True)
     if code is not None and code < 0:

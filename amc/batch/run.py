@@ -70,7 +70,7 @@ def run_batch(jobs: Sequence[Job], folder: Path, limits: Limits, screen: Observe
         with Journal(folder / "batch.jsonl") as journal:
             runs = [{"name": job.name, "place": dict(job.place)} for job in jobs]
             journal.append("batch", runs=runs, time=time.time())
-            record = _Record(journal, screen)
+            record = BatchRecorder(journal, screen)
             try:
                 drive([p.job for p in planned if p.state != "done"], limits.retries, force, record)
             finally:
@@ -99,7 +99,7 @@ def threads_of(workers: int) -> int:
     return max(1, cores // workers)
 
 
-class _Record(Observer):
+class BatchRecorder(Observer):
     """Writes the events to the batch's journal, and passes them on to the screen."""
 
     def __init__(self, journal: Journal, screen: Observer) -> None:

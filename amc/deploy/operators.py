@@ -31,7 +31,7 @@ _POINTWISE_WORDS = """
     zero index_put scatter scatter_add index_add index_copy index_fill squeeze unsqueeze transpose t copy
     float_power swapaxes tril triu cumsum cumprod
 """
-_POINTWISE = frozenset(_POINTWISE_WORDS.split())
+POINTWISE = frozenset(_POINTWISE_WORDS.split())
 """Operators that exist in place too, as ``relu_``."""
 
 _OTHERS_WORDS = """
@@ -68,7 +68,7 @@ _OTHERS_WORDS = """
     _weight_norm _convolution _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact1d
     _upsample_nearest_exact2d _upsample_nearest_exact3d _shape_as_tensor __and__ __or__ __xor__
 """
-_OTHERS = frozenset(_OTHERS_WORDS.split())
+OTHERS = frozenset(_OTHERS_WORDS.split())
 
 _OVERLOADS = frozenset(("view.dtype", "to.other"))
 """Overloads of allowed operators that are not: bits read as another type."""
@@ -256,7 +256,7 @@ def allowed_operator(word: Any) -> Callable[..., Any]:
 
 
 def _allowed(name: str, overload: str) -> bool:
-    known = name in _POINTWISE or name in _OTHERS or (name.endswith("_") and name[:-1] in _POINTWISE)
+    known = name in POINTWISE or name in OTHERS or (name.endswith("_") and name[:-1] in POINTWISE)
     return known and "out" not in overload.split("_") and f"{name}.{overload}" not in _OVERLOADS
 
 

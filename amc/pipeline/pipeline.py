@@ -39,7 +39,7 @@ from amc.runtime.tracking import check_log, tracked
 from amc.search import check_searcher, keeps_study, searchers
 from amc.space.budget import UNITS, Budget
 from amc.task import Task, load_data, load_model, load_objective, make_task, nested
-from amc.train import check_recovery, check_schedule
+from amc.train import check_schedule, recovery_settings
 
 
 def run(
@@ -83,7 +83,7 @@ def check(config: Config) -> None:
     Budget.from_config(config.budget).limits(dict.fromkeys(UNITS, 1e12))
     check_searcher(config.search.searcher, config.search.searcher_options)
     check_schedule(config.finetune.schedule, config.finetune.schedule_options)
-    check_recovery(config.finetune.recover, config.finetune.recover_options)
+    recovery_settings(config.finetune.recover, config.finetune.recover_options)
     check_operators(config)
     if config.search.storage and not keeps_study(config.search.searcher):
         able = ", ".join(filter(keeps_study, searchers()))

@@ -48,6 +48,7 @@ class Stages:
     def __init__(self, record: Record, remote: RemoteBackend | None = None) -> None:
         """``remote`` scores policies on other machines."""
         self.record, self._remote = record, remote
+        self._known: NetworkFacts | None = None
         self.memory = Memory.of(unless_auto(record.config.memory_limit))
 
     def check_training(self) -> None:
@@ -73,9 +74,14 @@ class Stages:
         predicted: LatencyPrediction | None = None,
     ) -> Space:
         """Legal widths under the budget, with exact costs; latency as this round, or ``predicted``, tells it."""
-        record = self.record
-        layout = file_layout(original_onnx(record), graph, record.task.model)
-        return make_space(record.config, NetworkFacts(record.task.model, graph, layout), latency, predicted)
+        return make_space(self.record.config, self._facts(graph), latency, predicted)
+
+    def _facts(self, graph: Graph) -> NetworkFacts:
+        """The network with the layout of its ONNX file, read once a run."""
+        if self._known is None or self._known.graph is not graph:
+            model = self.record.task.model
+            self._known = NetworkFacts(model, graph, file_layout(original_onnx(self.record), graph, model))
+        return self._known
 
     def calibrate(self, graph: Graph, space: Space, settings: EvaluationSettings | None = None) -> Evaluator:
         """Moments and channel orders, and an evaluator by them; ``settings`` are this run's where not given."""

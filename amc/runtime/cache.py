@@ -125,14 +125,14 @@ class Cache:
                     found = compute()
                     with contextlib.suppress(OSError):
                         _save(path, identity, found, self._key)
-                        self._evict()
+                        self.evict()
         return found
 
     def table(self, kind: str, identify: Identify) -> Table:
         """The table of that identity: new, or with what others have put into it."""
         if self.folder is None or self._key is None:
             return Table(None, {}, b"")
-        self._evict()
+        self.evict()
         identity = identify()
         return Table(self.path_of(kind, identity, "jsonl"), identity, self._key, self._resting)
 
@@ -165,7 +165,7 @@ class Cache:
             if name.fullmatch(path.name):
                 yield path
 
-    def _evict(self) -> None:
+    def evict(self) -> None:
         """Remove what killed writers have left, and what was not used for longest until the limit holds.
 
         A temporary file whose writer may still be there is kept, and counts. Where the folder cannot be changed, it

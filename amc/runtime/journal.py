@@ -49,7 +49,7 @@ class Journal:
                     raise
                 raise _unreadable(path, error) from None
             try:
-                _lock(self._file, path)  # before reading: what looks torn may be a line that another one is writing
+                lock_file(self._file, path)  # before reading: what looks torn may be a line that another one is writing
                 self._records, good = _read(path)
                 self._file.truncate(good)
             except BaseException:
@@ -106,7 +106,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return _read(path)[0]
 
 
-def _lock(file: FileIO, path: Path) -> None:
+def lock_file(file: FileIO, path: Path) -> None:
     """Keep other processes out. Where the system has no such locks there are none."""
     end = time.monotonic() + PATIENCE
     while True:

@@ -9,9 +9,9 @@ from amc.train.recovery import (
     Pruned,
     Recovered,
     Recovery,
-    check_recovery,
     recovered,
     recoveries,
+    recovery_settings,
     try_recovery,
 )
 from amc.train.schedule import Phase, check_schedule, phases, schedules
@@ -33,7 +33,6 @@ __all__ = [
     "Step",
     "Trainer",
     "asked_precision",
-    "check_recovery",
     "check_schedule",
     "checkpoint_precision",
     "fastest_precision",
@@ -42,6 +41,7 @@ __all__ = [
     "phases",
     "recovered",
     "recoveries",
+    "recovery_settings",
     "schedules",
     "train",
     "try_recovery",

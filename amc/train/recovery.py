@@ -84,7 +84,7 @@ def recoveries() -> dict[str, Entry[Recovery]]:
     return RECOVERIES.entries()
 
 
-def check_recovery(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def recovery_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The recovery's ``settings`` as it takes them. Raises ConfigError where there is none, or a setting is wrong."""
     return options(f"recovery {name}", RECOVERIES.load(name), settings)
 
@@ -94,7 +94,7 @@ def recovered(name: str, settings: Mapping[str, Any], pruned: Pruned, plan: Plan
 
     Raises ConfigError where one of the user's own fails, or gives a network of another size.
     """
-    given = check_recovery(name, settings)
+    given = recovery_settings(name, settings)
     wanted = _shapes(pruned.model)
     try:
         found = RECOVERIES.load(name)(pruned, plan, **given)

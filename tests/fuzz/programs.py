@@ -87,7 +87,7 @@ def written() -> tuple[tuple[dict[str, Any], dict[str, Tensor]], ...]:
 def words() -> tuple[str, ...]:
     """Every operator that may be called, by its word."""
     found = []
-    for name in sorted(operators._POINTWISE | operators._OTHERS):
+    for name in sorted(operators.POINTWISE | operators.OTHERS):
         for full in (name, f"{name}_"):
             packet = getattr(torch.ops.aten, full, None)
             for overload in packet.overloads() if packet is not None else ():
