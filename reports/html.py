@@ -12,7 +12,7 @@ from amc.reports.charts import progress_chart, tradeoff_chart, widths_chart
 from amc.reports.facts import facts
 from amc.reports.markdown import as_yaml
 from amc.reports.read import SearchHistory
-from amc.reports.table import final_table, judged_on, outcome, time_ratio
+from amc.reports.table import columns, final_table, judged_on, outcome, time_ratio, was_trained
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def html_report(result: Mapping[str, Any], journal: SearchHistory) -> str:
         outcome=outcome(result),
         met=all(line["met"] for line in result["proof"]),
         tiles=list(tiles(result)),
-        rows=final_table(result),
+        columns=columns(result),
+        rows=[(row.label, row.cells(was_trained(result))) for row in final_table(result)],
         charts=[(title, text, Markup(svg)) for title, text, svg in _charts(result, journal)],
         facts=facts(result, journal),
         config=as_yaml(result["config"]),

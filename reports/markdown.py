@@ -12,7 +12,7 @@ import yaml
 from amc.reports.facts import facts
 from amc.reports.human import FILTERS
 from amc.reports.read import SearchHistory
-from amc.reports.table import final_table, outcome
+from amc.reports.table import columns, final_table, outcome, was_trained
 
 _SPECIAL = re.compile(r"([\\`*\[\]|~$!])|(?<![0-9A-Za-z])(_)|(_)(?![0-9A-Za-z])")
 
@@ -54,6 +54,7 @@ def markdown_report(result: Mapping[str, Any], journal: SearchHistory) -> str:
         result=result,
         facts=facts(result, journal),
         outcome=outcome(result),
-        rows=final_table(result),
+        columns=columns(result),
+        rows=[(row.label, row.cells(was_trained(result))) for row in final_table(result)],
         config=Markup(fenced(as_yaml(result["config"]), "yaml")),
     )

@@ -19,6 +19,11 @@ class Row:
     final: str
     ratio: str
 
+    def cells(self, trained: bool) -> tuple[str, ...]:
+        """All columns but the label. Without training the final network is the pruned one."""
+        after = (self.after_pruning, self.final) if trained else (self.final,)
+        return self.original, *after, self.ratio
+
 
 NAMES = {"macs": "MACs", "params": "parameters", "size": "file size", "memory": "peak activations"}
 """The resources that every result contains, and their names in reports."""
@@ -29,6 +34,16 @@ _COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("size", "model.onnx", human.size),
     ("memory", "peak activations", human.size),
 )
+
+
+def was_trained(result: Mapping[str, Any]) -> bool:
+    """Whether the network was trained after pruning."""
+    return any(stage["name"].startswith("fine-tun") for stage in result["stages"])
+
+
+def columns(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of `Row.cells`."""
+    return "original", *(("pruned", "fine-tuned") if was_trained(result) else ("pruned",)), "ratio"
 
 
 def final_table(result: Mapping[str, Any]) -> list[Row]:

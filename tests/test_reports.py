@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from amc.errors import BundleError
-from amc.reports import final_table, human, write_reports
-from amc.reports.markdown import escape, fenced
-from amc.reports.read import read_journal
+from amc.reports import columns, final_table, human, was_trained, write_reports
+from amc.reports.markdown import escape, fenced, markdown_report
+from amc.reports.read import SearchHistory, read_journal
 from amc.reports.table import outcome
 
 HOSTILE = 'a|b`c`\n<script>alert("1")</script> $x^{ **bold** ![i](u) 漢 \ud800 </svg> ]]> --> {{ 7 * 7 }}'
@@ -184,7 +184,9 @@ def test_numbers_are_written_for_people(written: str, expected: str) -> None:
 
 
 def test_the_final_table(result: dict[str, Any]) -> None:
-    rows = [(row.label, row.original, row.after_pruning, row.final, row.ratio) for row in final_table(result)]
+    rows = [(row.label, *row.cells(trained=True)) for row in final_table(result)]
+    assert was_trained(result)
+    assert columns(result) == ("original", "pruned", "fine-tuned", "ratio")
     assert rows == [
         ("accuracy, search split", "88.50 %", "74.10 %", "86.85 %", "-1.65"),
         ("accuracy, test split", "88.54 %", "–", "86.80 %", "-1.74"),
@@ -194,6 +196,17 @@ def test_the_final_table(result: dict[str, Any]) -> None:
         ("peak activations", "196.6 kB", "–", "163.8 kB", "0.833"),
         ("latency, ONNX Runtime, 1 thread", "0.405 ms", "–", "0.283 ms", "0.698"),
     ]
+
+
+def test_without_training_nothing_is_called_fine_tuned(result: dict[str, Any]) -> None:
+    untrained = {**result, "stages": result["stages"][:1]}
+    assert columns(untrained) == ("original", "pruned", "ratio")
+    row = final_table(untrained)[0]
+    assert (row.label, *row.cells(was_trained(untrained))) == ("accuracy, search split", "88.50 %", "86.85 %", "-1.65")
+    report = markdown_report(untrained, SearchHistory([], 0))
+    assert (
+        "| | original | pruned | ratio |\n|:--|--:|--:|--:|\n| accuracy, search split | 88.50 % | 86.85 % |" in report
+    )
 
 
 def test_the_outcome_in_one_sentence(result: dict[str, Any]) -> None:

@@ -55,13 +55,13 @@ def _remote(parsed: argparse.Namespace) -> Iterator[Any]:
 
 def _print_result(summary: Any, folder: Path) -> None:
     from amc.pipeline.summary import is_missed
-    from amc.reports import final_table
+    from amc.reports import columns, final_table, was_trained
     from amc.space.budget import format_cost
 
     console = terminal()
     console.print()
-    rows = [[r.label, r.original, r.after_pruning, r.final, r.ratio] for r in final_table(summary)]
-    console.print(table(["", "original", "pruned", "fine-tuned", "ratio"], rows))
+    rows = [[row.label, *row.cells(was_trained(summary))] for row in final_table(summary)]
+    console.print(table(["", *columns(summary)], rows))
     for proof in summary["proof"]:
         value, limit = (format_cost(proof["resource"], proof[key]) for key in ("exported", "limit"))
         word = "met" if proof["met"] else "NOT met" if is_missed(proof) else "not proved"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from contextlib import AbstractContextManager
 from itertools import count
 from pathlib import Path
 
@@ -248,7 +247,7 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
         stages.check_training()
         graph = stages.inspect()
     search, limited = record.config.search, record.config.budget.latency is not None
-    with optional_stage(record, "profile", limited or search.latency_aware):
+    with record.optional_stage("profile", limited or search.latency_aware):
         timing = RunTiming(record, graph)
         latency, predicted = timing.constraint(), timing.prediction()
         space = stages.space(graph, latency, predicted)
@@ -257,15 +256,10 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
     with record.stage("calibrate"):
         evaluator = stages.calibrate(graph, space)
     found = run_rounds(record, stages, Prepared(graph, evaluator, latency), space)
-    with optional_stage(record, "quantise", record.config.int8):
+    with record.optional_stage("quantise", record.config.int8):
         int8 = Measuring(record).quantise()
     with record.stage("test"):
         policy = Policy.of(record.task.model, evaluator.recorded(found.chosen), record.task.example)
         scores = delivery.test(found.model, policy)
     summary = summarise(record.task, record.config, policy, findings(record, evaluator, latency, found, scores, int8))
     return delivery.deliver(found.model, policy, found.evaluations, summary)
-
-
-def optional_stage(record: Record, name: str, wanted: bool) -> AbstractContextManager[None]:
-    """A stage that many runs do not have."""
-    return record.stage(name) if wanted else contextlib.nullcontext()

@@ -102,6 +102,10 @@ class Record:
                 self.journal.append("stage", name=name, seconds=round(seconds, 3))
         self.monitor.end(seconds)
 
+    def optional_stage(self, name: str, wanted: bool) -> contextlib.AbstractContextManager[None]:
+        """A stage that many runs do not have."""
+        return self.stage(name) if wanted else contextlib.nullcontext()
+
     def once(self, kind: str, find: Callable[[], Any]) -> Any:
         """What the journal holds of a kind; found out and recorded where it holds nothing."""
         known = self.journal.last(kind)

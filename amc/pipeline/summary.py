@@ -213,9 +213,10 @@ def _reasons(summary: Mapping[str, Any]) -> list[str]:
     groups = [s for s in summary["sites"] if "setting" not in s]
     off = [s for s in groups if s["width"] % 16 and s["width"] != s["of"]]
     if off:
+        verb = "is not a multiple" if len(off) == 1 else "are not multiples"
         reasons.append(
-            f"{len(off)} of {len(groups)} widths are no multiples of 16, the vector width that ONNX Runtime "
-            "rounds up to with AVX-512 (8 with AVX2)"
+            f"{len(off)} of {len(groups)} widths {verb} of 16, the vector width that ONNX Runtime rounds up to with "
+            "AVX-512 (8 with AVX2)"
         )
     if summary["original"]["latency_ms"] < 0.5:
         reasons.append("in so small a network much of the time is spent starting operators, whatever their width")
