@@ -40,7 +40,7 @@ def narrowed(model: nn.Module, layers: Sequence[Layer], had: Kept, kept: Kept) -
 
 
 def remaining(layer: Layer, kept: Kept) -> Layer:
-    """The layer as it is in a network that keeps the channels ``kept``, which are numbered anew."""
+    """The layer as it is in a network that keeps the channels ``kept``, renumbered from 0."""
     return replace(layer, output=_remaining(layer.output, kept), input=_remaining(layer.input, kept))
 
 

@@ -1,9 +1,9 @@
 """Sequential reconstruction: every layer re-solved on its actual inputs in the pruned network.
 
 `amc.reconstruction.least_squares` fits each layer to the original's inputs, so that a solution depends on widths alone
-and is cached. In the pruned network the inputs are different, since the layers before have errors. Here one
-forward pass over calibration samples re-solves layer after layer *while it runs*: when the pass reaches a layer, its
-inputs come from the finished prefix. Notation as in `amc.reconstruction.least_squares`, for one layer:
+and is cached. In the pruned network the inputs are different, since the layers before have errors. Here one forward
+pass over calibration samples re-solves layer after layer *while it runs*: when the pass reaches a layer, all layers
+before it are solved. Notation as in `amc.reconstruction.least_squares`, for one layer:
 
 =====  =========================================================================================
 x̃      its inputs in the pruned network
@@ -18,7 +18,7 @@ stream is theirs for residual branches ("multi-branch enhancement"), here for ev
 
 Where an activation φ alone reads a layer, differences that φ removes need not be fitted: below zero a ReLU gives zero
 for all values. There W' minimises the matching loss, E Σ ∫ φ(s) − φ(y) ds from y to V x̃ + const (Auer, Herbster &
-Warmuth, NIPS 1995), convex where φ never falls. No slope is above 1, so a regression on V x̃ + φ(y) − φ(V x̃) always
+Warmuth, NIPS 1995), convex where φ never decreases. No slope is above 1, so a regression on V x̃ + φ(y) − φ(V x̃) always
 lowers it. Some rounds of these follow the first regression, with the same factor, for the changes alone. Zhang et al.
 (arXiv:1505.06798) also fit the output of ReLUs.
 """

@@ -59,7 +59,7 @@ class Flow:
 
     @contextmanager
     def watching(self, counts: bool = True) -> Iterator[None]:
-        """A pass is watched. Without ``counts`` its channels are followed, but its costs and activations are ignored.
+        """Within this context a pass is followed. Without ``counts`` its costs and activations are ignored.
 
         This is for a second pass, in training mode, whose extra layers belong to no cost.
         """
@@ -68,7 +68,7 @@ class Flow:
             yield
 
     def made(self, index: int, tensor: Tensor) -> None:
-        """Activation ``index`` of the trace is this tensor."""
+        """Note that activation ``index`` of the trace is this tensor."""
         if not self._counts:
             return
         self._number_by_memory[tensor.untyped_storage()._cdata] = index
@@ -77,14 +77,14 @@ class Flow:
             self.activations[index] = core(plane)
 
     def outputs(self, tensors: Sequence[Tensor]) -> None:
-        """These are the network's outputs."""
+        """Freeze the network's outputs."""
         for tensor in tensors:
             plane = self.planes.of(tensor)
             if plane is not None:
                 self.ids.freeze(core(plane), "it is the network's output")
 
     def step(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        """One operator has run."""
+        """Apply the rule of an operator that has run."""
         name = str(func.overloadpacket).removeprefix("aten.")
         self._statistic += name in STATISTICS
         outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
@@ -126,13 +126,13 @@ class Flow:
     # What the rules record
 
     def cut_into_equal_parts(self, plane: Tensor, dim: int, parts: int) -> None:
-        """A dimension is cut into so many parts of equal length: after removing they must still be equal."""
+        """Record that a dimension is cut into parts of equal length: they must stay equal when channels are removed."""
         if dim in varying(plane):
             small = core(plane).movedim(dim, 0)
             self.parts.append(Parts(self.running.name, small.reshape(parts, -1, *small.shape[1:]).squeeze()))
 
     def write(self, target: Tensor, plane: Tensor) -> bool:
-        """Elements with these ids are written into a part of a tensor. Gives whether that can be followed."""
+        """Record that these ids are written into a part of a tensor. False where that cannot be followed."""
         if not self.planes.write(target, plane):
             return False
         number = self._number_by_memory.get(target.untyped_storage()._cdata)
@@ -142,16 +142,16 @@ class Flow:
         return True
 
     def count_layer(self, layer: WeightedLayer, weight: Tensor, macs: int) -> None:
-        """A layer's weights were applied with so many MACs."""
+        """Record that a layer's weights were applied with so many MACs."""
         if self._counts:
             layer.positions += macs // weight.numel()
 
     def count_product(self, func: Any, args: Any, kwargs: Any, out: Any, ids: Tensor) -> None:
-        """MACs of this operator are in proportion to the length of ``ids``."""
+        """Record that the MACs of this operator are in proportion to the length of ``ids``."""
         if self._counts:
             self.products.append(Product(operator_macs(func, args, kwargs, out) or 0, ids.reshape(-1)))
 
     def take_statistic(self, dim: int, ids: Vector) -> None:
-        """This operator takes a statistic over channels."""
+        """Record that this operator takes a statistic over channels."""
         if self._counts:
             self.statistics.append(NormStatistic(self._statistic, dim, ids))

@@ -58,7 +58,7 @@ class Planes:
         return None if found is None else found[0]
 
     def store(self, tensor: Tensor, plane: Tensor | None) -> None:
-        """An operator has given a tensor with this plane."""
+        """Set the plane of an operator's output."""
         if plane is None:
             if tensor in self._planes:
                 del self._planes[tensor]
@@ -67,7 +67,7 @@ class Planes:
         self._planes[tensor] = plane
 
     def only_views(self, args: Any, outs: Sequence[Tensor]) -> bool:
-        """Whether an operator gave nothing but views of a parameter or buffer: their ids are found by their memory."""
+        """Whether an operator's outputs are views of a parameter or buffer: their ids are found by their memory."""
         source = args[0] if args else None
         if not isinstance(source, Tensor) or self.parameter_shown(source) is None:
             return False
@@ -100,7 +100,7 @@ class Planes:
         return layer.output
 
     def keep_constant(self, name: str) -> bool:
-        """Never follow a parameter or buffer. Gives False where it is followed already."""
+        """Never follow a parameter or buffer. False where it is followed already."""
         if name in self.parameters:
             return False
         self._constants.add(name)
@@ -114,7 +114,7 @@ class Planes:
         return None if found is None else found[1]
 
     def write(self, target: Tensor, plane: Tensor) -> bool:
-        """Elements with these ids are written into a part of a tensor. Gives whether that can be followed."""
+        """Write ids into the part of a tensor that is overwritten. False where that cannot be followed."""
         storage = target.untyped_storage()
         count = storage.nbytes() // target.element_size()
         if self._own.find(target) is not None or count > _MOST_IDS:

@@ -118,7 +118,7 @@ def _one_operand(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: 
 
 @rule("grid_sampler_2d", "grid_sampler_3d", "_grid_sampler_2d_cpu_fallback", "max_unpool2d", "max_unpool3d")
 def _sampled(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
-    """Positions of every channel are picked: by a grid ``[N, H, W, 2]``, which all share, or by indices of its own."""
+    """Positions are sampled by a grid ``[N, H, W, 2]`` that all channels share, or by indices of each channel."""
     ids = flow.ids.channels_along(flow.planes.of(args[0]), 1, out.shape[1], f"{name} runs over its channels")
     chosen = flow.planes.of(args[1])
     if chosen is not None and name.startswith("max_unpool"):

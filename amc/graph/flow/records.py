@@ -18,7 +18,7 @@ Vector = Tensor
 
 @dataclass(eq=False)
 class WeightedLayer:
-    """A layer with weights, as it ran. It is completed while the pass goes on."""
+    """A layer with weights, as it ran. Its fields are completed during the pass."""
 
     name: str
     """The module; or the parameter, where a function uses it without a layer."""

@@ -19,7 +19,7 @@ _WEIGHTED = (*CONVS, *TRANSPOSED, nn.Linear)
 
 
 class WeightedLayers:
-    """The layers that have run so far, in forward order; each has ids of its own for its output channels."""
+    """The layers that have run so far, in forward order. Each has its own ids for its output channels."""
 
     def __init__(self, ids: ElementIds, own: OwnTensors, running: RunningModule) -> None:
         self.by_name: dict[str, WeightedLayer] = {}
@@ -67,18 +67,18 @@ class WeightedLayers:
         return None
 
     def set_input(self, layer: WeightedLayer, ids: Vector) -> None:
-        """The layer's input channels are these; in a second call they are tied to those of the first."""
+        """Set the layer's input channels; those of a second call are tied to those of the first."""
         if layer.input is None:
             layer.input = ids
         else:
             self._ids.tie(layer.input, ids)
 
     def set_output(self, layer: WeightedLayer, tensor: Tensor) -> None:
-        """Remember whose output a tensor is."""
+        """Note that a tensor is the layer's output."""
         self._makers[tensor] = layer
 
     def note_readers(self, args: Any) -> None:
-        """An operator reads ``args``: a layer's output that anything but one BatchNorm reads has no norm of its own."""
+        """Note that an operator reads ``args``: a layer has a norm only if one BatchNorm alone reads its output."""
         for tensor in tree_leaves(args):
             layer = self._makers.get(tensor) if isinstance(tensor, Tensor) else None
             if layer is None:
