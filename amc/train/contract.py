@@ -35,14 +35,14 @@ def check_recovery(name: str, settings: Mapping[str, Any] | None = None) -> None
         assert same, f"{name} gives another training when it is asked again: no run could be resumed"
         found = again
         states.append(_state(again.model))
+    after = _state(original)
+    assert all(torch.equal(before[key], after[key]) for key in before), f"{name} writes into the original"
     first, second = states
     same = all(torch.equal(first[key], second[key]) for key in first)
     assert same, f"{name} gives other weights when it is asked again: draw them by plan.seed"
     assert all(torch.isfinite(tensor).all() for tensor in first.values()), f"{name} gives weights that are not finite"
     assert found is not None
     assert found.plan.steps <= PLAN.steps, f"{name} trains longer than it may"
-    after = _state(original)
-    assert all(torch.equal(before[key], after[key]) for key in before), f"{name} writes into the original"
     kept: Any = found.model
     assert not kept[0].bias.requires_grad, f"{name} lets parameters be trained that are frozen"
     assert torch.equal(kept[0].bias, frozen), f"{name} changes parameters that are frozen"
