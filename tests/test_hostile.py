@@ -258,9 +258,9 @@ GOOD = {"model": MODEL, "train": DATA, "test": DATA, "budget": amc.Budget(flops=
             lambda name=name, value=value: amc.compress(**{**GOOD, name: value})
             for name, value in [
                 ("model", "resnet8"), ("model", torch.nn.Conv2d), ("train", 5), ("test", None), ("search", 5),
-                ("budget", 0.5),
+                ("budget", object()),
                 ("budget", amc.Budget(flops=object())), ("budget", amc.Budget(flops=[1])), ("budget", amc.Budget()),
-                ("config", {"seed": 1}), ("objective", "accuracy"), ("name", 5), ("out", 5), ("out", "a\0b"),
+                ("config", {"sed": 1}), ("objective", "accuracy"), ("name", 5), ("out", 5), ("out", "a\0b"),
             ]
         ),
     ],
