@@ -101,32 +101,44 @@ def _together(
     study = _create(design, sampler, open_storage(place.url), place.name)
     _bind(study, place)
     sampler.reseed_rng()  # or all processes would propose the same
-    known: set[int] = set()
-    given_up = 0
+    if not study.get_trials(deepcopy=False):
+        study.enqueue_trial(dict(design.first))
+    objective = SharedObjective(problem, study, design)
+    objective.learn()
+    while len(objective.known) < evaluations:
+        study.optimize(objective, n_trials=1, catch=(_NotToldError,))
+        objective.learn()
 
-    def objective(trial: optuna.Trial) -> Sequence[float]:
-        nonlocal given_up
-        parameters = {name: trial.suggest_float(name, d.low, d.high) for name, d in design.parameters.items()}
-        choice = design.choice(parameters)
+
+class SharedObjective:
+    """Evaluates the trials of a study that other processes work on, too; what they have found is not done again."""
+
+    def __init__(self, problem: Problem, study: optuna.Study, design: Design) -> None:
+        self._problem, self._study, self._design = problem, study, design
+        self.known: set[int] = set()
+        """Trials whose evaluations the problem has."""
+        self._given_up = 0
+
+    def __call__(self, trial: optuna.Trial) -> Sequence[float]:
+        """The values of a trial. Raises _NotToldError where it failed, or where another process evaluates it."""
+        design = self._design
+        choice = design.choice({n: trial.suggest_float(n, d.low, d.high) for n, d in design.parameters.items()})
         trial.set_user_attr("choice", list(choice))  # announced before looking, so that of two at least one sees it
-        if given_up < _ALREADY_RUNNING and list(choice) in _running(study, trial.number):
-            given_up += 1
+        if self._given_up < _ALREADY_RUNNING and list(choice) in _running(self._study, trial.number):
+            self._given_up += 1
             raise _NotToldError
-        given_up = 0
-        _learn(problem, study, known)
-        found = problem.evaluate(choice)
+        self._given_up = 0
+        self.learn()
+        found = self._problem.evaluate(choice)
         _describe(trial, found)
-        known.add(trial.number)
+        self.known.add(trial.number)
         if not math.isfinite(found.reward):
             raise _NotToldError
         return design.values(found)
 
-    if not study.get_trials(deepcopy=False):
-        study.enqueue_trial(dict(design.first))
-    _learn(problem, study, known)
-    while len(known) < evaluations:
-        study.optimize(objective, n_trials=1, catch=(_NotToldError,))
-        _learn(problem, study, known)
+    def learn(self) -> None:
+        """Take over what other processes have found."""
+        _learn(self._problem, self._study, self.known)
 
 
 class _NotToldError(Exception):

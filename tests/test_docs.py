@@ -9,7 +9,7 @@ from pathlib import Path
 
 from amc.cli import main
 from amc.latency import Predictor, load_latency_model
-from amc.testing import example_problem
+from amc.testing import check_recovery, example_problem
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -20,7 +20,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 def test_the_examples_of_extending(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    text = (DOCS / "extending.md").read_text().partition("## A latency model")[0]
+    text = (DOCS / "extending.md").read_text().partition("## A recovery")[0]
     for code in blocks(text, "python"):
         Path(re.match(r"# (\w+\.py)\n", code)[1]).write_text(code)
     commands = [shlex.split(block.replace("\\\n", " ")) for block in blocks(text, "sh")]
@@ -29,6 +29,17 @@ def test_the_examples_of_extending(tmp_path, monkeypatch, capsys):
         assert main(command[1:]) == 0
         assert "MACs" in capsys.readouterr().out
         assert (tmp_path / folder / "report.html").exists()
+
+
+def test_the_recovery_of_extending(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / "extending.md").read_text().partition("## A recovery")[2].partition("\n## ")[0]
+    (code,), (command,) = blocks(text, "python"), blocks(text, "sh")
+    Path("my_recovery.py").write_text(code)
+    assert main(shlex.split(command.replace("\\\n", " "))[1:]) == 0
+    finetune = json.loads(Path("slow/result.json").read_text())["config"]["finetune"]
+    assert (finetune["recover"], finetune["recover_options"]) == ("my_recovery.py:slowly", {"lr": 0.002})
+    check_recovery("my_recovery.py:slowly", {"lr": 0.002})
 
 
 def test_the_latency_models_of_extending(tmp_path, monkeypatch, capsys):
