@@ -39,7 +39,7 @@ layer3.0.conv2,64,0.030
 
 LEFT_OUT = {
     "seconds", "latency", "latency_ms", "environment", "stages", "time", "ratio", "ratio_to_final", "out", "cache",
-    "notes", "tried", "setting", "in_float", "layers", "amc", "host",
+    "original_ms", "final_ms", "notes", "tried", "setting", "in_float", "layers", "amc", "host",
 }  # fmt: skip
 """Keys of result.json and of the journal that differ from run to run, or from machine to machine."""
 

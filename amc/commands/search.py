@@ -56,6 +56,7 @@ def _remote(parsed: argparse.Namespace) -> Iterator[Any]:
 def _print_result(summary: Any, folder: Path) -> None:
     from amc.pipeline.summary import is_missed
     from amc.reports import columns, final_table, was_trained
+    from amc.reports.human import size
     from amc.space.budget import format_cost
 
     console = terminal()
@@ -68,9 +69,13 @@ def _print_result(summary: Any, folder: Path) -> None:
         console.print(f"{word}: {value} of at most {limit} ({proof['how']})")
     if summary.get("int8"):
         int8 = summary["int8"]
+        others = (("original", "original_ms"), ("model.onnx", "final_ms"))
+        beside = [f"{word} {int8[key]:.3g} ms" for word, key in others if int8.get(key) is not None]
         console.print(
             f"model.int8.onnx ({int8['setting']}): {summary['metric']} {100 * int8['test']:.2f} % on the test split, "
-            f"{int8['latency_ms']:.3g} ms, {int8['ratio']['value']:.3f} of the original's time"
+            f"{size(int8['size'])}, {int8['latency_ms']:.3g} ms, {int8['ratio']['value']:.3f} of the original's time"
+            + (f" (measured side by side, apart from the table's: {', '.join(beside)})" if beside else ""),
+            soft_wrap=True,
         )
     for note in summary["notes"]:
         console.print(f"note: {note}")

@@ -104,6 +104,8 @@ class EightBits(ResultPart):
     test: Number = holds("metric on the test split")
     size: Number = holds("bytes of model.int8.onnx")
     latency_ms: Number = holds("time of one inference, 10th percentile, in milliseconds")
+    original_ms: Number | None = holds("the original's time, measured beside it", None)
+    final_ms: Number | None = holds("model.onnx's time, measured beside it", None)
     ratio: Interval = holds("its time, as a share of the original's")
     ratio_to_final: Interval = holds("its time, as a share of model.onnx's")
     in_float: list[str] = holds("layers that ONNX Runtime computes in float")

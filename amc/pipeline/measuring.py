@@ -95,7 +95,7 @@ class Measuring:
         return {
             "setting": best.name, "search": best.metric, "size": target.stat().st_size,
             "in_float": list(best.in_float), "layers": best.layers, "latency_ms": times.latencies["int8"].p10_ms,
-            **ratios,
+            "original_ms": times.latencies["original"].p10_ms, "final_ms": times.latencies["final"].p10_ms, **ratios,
             "tried": [{"setting": t.name, "search": t.metric, "ratio": t.ratio, "in_float": len(t.in_float)}
                       for t in tried],
         }  # fmt: skip
