@@ -20,6 +20,8 @@ Draw = Callable[[Any], None]
 INK, MUTED, LINE, ACCENT, CHOSEN = "#000001", "#000002", "#000003", "#000004", "#000005"
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", CHOSEN: "chosen"}
 _POINTS = {"s": 28, "color": ACCENT, "alpha": 0.6, "linewidths": 0}
+_HOLLOW = {"s": 26, "facecolor": "none", "edgecolor": ACCENT, "linewidths": 1.2}
+_CROSS = {"s": 18, "color": MUTED, "marker": "x", "linewidths": 1, "alpha": 0.7}
 _RING = {"s": 90, "facecolor": "none", "edgecolor": CHOSEN, "linewidths": 2}
 _STYLE = {
     "svg.fonttype": "none",
@@ -64,23 +66,24 @@ def widths_chart(result: Mapping[str, Any]) -> str:
     return _svg("widths", f"Share kept at each of {len(names)} sites", 60 + step * len(names), draw)
 
 
-def progress_chart(result: Mapping[str, Any], journal: SearchHistory) -> str:
-    """The metric of every evaluation and the best so far, against the number of the evaluation."""
-    numbers = [evaluation.number for evaluation in journal.evaluations]
-    values = [100 * evaluation.metric for evaluation in journal.evaluations]
+def progress_chart(journal: SearchHistory) -> str:
+    """The search objective of every evaluation and the best so far, against the number of the evaluation."""
+    found = journal.evaluations
+    accepted = [e for e in found if not e.rejected]
 
     def draw(axes: Any) -> None:
-        axes.scatter(numbers, values, label="evaluation", **_POINTS)
-        axes.step(numbers, list(accumulate(values, max)), where="post", color=ACCENT, label="best so far")
+        _evaluations(axes, found, [e.number for e in found])
+        best = list(accumulate((e.loss for e in accepted), min))
+        axes.step([e.number for e in accepted], best, where="post", color=ACCENT, label="best so far")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("evaluation")
-        _finish(axes, result["metric"])
+        _finish_losses(axes, found)
 
-    return _svg("progress", f"The {result['metric']} of every evaluation", 300, draw)
+    return _svg("progress", "The search objective of every evaluation", 300, draw)
 
 
 def tradeoff_chart(result: Mapping[str, Any], journal: SearchHistory) -> str:
-    """The metric of every evaluation against its share of the limited resource. The chosen policy is marked."""
+    """The search objective of every evaluation against its share of the limited resource. The chosen one is marked."""
     resource = budgeted(result)[0]
     original = result["original"][resource]
     limits = [line["limit"] for line in result["proof"] if line["resource"] == resource]
@@ -88,20 +91,44 @@ def tradeoff_chart(result: Mapping[str, Any], journal: SearchHistory) -> str:
     chosen = [candidate["choice"] for candidate in result["candidates"] if candidate["chosen"]]
     marked = [e for e in seen if e.choice in chosen][:1]
 
-    def spots(evaluations: Sequence[SearchPoint]) -> tuple[list[float], list[float]]:
-        shares = [_percent(e.costs[resource], original) for e in evaluations]
-        return shares, [100 * e.metric for e in evaluations]
+    def shares(evaluations: Sequence[SearchPoint]) -> list[float]:
+        return [_percent(e.costs[resource], original) for e in evaluations]
 
     def draw(axes: Any) -> None:
-        axes.scatter(*spots(seen), label="evaluation", **_POINTS)
+        _evaluations(axes, seen, shares(seen))
         if marked:
-            axes.scatter(*spots(marked), label="chosen", **_RING)
+            axes.scatter(shares(marked), [e.loss for e in marked], label="chosen", **_RING)
         for limit in limits:
             axes.axvline(_percent(limit, original), color=MUTED, linestyle="--", label="limit")
         axes.set_xlabel(f"{NAMES[resource]}, % of the original")
-        _finish(axes, result["metric"])
+        _finish_losses(axes, seen)
 
-    return _svg("tradeoff", f"{result['metric']} against {NAMES[resource]}", 300, draw)
+    return _svg("tradeoff", f"The search objective against {NAMES[resource]}", 300, draw)
+
+
+def _evaluations(axes: Any, found: Sequence[SearchPoint], places: Sequence[float]) -> None:
+    """Points by how much is known of them: filled, hollow, or a cross."""
+    kinds: dict[str, tuple[dict[str, Any], list[bool]]] = {
+        "all samples read": (_POINTS, [e.share >= 1 and not e.rejected for e in found]),
+        "estimated from a part": (_HOLLOW, [e.share < 1 and not e.rejected for e in found]),
+        "rejected": (_CROSS, [e.rejected for e in found]),
+    }
+    for label, (style, chosen) in kinds.items():
+        if any(chosen):
+            losses = [e.loss for e, mine in zip(found, chosen, strict=True) if mine]
+            axes.scatter([x for x, mine in zip(places, chosen, strict=True) if mine], losses, label=label, **style)
+
+
+def _finish_losses(axes: Any, found: Sequence[SearchPoint]) -> None:
+    """Objectives of a search differ by orders of magnitude: their axis is logarithmic, where all are above 0."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if found and min(e.loss for e in found) > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    _finish(axes, "search objective")
 
 
 def front_chart(
@@ -113,17 +140,17 @@ def front_chart(
         axes.scatter([x for x, _ in points], [100 * y for _, y in points], label="network", **_POINTS)
         axes.plot([x for x, _ in best], [100 * y for _, y in best], color=CHOSEN, label="front")
         axes.set_xlabel(cost)
-        _finish(axes, metric)
+        _finish(axes, f"{_shortened(metric)}, %")
 
     return _svg(name, f"{metric} against {cost}", 300, draw)
 
 
-def _finish(axes: Any, metric: str) -> None:
-    axes.set_ylabel(f"{_shortened(metric)}, %")
+def _finish(axes: Any, measured: str) -> None:
+    axes.set_ylabel(measured)
     axes.grid(axis="y")
     axes.tick_params(length=0)
     axes.spines["left"].set_visible(False)
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0, labelcolor=MUTED)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=5, borderaxespad=0, labelcolor=MUTED)
 
 
 def _percent(part: float, whole: float) -> float:

@@ -79,9 +79,10 @@ def _charts(result: Mapping[str, Any], journal: SearchHistory) -> Iterator[tuple
         return
     failed = f" Failed evaluations, not shown: {journal.failed}." if journal.failed else ""
     text = (
-        f"The {result['metric']} of each policy on the search split, before fine-tuning. Where only a part of the "
-        f"split was read, it is an estimate.{failed}"
+        "The search objective of every policy before fine-tuning; lower is better. It is the mean squared difference "
+        "of the logits from the original's, or the loss. A policy that is clearly worse than the best so far is "
+        f"rejected after a part of the search split; what is shown of it is an estimate.{failed}"
     )
-    yield "Progress of the search", text, progress_chart(result, journal)
-    text = "The same policies against their cost. The best few are fine-tuned briefly before one is chosen."
-    yield "Metric against cost", text, tradeoff_chart(result, journal)
+    yield "Progress of the search", text, progress_chart(journal)
+    text = "The same policies against their cost. The best few are compared more closely before one is chosen."
+    yield "Search objective against cost", text, tradeoff_chart(result, journal)

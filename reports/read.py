@@ -18,9 +18,15 @@ class SearchPoint:
     """An evaluation that did not fail. ``number`` is its position among all evaluations of the journal, from 1."""
 
     number: int
+    loss: float
+    """The search objective: lower is better."""
     metric: float
     choice: list[Any]
     costs: Mapping[str, float]
+    share: float = 1.0
+    """Of the search split that was read; less than 1: loss and metric are estimates."""
+    rejected: bool = False
+    """Whether a race was decided against it."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,17 @@ def read_journal(path: Path) -> SearchHistory:
         raise BundleError(f"cannot read {path}: {error.strerror}.") from None
     records = [record for record in map(_record, lines) if record.get("kind") == "evaluation"]
     evaluations = [
-        SearchPoint(number, record["metric"], _items(record.get("choice")), _numbers(record.get("costs")))
+        SearchPoint(
+            number,
+            record["loss"],
+            record["metric"],
+            _items(record.get("choice")),
+            _numbers(record.get("costs")),
+            record["share"] if _is_number(record.get("share")) else 1.0,
+            record.get("lost") is True,
+        )
         for number, record in enumerate(records, start=1)
-        if _is_number(record.get("metric"))
+        if _is_number(record.get("metric")) and _is_number(record.get("loss"))
     ]
     return SearchHistory(evaluations, failed=len(records) - len(evaluations))
 

@@ -15,8 +15,9 @@ import pytest
 
 from amc.errors import BundleError
 from amc.reports import columns, final_table, human, was_trained, write_reports
+from amc.reports.charts import progress_chart
 from amc.reports.markdown import escape, fenced, markdown_report
-from amc.reports.read import SearchHistory, read_journal
+from amc.reports.read import SearchHistory, SearchPoint, read_journal
 from amc.reports.table import outcome
 
 HOSTILE = 'a|b`c`\n<script>alert("1")</script> $x^{ **bold** ![i](u) 漢 \ud800 </svg> ]]> --> {{ 7 * 7 }}'
@@ -96,6 +97,7 @@ def evaluation(choice: list[int], metric: float | None, macs: float) -> dict[str
         "kind": "evaluation",
         "choice": choice,
         "metric": metric,
+        "loss": None if metric is None else 1 - metric,
         "costs": {"macs": macs},
         "error": None if metric is not None else "NaN",
     }
@@ -382,3 +384,18 @@ def test_importing_is_quick() -> None:
     program = "import sys, amc.reports; print([m for m in ('matplotlib', 'jinja2', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_chart_tells_estimates_and_rejected_policies_apart() -> None:
+    history = SearchHistory(
+        [
+            SearchPoint(1, 0.5, 0.8, [1], {}),
+            SearchPoint(2, 0.4, 0.8, [2], {}, share=0.5),
+            SearchPoint(3, 0.9, 0.8, [3], {}, share=0.25, rejected=True),
+        ],
+        failed=0,
+    )
+    labels = ["all samples read", "estimated from a part", "rejected", "best so far"]
+    assert [label for label in labels if f">{label}</text>" in progress_chart(history)] == labels
+    whole = SearchHistory(history.evaluations[:1], 0)
+    assert [label for label in labels if f">{label}</text>" in progress_chart(whole)] == [labels[0], labels[3]]
