@@ -14,8 +14,8 @@ from itertools import product
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr, ndtri  # scipy.stats takes a second to import
 from torch import Tensor
 
 Floats = NDArray[np.float64]
@@ -34,7 +34,7 @@ class Surrogate:
 
     def __init__(self, features: Floats, trends: Floats, rewards: Sequence[float], doubt: Floats) -> None:
         self._features = torch.from_numpy(features)
-        self._target = torch.from_numpy(norm.ppf((rankdata(rewards) - 0.5) / len(rewards)))
+        self._target = torch.from_numpy(ndtri((average_ranks(rewards) - 0.5) / len(rewards)))
         self._scale = float(np.std(trends)) or 1.0
         curves, together = self._kernels(self._features)
         grid = list(product(_CURVES, _TOGETHER, _NOISE))
@@ -79,4 +79,14 @@ class Surrogate:
 def improvement(mean: Floats, deviation: Floats, best: float) -> Floats:
     """Expected improvement over ``best`` (Jones, Schonlau & Welch 1998)."""
     z = (mean - best) / deviation
-    return np.asarray(deviation * (z * norm.cdf(z) + norm.pdf(z)))
+    return np.asarray(deviation * (z * ndtr(z) + np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)))
+
+
+def average_ranks(values: ArrayLike) -> Floats:
+    """The rank of every value from 1; equal values share the mean of theirs.
+
+    >>> average_ranks([0.5, 2.0, 0.5]).tolist()
+    [1.5, 3.0, 1.5]
+    """
+    _, places, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[places], np.float64)

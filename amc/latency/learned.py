@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import nnls
-from scipy.stats import spearmanr
 
 from amc.latency.measurement import is_usual
 from amc.latency.operators import Operator
@@ -75,6 +74,8 @@ class Errors:
 
 def errors(predicted: ArrayLike, measured: ArrayLike) -> Errors:
     """How far predictions are off."""
+    from scipy.stats import spearmanr  # takes a second to import
+
     p, m = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
     off = np.abs(p / m - 1)
     rank = float(spearmanr(p, m)[0]) if len(p) > 2 and np.ptp(p) > 0 and np.ptp(m) > 0 else 1.0
