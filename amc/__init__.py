@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from amc.api import compress
+    from amc.api import compress, make_problem
     from amc.config import Config
     from amc.deploy.bundle import apply, load
     from amc.errors import AmcError
@@ -39,6 +39,7 @@ _HOME = {
     "apply": "amc.deploy.bundle",
     "compress": "amc.api",
     "load": "amc.deploy.bundle",
+    "make_problem": "amc.api",
     "run": "amc.pipeline.pipeline",
 }
 
@@ -53,6 +54,7 @@ __all__ = [
     "apply",
     "compress",
     "load",
+    "make_problem",
     "run",
 ]
 

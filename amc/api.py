@@ -17,8 +17,11 @@ from typing import Any
 from torch import nn
 
 from amc.config import BudgetConfig, Config, ModelConfig, from_dict
+from amc.envs import PruningEnv
 from amc.errors import BundleError, ConfigError
-from amc.pipeline.pipeline import check, compress_task, pick_device
+from amc.evaluation import Problem
+from amc.pipeline.pipeline import check, compress_task, open_task, pick_device
+from amc.pipeline.problems import problem_of
 from amc.pipeline.result import Result
 from amc.runtime.arguments import PATH, expect
 from amc.runtime.monitor import Monitor
@@ -61,12 +64,9 @@ def compress(
     expect("out", out, PATH, "a path", optional=True)
     if monitor is not None and not all(callable(getattr(monitor, word, None)) for word in _MONITOR):
         raise ConfigError(f"monitor is a {type(monitor).__name__}, but must have the methods {', '.join(_MONITOR)}.")
-    if isinstance(config, Mapping):
-        config = from_dict(config)
-    config = config or Config()
-    written = {field: None if v is None else str(v)[: LONGEST + 1] for field, v in vars(limits).items()}
+    config = _config_of(config, limits)
     own_data = config.data.replace(name="own data")
-    config = config.replace(budget=BudgetConfig(**written), model=ModelConfig(name=name), data=own_data)
+    config = config.replace(model=ModelConfig(name=name), data=own_data)
     check(config)
     splits = splits_of(train, test, search, config.data)
     task = make_task(name, copied(unwrapped(model)), splits, pick_device(config.device), objective)
@@ -74,3 +74,57 @@ def compress(
         raise BundleError(f"{out} is a file: name a folder with out.")
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="amc-"))
     return compress_task(task, config, folder, monitor)
+
+
+def make_problem(
+    model: nn.Module | None = None,
+    train: Any = None,
+    search: Any = None,
+    budget: Budget | Mapping[str, Any] | float | str = 0.5,
+    *,
+    config: Config | Mapping[str, Any] | None = None,
+    objective: Objective = CLASSIFICATION,
+    name: str = "model",
+) -> Problem:
+    """The problem that a search of `compress` would work on: legal policies, their costs, and what one scores.
+
+    For environments (`gymnasium.make("amc.envs:amc/Pruning-v0", problem=problem)`) and searchers that are used by
+    themselves (`amc.search.load_searcher("tpe")(problem, 20, 0)`). Without a ``model`` it is of the embedded example, a
+    ResNet-8 on handwritten digits. Policies are scored on the whole search split: ``search``, or what is held out of
+    ``train``. It takes seconds to minutes, since channel groups are found and calibrated. Latency cannot be limited.
+    Raises AmcError.
+
+    >>> import amc
+    >>> problem = amc.make_problem(budget={"params": 0.5}, config={"data": {"calibration": 64, "search": 50}})
+    >>> evaluation = problem.evaluate(problem.space.fit([1.0] * len(problem.space.names)))
+    >>> evaluation.costs["params"] <= problem.space.limits["params"], 0 <= evaluation.metric <= 1
+    (True, True)
+    """
+    expect("model", model, nn.Module, "a torch.nn.Module", optional=True)
+    expect("config", config, (Config, Mapping), "an amc.Config or a dict", optional=True)
+    expect("objective", objective, Objective, "an amc.Objective")
+    expect("name", name, str, "a text")
+    settings = _config_of(config, Budget.of(budget))
+    check(settings)
+    if model is None:
+        return problem_of(open_task(settings), settings)
+    if train is None:
+        raise ConfigError("make_problem(model) needs data, too: train=, a dataset of (input, target) or a DataLoader.")
+    splits = splits_of(train, train, search, settings.data)  # the test split is not read
+    task = make_task(name, copied(unwrapped(model)), splits, pick_device(settings.device), objective)
+    return problem_of(task, settings)
+
+
+def make_environment(problem: Problem | None = None, render_mode: str | None = None, **of: Any) -> PruningEnv:
+    """The environment ``amc/Pruning-v0`` over a problem, or over the one that `make_problem` makes of its arguments."""
+    if problem is not None and of:
+        raise ConfigError(f"an environment is made of a problem or of {', '.join(sorted(of))}, not of both.")
+    return PruningEnv(make_problem(**of) if problem is None else problem, render_mode)
+
+
+def _config_of(config: Config | Mapping[str, Any] | None, limits: Budget) -> Config:
+    """The configuration, with these limits."""
+    if isinstance(config, Mapping):
+        config = from_dict(config)
+    written = {field: None if v is None else str(v)[: LONGEST + 1] for field, v in vars(limits).items()}
+    return (config or Config()).replace(budget=BudgetConfig(**written))

@@ -1,4 +1,19 @@
-"""Gymnasium environments over a problem. ``gymnasium.make("amc/Pruning-v0", problem=problem)``."""
+"""Gymnasium environments over a problem.
+
+===================  ==================================================================================
+``amc/Pruning-v0``   a network: ``problem=`` of `amc.make_problem`, or that function's own arguments;
+                     without any the embedded example
+``amc/Toy-v0``       a toy problem with a known optimum; arguments of `amc.envs.toy.toy_problem`
+===================  ==================================================================================
+
+Gymnasium imports this package where the name says so, as here:
+
+>>> import gymnasium
+>>> env = gymnasium.make("amc.envs:amc/Toy-v0")
+>>> observation, info = env.reset(seed=0)
+>>> observation.shape, env.action_space.shape
+((11,), (1,))
+"""
 
 from __future__ import annotations
 
@@ -8,5 +23,8 @@ from amc.envs.pruning import PruningEnv
 
 __all__ = ["PruningEnv"]
 
-if "amc/Pruning-v0" not in gymnasium.registry:
-    gymnasium.register("amc/Pruning-v0", entry_point="amc.envs.pruning:PruningEnv")
+_MADE_BY = {"amc/Pruning-v0": "amc.api:make_environment", "amc/Toy-v0": "amc.envs.toy:toy_environment"}
+
+for _name, _entry_point in _MADE_BY.items():
+    if _name not in gymnasium.registry:
+        gymnasium.register(_name, entry_point=_entry_point)

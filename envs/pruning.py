@@ -42,6 +42,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from amc.envs import drawing
 from amc.evaluation.problem import Problem
 from amc.space.sites import Choice, Setting
 
@@ -51,12 +52,14 @@ Observation = NDArray[np.float32]
 class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     """The environment over one problem."""
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium declares it so)
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012  (as Gymnasium has it)
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, render_mode: str | None = None) -> None:
+        """``render_mode``: ``ansi`` draws the sites decided so far as text, ``rgb_array`` as a picture."""
         self.observation_space = spaces.Box(0.0, 1.0, (11,), np.float32)
         self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32)
-        self._problem = problem
+        self.render_mode = render_mode
+        self.problem = problem
         self._space = problem.space
         self._static, self._macs = _static_features(problem)
         self._total = max(1.0, self._space.costs(self._space.full).get("macs", 1.0))
@@ -80,12 +83,22 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         done = len(self._prefix) == len(self._space.names)
         reward = 0.0
         if done:
-            info["evaluation"] = evaluation = self._problem.evaluate(self._prefix)
+            info["evaluation"] = evaluation = self.problem.evaluate(self._prefix)
             reward = evaluation.reward
             if not math.isfinite(reward):
                 reward = -1.0 if self._worst is None else self._worst
             self._worst = reward if self._worst is None else min(self._worst, reward)
         return self._observe(), reward, done, False, info
+
+    def render(self) -> Any:
+        """The share that every site keeps, of those decided so far; as text, or as a picture ``[H, W, 3]``, uint8."""
+        kept = [site.sizes[p] for site, p in zip(self._space.sites, self._decided(), strict=False)]
+        if self.render_mode == "ansi":
+            return drawing.text(self._space.sites, kept)
+        return drawing.picture(self._space.sites, kept) if self.render_mode == "rgb_array" else None
+
+    def _decided(self) -> list[int]:
+        return [self._space.settings[site].index(setting) for site, setting in enumerate(self._prefix)]
 
     def setting(self, share: float) -> Setting:
         """The next site's setting whose size is nearest to ``share`` of the original's and leaves the budget reachable.

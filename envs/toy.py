@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from amc.envs.pruning import PruningEnv
 from amc.evaluation.backend import FunctionBackend
 from amc.evaluation.problem import Problem
 from amc.evaluation.score import Score
@@ -57,3 +59,8 @@ def toy_problem(
         return float(importance[site] * (np.log2(1 + channels) - np.log2(1 + width))) / whole
 
     return Problem(space, features, FunctionBackend(score, error)), best
+
+
+def toy_environment(render_mode: str | None = None, **of: Any) -> PruningEnv:
+    """The environment ``amc/Toy-v0`` over `toy_problem`, which is given the other arguments."""
+    return PruningEnv(toy_problem(**of)[0], render_mode)

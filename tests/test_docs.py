@@ -94,3 +94,13 @@ def test_links_and_commands_of_the_readme_exist():
     assert (root / "scripts" / "test").exists()
     for path in re.findall(r"configs/[\w.-]+\.yaml", text):
         assert (root / path).exists(), path
+
+
+def test_the_examples_of_the_environment(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for code in blocks((DOCS / "environment.md").read_text(), "python"):
+        exec(compile(code, "environment.md", "exec"), {})
+    told = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"layer3\.0\.conv2 +[#-]{24}  \d+ of 64", told[5])
+    assert re.fullmatch(r"[\d,]+ MACs, accuracy 0\.\d+, reward -\d+\.\d+", told[6])
+    assert re.fullmatch(r"\(\d+(, \d+){5}\) accuracy 0\.\d+, [\d,]+ parameters", told[7])

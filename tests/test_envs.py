@@ -5,12 +5,15 @@ import warnings
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
+import amc
 import amc.envs
+from amc.envs.drawing import GAP, KEPT, ROW, UNDECIDED, WIDTH
 from amc.envs.toy import ToyCosts, toy_problem
 from amc.evaluation.backend import FunctionBackend
 from amc.evaluation.problem import Problem
@@ -41,7 +44,7 @@ def test_it_is_registered_and_passes_both_checkers():
         # SB3 would like actions in [-1, 1]; AMC's preserve ratio is in [0, 1], and SB3 scales it itself
         warnings.filterwarnings("ignore", message="We recommend you to use a symmetric")
         sb3_check(env)
-    gymnasium_check(env, skip_render_check=True)
+    gymnasium_check(env, skip_render_check=False)
 
 
 def test_algorithm_1_by_hand():
@@ -116,3 +119,53 @@ def test_the_uniform_episode_is_not_beaten_by_the_known_optimum_by_accident():
     problem, best = toy_problem()
     uniform = problem.evaluate(problem.space.fit(np.ones(5)))
     assert uniform.metric < best <= 1
+
+
+class TestMake:
+    def test_by_name_alone_on_the_embedded_example(self):
+        few = {"data": {"calibration": 64, "search": 50}}
+        env = gymnasium.make("amc.envs:amc/Pruning-v0", budget=0.5, config=few, render_mode="ansi")
+        env.reset(seed=0)
+        done = False
+        while not done:
+            _, reward, done, _, info = env.step(np.array([0.6], np.float32))
+        evaluation = info["evaluation"]
+        assert reward == evaluation.reward == -evaluation.loss
+        assert evaluation.share == 1
+        lines = env.render().splitlines()
+        assert [line.rpartition("  ")[2] for line in lines] == [
+            f"{width} of {site.sizes[-1]}"
+            for width, site in zip(evaluation.choice, env.unwrapped.problem.space.sites, strict=True)
+        ]
+
+    def test_a_network_of_the_user_s_own(self):
+        network = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        data = [(torch.randn(6, generator=torch.Generator().manual_seed(i)), i % 3) for i in range(80)]
+        problem = amc.make_problem(network, data, budget={"params": 0.6})
+        found = problem.evaluate(problem.space.fit([1.0]))
+        assert found.costs["params"] <= 0.6 * 83
+        assert len(network[0].weight) == 8
+
+    def test_what_is_not_told_is_asked_for(self):
+        with pytest.raises(amc.AmcError, match="needs data, too: train="):
+            amc.make_problem(torch.nn.Linear(2, 2))
+        with pytest.raises(amc.AmcError, match="has no latency"):
+            amc.make_problem(budget={"latency": 0.5})
+        with pytest.raises(amc.AmcError, match="of a problem or of budget, not of both"):
+            gymnasium.make("amc.envs:amc/Pruning-v0", problem=toy_problem()[0], budget=0.5)
+
+    def test_several_at_once(self):
+        envs = gymnasium.make_vec("amc.envs:amc/Toy-v0", num_envs=3, sites=2)
+        observations, _ = envs.reset(seed=0)
+        assert observations.shape == (3, 11)
+        _, rewards, *_ = envs.step(np.full((3, 1), 0.5, np.float32))
+        assert rewards.tolist() == [0, 0, 0]
+
+    def test_the_picture_shows_what_is_kept(self):
+        env = gymnasium.make("amc.envs:amc/Toy-v0", sites=3, share=1.0, render_mode="rgb_array")
+        env.reset(seed=0)
+        env.step(np.array([0.5], np.float32))
+        picture = env.render()
+        rows = [picture[GAP + site * (ROW + GAP)] for site in range(3)]
+        assert [int((row == KEPT).all(1).sum()) for row in rows] == [WIDTH // 2, 0, 0]
+        assert [int((row == UNDECIDED).all(1).sum()) for row in rows] == [0, WIDTH, WIDTH]

@@ -126,7 +126,7 @@ class Stages:
         backend = search_backend(record, evaluator, space, bench, self._remote, kept=weight is None)
         problem = Problem(
             space,
-            _features(graph, space.names),
+            site_features(graph, space.names),
             backend,
             reward,
             record.journal,
@@ -171,7 +171,7 @@ class Stages:
         return found.choice
 
 
-def _features(graph: Graph, names: Sequence[str]) -> list[SiteFeatures]:
+def site_features(graph: Graph, names: Sequence[str]) -> list[SiteFeatures]:
     """What searchers are told of the sites ``names``.
 
     A site of another operator than channels, ``KIND:LAYER``, has the features of the group that its layer is in; zeros
