@@ -354,6 +354,14 @@ def test_a_cache_that_is_the_user_s_own_needs_no_trust(tmp_path: Path, monkeypat
     assert "would write into the cache kept: if you trust that, add --trust" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("weights", "warned"), [(["--weights", "random"], True), ([], False)])
+def test_an_original_near_chance_is_told(tmp_path: Path, monkeypatch, capsys, weights: list[str], warned: bool):
+    monkeypatch.chdir(tmp_path)
+    words = [*SEARCH[:3], "1", "--searcher", "uniform", "--finetune-epochs", "0", "--out", "run", *weights]
+    assert main(["search", *words]) == 0
+    assert ("warning: the original is right on " in capsys.readouterr().err) is warned
+
+
 def test_a_shared_study_and_a_limit_on_latency_do_not_go_together(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["search", "--latency", "0.5", "--searcher", "tpe", "--storage", "s.db"]) == 2

@@ -91,7 +91,7 @@ def _manifest(folder: Path) -> dict[str, str]:
         manifest = read_json(path, MIB, own=True)
         if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST:
             raise BundleError(f"{path} is not the manifest of a bundle.")
-        if manifest.get("version") != VERSION:
+        if type(manifest.get("version")) is not int or manifest["version"] != VERSION:
             raise BundleError(
                 f"{folder} has version {repr(manifest.get('version'))[:80]}, and this amc reads version {VERSION}."
             )

@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from amc.config import Config, unless_auto
@@ -36,10 +37,16 @@ from amc.pipeline.study import study_place
 from amc.pipeline.timing import RunTiming
 from amc.reconstruction.sequential import FAST, FULL
 from amc.runtime.memory import Memory
+from amc.runtime.monitor import Silent
 from amc.search import may_race, run_searcher
 from amc.space.budget import Space
 from amc.space.sites import Choice
-from amc.task import check_training
+from amc.task import check_training, evaluate
+from amc.task.data import sample
+from amc.task.metrics import CLASSIFICATION
+
+FEW = 512
+"""Samples by which an untrained network is recognised."""
 
 
 class Stages:
@@ -65,7 +72,27 @@ class Stages:
         why = unprovable(graph.trace) if record.config.budget.flops is not None else None
         if why is not None:
             record.monitor.say(f"{why}.")
+        if not isinstance(record.monitor, Silent) and record.journal.last("evaluation") is None:
+            self._warn_of_chance()
         return graph
+
+    def _warn_of_chance(self) -> None:
+        """Say so where the original is hardly better than chance: what it has learned cannot be told from noise."""
+        record = self.record
+        few = sample(record.task.splits.search, FEW, record.config.seed)
+        targets = few.fetch(torch.arange(len(few)))[1]
+        if record.task.objective is not CLASSIFICATION or not isinstance(targets, Tensor) or targets.ndim != 1:
+            return
+        if targets.is_floating_point() or int(targets.min()) < 0:
+            return
+        commonest = float(targets.long().bincount().max()) / len(targets)
+        right = evaluate(record.task.model, record.task, few)[1]
+        if right < min(2 * commonest, commonest + 0.1 * (1 - commonest)):
+            record.monitor.say(
+                f"warning: the original is right on {100 * right:.1f} % of {len(targets)} search samples, and always "
+                f"naming the commonest class on {100 * commonest:.1f} %. It looks untrained: give it trained weights "
+                "(--weights), or what is better afterwards is owed to training alone."
+            )
 
     def space(
         self,
