@@ -12,6 +12,7 @@ heartbeat where the storage is a database, and its trial is done by another.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import math
 import os
@@ -213,15 +214,30 @@ def _bind(study: optuna.Study, place: StudyPlace) -> None:
 
 @functools.cache
 def check_storage(url: str) -> None:
-    """Raise ConfigError for a storage that cannot be opened."""
+    """Raise ConfigError for a storage that cannot be opened. A file that is not there yet is not made."""
     try:
         with _in_one_line(url, ""):
-            open_storage(url)
+            if not _is_new_file(os.path.expandvars(url)):
+                open_storage(url)
     except ConfigError:
         raise
     except Exception as error:  # noqa: BLE001  (drivers and damaged files throw what they like)
         reason = f"{type(error).__name__}: {masked(first_line(error))}"
         raise ConfigError(f"--storage {masked(url)} cannot be opened: {reason}") from None
+
+
+def _is_new_file(url: str) -> bool:
+    """Whether a storage is a file that can be made in its folder. Raises OSError where it cannot."""
+    if "://" in url:
+        return False
+    try:
+        os.lstat(url)
+    except FileNotFoundError:
+        place = next(folder for folder in Path(url).absolute().parents if folder.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place)) from None
+        return True
+    return False
 
 
 def open_storage(url: str) -> BaseStorage:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from pathlib import Path
 
 import optuna
 import pytest
@@ -15,7 +16,7 @@ from amc.evaluation.problem import Problem, StudyPlace
 from amc.evaluation.score import Score
 from amc.runtime.journal import Journal
 from amc.search import keeps_study, load_searcher, searchers
-from amc.search.study import open_storage
+from amc.search.study import check_storage, open_storage
 
 STUDIES = sorted(filter(keeps_study, searchers()))
 
@@ -224,3 +225,15 @@ def test_another_version_of_a_plug_in_has_another_study(tmp_path, digits, monkey
     second = [identity("mine.py:make"), identity("classification")]
     assert first[1] == second[1]
     assert len({*first, *second}) == 3
+
+
+def test_what_is_checked_before_a_run_makes_no_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for url in ("study.log", "new/study.log", "study.db"):
+        check_storage(url)
+    assert not list(tmp_path.iterdir())
+    Path("file").write_text("")
+    for url in ("file/study.log", "a" * 300):
+        with pytest.raises(ConfigError, match="--storage"):
+            check_storage(url)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
