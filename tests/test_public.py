@@ -20,6 +20,7 @@ NET = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 
 MONITOR = dict.fromkeys(("begin", "progress", "end", "say"), print)
 GOOD: dict[str, dict[str, Any]] = {
     "compress": {"model": NET, "train": DATA, "test": DATA, "budget": amc.Budget(flops=0.5)},
+    "make_problem": {"model": NET, "train": DATA},
     "apply": {"model": NET, "policy": "nowhere.json"},
     "load": {"folder": "nowhere"},
     "run": {"config": amc.Config().replace(budget={"flops": "0.5"})},
@@ -52,7 +53,10 @@ def only_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def begin(*_: object, **__: object) -> None:
         raise Begun
 
-    for place in ("amc.api.compress_task", "amc.pipeline.pipeline.compress_task", "amc.pipeline.pipeline.open_task"):
+    for place in (
+        "amc.api.compress_task", "amc.api.open_task", "amc.api.problem_of", "amc.pipeline.pipeline.compress_task",
+        "amc.pipeline.pipeline.open_task",
+    ):  # fmt: skip
         monkeypatch.setattr(place, begin)
     monkeypatch.chdir(tmp_path)
 
@@ -97,7 +101,7 @@ def test_files_and_what_they_hold(value: Any) -> None:
 @pytest.mark.parametrize(
     "argument", ["model", "train", "test", "search", "budget", "config", "objective", "name", "out", "monitor"]
 )
-@pytest.mark.parametrize("value", [5j, b"x", nn.Linear, object()], ids=repr)
+@pytest.mark.parametrize("value", [5j, b"x", nn.Linear, object()], ids=lambda value: type(value).__name__)
 def test_what_compress_cannot_use_is_never_taken(argument: str, value: Any) -> None:
     assert outcome("compress", {**GOOD["compress"], argument: value})
 
