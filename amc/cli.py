@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from amc import __version__
 from amc.commands import COMMANDS
+from amc.commands.command import STDOUT, Answer
+from amc.commands.parser import make_parser
+from amc.commands.progress import logging_to_stderr
 from amc.config import shown
 from amc.errors import AmcError, ConfigError, Interrupted, RenamedWarning, did_you_mean, printable
-
-EXIT_CODES = """exit codes:
-  0    done
-  1    some runs of a batch failed
-  2    a mistake in the command, a file or the data, or no room: one line says which
-  3    done, but a limit on latency is not met
-  130  stopped by Ctrl-C; one line says how to go on"""
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, but an unknown option comes with a suggestion, and every mistake is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
-            word = (message.removeprefix(prefix).split() or [""])[0].partition("=")[0]
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            message = f"unknown option {word}.{did_you_mean(word, flags)}"
-        raise ConfigError(f"{message} (see {self.prog} --help)" if "--help" not in message else message)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,35 +72,43 @@ def _main(arguments: Sequence[str]) -> int:
     wrong = next((word for word in arguments if not word or "\0" in word), None)
     if wrong is not None:
         raise ConfigError(f"an argument is {shown(wrong)}: {'it must not hold NUL' if wrong else 'leave it out'}.")
-    parser = _Parser(
-        prog="amc",
-        description="Give it a trained network and a budget; get back a smaller ONNX model that provably meets it.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"{EXIT_CODES}\n\namc COMMAND --help explains every option with its unit and default.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"amc {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    subs = {}
-    for name, command in COMMANDS.items():
-        subs[name] = sub = commands.add_parser(
-            name,
-            help=command.summary,
-            description=command.summary[0].upper() + command.summary[1:] + ".",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            epilog=command.epilog,
-            allow_abbrev=False,
-        )
-        command.add(sub)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         raise ConfigError(f"unknown command '{arguments[0]}'.{did_you_mean(arguments[0], COMMANDS)}")
+    parser, subs = make_parser(COMMANDS)
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
         subs.get(parsed.command, parser).error(f"unrecognized arguments: {unknown[0]}")
     if parsed.command is None:
         parser.print_help()
         return 0
-    return COMMANDS[parsed.command].run(parsed)
+    if parsed.quiet and parsed.verbose:
+        raise ConfigError("--quiet and --verbose exclude each other: leave one out.")
+    with logging_to_stderr() if parsed.verbose else contextlib.nullcontext():
+        return _answer(parsed)
+
+
+def _answer(parsed: argparse.Namespace) -> int:
+    """Run the command and print what it has found; gives the exit code."""
+    command, as_json = COMMANDS[parsed.command], getattr(parsed, "json", False) in (True, STDOUT)
+    # whatever libraries print must not come between the parts of the document
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        answer: Answer = command.run(parsed)
+    if as_json:
+        print(json.dumps(_finite(answer.document()), indent=2))
+    else:
+        answer.show()
+    return answer.code
+
+
+def _finite(value: Any) -> Any:
+    """A document with null for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from amc.batch.matrix import Job
 from amc.batch.status import Status, statuses, time_left
 from amc.errors import BundleError, printable
 from amc.reports.human import seconds
+from amc.runtime.display import progress_console
 
 _EVERY = 0.5  # minimum seconds between two reads of the folders
 _SHARE = 10  # and at least this many times the last read, which is slow with thousands of runs
@@ -54,10 +55,14 @@ def summary_line(runs: Sequence[Status]) -> str:
 class Screen(Observer):
     """Shows a batch while it runs."""
 
-    def __init__(self, folder: Path, console: Console | None = None) -> None:
-        self._folder = folder
-        self._console = console or Console(stderr=True, highlight=False)
-        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+    def __init__(
+        self, folder: Path, console: Console | None = None, quiet: bool = False, live: bool | None = None
+    ) -> None:
+        """``quiet``: only failures are told. ``live``: a picture that changes, or lines; None: by the terminal."""
+        self._folder, self._quiet = folder, quiet
+        self._console = console or progress_console()
+        wanted = self._console.is_interactive if live is None else live
+        self._live = Live(console=self._console, auto_refresh=False) if wanted and not quiet else None
         self._settled: dict[str, Status] = {}
         self._next = 0.0
 
@@ -70,16 +75,19 @@ class Screen(Observer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live:
+            self._live.update(self._picture(), refresh=True)  # as it is now, not as at the last tick
             self._live.stop()
 
     def started(self, job: Job, attempt: int) -> None:
         again = f" (attempt {attempt})" if attempt > 1 else ""
-        self._say(f"{job.name}: started{again}")
+        if not self._quiet:
+            self._say(f"{job.name}: started{again}")
 
     def ended(self, outcome: Outcome) -> None:
         name, failure = outcome.job.name, outcome.failure
         again = "" if outcome.last else "; it will be tried again"
-        self._say(f"{name}: done" if failure is None else f"{name}: failed: {failure.reason}{again}")
+        if failure is not None or not self._quiet:
+            self._say(f"{name}: done" if failure is None else f"{name}: failed: {failure.reason}{again}")
 
     def tick(self) -> None:
         begun = time.monotonic()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from amc.commands.command import NOT_MET, Command
+from amc.commands.command import NOT_MET, Answer, Command
 from amc.commands.options import amount, whole
 from amc.commands.show import table, terminal
 
@@ -23,15 +25,14 @@ def _add_batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retries", metavar="N", help="more attempts at a run that crashed [the file's, or 1]")
     parser.add_argument("--worker-memory", metavar="SIZE", help="most memory of one run (4GB, 512MiB) [no limit]")
     parser.add_argument("--trust", action="store_true", help="run the Python files and commands that the file names")
-    parser.add_argument("--yes", action="store_true", help="do begin with a matrix of very many runs")
+    parser.add_argument("--yes", action="store_true", help="start without confirmation, even with more than 200 runs")
 
 
-def _batch(parsed: argparse.Namespace) -> int:
+def _batch(parsed: argparse.Namespace) -> Answer:
     from amc.batch.drive import Limits
     from amc.batch.matrix import read_matrix
     from amc.batch.plan import plan
     from amc.batch.run import refuse_many, run_batch, threads_of
-    from amc.batch.screen import Screen
     from amc.pipeline.trust import refuse_plugins
 
     matrix = read_matrix(parsed.file, parsed.out)
@@ -40,35 +41,61 @@ def _batch(parsed: argparse.Namespace) -> int:
     retries = matrix.retries if parsed.retries is None else whole(parsed.retries, "--retries", 0)
     memory = amount(parsed.worker_memory, "--worker-memory") if parsed.worker_memory else 0
     jobs = matrix.jobs()
-    if not parsed.trust and not parsed.dry_run:
+    if parsed.dry_run:
+        return Plan(plan(jobs), workers, matrix.could_share)
+    if not parsed.trust:
         for job in jobs:
             refuse_plugins(job.config, Path(parsed.file))
-    if parsed.dry_run:
-        _print_plan(plan(jobs), workers)
-        if matrix.could_share:
-            print("every budget has a search of its own; `common: {search: {searcher: transfer}}` searches all of a "
-                  "network's together, which is several times faster and finds somewhat worse networks")  # fmt: skip
-        return 0
     threads = 1 if parsed.ray else threads_of(workers)
-    with Screen(matrix.out) as screen:
+    with _screen(parsed, matrix.out) as screen:
         ended = run_batch(jobs, matrix.out, Limits(workers, threads, memory, retries), screen, parsed.ray)
-    missed = _print_batch(ended.folder)
-    return 1 if ended.failed else NOT_MET if missed else 0
+    return Batch(ended.folder, bool(ended.failed))
 
 
-def _print_plan(planned: Sequence[Any], workers: int) -> None:
-    from amc.reports.human import seconds
+def _screen(parsed: argparse.Namespace, folder: Path) -> Any:
+    from amc.batch.screen import Screen
 
-    console = terminal()
-    rows = [[p.job.name, p.state, _estimate(p)] for p in planned]
-    console.print(table(["run", "state", "time"], rows))
-    rest = [p for p in planned if p.state != "done"]
-    unknown = sum(p.seconds is None for p in rest)
-    total = sum(p.seconds or 0.0 for p in rest) / workers
-    told = f"about {seconds(total)} with {workers} worker(s), by the runs that are done" if len(rest) > unknown else ""
-    honest = f"{unknown} of them of unknown length: no run like them is done yet" if unknown else ""
-    console.print(f"{len(planned)} runs, {len(planned) - len(rest)} done, {len(rest)} to do" +
-                  "".join(f"; {part}" for part in (told, honest) if part and rest))  # fmt: skip
+    return Screen(folder, quiet=parsed.quiet, live=False if parsed.verbose else None)
+
+
+@dataclass(frozen=True)
+class Plan(Answer):
+    """What a batch would run."""
+
+    planned: Sequence[Any]
+    workers: int
+    could_share: bool
+    """Whether one search could serve several budgets."""
+
+    @property
+    def rest(self) -> list[Any]:
+        """The runs that are not done."""
+        return [p for p in self.planned if p.state != "done"]
+
+    def show(self) -> None:
+        from amc.reports.human import seconds
+
+        console, rest = terminal(), self.rest
+        console.print(table(["run", "state", "time"], [[p.job.name, p.state, _estimate(p)] for p in self.planned]))
+        unknown = sum(p.seconds is None for p in rest)
+        total = sum(p.seconds or 0.0 for p in rest) / self.workers
+        by = f"with {self.workers} worker{'' if self.workers == 1 else 's'}, by the runs that are done"
+        told = f"about {seconds(total)} {by}" if len(rest) > unknown else ""
+        honest = (
+            f"{unknown} of unknown length: no run like {'it' if unknown == 1 else 'them'} is done yet"
+            if unknown
+            else ""
+        )
+        console.print(f"{len(self.planned)} runs, {len(self.planned) - len(rest)} done, {len(rest)} to do" +
+                      "".join(f"; {part}" for part in (told, honest) if part and rest), soft_wrap=True)  # fmt: skip
+        if self.could_share:
+            console.print("every budget has a search of its own; `common: {search: {searcher: transfer}}` searches all "
+                          "of a network's together, which is several times faster and finds somewhat worse networks",
+                          soft_wrap=True)  # fmt: skip
+
+    def document(self) -> dict[str, Any]:
+        return {"runs": [{"name": p.job.name, "state": p.state, "seconds": p.seconds} for p in self.planned],
+                "to_do": len(self.rest)}  # fmt: skip
 
 
 def _estimate(planned: Any) -> str:
@@ -81,43 +108,87 @@ def _estimate(planned: Any) -> str:
     return f"about {seconds(planned.seconds)} (from {planned.like} run{'s' if planned.like > 1 else ''})"
 
 
-def _print_batch(folder: Path) -> bool:
-    """Show the table. Gives whether a run misses its limit on latency."""
-    from amc.pipeline.summary import is_missed
-    from amc.reports.batch import COLUMNS, batch_rows, read_batch
-    from amc.space.budget import format_cost
+@dataclass(frozen=True)
+class Batch(Answer):
+    """The networks of a batch."""
 
-    networks, console = read_batch(folder), terminal()
-    rows = batch_rows(networks)
-    axes = list(rows[0].place) if rows else []
-    console.print()
-    console.print(table([*axes, *COLUMNS], [[*(row.place[axis] for axis in axes), *row.cells] for row in rows]))
-    for network in networks:
-        if network.reason:
-            console.print(f"failed: {network.name}: {network.reason}", soft_wrap=True)
-    missed = False
-    for network in networks:
-        for proof in network.result["proof"] if network.result else ():
-            if is_missed(proof):
-                missed = True
-                value, limit = (format_cost("latency", proof[key]) for key in ("exported", "limit"))
-                console.print(f"NOT met: {network.name}: {value} of at most {limit}", soft_wrap=True)
-    console.print(f"{folder}: batch.html, and a folder for every run", soft_wrap=True)
-    return missed
+    folder: Path
+    failed: bool
+    """Whether a run failed."""
+
+    @cached_property
+    def networks(self) -> Sequence[Any]:
+        """What is in the folders of the runs."""
+        from amc.reports.batch import read_batch
+
+        return read_batch(self.folder)
+
+    @property
+    def missed(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """The runs that miss their limit on latency, with what was measured."""
+        from amc.pipeline.summary import is_missed
+
+        return [(network.name, proof) for network in self.networks if network.result
+                for proof in network.result["proof"] if is_missed(proof)]  # fmt: skip
+
+    @property
+    def code(self) -> int:
+        return 1 if self.failed else NOT_MET if self.missed else 0
+
+    def show(self) -> None:
+        from amc.reports.batch import COLUMNS, batch_rows
+        from amc.space.budget import format_cost
+
+        rows, console = batch_rows(self.networks), terminal()
+        axes = list(rows[0].place) if rows else []
+        console.print()
+        console.print(table([*axes, *COLUMNS], [[*(row.place[axis] for axis in axes), *row.cells] for row in rows]))
+        for network in self.networks:
+            if network.reason:
+                console.print(f"failed: {network.name}: {network.reason}", soft_wrap=True)
+        for name, proof in self.missed:
+            value, limit = (format_cost("latency", proof[key]) for key in ("exported", "limit"))
+            console.print(f"NOT met: {name}: {value} of at most {limit}", soft_wrap=True)
+        console.print(f"{self.folder}: batch.html, and a folder for every run", soft_wrap=True)
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "runs": [
+                {"name": n.name, "place": dict(n.place), "met": n.met, "reason": n.reason or None,
+                 "result": n.result}
+                for n in self.networks
+            ],
+        }  # fmt: skip
 
 
 def _add_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="the folder of a batch or of a run")
 
 
-def _status(parsed: argparse.Namespace) -> int:
-    from amc.batch.screen import status_table, summary_line
+@dataclass(frozen=True)
+class States(Answer):
+    """How far runs are."""
+
+    runs: Sequence[Any]
+
+    def show(self) -> None:
+        from amc.batch.screen import status_table, summary_line
+
+        console = terminal()
+        console.print(status_table(self.runs))
+        console.print(summary_line(self.runs), soft_wrap=True)
+
+    def document(self) -> dict[str, Any]:
+        from amc.batch.status import time_left
+
+        return {"runs": [asdict(run) for run in self.runs], "left": time_left(self.runs)}
+
+
+def _status(parsed: argparse.Namespace) -> States:
     from amc.batch.status import statuses
 
-    runs, console = statuses(Path(parsed.folder)), terminal()
-    console.print(status_table(runs))
-    console.print(summary_line(runs), soft_wrap=True)
-    return 0
+    return States(statuses(Path(parsed.folder)))
 
 
 BATCH = Command(
@@ -126,15 +197,16 @@ BATCH = Command(
     _add_batch,
     _batch,
     """examples:
-  amc batch configs/batch-digits.yaml             every run of the matrix that is not done yet; again to go on
-  amc batch my.yaml --dry-run                     what would run, for how long, and what is there already
+  amc batch configs/batch-digits.yaml        every run that is not done yet
+  amc batch my.yaml --dry-run                what would run, and for how long
   amc batch my.yaml --workers 4 --out DIR
-docs/batch.md describes the file.""",
+After an interruption the same command goes on. docs/batch.md describes the file.""",
+    main=("--out", "--dry-run", "--workers", "--ray", "--trust", "--yes"),
 )
 
 STATUS = Command(
     "status",
-    "how far a batch or a run is, from another shell",
+    "show the progress of a run or batch, from another shell",
     _add_status,
     _status,
     """examples:

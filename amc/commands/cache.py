@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from amc.commands.command import Command
+from amc.commands.command import Answer, Command
 from amc.commands.show import table, terminal
 
 
@@ -14,27 +17,58 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clear", action="store_true", help="remove everything that is kept")
 
 
-def _cache(parsed: argparse.Namespace) -> int:
-    from amc.reports.human import size
+@dataclass(frozen=True)
+class Cached(Answer):
+    """What a cache holds, or what was removed from it."""
+
+    folder: Path
+    limit: int
+    kinds: Mapping[str, Sequence[int]]
+    """Sizes of the entries, by kind."""
+    freed: int | None = None
+    """Bytes that were removed; None where nothing was to be."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all entries."""
+        return sum(map(sum, self.kinds.values()))
+
+    def show(self) -> None:
+        from amc.reports.human import size
+
+        if self.freed is not None:
+            print(f"{self.folder}: {size(self.freed)} freed")
+            return
+        if self.kinds:
+            rows = [[kind, str(len(sizes)), size(sum(sizes))] for kind, sizes in sorted(self.kinds.items())]
+            terminal().print(table(["kind", "entries", "size"], rows))
+        print(f"{self.folder}: {size(self.total)} of at most {size(self.limit)}")
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "bytes": self.total,
+            "limit": self.limit,
+            "freed": self.freed,
+            "kinds": {kind: {"entries": len(sizes), "bytes": sum(sizes)} for kind, sizes in self.kinds.items()},
+        }
+
+
+def _cache(parsed: argparse.Namespace) -> Cached:
     from amc.runtime.cache import Cache, cache_folder
 
     cache = Cache(Path(parsed.folder) if parsed.folder else cache_folder())
-    if parsed.clear:
-        print(f"{cache.folder}: {size(cache.clear())} freed")
-        return 0
+    assert cache.folder is not None
+    freed = cache.clear() if parsed.clear else None
     kinds: dict[str, list[int]] = {}
     for entry in cache.entries():
         kinds.setdefault(entry.kind, []).append(entry.size)
-    if kinds:
-        rows = [[kind, str(len(sizes)), size(sum(sizes))] for kind, sizes in sorted(kinds.items())]
-        terminal().print(table(["kind", "entries", "size"], rows))
-    print(f"{cache.folder}: {size(sum(map(sum, kinds.values())))} of at most {size(cache.limit)}")
-    return 0
+    return Cached(cache.folder, cache.limit, kinds, freed)
 
 
 CACHE = Command(
     "cache",
-    "what is kept for runs to share, and clearing it",
+    "show or clear what is kept for runs to share",
     _add_cache,
     _cache,
     """examples:

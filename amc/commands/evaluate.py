@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from amc.commands.command import Command
+from amc.commands.command import Answer, Command
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
@@ -13,13 +15,24 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust", action="store_true", help="run the Python files that the run names")
 
 
-def _evaluate(parsed: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Evaluated(Answer):
+    """What a bundle scores now, and what its run recorded."""
+
+    scores: Any
+
+    def show(self) -> None:
+        now, recorded = 100 * self.scores.test, 100 * self.scores.recorded
+        print(f"model.onnx: {self.scores.metric} {now:.2f} % on the test split (recorded: {recorded:.2f} %)")
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self.scores)
+
+
+def _evaluate(parsed: argparse.Namespace) -> Evaluated:
     from amc.pipeline.training import evaluate_bundle
 
-    scores = evaluate_bundle(Path(parsed.bundle), parsed.trust)
-    now, recorded = 100 * scores.test, 100 * scores.recorded
-    print(f"model.onnx: {scores.metric} {now:.2f} % on the test split (recorded: {recorded:.2f} %)")
-    return 0
+    return Evaluated(evaluate_bundle(Path(parsed.bundle), parsed.trust))
 
 
 EVALUATE = Command(
@@ -28,5 +41,6 @@ EVALUATE = Command(
     _add_evaluate,
     _evaluate,
     """examples:
-  amc evaluate amc-runs/resnet8-digits-1""",
+  amc evaluate amc-runs/resnet8-digits-1
+  amc evaluate amc-runs/resnet8-digits-1 --json""",
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from amc.commands.command import Command
+from amc.commands.command import Answer, Command
 from amc.config import shown
 from amc.errors import ConfigError, RenamedWarning, did_you_mean, printable
 
@@ -30,38 +31,72 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="KIND", help=", ".join(KINDS))
 
 
-def _list(parsed: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Listed(Answer):
+    """What can be chosen by name, of one kind."""
+
+    entries: Mapping[str, Any]
+    settings: bool = True
+    """Whether the settings are shown."""
+
+    def show(self) -> None:
+        wide = max((len(name) for name in self.entries), default=0)
+        for name, entry in self.entries.items():
+            shown_name = name
+            for line in _lines(entry, self.settings):
+                print(f"{printable(shown_name):<{wide}}  {line}")
+                shown_name = ""  # it stands before the first line only
+
+    def document(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": name,
+                "summary": _summary(entry),
+                "reference": getattr(entry, "reference", ""),
+                "settings": [{"name": s.name, "default": s.default, "help": s.help} for s in _settings(entry)],
+            }
+            for name, entry in self.entries.items()
+        ]
+
+
+def _add_nothing(parser: argparse.ArgumentParser) -> None:
+    return None
+
+
+def _list(parsed: argparse.Namespace) -> Listed:
     if parsed.what not in KINDS:
         raise ConfigError(f"unknown kind {shown(parsed.what)}.{did_you_mean(parsed.what, KINDS)}")
-    return _print(parsed.what, settings=True)
+    return Listed(_entries(parsed.what))
 
 
-def _print(kind: str, settings: bool) -> int:
+def _entries(kind: str) -> Mapping[str, Any]:
     module, _, function = KINDS[kind].partition(":")
-    entries = getattr(import_module(module), function)()
-    wide = max((len(name) for name in entries), default=0)
-    for name, entry in entries.items():
-        for line in _lines(entry, settings):
-            print(f"{printable(name):<{wide}}  {line}")
-            name = ""  # noqa: PLW2901  (it stands before the first line only)
-    return 0
+    found: Mapping[str, Any] = getattr(import_module(module), function)()
+    return found
+
+
+def _summary(entry: Any) -> str:
+    return str(getattr(entry, "summary", "") or (entry.__doc__ or "").partition("\n")[0])
+
+
+def _settings(entry: Any) -> Sequence[Any]:
+    from amc.runtime.registry import Entry, settings_of
+
+    return settings_of(entry.load()) if isinstance(entry, Entry) and entry.has_settings else ()
 
 
 def _lines(entry: Any, settings: bool) -> Iterator[str]:
     """What is said of an entry: the summary with its reference, and a line for every setting."""
-    from amc.runtime.registry import Entry, settings_of
-
-    summary = getattr(entry, "summary", "") or (entry.__doc__ or "").partition("\n")[0]
-    reference = getattr(entry, "reference", "")
+    summary, reference = _summary(entry), getattr(entry, "reference", "")
     yield from textwrap.wrap(printable(f"{summary} [{reference}]" if reference else summary), 100)
-    if settings and isinstance(entry, Entry) and entry.has_settings:
-        for setting in settings_of(entry.load()):
+    if settings:
+        for setting in _settings(entry):
             yield printable(f"  {setting.name}={setting.default}: {setting.help}")
 
 
-def _searchers(parsed: argparse.Namespace) -> int:
+def _searchers(parsed: argparse.Namespace) -> Listed:
     warnings.warn(RenamedWarning("amc searchers is now called amc list searchers"), stacklevel=2)
-    return _print("searchers", settings=False)
+    return Listed(_entries("searchers"), settings=False)
 
 
 LIST = Command(
@@ -74,4 +109,4 @@ LIST = Command(
   amc list rewards""",
 )
 
-SEARCHERS = Command("searchers", "list the searchers (now: amc list searchers)", lambda parser: None, _searchers)
+SEARCHERS = Command("searchers", "list the searchers (now: amc list searchers)", _add_nothing, _searchers)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from amc.commands.command import Command
+from amc.commands.command import STDOUT, Answer, Command
 from amc.commands.options import positive, whole
+from amc.commands.progress import progress
 from amc.commands.show import table, terminal
 from amc.config import convert
+from amc.errors import ConfigError
 
 
 def _add_measure(parser: argparse.ArgumentParser) -> None:
@@ -23,17 +25,55 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
                         help="stop when every ratio's 95%% interval is within this share of it [0.005]")  # fmt: skip
     parser.add_argument("--input-size", metavar="C,H,W", help="the input's shape after the batch, where a model "
                         "leaves it open")  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", help="write the numbers to a file too")
+    parser.add_argument("--json", metavar="FILE.json", nargs="?", const=STDOUT,
+                        help="print the result as one JSON document on stdout, everything else on stderr; with a file: "
+                        "print the table, and write the document there")  # fmt: skip
 
 
-def _measure(parsed: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class Measured(Answer):
+    """Times and peak memory of models, side by side."""
+
+    found: Any
+    memory: Mapping[str, int | None]
+    where: Mapping[str, Any]
+    precision: float
+    file: str | None = None
+    """Where the document is written too."""
+
+    @property
+    def too_noisy(self) -> bool:
+        """Whether the ratios are known less well than they should be."""
+        return bool(self.found.spread > 4 * self.precision)
+
+    def show(self) -> None:
+        _print_measured(self.found, self.memory, self.where)
+        if self.too_noisy:
+            terminal().print(
+                f"note: the machine is too noisy to tell: a ratio is known to ±{100 * self.found.spread:.1f} % only. "
+                "Measure for longer (--seconds), or when less else is running.",
+                soft_wrap=True,
+            )
+        if self.file is not None:
+            from amc.runtime.files import write_json
+
+            write_json(Path(self.file), self.document())
+
+    def document(self) -> dict[str, Any]:
+        models = {name: {**asdict(x), "peak_memory": self.memory[name]} for name, x in self.found.latencies.items()}
+        return {"format": "amc-measure", "version": 1, "models": models, "rounds": self.found.rounds,
+                "too_noisy": self.too_noisy, **self.where}  # fmt: skip
+
+
+def _measure(parsed: argparse.Namespace) -> Measured:
     from amc.latency import ConfinedRunner, measure, peak_memory
-    from amc.runtime.files import write_json
-    from amc.runtime.monitor import shown
 
     threads = whole(parsed.threads, "--threads", 1)
     seconds, precision = positive(parsed.seconds, "--seconds", 86400), positive(parsed.precision, "--precision", 1)
     shape = convert(parsed.input_size, tuple[int, ...] | None, "--input-size")
+    file = None if parsed.json in (None, STDOUT) else parsed.json
+    if file is not None and file.endswith(".onnx"):
+        raise ConfigError(f"--json would write over {file}: put --json at the end, or name a .json file after it.")
     paths = [Path(model) for model in parsed.models]
     inputs = None
     for path in paths:  # anybody's: first where it does no harm
@@ -44,25 +84,14 @@ def _measure(parsed: argparse.Namespace) -> int:
     assert inputs is not None
     names = [f"{i}. {path.name}" if len(paths) > 1 else str(path) for i, path in enumerate(paths, 1)]
     where = _where(threads, inputs.shape)
-    with shown() as monitor:
+    with progress(parsed) as monitor:
         monitor.begin("measure")
         found = measure(dict(zip(names, paths, strict=True)), inputs, threads, seconds, precision,
                         progress=monitor.progress)  # fmt: skip
         memory = {name: peak_memory(path, inputs.shape, threads)
                   for name, path in zip(names, paths, strict=True)}  # fmt: skip
     where["load_after"] = os.getloadavg()[0]
-    _print_measured(found, memory, where)
-    noisy = found.spread > 4 * precision
-    if noisy:
-        terminal().print(
-            f"note: the machine is too noisy to tell: a ratio is known to ±{100 * found.spread:.1f} % only. "
-            "Measure for longer (--seconds), or when less else is running."
-        )
-    if parsed.json:
-        models = {name: {**asdict(x), "peak_memory": memory[name]} for name, x in found.latencies.items()}
-        write_json(Path(parsed.json), {"format": "amc-measure", "version": 1, "models": models,
-                                       "rounds": found.rounds, "too_noisy": noisy, **where})  # fmt: skip
-    return 0
+    return Measured(found, memory, where, precision, file)
 
 
 def _where(threads: int, shape: Sequence[int]) -> dict[str, Any]:
@@ -100,7 +129,7 @@ MEASURE = Command(
     _add_measure,
     _measure,
     """examples:
-  amc measure original.onnx model.onnx            how much faster, and how sure that is
-  amc measure a.onnx b.onnx c.onnx --threads 2 --seconds 60 --json measured.json
-  amc measure a.onnx --input-size 3,224,224       for a model that takes any size""",
+  amc measure original.onnx model.onnx     how much faster, and how sure that is
+  amc measure a.onnx b.onnx c.onnx --threads 2 --seconds 60 --json found.json
+  amc measure a.onnx --input-size 3,224,224     for a model that takes any size""",
 )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from amc.config import (
@@ -22,45 +24,53 @@ from amc.config import (
     renamed_flags,
     shown,
 )
-from amc.errors import ConfigError
+from amc.errors import ConfigError, RenamedWarning
 
 _GROUPS = {
     "model": "the network",
     "data": "the data",
-    "budget": "the budget (at least one; all given must hold)",
+    "budget": "the budget (at least one limit; all that are given must hold)",
     "search": "the search",
     "finetune": "fine-tuning",
     "": "the run",
 }
 
 
-def add_options(parser: argparse.ArgumentParser, leave_out: tuple[str, ...] = ()) -> None:
-    """Every option of the configuration, but those of the branches to leave out."""
+def add_options(
+    parser: argparse.ArgumentParser,
+    leave_out: tuple[str, ...] = (),
+    unused: tuple[str, ...] = (),
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
+    """Every option of the configuration, but those of the sections to leave out. Gives the group of the run's.
+
+    ``unused``: paths of settings that the command has no use for. Their options are hidden, and accepted in this
+    version still, with a warning.
+    """
     groups: dict[str, Any] = {}
     for option in options():
         top = option.path[0] if len(option.path) > 1 else ""
         if top in leave_out:
             continue
-        group = groups.setdefault(top, parser.add_argument_group(_GROUPS[top]))
-        _add_option(group, option)
-    groups.setdefault("", parser.add_argument_group(_GROUPS[""])).add_argument(
-        "--config",
-        metavar="FILE.yaml",
-        help="read the configuration from a file; options given here override it",
-    )
-    parser.add_argument("--trust", action="store_true",
-                        help="run the Python files and commands that --config or --resume names")  # fmt: skip
+        group = groups.setdefault(top, parser.add_argument_group(texts.get(_GROUPS[top], _GROUPS[top])))
+        _add_option(group, option, ".".join(option.path) in unused, texts.get(option.flag))
+    run = groups.setdefault("", parser.add_argument_group(_GROUPS[""]))
+    run.add_argument("--config", metavar="FILE.yaml",
+                     help="read the configuration from a file; options given here override it")  # fmt: skip
+    run.add_argument("--trust", action="store_true",
+                     help="run the Python files and commands that --config or --resume names")  # fmt: skip
     for flag, path in renamed_flags():
         if path.partition(".")[0] not in leave_out:
             parser.add_argument(flag, dest=path, default=None, help=argparse.SUPPRESS)
+    parser.set_defaults(unused=unused)
+    return run
 
 
-def _add_option(group: Any, option: Option) -> None:
-    default_shown = (
-        {True: "on", False: "off"}.get(option.default, option.default) if option.kind is bool else option.default
-    )
-    default = "" if default_shown in (None, {}) or "[" in option.help else f" [{default_shown}]"
-    common = {"dest": ".".join(option.path), "default": None, "help": option.help + default}
+def _add_option(group: Any, option: Option, hidden: bool, text: str | None) -> None:
+    shown_default = {True: "on", False: "off"}[option.default] if option.kind is bool else option.default
+    default = "" if shown_default in (None, {}) or "[" in option.help else f" [{shown_default}]"
+    help_text = argparse.SUPPRESS if hidden else text or option.help + default
+    common = {"dest": ".".join(option.path), "default": None, "help": help_text}
     if option.kind is bool:
         group.add_argument(option.flag, action=argparse.BooleanOptionalAction, **common)
     elif option.kind is dict:
@@ -104,7 +114,14 @@ def given_values(parsed: argparse.Namespace) -> dict[str, Any]:
             value = value.get(part, {})
         if value != {}:
             _put(given, option.path, checked(option, value))
+            if ".".join(option.path) in parsed.unused:
+                _warn_unused(option.flag, parsed.command)
     return given
+
+
+def _warn_unused(flag: str, command: str) -> None:
+    text = f"{flag} has no effect in amc {command}, and is accepted in this version only."
+    warnings.warn(RenamedWarning(text), stacklevel=2)
 
 
 _EXAMPLES = {"--searcher-option": "population=32", "--schedule-option": "steps=3", "--recover-option": "share=0.5"}

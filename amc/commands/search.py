@@ -5,39 +5,38 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amc.commands.command import NOT_MET, Command
+from amc.commands.command import NOT_MET, Answer, Command
 from amc.commands.options import add_options, configuration, given_values, whole
+from amc.commands.progress import progress
 from amc.commands.show import table, terminal
 from amc.config import Config
 from amc.errors import ConfigError
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
-    add_options(parser)
-    parser.add_argument("--no-finetune", dest="finetune.epochs", action="store_const", const=0,
-                        help="no training at all: the best network before it (--finetune-epochs 0)")  # fmt: skip
-    parser.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, as it was configured")
-    parser.add_argument("--ray", metavar="ADDRESS", help="evaluate on a Ray cluster: auto (the one here) or HOST:PORT")
-    parser.add_argument("--workers", metavar="N", default="2", help="with --ray: policies evaluated at a time [2]")
+    run = add_options(parser)
+    run.add_argument("--no-finetune", dest="finetune.epochs", action="store_const", const=0,
+                     help="no training at all: the best network before it (--finetune-epochs 0)")  # fmt: skip
+    run.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, as it was configured")
+    run.add_argument("--ray", metavar="ADDRESS", help="evaluate on a Ray cluster: auto (the one here) or HOST:PORT")
+    run.add_argument("--workers", metavar="N", default="2", help="with --ray: policies evaluated at a time [2]")
 
 
-def _search(parsed: argparse.Namespace) -> int:
+def _search(parsed: argparse.Namespace) -> Searched:
     from amc.pipeline.pipeline import run
-    from amc.pipeline.summary import is_missed
-    from amc.runtime.monitor import shown
 
     given = given_values(parsed)
     if parsed.resume and (given or parsed.config):
         raise ConfigError("--resume goes on with a run as it was configured: give no other options with it.")
     config = Config() if parsed.resume else configuration(parsed)
-    with shown() as monitor, _remote(parsed) as remote:
+    with progress(parsed) as monitor, _remote(parsed) as remote:
         result = run(config, parsed.resume, monitor, parsed.trust, remote)
-    _print_result(result.summary, result.folder)
-    return NOT_MET if any(is_missed(proof) for proof in result.summary["proof"]) else 0
+    return Searched(result.summary, result.folder)
 
 
 @contextlib.contextmanager
@@ -53,33 +52,53 @@ def _remote(parsed: argparse.Namespace) -> Iterator[Any]:
         yield functools.partial(RayBackend, count=count)
 
 
-def _print_result(summary: Any, folder: Path) -> None:
-    from amc.pipeline.summary import is_missed
-    from amc.reports import columns, final_table, was_trained
-    from amc.reports.human import size
-    from amc.space.budget import format_cost
+@dataclass(frozen=True)
+class Searched(Answer):
+    """The result of a run."""
 
-    console = terminal()
-    console.print()
-    rows = [[row.label, *row.cells(was_trained(summary))] for row in final_table(summary)]
-    console.print(table(["", *columns(summary)], rows))
-    for proof in summary["proof"]:
-        value, limit = (format_cost(proof["resource"], proof[key]) for key in ("exported", "limit"))
-        word = "met" if proof["met"] else "NOT met" if is_missed(proof) else "not proved"
-        console.print(f"{word}: {value} of at most {limit} ({proof['how']})")
-    if summary.get("int8"):
-        int8 = summary["int8"]
-        others = (("original", "original_ms"), ("model.onnx", "final_ms"))
-        beside = [f"{word} {int8[key]:.3g} ms" for word, key in others if int8.get(key) is not None]
-        console.print(
-            f"model.int8.onnx ({int8['setting']}): {summary['metric']} {100 * int8['test']:.2f} % on the test split, "
-            f"{size(int8['size'])}, {int8['latency_ms']:.3g} ms, {int8['ratio']['value']:.3f} of the original's time"
-            + (f" (measured side by side, apart from the table's: {', '.join(beside)})" if beside else ""),
-            soft_wrap=True,
-        )
-    for note in summary["notes"]:
-        console.print(f"note: {note}")
-    console.print(f"{folder}: model.onnx, report.html and all the rest")
+    summary: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def code(self) -> int:
+        from amc.pipeline.summary import is_missed
+
+        return NOT_MET if any(is_missed(proof) for proof in self.summary["proof"]) else 0
+
+    def show(self) -> None:
+        from amc.pipeline.summary import is_missed
+        from amc.reports import columns, final_table, was_trained
+        from amc.space.budget import format_cost
+
+        console, summary = terminal(), self.summary
+        console.print()
+        rows = [[row.label, *row.cells(was_trained(summary))] for row in final_table(summary)]
+        console.print(table(["", *columns(summary)], rows))
+        for proof in summary["proof"]:
+            value, limit = (format_cost(proof["resource"], proof[key]) for key in ("exported", "limit"))
+            word = "met" if proof["met"] else "NOT met" if is_missed(proof) else "not proved"
+            console.print(f"{word}: {value} of at most {limit} ({proof['how']})", soft_wrap=True)
+        if summary.get("int8"):
+            console.print(_int8_line(summary), soft_wrap=True)
+        for note in summary["notes"]:
+            console.print(f"note: {note}", soft_wrap=True)
+        console.print(f"Results in {self.folder}: model.onnx, report.html, policy.json, weights", soft_wrap=True)
+
+    def document(self) -> dict[str, Any]:
+        return {**self.summary, "folder": str(self.folder)}
+
+
+def _int8_line(summary: Mapping[str, Any]) -> str:
+    from amc.reports.human import size
+
+    int8 = summary["int8"]
+    others = (("original", "original_ms"), ("model.onnx", "final_ms"))
+    beside = [f"{word} {int8[key]:.3g} ms" for word, key in others if int8.get(key) is not None]
+    return (
+        f"model.int8.onnx ({int8['setting']}): {summary['metric']} {100 * int8['test']:.2f} % on the test split, "
+        f"{size(int8['size'])}, {int8['latency_ms']:.3g} ms, {int8['ratio']['value']:.3f} of the original's time"
+        + (f" (measured side by side, apart from the table's: {', '.join(beside)})" if beside else "")
+    )
 
 
 SEARCH = Command(
@@ -88,9 +107,25 @@ SEARCH = Command(
     _add_search,
     _search,
     """examples:
-  amc search --flops 0.5                       the embedded network and data, in about a minute
-  amc search --flops 20M --size 500KB --model resnet20 --weights w.safetensors --data imagefolder:DIR
-  amc search --flops 0.5 --model my_net.py:make --data my_data.py:make --finetune-epochs 5
-  amc search --latency 0.5 --model resnet20 --weights w.safetensors --data imagefolder:DIR
-  amc search --resume amc-runs/resnet8-digits-1   go on with a run that was interrupted""",
+  amc search --flops 0.5            the embedded network and data, in a minute
+  amc search --flops 20M --size 500KB --model resnet20 \\
+      --weights w.safetensors --data imagefolder:photos
+  amc search --latency 3ms --model my_net.py:make --data my_data.py:make
+  amc search --resume amc-runs/resnet8-digits-1        after an interruption""",
+    main=(
+        "--model",
+        "--weights",
+        "--data",
+        "--data-root",
+        "--flops",
+        "--params",
+        "--size",
+        "--latency",
+        "--evaluations",
+        "--finetune-epochs",
+        "--int8",
+        "--config",
+        "--out",
+        "--resume",
+    ),
 )

@@ -79,13 +79,13 @@ class BudgetConfig(Settings):
     )
     latency: Limit | None = setting(
         None,
-        "time of one inference on ONNX Runtime, measured: a share (0.5) or a time (3ms, 800us)",
+        "longest time of one inference on ONNX Runtime, measured: a share (0.5) or a time (3ms, 800us)",
         "--latency",
     )
     branches: Limit | None = setting(
         None,
-        "residual branches that are left, a share or a number: the others are removed whole (for --int8 above all, "
-        "where time goes with operators, not with widths)",
+        "maximum number of residual branches to keep, a share or a count; the others are removed whole (useful "
+        "with --int8, where time depends on operators more than on widths)",
         "--branches",
     )
 
@@ -97,7 +97,7 @@ class SearchConfig(Settings):
 
     searcher: str = setting(
         "hybrid",
-        "who proposes policies: hybrid, spdy, tpe, amc (DDPG), uniform … (see amc list searchers), or "
+        "the algorithm that proposes policies: hybrid, spdy, tpe, amc (DDPG), uniform … (see amc list searchers), or "
         "path/to/file.py:function",
         "--searcher",
     )
@@ -126,7 +126,8 @@ class SearchConfig(Settings):
     )
     criterion: str = setting(
         "obs",
-        "which channels go first: obs, l1, taylor, fpgm … (see amc list criteria), or path/to/file.py:function",
+        "how channels are ranked by importance: obs, l1, taylor, fpgm … (see amc list criteria), or "
+        "path/to/file.py:function",
         "--criterion",
     )
     criterion_scope: Literal["site", "local", "global", "flops"] = setting(
@@ -144,7 +145,7 @@ class SearchConfig(Settings):
     )
     latency_model: str | None = setting(
         None,
-        "who predicts latency: a profile of amc profile, a table (.csv, .json), path/to/file.py:Class, "
+        "what predicts latency: a profile of amc profile, a table (.csv, .json), path/to/file.py:Class, "
         "'command:./measure.sh {onnx}' or an installed model's name [a profile that the run makes]",
         "--latency-model",
     )
@@ -186,9 +187,8 @@ class SearchConfig(Settings):
     )
     objective: Literal["logit_mse", "loss"] = setting(
         "logit_mse",
-        "the objective of the search, per sample: logit_mse (mean squared difference of the logits from the "
-        "original's; the loss where there is not one vector of logits a sample) or loss (the task's own, "
-        "with the labels)",
+        "how pruned networks are scored, per sample: logit_mse (mean squared difference from the original's logits; "
+        "the loss where there is not one vector of logits a sample) or loss (the task's own, with the labels)",
         "--search-objective",
     )
     race: bool = setting(

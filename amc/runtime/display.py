@@ -1,77 +1,162 @@
-"""The live display of a run, and plain lines where there is no terminal."""
+"""The progress of a run on the terminal, and plain lines where there is none."""
 
 from __future__ import annotations
 
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from amc.errors import without_escapes
+from amc.runtime.monitor import Silent
+
+_LINES_EVERY = 30.0
+"""Seconds between two lines of one stage, where there is no terminal."""
+
+
+def progress_console() -> Console:
+    """Stderr. Interactive (a picture that changes) on a terminal that can do it, and not in a CI log."""
+    able = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb") and not os.environ.get("CI")
+    return Console(stderr=True, highlight=False, force_interactive=able)
+
+
+@dataclass
+class _Row:
+    """One stage as it is shown."""
+
+    name: str
+    began: float | None = None
+    """On the monotonic clock; None: it is still to come."""
+    seconds: float | None = None
+    """How long it took; None: it is not done."""
+    share: float = 0.0
+    note: str = ""
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until it is done, at the pace so far."""
+        if self.began is None or self.seconds is not None or self.share < 0.02:
+            return None
+        return (time.monotonic() - self.began) * (1 - self.share) / self.share
 
 
 class Display:
-    """One line a stage: what, how far, the best so far, time spent and time left."""
+    """A row for every stage: how far it is, time spent and time left, the best so far. Stages to come are listed."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
-        self._live = self._console.is_terminal
-        self._bars = Progress(
-            SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}"),
-            console=self._console,
-        )
-        self._bar: TaskID | None = None
-        self._stage = ""
-        self._note = ""
+        self._console = console or progress_console()
+        self._rows: list[_Row] = []
+        self._now: _Row | None = None
+        self._began, self._told = time.monotonic(), 0.0
+        live = self._console.is_interactive and self._console.is_terminal
+        self._live = Live(console=self._console, get_renderable=self._picture, refresh_per_second=8) if live else None
 
     def __enter__(self) -> Display:
         if self._live:
-            self._bars.start()
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live:
-            self._bars.stop()
+            self._rows = [row for row in self._rows if row.began is not None]
+            self._live.stop()
+        elif kind is None and len(self._rows) > 1:
+            self._line("total", time.monotonic() - self._began, "")
+
+    def plan(self, stages: Sequence[str]) -> None:
+        """The stages to come."""
+        self._rows = [row for row in self._rows if row.began is not None] + [_Row(stage) for stage in stages]
 
     def begin(self, stage: str) -> None:
-        self._stage, self._note = stage, ""
-        if self._live:
-            self._bar = self._bars.add_task(_plain(f"{stage:<12}"), total=1.0, note="")
+        row = next((row for row in self._rows if row.name == stage and row.began is None), None)
+        if row is None:
+            row = _Row(stage)
+            done = sum(row.began is not None for row in self._rows)
+            self._rows.insert(done, row)
+        row.began = self._told = time.monotonic()
+        self._now = row
 
     def progress(self, share: float, note: str = "") -> None:
-        self._note = note or self._note
-        if self._bar is not None:
-            self._bars.update(self._bar, completed=min(1.0, share), note=_plain(self._note))
+        row = self._now
+        if row is None or row.began is None:
+            return
+        row.share, row.note = min(1.0, share), note or row.note
+        now = time.monotonic()
+        if self._live is None and now - self._told > _LINES_EVERY:
+            self._told = now
+            self._line(row.name, now - row.began, f"{100 * row.share:.0f} % done  {row.note}")
 
     def end(self, seconds: float) -> None:
-        if self._bar is not None:
-            self._bars.update(self._bar, completed=1.0)
-            self._bar = None
-        elif not self._live:
-            self._console.print(_plain(f"{self._stage:<12} {seconds:7.1f} s  {self._note}"), highlight=False)
+        row, self._now = self._now, None
+        if row is None:
+            return
+        row.seconds, row.share = seconds, 1.0
+        if self._live is None:
+            self._line(row.name, seconds, row.note)
 
     def say(self, text: str) -> None:
-        self._console.print(_plain(text), highlight=False)
+        self._console.print(without_escapes(text), markup=False, highlight=False, soft_wrap=self._live is None)
+
+    def _line(self, name: str, seconds: float, note: str) -> None:
+        self.say(f"{name:<10} {seconds:7.1f} s  {note}".rstrip())
+
+    def _picture(self) -> RenderableType:
+        """The rows, and how much of all is done. The notes take the room that is left of the line."""
+        table = Table.grid(padding=(0, 1))
+        for justify in ("left", "left", "left", "right", "right", "right"):
+            table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        table.expand = True
+        for row in self._rows:
+            table.add_row(*_cells(row))
+        if len(self._rows) < 2:
+            return table
+        done = sum(row.seconds is not None for row in self._rows)
+        spent = clock(time.monotonic() - self._began)
+        return Group(table, Text(f"  {done} of {len(self._rows)} stages done, {spent} in total", style="bold"))
 
 
-def _plain(text: str) -> str:
+def _cells(row: _Row) -> list[RenderableType]:
+    """Mark, name, bar, share, time spent, time left and note of a stage."""
+    if row.began is None:
+        return [" ", Text(f"{row.name:<10}", style="dim"), "", "", "", "", ""]
+    done = row.seconds is not None
+    spent = row.seconds if row.seconds is not None else time.monotonic() - row.began
+    left = "" if row.left is None else f"{clock(row.left)} left"
+    mark = Text("✓", style="green") if done else Text("›", style="bold")
+    bar = ProgressBar(total=1.0, completed=row.share, width=12)
+    return [mark, _plain(row.name), bar, f"{100 * row.share:.0f} %", clock(spent), left, _plain(row.note)]
+
+
+def clock(seconds: float) -> str:
+    """A time as minutes and seconds.
+
+    >>> clock(75), clock(3675)
+    ('1:15', '1:01:15')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Warnings(Silent):
+    """Shows warnings only."""
+
+    def say(self, text: str) -> None:
+        if text.startswith("warning"):
+            progress_console().print(without_escapes(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def _plain(text: str) -> Text:
     """A text as it is: without markup, and without escapes that the terminal acts on."""
-    return escape(without_escapes(text))
+    return Text(without_escapes(" ".join(text.split())))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 
 class Monitor(Protocol):
@@ -44,6 +43,7 @@ class Logged:
 
     def begin(self, stage: str) -> None:
         self._stage = stage
+        self._log.debug("%s: begins", stage)
 
     def progress(self, share: float, note: str = "") -> None:
         self._log.debug("%s: %.0f %% %s", self._stage, 100 * share, note)
@@ -52,13 +52,18 @@ class Logged:
         self._log.info("%s: done in %.1f s", self._stage, seconds)
 
     def say(self, text: str) -> None:
-        self._log.info("%s", text)
+        self._log.log(logging.WARNING if text.startswith("warning") else logging.INFO, "%s", text)
 
 
-@contextmanager
-def shown() -> Iterator[Monitor]:
-    """A live display on a terminal, plain lines elsewhere."""
-    from amc.runtime.display import Display
+@runtime_checkable
+class Planned(Protocol):
+    """A monitor that shows the stages to come."""
 
-    with Display() as display:
-        yield display
+    def plan(self, stages: Sequence[str]) -> None:
+        """These stages follow, some of them perhaps several times."""
+
+
+def announce(monitor: Monitor, stages: Sequence[str]) -> None:
+    """Tell the stages to come, where the monitor shows them."""
+    if isinstance(monitor, Planned):
+        monitor.plan(stages)

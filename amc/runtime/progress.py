@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from amc.errors import printable
 from amc.runtime.files import MIB, read_json
-from amc.runtime.monitor import Monitor
+from amc.runtime.monitor import Monitor, announce
 
 NAME = "progress.json"
 _EVERY = 0.5  # seconds between two writes
@@ -29,6 +30,9 @@ class Recorder:
     def __init__(self, folder: Path, monitor: Monitor) -> None:
         self._path, self._monitor = folder / NAME, monitor
         self._stage, self._note, self._began, self._written = "", "", time.time(), 0.0
+
+    def plan(self, stages: Sequence[str]) -> None:
+        announce(self._monitor, stages)
 
     def begin(self, stage: str) -> None:
         self._stage, self._note, self._began = stage, "", time.time()
