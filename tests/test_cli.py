@@ -110,7 +110,7 @@ def test_resuming_with_another_network_is_refused(capsys):
 
 def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["search", "--help"])
+        main(["search", "--help-all"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for option in options():

@@ -122,8 +122,8 @@ def _subparser(added: Any, command: Command) -> Parser:
     sub.usage = " ".join([f"amc {command.name}", *map(_named, sub.positionals()), "[OPTIONS]"])
     group = sub.add_argument_group("output")
     if command.json and "--json" not in dict(sub.flags()):
-        group.add_argument("--json", action="store_true",
-                           help="print the result as one JSON document on stdout, everything else on stderr")  # fmt: skip
+        text = "print the result as one JSON document on stdout, everything else on stderr"
+        group.add_argument("--json", action="store_true", help=text)
     group.add_argument("-q", "--quiet", action="store_true", help="no progress: only warnings, errors and results")
     group.add_argument("-v", "--verbose", action="store_true", help="log every step with its time")
     group.add_argument("-h", "--help", action=_Help, nargs=0, help="show this help, and exit")

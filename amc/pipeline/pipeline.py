@@ -32,7 +32,7 @@ from amc.runtime.arguments import PATH, expect
 from amc.runtime.files import check_folder, sweep
 from amc.runtime.journal import Journal, read_records
 from amc.runtime.locks import MeasurementLock
-from amc.runtime.monitor import Logged, Monitor
+from amc.runtime.monitor import Logged, Monitor, announce
 from amc.runtime.progress import Recorder
 from amc.runtime.tracking import check_log, tracked
 from amc.search import check_searcher, keeps_study, searchers
@@ -238,11 +238,25 @@ def resume_command(folder: Path, config: Config) -> str:
     return f"amc search --resume {shlex.quote(str(folder))}{' --trust' if needs_trust(folder, config) else ''}"
 
 
+def _planned(record: Record) -> list[str]:
+    """The stages of a run whose first network meets its limits."""
+    config = record.config
+    profiled = config.budget.latency is not None or config.search.latency_aware
+    wanted = {"profile": profiled, "fine-tune": record.epochs > 0, "quantise": config.int8}
+    return [stage for stage in _STAGES if wanted.get(stage, True)]
+
+
+_STAGES = (
+    "inspect", "profile", "calibrate", "search", "choose", "fine-tune", "export", "measure", "quantise", "test",
+)  # fmt: skip
+
+
 def _compress(record: Record, remote: RemoteBackend | None) -> Result:
     """The stages, one after the other."""
     stages, delivery = Stages(record, remote), Delivery(record)
     if record.journal.last("done") is not None:
         return delivery.finished()
+    announce(record.monitor, _planned(record))
     with record.stage("inspect"):
         stages.check_training()
         graph = stages.inspect()

@@ -61,7 +61,8 @@ class Record:
         trouble = self.memo.cache.trouble()
         for note in (*task.splits.notes, *([f"warning: {trouble}"] if trouble else [])):
             monitor.say(note)
-        monitor.say(f"{task.name}; everything goes to {folder} (after an interruption: amc search --resume {folder})")
+        monitor.say(f"{task.name}: {task.splits.told()}")
+        monitor.say(f"everything goes to {folder} (after an interruption: amc search --resume {folder})")
 
     def _identity(self) -> dict[str, Any]:
         """A folder belongs to one network, one configuration and one set of splits. Raises BundleError for another."""

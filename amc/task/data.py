@@ -166,6 +166,13 @@ class Splits:
     notes: tuple[str, ...] = ()
     """What the user is to know of the data before anything is done with them."""
 
+    def told(self) -> str:
+        """How many samples every split has, for people."""
+        return (
+            f"{len(self.train):,} samples to train on, {len(self.calibration):,} for calibration, "
+            f"{len(self.search):,} for the search, {len(self.test):,} for the test"
+        )
+
 
 def load_data(config: DataConfig) -> Splits:
     """The splits that the configuration names."""
