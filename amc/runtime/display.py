@@ -114,7 +114,7 @@ class Display:
         """The rows, and how much of all is done. The notes take the room that is left of the line."""
         table = Table.grid(padding=(0, 1))
         for justify in ("left", "left", "left", "right", "right", "right"):
-            table.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]
+            table.add_column(justify=justify, no_wrap=True)
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         table.expand = True
         for row in self._rows:
