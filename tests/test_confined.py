@@ -114,7 +114,7 @@ def test_a_crash_of_the_runtime_is_one_line(tmp_path: Path, capsys, monkeypatch,
     script.write_text(text.replace(place, f"{' ' * (len(place) - len(place.lstrip()))}os.abort()\n{place}"))
     monkeypatch.setattr(confined_process, "__file__", str(script))
     path = saved(tmp_path / "m.onnx", [helper.make_node("Tanh", ["x"], ["y"])])
-    assert f"ends ONNX Runtime's process when it is {when} (signal 6)." in complaint(capsys, str(path))
+    assert f"crashes ONNX Runtime when it is {when} (signal 6)." in complaint(capsys, str(path))
 
 
 # Tensors in other files
@@ -129,7 +129,7 @@ def test_tensors_are_in_regular_files_of_the_model_s_folder(tmp_path: Path, caps
     (tmp_path / "m" / "link").symlink_to(tmp_path / "w.bin")
     os.mkfifo(tmp_path / "m" / "fifo")
     path = weighted(tmp_path / "m" / "m.onnx", location)
-    assert f"cannot load {path}: it keeps tensors in {location!r}" in complaint(capsys, str(path))
+    assert f"cannot load {path}: it stores tensors in {location!r}" in complaint(capsys, str(path))
 
 
 def test_tensors_in_a_folder_that_is_a_link_are_not_read(tmp_path: Path, capsys) -> None:
@@ -137,7 +137,9 @@ def test_tensors_in_a_folder_that_is_a_link_are_not_read(tmp_path: Path, capsys)
     (tmp_path / "other" / "w.bin").write_bytes(bytes(12))
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "sub").symlink_to(tmp_path / "other")
-    assert "no regular file in its folder" in complaint(capsys, str(weighted(tmp_path / "m" / "m.onnx", "sub/w.bin")))
+    assert "not a regular file in its folder" in complaint(
+        capsys, str(weighted(tmp_path / "m" / "m.onnx", "sub/w.bin"))
+    )
 
 
 def test_tensors_of_gigabytes_are_not_read(tmp_path: Path, capsys) -> None:
@@ -158,4 +160,4 @@ def test_tensors_of_inner_graphs_are_looked_at(tmp_path: Path, capsys) -> None:
     inner = weighted(tmp_path / "inner.onnx", "../w.bin")
     tensor = onnx.load(str(inner), load_external_data=False).graph.initializer[0]
     nodes = [helper.make_node("Constant", [], ["w"], value=tensor), helper.make_node("Add", ["x", "w"], ["y"])]
-    assert "keeps tensors in '../w.bin'" in complaint(capsys, str(saved(tmp_path / "m.onnx", nodes)))
+    assert "stores tensors in '../w.bin'" in complaint(capsys, str(saved(tmp_path / "m.onnx", nodes)))

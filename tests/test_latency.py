@@ -135,7 +135,7 @@ FLOAT, DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
 @pytest.mark.parametrize(
     ("inputs", "options", "told"),
     [
-        ([(FLOAT, ["n", 3, "h", "w"])], [], "say which with --input-size"),
+        ([(FLOAT, ["n", 3, "h", "w"])], [], "give their sizes with --input-size"),
         ([(FLOAT, ["n", 3, "h", "w"])], ["--input-size", "4,8,8"], "model.onnx takes [3, 'h', 'w']"),
         ([(FLOAT, ["n", 3]), (FLOAT, ["n", 3])], [], "has 2 inputs"),
         ([(DOUBLE, ["n", 3])], [], "only float32"),
@@ -157,7 +157,7 @@ def test_measure_refuses_what_it_cannot_run(tmp_path, capsys, inputs, options, t
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"this is not ONNX", "cannot load .*other.onnx: it is no ONNX file"),
+        (b"this is not ONNX", "cannot load .*other.onnx: it is not an ONNX file"),
         ("unknown operator", "cannot load .*other.onnx.*Nothing"),
         ("operator of another type", "cannot load .*other.onnx.*implementation"),
         ("another shape", r"other.onnx takes \[4\] after the batch, not \[3\]"),

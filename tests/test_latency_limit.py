@@ -148,7 +148,7 @@ def measured(device: Device, choice, hidden: float) -> Measurement:
 
 def run(latency: LatencyConstraint, device: Device, hidden: float, seed: int):
     """The rounds of a run, as the pipeline makes them: the policy that is delivered, what it takes, and the rounds."""
-    latency.aim(space_of(latency), seed, lambda *_: None)
+    latency.measure_near_budget(space_of(latency), seed, lambda *_: None)
     rng, tried = np.random.default_rng(seed), []
     for rounds in range(1, 2 * ROUNDS):
         space = space_of(latency)
@@ -162,7 +162,7 @@ def run(latency: LatencyConstraint, device: Device, hidden: float, seed: int):
         finally:
             tried += found
         good = latency.fast_enough(tried, 6, lambda *_: None)
-        obstacle = None if good else latency.search_again(space, latency.likely(tried, 6))
+        obstacle = None if good else latency.search_again(space, latency.expected_within(tried, 6))
         if not good and obstacle is None:
             continue
         chosen = good[0] if good else latency.closest(tried)

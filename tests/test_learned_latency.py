@@ -343,11 +343,11 @@ class TestConstraint:
 
     def test_policies_near_the_budget_correct_the_model(self, model, tmp_path):
         latency, bench, journal = self.limited(model, tmp_path)
-        latency.aim(self.space(latency), 0, lambda *_: None)
+        latency.measure_near_budget(self.space(latency), 0, lambda *_: None)
         assert latency.now.scale == pytest.approx(1.1, rel=0.03)
         assert latency.round.number == 0
         before = bench.measured
-        latency.aim(self.space(latency), 0, lambda *_: None)
+        latency.measure_near_budget(self.space(latency), 0, lambda *_: None)
         assert bench.measured == before
         chosen = self.space(latency).fit(np.ones(4))
         assert latency.verifier.observe(chosen).ms <= latency.limit_ms
@@ -355,18 +355,18 @@ class TestConstraint:
 
     def test_what_was_measured_is_not_measured_again_after_an_interruption(self, model, tmp_path):
         latency, bench, journal = self.limited(model, tmp_path)
-        latency.aim(self.space(latency), 0, lambda *_: None)
+        latency.measure_near_budget(self.space(latency), 0, lambda *_: None)
         scale, done = latency.now.scale, bench.measured
         journal.close()
         with Journal(tmp_path / "journal.jsonl") as again:
             latency, bench, _ = self.limited(model, tmp_path, journal=again)
-            latency.aim(self.space(latency), 0, lambda *_: None)
+            latency.measure_near_budget(self.space(latency), 0, lambda *_: None)
             assert (latency.now.scale, bench.measured) == (scale, 0)
             assert done > 0
 
     def test_a_round_ends_where_the_best_are_predicted_wrongly_and_the_same_when_repeated(self, model, tmp_path):
         latency, bench, journal = self.limited(model, tmp_path, factor=1.0)
-        latency.aim(self.space(latency), 0, lambda *_: None)
+        latency.measure_near_budget(self.space(latency), 0, lambda *_: None)
         space, bench.factor = self.space(latency), 1.1
         best = [space.fit(shares) for shares in np.random.default_rng(5).uniform(0.3, 1, (8, 4))]
 
@@ -396,7 +396,7 @@ class TestConstraint:
 
     def test_a_round_goes_on_where_predictions_are_right(self, model, tmp_path):
         latency, _, journal = self.limited(model, tmp_path)
-        latency.aim(self.space(latency), 0, lambda *_: None)
+        latency.measure_near_budget(self.space(latency), 0, lambda *_: None)
         space = self.space(latency)
         for proposals in range(1, 9):
             latency.check(space, proposals, lambda: [space.fit(np.ones(4))])
@@ -407,7 +407,7 @@ class TestConstraint:
     def test_what_was_measured_on_a_noisy_machine_counts_where_it_agrees(self, model, tmp_path, spread, factor):
         latency, bench, journal = self.limited(model, tmp_path, factor=1.3)
         bench.undisturbed, bench.spread = 0.0, spread
-        latency.aim(self.space(latency), 0, lambda *_: None)
+        latency.measure_near_budget(self.space(latency), 0, lambda *_: None)
         assert latency.now.scale == pytest.approx((1 + MARGIN) * factor, rel=0.03)
         assert latency.keeps(self.space(latency).fit(np.ones(4)))
         journal.close()
@@ -416,13 +416,13 @@ class TestConstraint:
     def test_a_model_that_is_far_off_is_refused(self, model, tmp_path, factor):
         latency, _, journal = self.limited(model, tmp_path, factor=factor)
         with pytest.raises(LatencyError, match="latency cannot be predicted: a network takes"):
-            latency.aim(self.space(latency), 0, lambda *_: None)
+            latency.measure_near_budget(self.space(latency), 0, lambda *_: None)
         assert latency.now.scale == 1.0
         journal.close()
 
     def test_a_round_that_finds_a_model_far_off_does_not_end_for_that(self, model, tmp_path):
         latency, bench, journal = self.limited(model, tmp_path, factor=1.0)
-        latency.aim(self.space(latency), 0, lambda *_: None)
+        latency.measure_near_budget(self.space(latency), 0, lambda *_: None)
         space, bench.factor = self.space(latency), 9.0
         latency.check(space, 2, lambda: [space.fit([1, 1, 1, 0.5])])
         assert latency.round.number == 0
@@ -445,7 +445,7 @@ class TestConstraint:
 
     def test_rounds_end(self, model, tmp_path):
         latency, _, journal = self.limited(model, tmp_path, asked="0.8")
-        latency.aim(self.space(latency), 0, lambda *_: None)
+        latency.measure_near_budget(self.space(latency), 0, lambda *_: None)
         missed = VerifiedLatency(0.5, 0.51, "measured")
         rounds = 1
         while latency.tighten(self.space(latency), missed) is None:
@@ -458,14 +458,14 @@ class TestConstraint:
 
     def test_no_round_is_begun_for_which_nothing_is_small_enough(self, model, tmp_path):
         latency, _, journal = self.limited(model, tmp_path, asked="0.3")
-        latency.aim(self.space(latency), 0, lambda *_: None)
+        latency.measure_near_budget(self.space(latency), 0, lambda *_: None)
         told = latency.tighten(self.space(latency), VerifiedLatency(0.5, 0.8, "measured"))
         assert "even the smallest network would take" in told
         journal.close()
 
     def test_the_report_tells_the_error_and_the_corrections(self, model, tmp_path):
         latency, _, journal = self.limited(model, tmp_path)
-        latency.aim(self.space(latency), 0, lambda *_: None)
+        latency.measure_near_budget(self.space(latency), 0, lambda *_: None)
         said = latency.report(FULL)
         assert said["error"]["count"] == 120
         assert said["measured_error"] == pytest.approx(1 - 1 / 1.1, abs=0.02)

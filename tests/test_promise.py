@@ -50,7 +50,7 @@ class Device(LatencyProbe):
         type(self).calls += 1
         return Timing((total_ms(onnx.load_from_string(model)) / self._whole) ** self.power, 1.0, self._whole)
 
-    afresh = compare
+    compare_with_new_session = compare
 
     def profile(self, model, known):
         found = np.zeros(max(known.values()) + 1)
@@ -224,4 +224,4 @@ def test_a_profile_serves_many_runs_but_not_other_threads(device, tmp_path, caps
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "samples": content["samples"][:3]}))
     assert main([*arguments[:-1], str(tmp_path / "other")]) == 2
-    assert "holds 3 networks, too few to learn from" in capsys.readouterr().err
+    assert "holds 3 networks, but at least 24 are needed" in capsys.readouterr().err

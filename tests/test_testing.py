@@ -93,7 +93,7 @@ COUNT = iter(range(1000))
     [
         ({"unit": "s"}, LatencyError, "the unit 's'"),
         ({"predict": lambda self, widths: float("nan")}, LatencyError, "gives nan"),
-        ({"predict": random}, (AssertionError, LatencyError), "differ|does not follow"),
+        ({"predict": random}, (AssertionError, LatencyError), "differ|seems to ignore"),
         ({"predict": slow}, AssertionError, "a prediction takes"),
         ({"predict": jagged}, (AssertionError, LatencyError), "makes the network faster|the smallest of all"),
         ({"predict": lambda self, widths: 1.0}, AssertionError, "widths do not matter"),

@@ -1,4 +1,7 @@
-"""Latency: measured on ONNX Runtime, which only this package knows, predicted by models, and limited in a run."""
+"""Latency: measure it on ONNX Runtime, predict it with models, and hold a run to a limit.
+
+No other package imports ONNX Runtime.
+"""
 
 from __future__ import annotations
 

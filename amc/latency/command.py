@@ -1,8 +1,8 @@
-"""A latency model that is a command: it is given an ONNX file and prints milliseconds, from whatever device.
+"""A latency model that runs a command, which measures an ONNX file on any device and prints milliseconds.
 
-The command is split into words as a shell would, ``{onnx}`` is replaced by the file's path, and no shell is started.
-The last line that it prints must be a number of milliseconds, or one with its unit (``3.2``, ``3.2 ms``, ``3200 us``,
-``0.0032 s``). Each network is measured once and kept in the run's journal.
+The command is split into words as a shell splits it, but no shell is started. ``{onnx}`` stands for the path of the
+file. The last line of its output must be a time: milliseconds, or a number with its unit (``3.2``, ``3.2 ms``,
+``3200 us``, ``0.0032 s``). Each network is measured once; the run's journal keeps the result.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from amc.errors import ConfigError, LatencyError
 from amc.latency.model import SUSPICIOUS, LatencyProblem, Widths
 
 COMMAND = "command:"
-"""How the names of such models begin."""
+"""Prefix of the names of such models."""
 PLACE = "{onnx}"
 _UNITS = {"": 1.0, "ms": 1.0, "s": 1e3, "us": 1e-3, "µs": 1e-3, "ns": 1e-6}
 _NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|[-+]?inf)\s*(ms|s|us|µs|ns)?", re.IGNORECASE)
 
 
 class CommandModel:
-    """Milliseconds that a command prints."""
+    """Latency in milliseconds as a command prints it."""
 
     unit = "ms"
     measures = True
-    any_speed = True  # asked here, of numbers without a unit only
+    any_speed = True  # this class checks it itself, for numbers without a unit
 
     def __init__(self, command: str) -> None:
         try:
@@ -45,16 +45,16 @@ class CommandModel:
         self._problem: LatencyProblem | None = None
 
     def prepare(self, problem: LatencyProblem) -> None:
-        """Keep what is needed to make and remember measurements."""
+        """Keep the problem: it exports networks and stores measurements."""
         self._problem = problem
 
     def predict(self, widths: Widths) -> float:
-        """Measure the policy's network, or recall what it took."""
+        """Milliseconds of the policy's network, measured unless the journal has it."""
         assert self._problem is not None
         return self.measure(self._problem.cut(widths))
 
     def measure(self, model: bytes) -> float:
-        """Measure an ONNX model, or recall what it took. Raises LatencyError."""
+        """Milliseconds of an ONNX model, measured unless the journal has it. Raises LatencyError."""
         problem = self._problem
         assert problem is not None
         key = hashlib.sha256("\0".join([*self._words, ""]).encode() + model).hexdigest()[:32]
@@ -76,7 +76,10 @@ class CommandModel:
 
 
 def run(words: list[str], timeout: float) -> str:
-    """What a command prints. It and all that it has started are ended after ``timeout`` seconds, and by Ctrl-C."""
+    """Run a command and return its output.
+
+    After ``timeout`` seconds, or on Ctrl-C, the command and all its child processes are killed. Raises LatencyError.
+    """
     try:
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
@@ -87,7 +90,7 @@ def run(words: list[str], timeout: float) -> str:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         raise LatencyError(
-            f"{words[0]} has not ended after {timeout:g} s: give it longer with --latency-timeout."
+            f"{words[0]} did not finish within {timeout:g} s: allow more with --latency-timeout."
         ) from None
     finally:
         if process.poll() is None:
@@ -98,18 +101,22 @@ def run(words: list[str], timeout: float) -> str:
             if pipe is not None:
                 pipe.close()
     if process.returncode:
-        said = _last(err.decode(errors="replace")) or _last(out.decode(errors="replace")) or "and said nothing"
-        raise LatencyError(f"{words[0]} ended with exit code {process.returncode}: {said[:200]}")
+        message = _last(err.decode(errors="replace")) or _last(out.decode(errors="replace")) or "it printed nothing."
+        raise LatencyError(f"{words[0]} failed with exit code {process.returncode}: {message[:200]}")
     return out.decode(errors="replace")
 
 
 def milliseconds(printed: str, command: str) -> tuple[float, bool]:
-    """The number in the last line that a command has printed, and whether its unit was said. Raises LatencyError."""
+    """Parse the last line of a command's output: milliseconds, and whether it names a unit. Raises LatencyError.
+
+    >>> milliseconds("3200 us", "bench")
+    (3.2, True)
+    """
     line = _last(printed)
     found = _NUMBER.fullmatch(line)
     if found is None:
-        said = f"{line[:80]!r}" if line else "nothing"
-        raise LatencyError(f"{command} printed {said}, but its last line must be milliseconds, such as 3.2.")
+        printed_line = f"{line[:80]!r}" if line else "nothing"
+        raise LatencyError(f"{command} printed {printed_line}, but its last line must be milliseconds, such as 3.2.")
     ms = float(found[1]) * _UNITS[(found[2] or "").lower()]
     if not 0 < ms < float("inf"):
         raise LatencyError(f"{command} printed {line[:80]!r}: milliseconds must be above 0.")

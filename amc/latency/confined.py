@@ -1,7 +1,7 @@
-"""An ONNX file of anybody's, run in a process of its own with limits on time and memory.
+"""Run an untrusted ONNX file in a separate process with limits on time and memory.
 
-A loop without an end, a batch of a million, or a file on which the runtime itself crashes then ends that process, and
-is one line here. The process also looks at the files in which the model keeps tensors: they lie in its folder.
+An endless loop, a batch of a million, or a file that crashes the runtime ends only that process; here it is a one-line
+error. The process also checks that files with external tensors are inside the model's folder.
 """
 
 from __future__ import annotations
@@ -28,36 +28,38 @@ from amc.task import nested
 from amc.task.nested import Nested
 
 LOAD_SECONDS, CALL_SECONDS, SAMPLE_SECONDS = 120.0, 60.0, 6.0
-"""Longest to load a model, and to run it: so long for a call, and so much for every sample in it."""
+"""Time limits in seconds: to load a model, for each call, and in addition for each sample of a call."""
 MEMORY = 0.5
-"""Share of the machine's memory that the process may take."""
+"""Share of the machine's memory that the process may use."""
 _LARGEST_OUTPUT = 4 << 30
 
 
 class ConfinedRunner:
-    """Gives a model's outputs, as `amc.latency.Runner` does. A ``with`` block; raises ExportError."""
+    """Computes a model's outputs, as `amc.latency.Runner` does. Use it in a ``with`` block. Raises ExportError."""
 
     def __init__(self, model: Path, threads: int = 1) -> None:
         self._model, self._threads = model, threads
         self._process: subprocess.Popen[bytes] | None = None
-        self._late = False
+        self._timed_out = False
         self.signature = SessionSignature(str(model), (), ())
-        """What the model takes and gives; known in the ``with`` block."""
+        """Inputs and outputs of the model; set inside the ``with`` block."""
 
     def __enter__(self) -> ConfinedRunner:
         check_onnx(self._model)
         memory = int(MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        asked = json.dumps({"model": str(self._model.absolute()), "threads": self._threads, "memory": memory})
-        command = [sys.executable, "-P", str(Path(confined_process.__file__).resolve()), asked]
+        request = json.dumps({"model": str(self._model.absolute()), "threads": self._threads, "memory": memory})
+        command = [sys.executable, "-P", str(Path(confined_process.__file__).resolve()), request]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         try:
-            told = json.loads(self._asked(None, LOAD_SECONDS))
-            if "error" in told:
-                raise ExportError(f"ONNX Runtime cannot load {self._model}: {reason(told['error'])}")
+            description = json.loads(self._exchange(None, LOAD_SECONDS))
+            if "error" in description:
+                raise ExportError(f"ONNX Runtime cannot load {self._model}: {reason(description['error'])}")
             self.signature = SessionSignature(
-                str(self._model), tuple((n, t, tuple(s)) for n, t, s in told["inputs"]), tuple(told["outputs"])
+                str(self._model),
+                tuple((n, t, tuple(s)) for n, t, s in description["inputs"]),
+                tuple(description["outputs"]),
             )
         except BaseException:
             self._stop()
@@ -73,17 +75,17 @@ class ConfinedRunner:
         """All outputs for inputs ``[B, ...]``: an array, or arrays by name."""
         arrays: Sequence[Any] = [inputs] if not isinstance(inputs, Mapping) else self._ordered(inputs)
         samples = max((len(array) for array in arrays if array.ndim), default=1)
-        answer = self._asked(confined_process.packed(arrays), CALL_SECONDS + SAMPLE_SECONDS * samples)
+        answer = self._exchange(confined_process.pack(arrays), CALL_SECONDS + SAMPLE_SECONDS * samples)
         if answer[:1] != b"\0":
-            said = answer[1:].decode(errors="replace")
-            raise ExportError(f"ONNX Runtime cannot run {self._model}: {reason(said)}")
+            message = answer[1:].decode(errors="replace")
+            raise ExportError(f"ONNX Runtime cannot run {self._model}: {reason(message)}")
         try:
-            return confined_process.unpacked(answer[1:])
+            return confined_process.unpack(answer[1:])
         except (ValueError, KeyError, OSError, EOFError):
-            raise ExportError(f"{self._model} gives outputs that are no arrays of numbers.") from None
+            raise ExportError(f"the outputs of {self._model} are not arrays of numbers.") from None
 
     def structured(self, inputs: Inputs) -> Nested:
-        """The outputs as the network gave them: a tensor, a tuple or a dict of tensors."""
+        """The outputs in the network's own structure: a tensor, a tuple or a dict of tensors."""
         arrays = [torch.from_numpy(array) for array in self.outputs(inputs)]
         return nested.restored(list(self.signature.outputs), arrays, "output")
 
@@ -93,38 +95,38 @@ class ConfinedRunner:
             raise ExportError(f"{self._model} takes {', '.join(names)}, not {', '.join(inputs)}.")
         return [inputs[name] for name in names]
 
-    def _asked(self, content: bytes | None, seconds: float) -> bytes:
-        """The process' next message, after it was sent ``content``; it is killed when it takes longer."""
+    def _exchange(self, content: bytes | None, seconds: float) -> bytes:
+        """Send ``content``, if any, and return the answer. The process is killed after ``seconds``."""
         process = self._process
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(seconds, self._too_late)
+        timer = threading.Timer(seconds, self._kill_late)
         timer.start()
         try:
             if content is not None:
                 confined_process.write(process.stdin, content)
             return confined_process.read(process.stdout, _LARGEST_OUTPUT)
         except ValueError:
-            raise ExportError(f"{self._model} gives more than {_LARGEST_OUTPUT >> 30} GiB of outputs.") from None
+            raise ExportError(f"the outputs of {self._model} have more than {_LARGEST_OUTPUT >> 30} GiB.") from None
         except (EOFError, OSError):
-            raise ExportError(f"{self._model} {self._ended(seconds, loading=content is None)}") from None
+            raise ExportError(f"{self._model} {self._failure(seconds, loading=content is None)}") from None
         finally:
             timer.cancel()
 
-    def _too_late(self) -> None:
-        self._late = True
+    def _kill_late(self) -> None:
+        self._timed_out = True
         if self._process is not None:
             self._process.kill()
 
-    def _ended(self, seconds: float, loading: bool) -> str:
-        """Why there is no answer."""
+    def _failure(self, seconds: float, loading: bool) -> str:
+        """The reason why the process did not answer."""
         assert self._process is not None
         code = self._process.wait()
-        if self._late:
+        if self._timed_out:
             return f"takes longer than {seconds:.0f} s to {'load' if loading else 'run'} on ONNX Runtime."
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        return f"ends ONNX Runtime's process when it is {'loaded' if loading else 'run'} ({how})."
+        return f"crashes ONNX Runtime when it is {'loaded' if loading else 'run'} ({how})."
 
     def _stop(self) -> None:
         process, self._process = self._process, None
@@ -132,6 +134,6 @@ class ConfinedRunner:
             process.kill()
             process.wait()
             for stream in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):  # what was not sent to a process that has ended
+                with contextlib.suppress(OSError):  # closing flushes, which fails when the process has ended
                     if stream is not None:
                         stream.close()

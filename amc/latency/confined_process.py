@@ -1,7 +1,8 @@
-"""The process that runs an ONNX file of anybody's (`amc.latency.confined`). It imports nothing of amc.
+"""The process that runs an untrusted ONNX file (see `amc.latency.confined`). It imports nothing from amc.
 
-Its argument is JSON: the model, the threads, and the bytes of memory that it may take. It tells of the model, then
-gives the outputs for whatever inputs it is sent. A message is its length, and then JSON or an npz archive of arrays.
+Its argument is JSON: the model's path, the number of threads, and the memory limit in bytes. It first writes a
+description of the model, then reads inputs and writes outputs. A message is its length (8 bytes, big-endian), followed
+by JSON or by an npz archive of arrays.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 LARGEST = 2 << 30
-"""Bytes of one file of tensors."""
+"""Most bytes of one file with external tensors."""
 
 
 def write(stream: IO[bytes], content: bytes) -> None:
@@ -38,8 +39,8 @@ def read(stream: IO[bytes], most: int) -> bytes:
     return content
 
 
-def packed(arrays: Any) -> bytes:
-    """Arrays, in order, as bytes."""
+def pack(arrays: Any) -> bytes:
+    """Serialise arrays, in order."""
     import numpy as np
 
     file = io.BytesIO()
@@ -47,8 +48,8 @@ def packed(arrays: Any) -> bytes:
     return file.getvalue()
 
 
-def unpacked(content: bytes) -> list[Any]:
-    """The arrays that were packed. Raises ValueError and others for what are none: nothing is unpickled."""
+def unpack(content: bytes) -> list[Any]:
+    """Deserialise arrays. Nothing is unpickled; raises ValueError, KeyError, OSError or EOFError for other content."""
     import numpy as np
 
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
@@ -56,30 +57,30 @@ def unpacked(content: bytes) -> list[Any]:
 
 
 def check_external_data(model: Path) -> None:
-    """Raise ValueError where a model keeps tensors in files outside of its folder, or in no regular file."""
+    """Raise ValueError where a model stores tensors outside its folder, or in something other than a regular file."""
     import onnx
 
     try:
         proto = onnx.load(str(model), load_external_data=False)
-    except Exception:  # noqa: BLE001  (of protobuf, whose errors have no name of their own)
-        raise ValueError("it is no ONNX file.") from None
+    except Exception:  # noqa: BLE001  (protobuf's errors share no base class)
+        raise ValueError("it is not an ONNX file.") from None
     for name in sorted(set(_locations(proto))):
         path = model.parent / name
         if not name or Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
-            raise ValueError(f"it keeps tensors in {name!r}, which is not a file in its folder")
+            raise ValueError(f"it stores tensors in {name!r}, which is not a file in its folder")
         try:
             status = path.lstat()
         except OSError as error:
-            raise ValueError(f"it keeps tensors in {name!r}: {error.strerror}") from None
+            raise ValueError(f"it stores tensors in {name!r}: {error.strerror}") from None
         beside = path.parent.resolve() == model.parent.resolve() / Path(name).parent
         if not stat.S_ISREG(status.st_mode) or not beside:
-            raise ValueError(f"it keeps tensors in {name!r}, which is no regular file in its folder")
+            raise ValueError(f"it stores tensors in {name!r}, which is not a regular file in its folder")
         if status.st_size > LARGEST:
-            raise ValueError(f"it keeps tensors in {name!r}, which has more than {LARGEST >> 20} MiB")
+            raise ValueError(f"it stores tensors in {name!r}, which has more than {LARGEST >> 20} MiB")
 
 
 def _locations(message: Any) -> Iterator[str]:
-    """The files that the tensors anywhere in a protobuf message are said to be in."""
+    """Names of the external files of all tensors in a protobuf message, at any depth."""
     if message.DESCRIPTOR.name == "TensorProto":
         if message.data_location == message.EXTERNAL:
             yield next((entry.value for entry in message.external_data if entry.key == "location"), "")
@@ -108,35 +109,35 @@ def _session(model: Path, threads: int) -> Any:
     return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
-def _main(asked: str) -> None:
-    given = json.loads(asked)
-    told = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints is no message
-    import onnxruntime  # noqa: F401  (before the limit: it is the model that is limited)
+def _main(argument: str) -> None:
+    request = json.loads(argument)
+    channel = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # a library's output must not mix with the messages
+    import onnxruntime  # noqa: F401  (imported before the limit, which is for the model alone)
 
-    _limit(given["memory"])
+    _limit(request["memory"])
     try:
-        check_external_data(Path(given["model"]))
-        session = _session(Path(given["model"]), given["threads"])
+        check_external_data(Path(request["model"]))
+        session = _session(Path(request["model"]), request["threads"])
         inputs = [[value.name, value.type, list(value.shape or [])] for value in session.get_inputs()]
         about: dict[str, Any] = {"inputs": inputs, "outputs": [value.name for value in session.get_outputs()]}
-    except Exception as error:  # noqa: BLE001  (protobuf and the runtime each have their own)
-        about = {"error": _said(error)}
-    write(told, json.dumps(about).encode())
+    except Exception as error:  # noqa: BLE001  (the errors of protobuf and of the runtime share no base class)
+        about = {"error": _message(error)}
+    write(channel, json.dumps(about).encode())
     while "error" not in about:
         try:
             content = read(sys.stdin.buffer, 1 << 40)
         except EOFError:
             return
         try:
-            feeds = dict(zip([name for name, *_ in inputs], unpacked(content), strict=True))
-            answer = b"\0" + packed(session.run(None, feeds))
+            feeds = dict(zip([name for name, *_ in inputs], unpack(content), strict=True))
+            answer = b"\0" + pack(session.run(None, feeds))
         except Exception as error:  # noqa: BLE001
-            answer = b"\1" + _said(error).encode()
-        write(told, answer)
+            answer = b"\1" + _message(error).encode()
+        write(channel, answer)
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return (str(error).strip() or ("out of memory" if isinstance(error, MemoryError) else type(error).__name__))[:2000]
 
 

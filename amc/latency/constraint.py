@@ -1,7 +1,7 @@
-"""The limit on latency in a run: policies are predicted, verified by measuring some, and predictions corrected by that.
+"""The latency constraint of a run: predict all policies, measure some, and correct the predictions.
 
-The three are apart: `amc.latency.prediction` predicts, `amc.latency.verification` measures and records,
-`amc.latency.correction` corrects. Here they meet. The journal is all that changes.
+`amc.latency.prediction` predicts, `amc.latency.verification` measures and records, `amc.latency.correction` corrects.
+This module combines them. All state is in the journal.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from amc.latency.correction import (
     Corrections,
     Round,
     RoundOver,
+    check_bounds,
     estimate,
-    refuse_wild,
 )
 from amc.latency.model import LatencyProblem, Predictor
 from amc.latency.prediction import CorrectedCosts, LatencyPrediction
@@ -42,12 +42,12 @@ from amc.space.budget import Space, parse_limit
 from amc.space.resources import CostModel
 from amc.space.sites import Choice
 
-AIMED = 4
+NEAR_BUDGET = 4
 """Policies near the budget that are measured before the search."""
 CHECKED = 3
-"""Best policies that are measured during a round."""
+"""Best policies that are measured at every check of a round."""
 TIGHT = 0.005
-"""A policy must take less than the limit by this share when it is measured, to be fine-tuned."""
+"""A policy is fine-tuned only if its measured latency is below the limit by at least this share."""
 Progress = Callable[[float, str], None]
 
 
@@ -58,28 +58,28 @@ class LatencyConstraint:
     limit_ms: float
     prediction: LatencyPrediction
     verifier: Verifier | None
-    """None for a device that cannot be measured here: its model is believed."""
+    """None for a device that cannot be measured here: its model's predictions are taken as they are."""
     proof: Proof
     corrections: Corrections
 
     @property
     def round(self) -> Round:
-        """The round that the search is in."""
+        """The current round of the search."""
         return self.corrections.round
 
     @property
     def now(self) -> Correction:
-        """What predictions are corrected by."""
+        """The current correction of predictions."""
         return self.corrections.now
 
     def costs(self, exact: CostModel, settings: Sequence[Sequence[int]]) -> CorrectedCosts:
-        """Exact costs and latency as this round predicts it, for policies of these settings."""
+        """Exact costs, and latency as predicted in this round, for policies with these settings."""
         return CorrectedCosts(exact, self.prediction.non_decreasing(settings), self.now.scale)
 
     def keeps(self, choice: Choice) -> bool:
-        """Whether a policy is within the limit: as measured, or else as the corrected model predicts.
+        """Whether a policy is within the limit, by its measurement or else by the corrected prediction.
 
-        What was measured on a noisy machine says little, and counts as not measured.
+        A measurement on a noisy machine is unreliable and does not count.
         """
         known = self.verifier.known(choice) if self.verifier else None
         return self._predicted_within(choice) if known is None or not known.reliable else self._within(known)
@@ -90,10 +90,10 @@ class LatencyConstraint:
     def _within(self, observation: Observation) -> bool:
         return self.now.tighter * observation.ms <= self.limit_ms * (1 - TIGHT)
 
-    def likely(self, ranked: Sequence[Choice], count: int) -> list[Choice]:
-        """The first ``count`` policies that are within the limit by what earlier rounds know; of all, where none is.
+    def expected_within(self, ranked: Sequence[Choice], count: int) -> list[Choice]:
+        """The first ``count`` policies that should be within the limit; the first of all, where none should.
 
-        What this round measures does not count, or it would choose otherwise when it is repeated.
+        Only measurements of earlier rounds count, so that a repeated round makes the same choice.
         """
         before = self.verifier.observations()[: self.now.observed] if self.verifier else []
         slow = {o.choice for o in before if o.reliable and not self._within(o)}
@@ -101,57 +101,63 @@ class LatencyConstraint:
         good = [c for c in ranked if c in fast or (c not in slow and self._predicted_within(c))]
         return (good or list(ranked))[:count]
 
-    def aim(self, space: Space, seed: int, progress: Progress) -> bool:
-        """Measure policies near the budget and correct the model by them, once in a run: whether that was done now.
+    def measure_near_budget(self, space: Space, seed: int, progress: Progress) -> bool:
+        """Measure policies near the budget and correct the model, once in a run. Returns whether it was done now.
 
-        Raises LatencyError when predictions are off by more than `BOUNDS`.
+        Raises LatencyError when the correction is outside `BOUNDS`.
         """
         if self.verifier is None or self.corrections.all():
             return False
         rng = np.random.default_rng(seed)
-        shares = [np.ones(len(space.names)), *rng.uniform(0.3, 1.0, (AIMED - 1, len(space.names)))]
+        shares = [np.ones(len(space.names)), *rng.uniform(0.3, 1.0, (NEAR_BUDGET - 1, len(space.names)))]
         observed = self._observe(list(dict.fromkeys(space.fit(share) for share in shares)), progress)
         factor = estimate(observed)
-        refuse_wild(factor, observed)
+        check_bounds(factor, observed)
         self.corrections.add(factor, "near the budget, before the search")
         return True
 
     def check(self, space: Space, proposals: int, best: Callable[[], Sequence[Choice]]) -> None:
-        """Told after every proposal of a round. At some points the ``best`` policies so far are measured.
+        """Called after every proposal of a round. At some of them the ``best`` policies so far are measured.
 
-        Where the model turns out to be off, and another round has something to search, raises RoundOver.
+        Raises RoundOver when the model is inaccurate and another round is possible.
         """
         if self.verifier is None or proposals not in self.round.checks:
             return
         ranked = best()
-        if len(ranked) < CHECKED:  # fewer say too little
+        if len(ranked) < CHECKED:  # too few to tell
             return
-        observed = self._observe(self.likely(ranked, CHECKED))
+        observed = self._observe(self.expected_within(ranked, CHECKED))
         factor = estimate(observed, self.now.factor)
         if abs(np.log(factor / self.now.factor)) > TOLERANCE and self._obstacle(space, factor) is None:
             self.corrections.add(factor, "the best policies so far", self.now.tighter, proposals)
             raise RoundOver(self.now.scale)
 
     def fast_enough(self, ranked: Sequence[Choice], count: int, progress: Progress) -> list[Choice]:
-        """Of the first ``count`` likely policies those within the limit when measured, in order.
+        """Measure the first ``count`` likely policies and return those within the limit, in order.
 
-        Where some were measured undisturbed and are, only those.
+        If some of these were measured on an undisturbed machine, only they are returned.
         """
         if self.verifier is None:
             return list(ranked)
-        observed = self._observe(self.likely(ranked, count), progress)
+        observed = self._observe(self.expected_within(ranked, count), progress)
         sure = [o.choice for o in observed if o.reliable and self._within(o)]
         return sure or [o.choice for o in observed if self.keeps(o.choice)]
 
     def search_again(self, space: Space, choices: Sequence[Choice]) -> str | None:
-        """Correct the model by the best policies, all too slow. The reason when there is no point in another round."""
+        """Correct the model when all of the best policies are too slow; begins another round.
+
+        Returns None, or the reason why another round is pointless.
+        """
         if self.verifier is None:
             return "the device cannot be measured here"
         factor = estimate(self._observe(choices), self.now.factor)
         return self._next_round(space, factor, self.now.tighter, "the best policies")
 
     def tighten(self, space: Space, verified: VerifiedLatency) -> str | None:
-        """Tighten the limit by how much a fine-tuned network missed it. The reason when another round is no use."""
+        """Tighten the limit by the share that a fine-tuned network exceeded it by; begins another round.
+
+        Returns None, or the reason why another round is pointless.
+        """
         if self.verifier is None:
             return "the device cannot be measured here"
         tighter = self.now.tighter * verified.ms / verified.limit_ms * (1 + MARGIN)
@@ -166,7 +172,7 @@ class LatencyConstraint:
         return reason
 
     def _obstacle(self, space: Space, factor: float, tighter: float | None = None) -> str | None:
-        """Why no round can be made with a correction, if so."""
+        """The reason why no round is possible with a correction; None where one is."""
         scale = factor * (self.now.tighter if tighter is None else tighter)
         if self.round.is_last:
             return f"the search was run {self.round.number + 1} times"
@@ -178,7 +184,7 @@ class LatencyConstraint:
         return None
 
     def closest(self, choices: Sequence[Choice]) -> Choice:
-        """The policy that took least when it was measured; where none was, that is predicted to."""
+        """The policy with the least measured latency; where none was measured, the least predicted latency."""
         known = {o.choice: o.ms for o in self.verifier.observations()} if self.verifier else {}
         measured = [choice for choice in choices if choice in known]
         return min(measured, key=known.__getitem__) if measured else min(choices, key=self.prediction.ms)
@@ -193,7 +199,7 @@ class LatencyConstraint:
         return found
 
     def report(self, chosen: Choice) -> dict[str, Any]:
-        """What result.json holds of the model and of its corrections."""
+        """The part of result.json about the model and its corrections."""
         known = [o for o in self.verifier.observations() if o.reliable] if self.verifier else []
         off = [abs(o.predicted / o.ms - 1) for o in known]
         predicted = self.prediction.ms(chosen)
@@ -211,7 +217,10 @@ class LatencyConstraint:
 def limited_here(
     model: LearnedModel, meter: Meter, asked: str, journal: Journal, evaluations: int
 ) -> LatencyConstraint:
-    """By a model learned on this machine, verified on it. ``asked`` is the limit as the user gave it."""
+    """A constraint on the latency of this machine: a learned model, verified here.
+
+    ``asked`` is the limit as the user wrote it, such as ``0.5`` or ``3ms``.
+    """
     prediction = LatencyPrediction.learned(model, meter.original_ms)
     limit_ms, proof = parse_limit("latency", asked, meter.original_ms), BesideOriginal(asked, meter.original_ms)
     verifier = Verifier(meter, prediction, journal)
@@ -221,10 +230,10 @@ def limited_here(
 def limited_on_device(
     predictor: Predictor, problem: LatencyProblem, asked: str, journal: Journal, evaluations: int
 ) -> LatencyConstraint:
-    """By a model fitted to what a device took that measures, verified on it.
+    """A constraint on the latency of a device that measures: a fitted model, verified on the device.
 
-    A measurement takes seconds, so few networks are measured: those that the model is fitted to, some near the budget,
-    the best ones found, and the fine-tuned one.
+    A measurement takes seconds, so only few networks are measured: those that the model is fitted to, some near the
+    budget, the best ones found, and the fine-tuned one.
     """
     prediction = LatencyPrediction.fitted(predictor, problem)
     limit_ms = parse_limit("latency", asked, prediction.original_ms)
@@ -234,7 +243,7 @@ def limited_on_device(
 
 
 def limited_by_model(predictor: Predictor, asked: str, journal: Journal, evaluations: int) -> LatencyConstraint:
-    """By a model of a device that cannot be measured here: what it says is believed."""
+    """A constraint on the latency of a device that cannot be measured here: predictions are taken as they are."""
     prediction = LatencyPrediction.of_device(predictor)
     limit_ms = parse_limit("latency", asked, prediction.original_ms)
     proof = ByPrediction(prediction, limit_ms)

@@ -1,14 +1,15 @@
-"""Predictions from few measurements of whole networks, for devices on which one measurement takes seconds.
+"""Predict latency from a few measurements of whole networks, for devices on which one measurement takes seconds.
 
 Notation: N networks measured, L layers, ``m_l`` a layer's MACs as a share of the original's, ``d`` the data that all
 layers write, ``y [N]`` milliseconds::
 
     y ≈ c + r · Σ_l m_l + s · d + Σ_l e_l · m_l,    c, r, s, e_l ≥ 0
 
-Non-negative least squares on relative errors, with a ridge on the layers' own ``e_l``: with few networks all layers
-cost alike per MAC, with more they part. The ridge is the one that predicts networks best that were left out. What is
-non-negative never costs less when it is wider, as the action wall wants it. The smallest network is among those
-measured, so no prediction is below the least that was measured.
+The coefficients come from non-negative least squares on relative errors, with a ridge penalty on the layers' own
+``e_l``: with few networks, all layers cost the same per MAC; with more, they differ. The ridge is chosen by
+cross-validation. Because no coefficient is negative, a wider layer never costs less, as the action bounds of
+`amc.space.budget.Space.allowed` require. The smallest network is always measured, and no prediction is below the least
+measurement.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from amc.latency.model import LatencyProblem, LayerShape, Predictor, length_matr
 Floats = NDArray[np.float64]
 
 LEAST, MOST = 16, 32
-"""Networks that are measured: one a site, within these."""
+"""Bounds on the number of measured networks, which is one per site between them."""
 RIDGES = (0.01, 0.1, 1.0, 10.0)
 
 
 class FittedModel:
-    """Milliseconds of any policy, by those that ``measure(widths)`` gave for a few."""
+    """Predicts the milliseconds of any policy from ``measure(widths)`` of a few."""
 
     unit = "ms"
 
@@ -37,9 +38,9 @@ class FittedModel:
         self.name, self._measure = name, measure
         self._weights = np.zeros(0)
         self.least = 0.0
-        """Milliseconds of the fastest network that was measured: no prediction is below it."""
+        """Milliseconds of the fastest measured network: a lower bound on all predictions."""
         self.error = 0.0
-        """Mean relative error on networks that were left out."""
+        """Mean relative error in cross-validation."""
         self.networks = 0
 
     def prepare(self, problem: LatencyProblem) -> None:
@@ -65,7 +66,7 @@ class FittedModel:
 
 
 def sample_policies(settings: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-    """The whole network, the smallest, and random ones of all sizes between, the same every time."""
+    """The original, the smallest network, and random ones of all sizes between; always the same."""
     rng = np.random.default_rng(0)
     rows = [[s[-1] for s in settings], [s[0] for s in settings]]
     for middle in rng.permutation(np.linspace(0, 1, count - 2)):
@@ -107,7 +108,7 @@ def _fit(features: Floats, times: Floats, ridge: float) -> Floats:
 
 
 def _left_out(features: Floats, times: Floats, ridge: float) -> float:
-    """Mean relative error of every fourth network, predicted from the others."""
+    """Mean relative error in four-fold cross-validation."""
     found = np.empty(len(times))
     for fold in range(4):
         out = np.arange(len(times)) % 4 == fold
@@ -116,7 +117,7 @@ def _left_out(features: Floats, times: Floats, ridge: float) -> float:
 
 
 def fitted(predictor: Predictor, problem: LatencyProblem) -> FittedModel:
-    """What measurements of a slow model teach."""
+    """A model fitted to measurements by ``predictor``, which takes seconds for each."""
     sites = tuple(problem.full)
     model = FittedModel(predictor.name, lambda row: predictor.predict(dict(zip(sites, row, strict=True))))
     model.prepare(problem)

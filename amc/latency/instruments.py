@@ -1,4 +1,4 @@
-"""What times networks in a run. It is given to a run, so that tests can give a device that is made up."""
+"""The measuring functions of a run. They are passed in, so that tests can use a simulated device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from amc.space.resources import FileLayout
 
 
 class Measure(Protocol):
-    """Times models side by side: `amc.latency.measure`, or a stand-in."""
+    """Measures models side by side: `amc.latency.measure`, or a fake in tests."""
 
     def __call__(
         self,
@@ -30,7 +30,7 @@ class Measure(Protocol):
 
 
 class MakeProbe(Protocol):
-    """Makes what times policies beside the original: `LatencyProbe`, or a stand-in."""
+    """Creates a probe that times policies beside the original: `LatencyProbe`, or a fake in tests."""
 
     def __call__(
         self, original: Path, layout: FileLayout, inputs: Inputs, threads: int = 1, original_ms: float | None = None
@@ -48,11 +48,11 @@ class Instruments:
     probe: MakeProbe = LatencyProbe
     measure: Measure = measure
     seconds: float | None = None
-    """Longest that finished files are measured for, whatever a stage wants."""
+    """Upper limit on the time for measuring finished files; None for no limit."""
 
     @classmethod
     def usual(cls) -> Instruments:
-        """ONNX Runtime here; ``$AMC_MEASURE_SECONDS`` shortens the measurements of finished files."""
+        """ONNX Runtime on this machine; ``$AMC_MEASURE_SECONDS`` limits the time for measuring finished files."""
         given = os.environ.get("AMC_MEASURE_SECONDS", "")
         try:
             return cls(seconds=max(0.0, float(given)) if given else None)
@@ -60,5 +60,5 @@ class Instruments:
             return cls()
 
     def limited(self, seconds: float) -> float:
-        """Seconds to measure for, where a stage wants so many."""
+        """The seconds that a stage asks for, or the limit if that is less."""
         return seconds if self.seconds is None else min(seconds, self.seconds)

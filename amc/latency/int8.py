@@ -1,9 +1,8 @@
-"""A statically quantised model: 8-bit weights and activations, as quantise and dequantise pairs (QDQ) around operators.
+"""Static quantisation: 8-bit weights and activations, as pairs of quantise and dequantise operators (QDQ).
 
-Which types a CPU is fast with differs: on x86 unsigned activations with signed weights, on ARM signed ones; and one
-scale a tensor or one a channel. So the few settings are tried, looked into, scored and timed side by side, and the
-fastest whose metric holds is taken. Without VNNI, x86's sums of 8-bit products saturate: there weights of 7 bits are
-tried as well.
+The fastest types depend on the CPU: x86 prefers unsigned activations with signed weights, ARM signed ones, and scales
+may be per tensor or per channel. So all of these settings are tried, scored and timed side by side, and the fastest
+whose metric holds is chosen. On x86 without VNNI, sums of 8-bit products saturate, so 7-bit weights are tried too.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from amc.runtime.provenance import cpu_flags
 from amc.task.nested import Feeds
 
 TOLERANCE = 0.01
-"""A setting holds when its metric is at most this below the float model's."""
+"""A setting is accurate enough when its metric is at most this much below the float model's."""
 WEIGHTY = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
 
 
@@ -37,9 +36,9 @@ class Setting:
     """How a model is quantised. Weights are always signed."""
 
     signed: bool
-    """Whether activations are."""
+    """Whether activations are signed."""
     per_channel: bool
-    """Whether every output channel's weights have a scale of their own."""
+    """Whether the weights of every output channel have their own scale."""
     reduced: bool = False
     """Weights of 7 bits."""
 
@@ -51,14 +50,18 @@ class Setting:
 
 
 def settings(flags: frozenset[str]) -> tuple[Setting, ...]:
-    """The settings that are worth trying on a CPU with these flags."""
+    """The settings worth trying on a CPU with these flags.
+
+    >>> [setting.name for setting in settings(frozenset({"avx2", "avx512_vnni"}))]
+    ['u8s8 per tensor', 'u8s8 per channel', 's8s8 per channel']
+    """
     usual = (Setting(False, False), Setting(False, True), Setting(True, True))
     x86_without_vnni = "avx2" in flags and not any("vnni" in flag for flag in flags)
     return (*usual, Setting(False, False, True), Setting(False, True, True)) if x86_without_vnni else usual
 
 
 class CalibrationBatches:
-    """Batches of inputs, one after the other, as `onnxruntime.quantization.CalibrationDataReader` gives them."""
+    """Iterates over batches with the interface of `onnxruntime.quantization.CalibrationDataReader`."""
 
     def __init__(self, batches: Sequence[Feeds]) -> None:
         self._batches = iter(batches)
@@ -69,7 +72,7 @@ class CalibrationBatches:
 
 
 def quantise(source: Path, target: Path, setting: Setting, calibration: Sequence[Feeds]) -> None:
-    """Write ``source`` in 8 bits, with ranges (minimum, maximum) seen on ``calibration``. Raises ExportError."""
+    """Write the 8-bit model of ``source`` to ``target``; ranges are min-max on ``calibration``. Raises ExportError."""
     with _without_warnings():
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -92,7 +95,7 @@ def quantise(source: Path, target: Path, setting: Setting, calibration: Sequence
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """The tool warns, through the root logger, of preparations that an export of amc's does not need."""
+    """Silence the quantiser: it advises, through the root logger, a preprocessing that amc's exports do not need."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
@@ -105,7 +108,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def in_float(model: Path) -> tuple[list[str], int]:
-    """Convolutions and matrix products that the runtime leaves in float, and how many there are in all."""
+    """Names of the convolutions and matrix products that the runtime computes in float, and the number of all."""
     with tempfile.TemporaryDirectory(prefix="amc-") as folder:
         optimised = Path(folder, "optimised.onnx")
         options = onnxruntime.SessionOptions()
@@ -127,12 +130,12 @@ class TriedSetting:
     ratio: float
     """Time as a share of the float model's."""
     in_float: tuple[str, ...]
-    """Convolutions and matrix products that the runtime leaves in float."""
+    """Names of the convolutions and matrix products that the runtime computes in float."""
     layers: int
-    """How many there are in all."""
+    """Number of all convolutions and matrix products."""
 
     def holds(self, metric: float) -> bool:
-        """Whether its metric is good enough beside the float model's."""
+        """Whether the metric is at most `TOLERANCE` below the float model's ``metric``."""
         return self.metric >= metric - TOLERANCE
 
 
@@ -147,10 +150,10 @@ def fastest(
     measuring: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     instruments: Instruments = Instruments(),  # noqa: B008  (it is immutable)
 ) -> tuple[TriedSetting, list[TriedSetting]]:
-    """Write ``source`` in 8 bits to ``target`` by the best setting; gives that one and all that were tried.
+    """Write the 8-bit model of ``source`` with the best setting to ``target``; returns that setting and all tried ones.
 
-    ``score(path)`` is a model's metric, ``measuring()`` is entered while models are timed, by ``instruments``. When no
-    setting holds, the most accurate is taken.
+    ``score(path)`` gives a model's metric. The context ``measuring()`` is entered while ``instruments`` time models.
+    If no setting is accurate enough, the most accurate one is chosen.
     """
     with tempfile.TemporaryDirectory(prefix="amc-") as folder:
         files, failed = {}, []
@@ -178,6 +181,6 @@ def fastest(
 
 
 def choose(trials: Sequence[TriedSetting], metric: float) -> TriedSetting:
-    """The fastest that holds beside a float model's ``metric``; else the most accurate."""
+    """The fastest setting that is accurate enough beside a float model's ``metric``; else the most accurate."""
     good = [trial for trial in trials if trial.holds(metric)]
     return min(good, key=lambda t: t.ratio) if good else max(trials, key=lambda t: (t.metric, -t.ratio))

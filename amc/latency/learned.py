@@ -1,17 +1,18 @@
 """A latency model learned from profiled networks.
 
-Notation: S sites, N networks measured, A operators, K kinds of operators; ``w [B, S]`` the widths.
+Notation: S sites, N measured networks, A operators, K kinds of operators; ``w [B, S]`` the widths.
 
-An operator of kind k with i inputs and o outputs takes ``table_k[i, o]``, and a network ``c0 + c1 · Σ table``. The
-tables come from the times of the operators, by non-negative least squares on features that know how a runtime works:
-it computes channels in blocks, so i and o count as rounded up to the block; below one block or off a block's
-boundary it changes layouts. What the features leave over is added where enough was seen of it. The block is the one
-that explains the measurements best. ``c0`` and ``c1`` come from the times of the whole networks.
+An operator of kind k with i inputs and o outputs takes ``table_k[i, o]`` milliseconds, and a network takes
+``c0 + c1 · Σ table``. The tables are fitted to the times of operators by non-negative least squares. The features
+follow from how the runtime works: it computes channels in blocks, so i and o are rounded up to the block; a width below
+one block or between two blocks costs a change of layout. Residuals are added at widths with enough observations. The
+size of the block is the one with the least error in cross-validation. ``c0`` and ``c1`` are fitted to the times of
+whole networks.
 
-Every prediction is positive, however far from what was profiled: ``c0 ≥ 0``, ``c1`` is between 0.5 and 2, and no
-table entry is below what starting its operator takes (`Tables.starting`).
+Every prediction is positive, however far it is from the profiled networks: ``c0 ≥ 0``, ``c1`` is between 0.5 and 2, and
+no table entry is below the time that starting its operator takes (`Tables.starting`).
 
-The error is estimated by five-fold cross-validation: every network is predicted from the others alone.
+The error is estimated by five-fold cross-validation: every network is predicted from the other folds.
 """
 
 from __future__ import annotations
@@ -36,20 +37,21 @@ Floats = NDArray[np.float64]
 BLOCKS = (16, 8, 4, 1, 32)
 FOLDS = 5
 ENOUGH = 10
-"""So many undisturbed networks teach more than a few hundred disturbed ones do (measured on ResNet-20)."""
+"""Number of undisturbed networks from which disturbed ones are ignored: on ResNet-20, ten undisturbed networks gave a
+better model than a few hundred disturbed ones."""
 TRUST = 2.0
-"""So many observations of a pair of widths weigh as much as the features do."""
+"""Number of observations of a pair of widths at which their residual gets half of the full weight."""
 START = 0.1
-"""Least share of the fastest measured call of an operator that is taken for starting it."""
+"""Starting an operator takes at least this share of its fastest measured call."""
 NEGLIGIBLE = 1e-4
-"""Least share of an operator's average part in the original's time that is taken for starting it."""
+"""Starting an operator takes at least this share of the average time of an operator in the original."""
 SLOPES = (0.5, 2.0)
-"""Bounds of ``c1``: operators are scaled to add up to their network, so it is near 1."""
+"""Bounds of ``c1``. It is near 1, since the times of operators are scaled to add up to their network's."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A network that was measured."""
+    """A measured network."""
 
     widths: tuple[int, ...]
     ratio: float
@@ -57,14 +59,14 @@ class Sample:
     undisturbed: float
     """Share of the rounds in which the machine was undisturbed."""
     original_ms: float
-    """What the original took meanwhile."""
+    """Milliseconds of the original, measured at the same time."""
     operators: tuple[float, ...]
     """Milliseconds of every operator."""
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Relative errors of predictions of networks that were not learned from."""
+    """Relative errors of predictions of held-out networks."""
 
     mean: float
     worst: float
@@ -73,7 +75,11 @@ class Errors:
 
 
 def errors(predicted: ArrayLike, measured: ArrayLike) -> Errors:
-    """How far predictions are off."""
+    """Errors of predictions.
+
+    >>> errors([1.1, 2.0], [1.0, 2.0]).worst
+    0.10000000000000009
+    """
     from scipy.stats import spearmanr  # takes a second to import
 
     p, m = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
@@ -88,7 +94,7 @@ class Tables:
     def __init__(self, found: Sequence[Operator], tables: Mapping[str, OperatorTable], c0: float, c1: float) -> None:
         self._slopes = np.stack([op.inputs[0] for op in found] + [op.outputs[0] for op in found], 1).astype(np.float64)
         self._constants = np.array([op.inputs[1] for op in found] + [op.outputs[1] for op in found], np.float64)
-        # every table's levels and values one after the other, so that a prediction is a few lookups
+        # all tables are concatenated, so that a prediction is a few lookups
         starts = dict.fromkeys(tables, (0, 0, 0))
         steps, values, at = [], [], 0
         place = 0
@@ -108,9 +114,9 @@ class Tables:
         self.c0, self.c1 = c0, c1
 
     def non_decreasing(self, settings: Sequence[Sequence[int]]) -> Tables:
-        """The same for these settings, but never less for a wider one, as `Space.allowed` needs it.
+        """A copy for these settings in which a wider setting never costs less, as `Space.allowed` requires.
 
-        Where measurements contradict that, it is the mean of the largest such table below and the smallest above.
+        It is the mean of the largest non-decreasing table below this one and the smallest above it.
         """
         tables = {}
         for kind, table in self._tables.items():
@@ -129,7 +135,7 @@ class Tables:
         return Tables(self._found, tables, self.c0, self.c1)
 
     def operators(self, rows: ArrayLike) -> Floats:
-        """Milliseconds ``[B, A]`` of every operator, before the scale of whole networks."""
+        """Milliseconds ``[B, A]`` of every operator, before ``c0`` and ``c1`` are applied."""
         w = np.atleast_2d(np.asarray(rows, np.float64))
         lengths = (w @ self._slopes + self._constants).astype(np.int64)
         places = self._steps[lengths + self._offsets]
@@ -137,7 +143,7 @@ class Tables:
         return found if w.all() else found * _present(self._branches, w)
 
     def starting(self, rows: ArrayLike) -> Floats:
-        """Milliseconds ``[B]`` that starting the remaining operators takes: no prediction is below it."""
+        """Milliseconds ``[B]`` for starting the remaining operators: a lower bound on predictions."""
         w = np.atleast_2d(np.asarray(rows))
         found: Floats = self.c1 * (_present(self._branches, w) @ self._starts)
         return found
@@ -150,29 +156,29 @@ class Tables:
 
 @dataclass(frozen=True, eq=False)
 class OperatorTable:
-    """What an operator takes, by levels of its inputs and outputs; between two levels, the upper one counts."""
+    """Milliseconds of an operator by its numbers of inputs and outputs, rounded up to the table's levels."""
 
     inputs: Ints
     outputs: Ints
     ms: Floats
     start: float
-    """Milliseconds of starting the operator: the least entry."""
+    """Milliseconds for starting the operator: the least entry."""
 
     def places(self, side: int) -> Ints:
-        """For every length from 0 to the most, the level that counts."""
+        """For every length from 0 to the largest, the index of its level."""
         marks = (self.inputs, self.outputs)[side]
         found: Ints = np.searchsorted(marks, np.arange(marks[-1] + 1))
         return found
 
 
 def _present(branches: Ints, w: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which operators ``[B, A]`` a network still has: those outside the branches that are removed."""
+    """Which operators ``[B, A]`` a network still has: those outside removed branches."""
     found: NDArray[np.bool_] = (branches < 0) | (w[:, branches] > 0)
     return found
 
 
 def _reached(op: Operator, side: int, settings: Sequence[Sequence[int]], marks: Ints) -> Ints:
-    """The lengths that one side of an operator can have."""
+    """The lengths that one side of an operator can have with these settings."""
     slopes, constant = (op.inputs, op.outputs)[side]
     sites = np.flatnonzero(slopes)
     if len(sites) == 0:
@@ -184,13 +190,17 @@ def _reached(op: Operator, side: int, settings: Sequence[Sequence[int]], marks: 
 
 
 def levels(most: int) -> Ints:
-    """Lengths that a table knows: every one to 4, multiples of 4 to 64, of 8 to 256, of 16 above, and the most."""
+    """Levels of a table: all up to 4, multiples of 4 up to 64, of 8 up to 256, of 16 above, and ``most``.
+
+    >>> levels(18).tolist()
+    [1, 2, 3, 4, 8, 12, 16, 18]
+    """
     marks = {*range(1, 5), *range(4, 65, 4), *range(64, 257, 8), *range(256, most, 16)}
     return np.array(sorted({m for m in marks if m < most} | {most}))
 
 
 def features(i: Ints, o: Ints, block: int) -> Floats:
-    """What an operator's time is made of ``[n, 12]``; see ONNX Runtime's NCHWc kernels."""
+    """Features ``[n, 12]`` that explain the time of an operator; see ONNX Runtime's NCHWc kernels."""
     narrow, small = i < block, o < block
     blocks_in = np.where(narrow, i / block, -(-i // block))
     blocks_out = -(-o // block)
@@ -203,12 +213,12 @@ def features(i: Ints, o: Ints, block: int) -> Floats:
 def fit(
     found: Sequence[Operator], samples: Sequence[Sample], original_ms: float, block: int, full: Sequence[int]
 ) -> Tables:
-    """Learn from measured networks; ``full`` are the original's widths, up to which the tables go."""
+    """Fit the tables to measured networks; ``full`` are the original's widths, the largest in the tables."""
     w = np.array([s.widths for s in samples])
     total = np.array([s.ratio for s in samples]) * original_ms
     own = np.array([s.operators for s in samples])
-    own[own.sum(1) == 0] = 1.0  # a profiler that names none of them leaves it to the whole networks
-    own *= (total / own.sum(1))[:, None]  # the profiler's session ran at a speed of its own
+    own[own.sum(1) == 0] = 1.0  # the profiler named none: split the total evenly
+    own *= (total / own.sum(1))[:, None]  # the profiler slows operators down: scale them to the network's time
     weight = np.array([0.2 + s.undisturbed for s in samples])
     present = _present(np.array([op.branch for op in found], np.int64), w)
     negligible = NEGLIGIBLE * original_ms / len(found)
@@ -231,8 +241,8 @@ def _ends(op: Operator, w: Ints) -> tuple[Ints, Ints]:
 
 
 def _table(i: Ints, o: Ints, ms: Floats, weight: Floats, block: int, most: Ints, negligible: float) -> OperatorTable:
-    """One kind's table up to the lengths ``most [2]``, from calls ``[n]`` of its operators."""
-    if len(ms) == 0:  # every network that was measured has its branches removed
+    """The table of one kind of operators up to the lengths ``most [2]``, from ``n`` calls of them."""
+    if len(ms) == 0:  # the branches with these operators are removed in all measured networks
         i, o, ms, weight = most[:1], most[1:], np.array([negligible]), np.ones(1)
     basis = features(i, o, block)
     c = _non_negative(basis, ms, weight)
@@ -251,13 +261,13 @@ def _table(i: Ints, o: Ints, ms: Floats, weight: Floats, block: int, most: Ints,
 
 
 def _non_negative(basis: Floats, ms: Floats, weight: Floats) -> Floats:
-    """Robust non-negative least squares: far points count less (Huber), a little ridge decides what is undecided."""
+    """Robust non-negative least squares: Huber weights for outliers, and a small ridge for a unique solution."""
     scale = np.maximum(basis.max(0), 1e-9)
     basis = basis / scale
     ridge = 1e-3 * np.sqrt(weight.sum()) * np.eye(basis.shape[1])
     share = np.sqrt(weight)
     for _ in range(4):
-        q, r = np.linalg.qr(np.vstack([basis * share[:, None], ridge]))  # as many rows as columns are left to solve
+        q, r = np.linalg.qr(np.vstack([basis * share[:, None], ridge]))  # leaves a square problem
         c, _ = nnls(r, q[: len(ms)].T @ (ms * share))
         share = np.sqrt(weight * _huber(ms - basis @ c))
     found: Floats = c / scale
@@ -271,7 +281,7 @@ def _huber(rest: Floats) -> Floats:
 
 
 def _line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
-    """``y ≈ c0 + c1 · x`` with small relative errors, ``c0 ≥ 0`` and ``c1`` within `SLOPES`; far points count less."""
+    """Fit ``y ≈ c0 + c1 · x`` to relative errors with Huber weights, ``c0 ≥ 0`` and ``c1`` within `SLOPES`."""
     basis = np.stack([np.ones(len(x)), x], 1) / y[:, None]
     share = np.sqrt(weight)
     c = np.array([0.0, 1.0])
@@ -285,9 +295,9 @@ def _line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float]:
 
 
 def undisturbed(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """What was measured on an undisturbed machine while it was as fast as most of the time.
+    """The samples measured on an undisturbed machine at its most frequent speed.
 
-    A rented machine may be slower by a half for hours, evenly: ratios are other ones then.
+    A shared machine may be 50 % slower for hours, without fluctuation. Ratios to the original differ then.
     """
     good = [s for s in samples if s.undisturbed >= UNDISTURBED]
     if not good:
@@ -298,13 +308,13 @@ def undisturbed(samples: Sequence[Sample]) -> Sequence[Sample]:
 
 
 def _to_learn_from(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """The undisturbed ones, where they are enough; else all."""
+    """The undisturbed samples if there are at least `ENOUGH`; else all."""
     good = undisturbed(samples)
     return good if len(good) >= ENOUGH else samples
 
 
 def learn(found: Sequence[Operator], samples: Sequence[Sample], original_ms: float) -> tuple[Tables, int, Errors]:
-    """The model with the block that predicts best, that block, and its errors by cross-validation."""
+    """The model with the best size of blocks, that size, and the model's errors in cross-validation."""
     full = np.max([s.widths for s in samples], 0).tolist()
     samples = _to_learn_from(samples)
     measured = np.array([s.ratio for s in samples]) * original_ms

@@ -18,7 +18,7 @@ LATENCY_MODELS: Registry[Callable[[], Any]] = Registry(
     "latency model", "amc.latency_models", (), ("table.csv", "command:./measure.sh {onnx}")
 )
 TABLES = (".csv", ".json")
-"""How the names of table files end."""
+"""Suffixes of table files."""
 
 
 def latency_models() -> dict[str, Entry[Callable[[], Any]]]:
@@ -27,12 +27,16 @@ def latency_models() -> dict[str, Entry[Callable[[], Any]]]:
 
 
 def runs_code(name: str) -> bool:
-    """Whether a latency model of that name runs a Python file or a command of the user's."""
+    """Whether the latency model ``name`` runs a Python file or a command of the user.
+
+    >>> runs_code("command:./measure.sh {onnx}"), runs_code("table.csv")
+    (True, False)
+    """
     return is_plugin(name) or name.startswith(COMMAND)
 
 
 def load_latency_model(name: str) -> LatencyModel:
-    """A model by the name of an installed entry point, ``file.py:Class``, a table file, or ``command:...``."""
+    """Load a latency model by name: an installed entry point, ``file.py:Class``, a table file, or ``command:...``."""
     if name.startswith(COMMAND):
         return CommandModel(name.removeprefix(COMMAND))
     if name.lower().endswith(TABLES):
@@ -49,7 +53,7 @@ def _made(factory: Callable[[], Any], name: str) -> LatencyModel:
 
 
 def is_profile(name: str) -> bool:
-    """Whether a latency model's name is that of a file of amc profile."""
+    """Whether ``name`` is a file written by ``amc profile``."""
     try:
         return name.endswith(".json") and read_json(Path(name))["format"] == "amc-profile"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -1,16 +1,16 @@
-"""A latency model out of a table file that was measured on any device.
+"""A latency model from a table file that was measured on any device.
 
-Rows have a layer, its widths and milliseconds: as CSV with the header ``layer,widths,ms``, or as JSON, a list of
-objects with these keys (or an object with that list as ``rows``, and perhaps ``any_speed``, see `amc.latency.model`).
-A table is of one of two kinds:
+A row has a layer, its widths and milliseconds. The file is CSV with the header ``layer,widths,ms``, or JSON: a list of
+objects with these keys, or an object with that list as ``rows`` and optionally ``any_speed`` (see `amc.latency.model`).
+There are two kinds of tables:
 
-* by site, one width a row: what everything that hangs on the site takes with so many channels kept;
-* by layer, two widths a row, ``16x32``: what a convolution or linear layer takes with so many inputs and outputs. The
-  widths of a layer form a grid; a depthwise layer has its width twice.
+* by site, with one width per row: the time of everything that depends on the site, at this number of kept channels;
+* by layer, with two widths per row (``16x32``): the time of a convolution or linear layer with these numbers of inputs
+  and outputs. The widths of a layer must form a grid; a depthwise layer has its width twice.
 
-The layer ``*``, without widths, is what is always there. The prediction is the sum. Between two widths of the table it
-is linear, with two widths bilinear; outside of them nothing is guessed. Where the device works in steps, give both ends
-of each step.
+The layer ``*``, without widths, is a constant. The prediction is the sum over all layers. Between the widths of a table
+it is interpolated, linearly or bilinearly; there is no extrapolation. If the device has steps in its latency, give both
+ends of each step.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TableModel:
             raise LatencyError(f"{self.name}: '{unknown[0]}' is not in the network.{did_you_mean(unknown[0], axes)}")
         missing = [name for name in axes if name not in self._table]
         if missing:
-            raise LatencyError(f"{self.name} lacks {missing[0]}: {len(missing)} of {len(axes)} are missing.")
+            raise LatencyError(f"{self.name} has no rows for {missing[0]} ({len(missing)} of {len(axes)} are missing).")
         self._entries = [_Entry(f"{self.name}: {name}", self._table[name], axes[name], problem) for name in axes]
         lengths = [length for entry in self._entries for length in entry.axes]
         self._slopes, self._constants = length_matrix(lengths, tuple(problem.full))
@@ -81,7 +81,7 @@ class TableModel:
 
 
 class _Entry:
-    """One site or layer: milliseconds by one or two lengths, each worked out once."""
+    """One site or layer: milliseconds by one or two lengths, with a cache of interpolated values."""
 
     def __init__(
         self, name: str, points: Mapping[Point, float], axes: Sequence[Length], problem: LatencyProblem
@@ -89,13 +89,13 @@ class _Entry:
         self.axes = tuple(axes)
         if len(axes) == 1 and all(len(point) == 2 for point in points):  # depthwise
             if any(first != second for first, second in points):
-                raise LatencyError(f"{name} is depthwise, so its widths must be alike, such as 32x32.")
+                raise LatencyError(f"{name} is depthwise, so its two widths must be equal, such as 32x32.")
             points = {(first,): ms for (first, _), ms in points.items()}
         self._known = dict(points)
         self._marks = [sorted({point[i] for point in points}) for i in range(len(axes))]
         absent = next((p for p in itertools.product(*self._marks) if p not in points), None)
         if absent is not None:
-            raise LatencyError(f"{name}: its widths are no grid, {'x'.join(map(str, absent))} is missing.")
+            raise LatencyError(f"{name}: its widths must form a grid, but {'x'.join(map(str, absent))} is missing.")
         for word, marks, length in zip(("inputs", "outputs")[-len(axes) :], self._marks, axes, strict=True):
             for wanted in (length(problem.smallest), length(problem.full)):
                 if not marks[0] <= wanted <= marks[-1]:
@@ -116,7 +116,7 @@ class _Entry:
 
 
 def _between(values: NDArray[np.float64], marks: Sequence[int], length: int) -> NDArray[np.float64]:
-    """``values`` linearly between the two marks along the first axis, which goes."""
+    """Interpolate ``values`` along the first axis at ``length``; that axis is dropped."""
     right = min(max(int(np.searchsorted(marks, length)), 1), len(marks) - 1)
     if len(marks) == 1:
         first: NDArray[np.float64] = values[0]
@@ -127,7 +127,7 @@ def _between(values: NDArray[np.float64], marks: Sequence[int], length: int) -> 
 
 
 def _axes(table: Table, problem: LatencyProblem, name: str) -> dict[str, tuple[Length, ...]]:
-    """What must be in the table, and the lengths that it is looked up by."""
+    """The entries that the table must have, with the lengths that they are looked up by."""
     kinds = {len(point) for points in table.values() for point in points}
     if len(kinds) > 1:
         raise LatencyError(f"{name} mixes rows by site (one width) with rows by layer (two widths).")
@@ -142,7 +142,7 @@ def _of_layer(shape: LayerShape) -> tuple[Length, ...]:
 
 
 def read_table(path: Path) -> tuple[Table, bool]:
-    """Layer → widths → milliseconds, and whether any speed is believed. Raises ConfigError with the row's number."""
+    """Read a table: layer → widths → milliseconds, and its ``any_speed``. Raises ConfigError with the row's number."""
     try:
         text = read_bytes(path).decode("utf-8-sig")
         rows, any_speed = _json(text) if path.suffix.lower() == ".json" else (_csv(text), False)
@@ -157,7 +157,7 @@ def read_table(path: Path) -> tuple[Table, bool]:
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path}, row {number}: {str(error)[:200]}") from None
         if point in table.setdefault(layer, {}):
-            raise ConfigError(f"{path}, row {number}: {layer} has these widths already.")
+            raise ConfigError(f"{path}, row {number}: {layer} already has a row with these widths.")
         table[layer][point] = ms
     if not set(table) - {ALWAYS}:
         raise ConfigError(f"{path} has no rows.")

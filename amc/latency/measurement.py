@@ -1,11 +1,11 @@
-"""Measuring latency so that a noisy machine does not decide: all models in turn, in random order, many rounds.
+"""Measure latency robustly on a noisy machine: time all models in turn, in random order, over many rounds.
 
-The minimum is what the machine can do; the 10th percentile is what is reported, since it repeats better.
+The minimum shows what the machine can do. The 10th percentile is reported, since it is more repeatable.
 
-Rounds come in blocks. Every block has sessions of its own, since where memory falls makes one and the same model a
-per cent faster or slower for as long as its session lives. A block gives one ratio to the baseline, of 10th
-percentiles; the ratio is the geometric mean over blocks, its interval Student's t over their logarithms. Rounds within
-a block are alike and are not counted as independent.
+Rounds are grouped into blocks. Every block creates new sessions, because the memory layout of a session makes the same
+model about 1 % faster or slower for the lifetime of the session. A block gives one ratio of 10th percentiles to the
+baseline. The reported ratio is the geometric mean over blocks, and its 95 % interval comes from Student's t on their
+logarithms. Rounds within a block are correlated, so they do not count as independent.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from amc.latency.session import Inputs, Runner, denormals_as_zero
 WARMUP, ROUNDS, LEAST_ROUNDS, LEAST_BLOCKS = 10, 40, 3, 6
 LEAST_MS = 0.2
 FINE = time.get_clock_info("process_time").resolution < 1e-5
-"""Whether the system tells precisely enough how long a process had the processor; Windows does not."""
+"""Whether the system's clock of CPU time is precise enough; on Windows it is not."""
 USUAL = 0.1
-"""The quantile of a network's times that tells what it usually takes: a few lucky moments do not move it."""
+"""Quantile of a network's times that is taken as its usual time; unlike the minimum, it is robust to outliers."""
 NOISY = 1.12
-"""How much slower or faster than usual a network may be while nothing disturbs it; sessions differ by some per cent."""
+"""Largest ratio between a time and the usual time on an undisturbed machine; sessions differ by a few per cent."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Latency:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """Latencies of several models that were measured side by side."""
+    """Latencies of several models, measured side by side."""
 
     latencies: dict[str, Latency]
     baseline: str
@@ -78,9 +78,9 @@ def measure(
 ) -> Measurement:
     """Time every model on ``inputs``; the first one is the baseline.
 
-    Blocks of 40 rounds go on until every ratio's 95 % interval is within ``precision`` of it, or ``seconds`` are
-    over, but for six blocks at least, which have fewer rounds where the models are slow. A timing is of enough calls
-    to last 0.2 ms.
+    Blocks of 40 rounds repeat until every ratio's 95 % interval is within ``precision`` of the ratio, or ``seconds``
+    have passed. There are at least six blocks; for slow models they have fewer rounds. Every timing consists of enough
+    calls to take at least 0.2 ms.
     """
     if threads < 1:
         raise ConfigError(f"threads is {threads}, but must be at least 1.")
@@ -104,7 +104,7 @@ def measure(
 def _block(
     models: Mapping[str, Path], inputs: Inputs, threads: int, rng: np.random.Generator, seconds: float
 ) -> NDArray[np.float64]:
-    """Milliseconds ``[R, M]`` with new sessions, made in random order."""
+    """Milliseconds ``[R, M]`` of one block, with new sessions that are created in random order."""
     paths = list(models.values())
     runners = {int(i): Runner(paths[i], threads) for i in rng.permutation(len(paths))}
     with denormals_as_zero():
@@ -117,7 +117,7 @@ def _rounds(
     start, slowest = time.perf_counter(), 0.0
     for runner in runners.values():
         slowest = max(slowest, _warmed(runner, inputs, seconds / (4 * len(runners))))
-    calls = max(1, int(np.ceil(LEAST_MS / slowest)))  # the same for all: a first call is slower than the next
+    calls = max(1, int(np.ceil(LEAST_MS / slowest)))  # the same for all: the first of several calls is the slowest
     rows: list[NDArray[np.float64]] = []
     while len(rows) < ROUNDS and (len(rows) < LEAST_ROUNDS or time.perf_counter() - start < seconds):
         row = np.empty(len(runners))
@@ -128,7 +128,7 @@ def _rounds(
 
 
 def _warmed(runner: Runner, inputs: Inputs, seconds: float) -> float:
-    """Milliseconds of a call after ten, or after as many as the time allows."""
+    """Warm up with ten calls, or fewer if they take longer than ``seconds``; returns the last call's milliseconds."""
     start = time.perf_counter()
     for _ in range(WARMUP):
         ms = time_call(runner, inputs, 1)
@@ -147,17 +147,21 @@ def _ratios(logs: NDArray[np.float64], baseline: int) -> NDArray[np.float64]:
 
 
 def is_usual(ms: ArrayLike, at: ArrayLike) -> NDArray[np.bool_]:
-    """Which times are of an undisturbed machine, when ``at`` is the usual one."""
+    """Which times are those of an undisturbed machine, given the usual time ``at``.
+
+    >>> is_usual([0.95, 1.0, 1.3], at=1.0).tolist()
+    [True, True, False]
+    """
     times, around = np.asarray(ms, np.float64), np.asarray(at, np.float64)
     found: NDArray[np.bool_] = (times <= NOISY * around) & (times >= around / NOISY)
     return found
 
 
 def _undisturbed(blocks: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
-    """The rounds in which the baseline was as fast as usual, of blocks that had enough of them.
+    """The rounds in which the baseline was as fast as usual, from blocks with at least a quarter of such rounds.
 
-    What slows a machine for a while, other programs or other tenants, does not slow all networks alike. A machine
-    without enough undisturbed blocks is taken as it is.
+    Other programs or tenants do not slow down all networks equally, which distorts ratios. If too few blocks are
+    undisturbed, all rounds are used.
     """
     at = float(np.quantile(np.concatenate([block[:, 0] for block in blocks]), USUAL))
     kept = [block[is_usual(block[:, 0], at)] for block in blocks]
@@ -183,7 +187,7 @@ def _measurement(names: list[str], blocks: list[NDArray[np.float64]], threads: i
 
 
 def time_call(runner: Runner, inputs: Inputs, calls: int) -> float:
-    """Milliseconds a call, without those in which other processes had the processor."""
+    """Milliseconds per call: the lesser of wall-clock and CPU time, which excludes time given to other processes."""
     start, begun = time.perf_counter(), time.process_time()
     for _ in range(calls):
         runner(inputs)

@@ -1,20 +1,20 @@
-"""Latency models: what says how many milliseconds a policy takes on a device.
+"""Latency models predict how many milliseconds a policy takes on a device.
 
-A model is an object with these attributes, a class of the user's own included:
+A model is any object with these attributes:
 
 =====================  ==========================================================================================
-``name``               what reports call it
+``name``               its name in reports
 ``unit``               ``"ms"``; anything else is refused
 ``prepare(problem)``   optional: called once, before the first prediction, with a `LatencyProblem`
-``predict(widths)``    milliseconds of one inference, a finite number above 0, given the channels kept at every
-                       site; the same for the same widths; better under 0.1 ms, since a search asks often
+``predict(widths)``    milliseconds of one inference, a finite number above 0, for the channels kept at every
+                       site; deterministic; should take under 0.1 ms, since a search calls it often
 ``predict_all(rows)``  optional: the same for many policies at once, ``[B, S] -> [B]``, sites in the problem's order
-``measures``           optional: True where a prediction takes a measurement of seconds; it is then asked of few
-``any_speed``          optional: True for a device a hundred times as fast as this machine; otherwise so small a
-                       number is taken for seconds
+``measures``           optional: True if a prediction is a measurement that takes seconds; it is then called rarely
+``any_speed``          optional: True for a device over a hundred times as fast as this machine; otherwise such small
+                       numbers are refused, since they are probably seconds
 =====================  ==========================================================================================
 
-Whatever a model does is held against that (`Predictor`), and what is wrong is told in one line.
+`Predictor` checks everything that a model returns against this contract, and reports violations in one line.
 """
 
 from __future__ import annotations
@@ -33,17 +33,21 @@ from amc.graph.channels import Axis, ModuleKind, length_of
 from amc.graph.sites import Graph
 
 LEAST = 0.5
-"""Least share of the smallest network's time that a model may give for another one: operators must still be started."""
+"""Least share of the smallest network's time that a prediction may have."""
 SUSPICIOUS = 0.01
-"""A device this many times this machine's time for the original: rather a model that gives seconds."""
+"""Below this share of the original's time on this machine, predictions are probably in seconds."""
 
 Widths = Mapping[str, int]
-"""For every site, by name in forward order, the channels kept."""
+"""Number of kept channels by site name, in forward order."""
 
 
 @dataclass(frozen=True)
 class Length:
-    """How long an axis of a layer is: ``constant + Σ per_channel[site] · widths[site]``."""
+    """Length of an axis of a layer: ``constant + Σ per_channel[site] · widths[site]``.
+
+    >>> Length(3, {"conv1": 2})({"conv1": 8})
+    19
+    """
 
     constant: int
     per_channel: Mapping[str, int]
@@ -64,7 +68,7 @@ def length_matrix(lengths: Sequence[Length], sites: Sequence[str]) -> tuple[NDAr
 
 @dataclass(frozen=True)
 class LayerShape:
-    """A convolution or linear layer. ``inputs`` and ``outputs`` are its channels; a depthwise layer's are alike."""
+    """A convolution or linear layer. ``inputs`` and ``outputs`` are numbers of channels, equal in a depthwise layer."""
 
     name: str
     kind: str
@@ -84,39 +88,39 @@ def _once(key: str, measure: Callable[[], float]) -> float:
 
 @dataclass(frozen=True, eq=False)
 class LatencyProblem:
-    """What a latency model is told of the network and of the search."""
+    """The network and the search, as a latency model sees them."""
 
     full: Widths
     """The original's widths."""
     settings: Mapping[str, tuple[int, ...]]
-    """For every site the widths that may be chosen, ascending; the last is the original's."""
+    """The widths that each site may have, ascending; the last is the original's."""
     layers: tuple[LayerShape, ...]
     """In forward order."""
     original: Path
     """The original's ONNX file."""
     input_shapes: Mapping[str, tuple[int, ...]]
-    """Of one inference by the input's name, batch included."""
+    """Shapes of one inference by input name, batch included."""
     threads: int
-    """That latency is to be measured with."""
+    """Number of threads to measure with."""
     cut: Callable[[Widths], bytes]
-    """The ONNX model of any policy, with weights of the original: good for measuring, not for computing."""
+    """Creates the ONNX model of a policy. Its latency is right, but its outputs are not: weights are not re-solved."""
     remember: Callable[[str, Callable[[], float]], float] = _once
-    """``remember(key, measure)``: what ``measure()`` gave for this key, which the run's journal keeps."""
+    """``remember(key, measure)`` returns the stored result for the key, or calls ``measure()`` and stores it."""
     original_ms: float | None = None
-    """What the original takes on this machine, where that is known."""
+    """Milliseconds of the original on this machine, if known."""
     timeout: float = 120.0
     """Longest time in seconds that a measurement may take."""
     progress: Callable[[str], None] = lambda note: None
-    """Told of every measurement, which may take seconds."""
+    """Called with a note after every measurement."""
 
     @property
     def smallest(self) -> Widths:
-        """Every site cut as far as allowed."""
+        """The smallest allowed width of every site."""
         return {site: settings[0] for site, settings in self.settings.items()}
 
 
 class LatencyModel(Protocol):
-    """Milliseconds of one inference; what is optional is told at the top of this file."""
+    """The required part of a latency model; the module's docstring lists the optional attributes."""
 
     name: str
     unit: str
@@ -125,10 +129,10 @@ class LatencyModel(Protocol):
 
 
 class Predictor:
-    """A latency model with all that it says checked. Raises LatencyError."""
+    """A latency model whose results are checked. Raises LatencyError."""
 
     def __init__(self, model: LatencyModel, problem: LatencyProblem) -> None:
-        """Prepare the model and ask it for the original and for the smallest network."""
+        """Prepare the model and predict the original and the smallest network."""
         self.model, self.name = model, str(getattr(model, "name", type(model).__name__))
         self.measures = bool(getattr(model, "measures", False))
         self._sites = tuple(problem.full)
@@ -140,7 +144,7 @@ class Predictor:
             raise LatencyError(f"the latency model {self.name} has no method predict(widths).")
         prepare = getattr(model, "prepare", None)
         if prepare is not None:
-            self._asked("prepare", lambda: prepare(problem))
+            self._call("prepare", lambda: prepare(problem))
         self.smallest = 0.0
         """Milliseconds of the smallest network."""
         self.original, self.smallest = self.predict(problem.full), self.predict(problem.smallest)
@@ -150,7 +154,7 @@ class Predictor:
         if self.smallest > self.original:
             raise LatencyError(
                 f"the latency model {self.name} gives {self.smallest:g} ms for the smallest network but "
-                f"{self.original:g} ms for the original: it does not follow the widths."
+                f"{self.original:g} ms for the original: it seems to ignore the widths."
             )
         here = problem.original_ms
         if here and self.original < SUSPICIOUS * here and not getattr(self.model, "any_speed", False):
@@ -161,7 +165,7 @@ class Predictor:
 
     def predict(self, widths: Widths) -> float:
         """Milliseconds of one policy."""
-        found = self._asked("predict", lambda: self.model.predict(dict(widths)))  # its own: it may do what it likes
+        found = self._call("predict", lambda: self.model.predict(dict(widths)))  # a copy: the model may modify it
         return self._number(found, widths)
 
     def __call__(self, choices: ArrayLike) -> NDArray[np.float64]:
@@ -170,20 +174,21 @@ class Predictor:
         if self._all is None:
             return np.array([self.predict(dict(zip(self._sites, row, strict=True))) for row in rows.tolist()])
         try:
-            found = np.asarray(self._asked("predict_all", lambda: self._all(rows)), np.float64)  # type: ignore[misc]
+            found = np.asarray(self._call("predict_all", lambda: self._all(rows)), np.float64)  # type: ignore[misc]
         except (TypeError, ValueError):
-            raise LatencyError(f"the latency model {self.name} gives no numbers from predict_all.") from None
+            raise LatencyError(f"predict_all of the latency model {self.name} does not return numbers.") from None
         if found.shape != (len(rows),):
             raise LatencyError(
-                f"the latency model {self.name} gives {list(found.shape)} numbers for {len(rows)} policies."
+                f"predict_all of the latency model {self.name} returns an array of shape {list(found.shape)} "
+                f"for {len(rows)} policies, but must return [{len(rows)}]."
             )
         wrong = np.flatnonzero(~(np.isfinite(found) & (found > 0) & (found >= LEAST * self.smallest)))
         if len(wrong):
             self._number(float(found[wrong[0]]), dict(zip(self._sites, rows[wrong[0]].tolist(), strict=True)))
         return found
 
-    def _asked(self, method: str, call: Callable[[], Any]) -> Any:
-        """What the model answers. Whatever a plug-in throws is its user's mistake."""
+    def _call(self, method: str, call: Callable[[], Any]) -> Any:
+        """Call the model. Any exception in a plug-in is reported as its user's error."""
         try:
             return call()
         except AmcError:
@@ -197,17 +202,17 @@ class Predictor:
         try:
             ms = float(found)
         except (TypeError, ValueError):
-            raise LatencyError(f"the latency model {self.name} gives {found!r}, which is no number.") from None
+            raise LatencyError(f"the latency model {self.name} gives {found!r}, which is not a number.") from None
         if not (math.isfinite(ms) and ms > 0):
-            told = ", ".join(f"{site} {width}" for site, width in list(widths.items())[:3])
+            shown = ", ".join(f"{site} {width}" for site, width in list(widths.items())[:3])
             raise LatencyError(
-                f"the latency model {self.name} gives {ms} ms for the widths {told} …: it must be above 0."
+                f"the latency model {self.name} gives {ms} ms for the widths {shown} …: it must be above 0."
             )
         if ms < LEAST * self.smallest:
-            told = ", ".join(f"{site} {width}" for site, width in list(widths.items())[:3])
+            shown = ", ".join(f"{site} {width}" for site, width in list(widths.items())[:3])
             raise LatencyError(
-                f"the latency model {self.name} gives {ms:g} ms for the widths {told} …, less than half of the "
-                f"{self.smallest:g} ms that it gives for the smallest network: it does not follow the widths."
+                f"the latency model {self.name} gives {ms:g} ms for the widths {shown} …, less than half of the "
+                f"{self.smallest:g} ms that it gives for the smallest network: it seems to ignore the widths."
             )
         return ms
 

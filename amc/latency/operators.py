@@ -1,7 +1,7 @@
-"""Which operators of an ONNX model a policy makes cheaper, and what each of them takes, by ONNX Runtime's own profiler.
+"""Find the operators of an ONNX model that depend on the policy, and time them with ONNX Runtime's profiler.
 
-One profiled session tells the times of all operators at once, so a table of operators is learned from far fewer
-networks than a table of whole networks would be.
+One profiled session gives the times of all operators, so a model of operators needs far fewer networks than a model of
+whole networks.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from amc.space.resources import FileLayout, StoredTensor
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Line = tuple[Ints, int]
-"""A length that is linear in the widths: ``slopes @ w + constant``."""
+"""Slopes ``[S]`` and constant of a length that is linear in the widths: ``slopes @ w + constant``."""
 
 RUNS = 24
 """Undisturbed runs under the profiler."""
 BETWEEN = 4
-"""Runs between two calls of the original."""
+"""Profiled runs between two calls of the original."""
 
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """An operator that holds weights, with what runs after it until the next one."""
+    """An operator with weights, together with the operators after it up to the next one with weights."""
 
     name: str
     kind: str
-    """Operators of one kind compute the same on the same shapes, so they share what is learned."""
+    """Operators of one kind do the same computation on the same shapes, so they share a table of times."""
     inputs: Line
     outputs: Line
     branch: int = -1
-    """The site whose residual branch it is part of, if that can be removed: without any channel of it it is gone."""
+    """Site of the removable residual branch that contains the operator; -1 for none. It is removed at width 0."""
 
 
 def operators(proto: Any, layout: FileLayout, sites: int, inputs: Inputs) -> list[Operator]:
-    """The operators with weights, in the file's order, when run on ``inputs``."""
+    """The operators with weights in the file's order; ``inputs`` give the shapes of activations."""
     stored = {t.name: s for t, s in zip(proto.graph.initializer, layout.tensors, strict=True)}
     shapes = activations(proto, inputs)
     readers: dict[str, list[str]] = {}
@@ -66,9 +66,9 @@ def operators(proto: Any, layout: FileLayout, sites: int, inputs: Inputs) -> lis
         ):
             continue
         positions = shapes[node.output[0]][2:] if node.output[0] in shapes else None
-        told = [node.op_type, sorted(_attributes(node)), positions, list(weight.dims),
+        description = [node.op_type, sorted(_attributes(node)), positions, list(weight.dims),
                 sorted(readers.get(node.output[0], []))]  # fmt: skip
-        kind = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
+        kind = hashlib.sha256(json.dumps(description).encode()).hexdigest()[:8]
         name = f"{node.op_type} {'x'.join(map(str, weight.dims))} {kind}"
         inside = branches.get(node.output[0], -1)
         found.append(Operator(node.output[0], name, *_sides(node, weight, sites), inside))
@@ -84,7 +84,7 @@ def _attributes(node: Any) -> Iterator[tuple[str, str]]:
 
 
 def activations(proto: Any, inputs: Inputs) -> dict[str, list[int]]:
-    """The dimensions of every activation, as far as the file tells them, when the model is run on ``inputs``."""
+    """Dimensions of every activation that ONNX shape inference finds when the model is run on ``inputs``."""
     own = onnx.ModelProto()
     own.CopyFrom(proto)
     for value in own.graph.input:
@@ -99,7 +99,7 @@ def activations(proto: Any, inputs: Inputs) -> dict[str, list[int]]:
 
 
 def _sides(node: Any, weight: StoredTensor, sites: int) -> tuple[Line, Line]:
-    """Input and output channels of an operator, by its weight's axes."""
+    """Numbers of input and output channels of an operator, from the axes of its weight."""
     lines = [length_of(axis, size, sites) for axis, size in zip(weight.axes, weight.dims, strict=True)]
     one: Line = (np.zeros(sites, np.int64), 1)
     if len(lines) == 1:
@@ -112,7 +112,7 @@ def _sides(node: Any, weight: StoredTensor, sites: int) -> tuple[Line, Line]:
 
 
 def names(proto: Any, found: Sequence[Operator]) -> dict[str, int]:
-    """Names that the runtime may give an operator fused with what follows: those of the tensors on the way."""
+    """Map every name that the runtime may give a fused operator to its index: its node's and its tensors' names."""
     place = {op.name: i for i, op in enumerate(found)}
     readers: dict[str, list[Any]] = {}
     for node in proto.graph.node:
@@ -135,7 +135,7 @@ def names(proto: Any, found: Sequence[Operator]) -> dict[str, int]:
 
 
 def profile(model: bytes, inputs: Inputs, known: Mapping[str, int], reference: Reference, threads: int = 1) -> Floats:
-    """Milliseconds of every operator ``[max(known) + 1]``: the mean over the faster half of the undisturbed runs."""
+    """Milliseconds of every operator ``[max(known) + 1]``: the mean of the faster half of the undisturbed runs."""
     with tempfile.TemporaryDirectory() as folder:
         runner = Runner(model, threads, profile=Path(folder, "p"))
         with denormals_as_zero():
@@ -159,9 +159,9 @@ def _repeat(runner: Runner, inputs: Inputs) -> None:
 
 
 def read_events(content: bytes, known: Mapping[str, int]) -> Floats:
-    """Milliseconds ``[runs, operators]`` out of the runtime's profile.
+    """Parse the runtime's profile: milliseconds ``[runs, operators]``.
 
-    What runs between two operators, such as a change of layout, belongs to the one after it.
+    Other nodes, such as changes of layout, are added to the next known operator.
     """
     count = max(known.values()) + 1
     runs, now, waiting, last = [], np.zeros(count), 0.0, 0

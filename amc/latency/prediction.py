@@ -1,4 +1,4 @@
-"""Predict: what policies take, in milliseconds, as a search asks for it."""
+"""Predict: the latency of policies in milliseconds, for the search."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ class LatencyPrediction:
 
     predict: Predict
     original_ms: float
-    """Milliseconds of the original, which a relative limit is a share of."""
+    """Milliseconds of the original; a relative limit is a share of it."""
     facts: Mapping[str, Any]
-    """What result.json says of the model."""
+    """What result.json reports about the model."""
     tables: Tables | None = None
-    """Of a learned model."""
+    """The tables of a learned model; None for other models."""
 
     @classmethod
     def learned(cls, model: LearnedModel, original_ms: float) -> LatencyPrediction:
-        """By a model learned from a profile of this machine."""
+        """Predict with a model learned from a profile of this machine."""
         facts = {"model": model.name, "networks": len(model.profile.samples), "block": model.block,
                  "error": asdict(model.errors)}  # fmt: skip
         return cls(model.predict_all, original_ms, facts, model.tables)
 
     @classmethod
     def fitted(cls, predictor: Predictor, problem: LatencyProblem) -> LatencyPrediction:
-        """By a model fitted to measurements of a device that takes seconds for each."""
+        """Predict with a model fitted to a device on which every measurement takes seconds."""
         model = fitted(predictor, problem)
         facts = {"model": predictor.name, "networks": model.networks, "left_out_error": model.error}
         return cls(model.predict_all, predictor.original, facts)
 
     @classmethod
     def of_device(cls, predictor: Predictor) -> LatencyPrediction:
-        """By a model of another device, which cannot be measured here."""
+        """Predict with the user's model of a device that cannot be measured here."""
         return cls(predictor, predictor.original, {"model": predictor.name})
 
     def ms(self, choice: Choice) -> float:
@@ -58,12 +58,12 @@ class LatencyPrediction:
         return float(self.predict([choice])[0])
 
     def non_decreasing(self, settings: Sequence[Sequence[int]]) -> Predict:
-        """The model for these settings; a learned one never gives less for a wider setting."""
+        """The model for these settings; with a learned model, a wider setting never costs less."""
         return self.predict if self.tables is None else self.tables.non_decreasing(settings)
 
 
 class CorrectedCosts:
-    """Exact costs, and ``latency`` in ms: a prediction times a factor. Immutable, as a search wants its space.
+    """Exact costs and ``latency`` in ms, which is the prediction times a factor. Immutable, like the space.
 
     >>> from amc.latency.prediction import CorrectedCosts
     >>> class Exact:
@@ -88,10 +88,10 @@ class CorrectedCosts:
 
 
 def effective_widths(predict: Predict, settings: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """The widths of every site at which the next wider one costs more time.
+    """The widths of every site from which the next wider one takes more time.
 
-    ONNX Runtime computes channels in blocks, so a width within a block costs what the whole block does. Every site is
-    looked at with the others at full width.
+    ONNX Runtime computes channels in blocks, so a width inside a block takes as long as the whole block. Each site is
+    tested with all others at full width.
 
     >>> effective_widths(lambda rows: np.ceil(np.array(rows)[:, 0] / 8), [(4, 8, 12, 16)])
     ((8, 16),)

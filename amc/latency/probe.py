@@ -1,7 +1,7 @@
-"""Latency of a policy during the search: the original's ONNX file with its tensors cut, run beside the original.
+"""Latency of a policy during the search: cut the tensors of the original's ONNX file and run it beside the original.
 
-Nothing is exported anew: the file's tensors are cut along the same axes as the network's, which takes milliseconds.
-The weights are the original's, since their values do not matter to time.
+This avoids an export: the file's tensors are cut along the same axes as the network's, which takes milliseconds. The
+weights keep the original's values, since latency does not depend on them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LatencyProbe:
         threads: int = 1,
         original_ms: float | None = None,
     ) -> None:
-        """``original_ms``: what the original takes, where an earlier session has measured it."""
+        """``original_ms``: milliseconds of the original, if an earlier session has measured it."""
         self._proto = _cuttable(onnx.load(str(original)), inputs)
         self._tensors = [numpy_helper.to_array(t) for t in self._proto.graph.initializer]
         self._layout, self._inputs, self._threads = layout, inputs, threads
@@ -48,10 +48,10 @@ class LatencyProbe:
         self._reference = Reference(timed(runner, inputs, self._calls))
         self._file = original
         self.original_ms = original_ms or self._reference.usual.ms
-        """What a ratio of 1 stands for."""
+        """Milliseconds of a ratio of 1."""
 
     def cut(self, kept: Kept) -> bytes:
-        """The ONNX model whose sites keep these channels."""
+        """The ONNX model in which sites keep only these channels."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self._proto)
         groups = {}
@@ -72,11 +72,11 @@ class LatencyProbe:
         return data
 
     def compare(self, model: bytes, rounds: int = ROUNDS) -> Timing:
-        """An ONNX model beside the original."""
+        """Time an ONNX model beside the original."""
         return self._reference.compare(timed(Runner(model, self._threads), self._inputs, self._calls), rounds)
 
-    def afresh(self, model: bytes) -> Timing:
-        """An ONNX model beside the original in a new session: sessions differ by some per cent."""
+    def compare_with_new_session(self, model: bytes) -> Timing:
+        """Time an ONNX model beside a new session of the original, since sessions differ by a few per cent."""
         call = timed(Runner(self._file, self._threads), self._inputs, self._calls)
         reference = Reference(call, self._reference.usual)
         return reference.compare(timed(Runner(model, self._threads), self._inputs, self._calls), ROUNDS)
@@ -87,7 +87,7 @@ class LatencyProbe:
 
 
 def _cuttable(proto: Any, inputs: Inputs) -> Any:
-    """Reshapes to ``[batch, width]`` become Flatten, which does the same and names no width."""
+    """Replace every Reshape to ``[batch, width]`` by Flatten, which does the same without a fixed width."""
     shapes = activations(proto, inputs)
     for node in proto.graph.node:
         before, after = (shapes.get(name, []) for name in (node.input[0] if node.input else "", node.output[0]))

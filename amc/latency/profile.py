@@ -1,7 +1,7 @@
-"""The table generator: measure some policies of a network on this machine, and learn what all others take.
+"""Profiles: measure some policies of a network on this machine, and learn a latency model for all others.
 
-A profile is a JSON file: what was measured, on what, and the operators it was measured of. The model is learned from
-it anew whenever it is loaded (about a second), and a profile that was interrupted goes on where it was.
+A profile is a JSON file with the measurements, the network's operators, and the machine. The model is learned again
+whenever the profile is loaded, which takes about a second. An interrupted profile is continued.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from amc.runtime.files import read_json, write_json
 Floats = NDArray[np.float64]
 VERSION = 2
 LEAST, MOST = 24, 200
-"""Networks to measure."""
+"""Bounds on the number of measured networks."""
 GOOD_ENOUGH = 0.006
-"""Mean error at which measuring more is not worth the time."""
+"""Mean error at which measuring stops."""
 FULL_EVERY = 25
-"""How often the original itself is among the networks."""
+"""One in so many networks is the original."""
 REMOVE_EVERY = 3
-"""How often branches are removed, where they can be."""
+"""One in so many networks has branches removed, if there are removable ones."""
 
 LONGEST, HEAVIEST = 2**24, 2**30
-"""Largest length of a dimension, and most weights of a network, that are believed of a file: tables grow with both."""
+"""Largest dimension and number of weights that are accepted from a file, since the size of tables grows with both."""
 
 Measure = Callable[[Sequence[int]], Sample]
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """What was measured of one network on one machine."""
+    """The measurements of one network on one machine."""
 
     key: Mapping[str, Any]
-    """Network, runtime, machine, threads, input: a profile is good for these only."""
+    """Network, runtime, CPU, threads and inputs: the profile is valid for these only."""
     sites: tuple[str, ...]
     full: tuple[int, ...]
     operators: tuple[Operator, ...]
     original_ms: float
     samples: tuple[Sample, ...] = ()
     seconds: float = 0.0
-    """That measuring took so far."""
+    """Time spent measuring so far."""
 
     def save(self, path: Path) -> None:
         """Write the profile as JSON."""
@@ -68,13 +68,13 @@ class Profile:
         except OSError as error:
             raise LatencyError(f"cannot read the profile {path}: {error.strerror}.") from None
         except LatencyError as error:
-            raise LatencyError(f"cannot use the profile {path}: {error}. Delete it, and measure anew.") from None
+            raise LatencyError(f"cannot use the profile {path}: {error}. Delete it and measure again.") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise LatencyError(f"{path} is not a latency profile: make one with amc profile --out {path}.") from None
 
     @classmethod
     def from_json(cls, value: Any) -> Profile:
-        """The profile in plain values."""
+        """Parse and check a profile. Raises LatencyError for another version, ValueError and others for bad content."""
         if value["format"] != "amc-profile":
             raise ValueError
         if value["version"] != VERSION:
@@ -127,7 +127,7 @@ def _line_from_json(value: Any, sites: int) -> Line:
 
 
 def _weights(found: Sequence[Operator], full: Sequence[int]) -> float:
-    """How many weights operators have at least, at these widths."""
+    """A lower bound on the number of weights of all operators at these widths."""
     w, weights = np.array(full, np.float64), 0.0
     for op in found:
         (i, i0), (o, o0) = op.inputs, op.outputs
@@ -145,10 +145,13 @@ def _bounded(value: Any, least: int, most: int) -> int:
 def policies(
     settings: Sequence[Sequence[int]], removable: Sequence[int] = (), seed: int = 0
 ) -> Iterator[tuple[int, ...]]:
-    """Policies to measure: the original now and then, and random ones, some alike in all sites and some not at all.
+    """Policies to measure: the original now and then, and random ones, from uniform to very uneven over the sites.
 
-    Every third one lacks a random share of the branches at the sites ``removable``: the smallest networks of a search
-    have none of them, and no model should be asked far outside what it has seen.
+    Every third policy removes a random subset of the branches at the sites ``removable``. The smallest networks of a
+    search lack all of them, and the model should not have to extrapolate there.
+
+    >>> next(policies([(4, 8), (8, 16)]))
+    (8, 16)
     """
     rng = np.random.default_rng(seed)
     branches = np.random.default_rng((seed, 1))
@@ -177,9 +180,9 @@ def collect(
     progress: Callable[[float, str], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> Profile:
-    """Measure more policies, until predictions are good or the time is up; saved as it goes.
+    """Measure more policies until the model is accurate or ``seconds`` have passed; saved after every policy.
 
-    On a noisy machine it takes up to twice the time, until there are enough undisturbed networks.
+    On a noisy machine it may take up to twice as long, until enough networks were measured undisturbed.
     """
     start, checked, note = clock() - profile.seconds, 0, ""
     removable = sorted({op.branch for op in profile.operators if op.branch >= 0})
@@ -202,7 +205,7 @@ def collect(
 
 
 class LearnedModel:
-    """The latency model that a profile teaches (see `amc.latency.model`)."""
+    """A latency model learned from a profile (see `amc.latency.model`)."""
 
     name, unit = "profile", "ms"
 

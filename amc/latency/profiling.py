@@ -1,4 +1,4 @@
-"""Measuring policies on ONNX Runtime, and what is learned from that: `amc profile`, and a run's own profile."""
+"""Measure policies on ONNX Runtime and learn a latency model, for ``amc profile`` and within a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from amc.task.checks import copied
 
 
 class Bench:
-    """Measures policies on ONNX Runtime: the original's file, cut, or exported anew where the cut file does not run."""
+    """Measures policies on ONNX Runtime: cuts the original's file, or exports again where the cut file does not run."""
 
     def __init__(
         self,
@@ -43,40 +43,40 @@ class Bench:
         original: Path,
         threads: int,
         original_ms: float | None = None,
-        alone: Callable[[], AbstractContextManager[object]] = nullcontext,
+        exclusive: Callable[[], AbstractContextManager[object]] = nullcontext,
         make_probe: MakeProbe = LatencyProbe,
     ) -> None:
-        """``original_ms``: what the original takes, where that is known; ``alone`` keeps other runs off the machine."""
+        """``original_ms``: milliseconds of the original, if known. ``exclusive``: a lock against other runs' load."""
         self._task, self._graph, self.full = task, graph, tuple(site.channels for site in graph.sites)
         self._layout = file_layout(original, graph, task.model)
         self._inputs = nested.feeds(task.example)
-        self._alone = alone
-        with alone():
+        self._exclusive = exclusive
+        with exclusive():
             self._probe = make_probe(original, self._layout, self._inputs, threads, original_ms)
         proto = onnx.load(str(original))
         self.operators = operators(proto, self._layout, len(graph.sites), self._inputs)
         self._names = names(proto, self.operators)
         self._scratch: ChannelCutter | None = None
         narrow = tuple(max(1, width - 1) for width in self.full)
-        gone = {branch.site for branch in self._layout.branches}
+        removable = {branch.site for branch in self._layout.branches}
         try:
-            for widths in {narrow, tuple(0 if s in gone else w for s, w in enumerate(narrow))}:
+            for widths in {narrow, tuple(0 if s in removable else w for s, w in enumerate(narrow))}:
                 Runner(self.model(widths), threads)(self._inputs)
-        except ExportError:  # the file holds a width elsewhere, as a Reshape does
+        except ExportError:  # the file has widths outside of weights, as in a Reshape
             self._network = copied(task.model).cpu()
             self._scratch = ChannelCutter(self._network, graph.layers)
 
     @property
     def original_ms(self) -> float:
-        """What a ratio of 1 stands for."""
+        """Milliseconds of a ratio of 1."""
         return self._probe.original_ms
 
-    def knows(self, original_ms: float) -> None:
-        """``original_ms`` is what the original takes on the idle machine."""
+    def set_original_ms(self, original_ms: float) -> None:
+        """Set the milliseconds of the original, as measured on an idle machine."""
         self._probe.original_ms = original_ms
 
     def model(self, widths: Sequence[int]) -> bytes:
-        """The ONNX model of a policy. Its weights are some of the original's: they do not matter to time."""
+        """The ONNX model of a policy, with weights of the original: latency does not depend on their values."""
         kept = [np.arange(width) for width in widths]
         if self._scratch is None:
             return self._probe.cut(kept)
@@ -87,28 +87,30 @@ class Bench:
             return path.read_bytes()
 
     def timing(self, widths: Sequence[int], sessions: int = 1) -> Timing:
-        """A policy beside the original, in new sessions of both: sessions differ by some per cent.
+        """Time a policy beside the original, in new sessions of both, since sessions differ by a few per cent.
 
-        The ratio is the geometric mean of the undisturbed sessions; of all, where there are none.
+        The ratio is the geometric mean over the undisturbed sessions, or over all if none was undisturbed.
         """
         model = self.model(widths)
-        with self._alone():
-            found = [self._probe.afresh(model) for _ in range(sessions)]
+        with self._exclusive():
+            found = [self._probe.compare_with_new_session(model) for _ in range(sessions)]
         good = [t for t in found if t.undisturbed >= UNDISTURBED] or found
         ratio, original_ms = np.exp(np.mean([np.log([t.ratio, t.original_ms]) for t in good], 0)).tolist()
         return Timing(ratio, float(np.mean([t.undisturbed for t in good])), original_ms)
 
     def sample(self, widths: Sequence[int]) -> Sample:
-        """Time of a policy, and of all its operators."""
+        """Time a policy and all its operators."""
         model = self.model(widths)
-        with self._alone():
-            timing = self._probe.afresh(model)  # one session of the original for all would put its luck into all
+        with self._exclusive():
+            timing = self._probe.compare_with_new_session(
+                model
+            )  # with one session for all, its error would be in all samples
             times = self._probe.profile(model, self._names)
         return Sample(tuple(widths), timing.ratio, timing.undisturbed, timing.original_ms, tuple(times.tolist()))
 
 
 def profile_key(bench: Bench, threads: int, task: Task) -> dict[str, Any]:
-    """What a profile is good for. The network's shapes count, not its weights."""
+    """What a profile is valid for. It depends on the network's shapes, not on its weights."""
     lines = [[op.kind, *([x[0].tolist(), x[1]] for x in (op.inputs, op.outputs))] for op in bench.operators]
     network = hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:32]
     shapes = [list(array.shape) for array in nested.feeds(task.example).values()]
@@ -124,9 +126,9 @@ def learn_latency(
     seconds: float,
     progress: Callable[[float, str], None],
 ) -> LearnedModel:
-    """The model that the profile in ``path`` teaches. With ``seconds``, what it lacks is measured first.
+    """Learn a model from the profile in ``path``, after measuring for up to ``seconds`` if the profile is incomplete.
 
-    Raises LatencyError where the profile is of another network, runtime, machine or number of threads.
+    Raises LatencyError if the profile is for another network, runtime, CPU, number of threads or shape of inputs.
     """
     full = tuple(site.channels for site in graph.sites)
     profile = Profile(key, tuple(s.name for s in graph.sites), full, tuple(bench.operators), bench.original_ms)
@@ -135,11 +137,11 @@ def learn_latency(
         other = [name for name in key if known.key.get(name) != key[name]]
         if other:
             raise LatencyError(
-                f"the profile {path} is of another {other[0]} ({known.key.get(other[0])}; here it is {key[other[0]]}): "
-                "make one with amc profile, in another file."
+                f"the profile {path} is for another {other[0]} ({known.key.get(other[0])}; here it is "
+                f"{key[other[0]]}): make a new one with amc profile, in another file."
             )
-        profile = replace(known, operators=tuple(bench.operators))  # an older profile's do not know what can be removed
-        bench.knows(profile.original_ms)
+        profile = replace(known, operators=tuple(bench.operators))  # older profiles do not record removable branches
+        bench.set_original_ms(profile.original_ms)
     settings = [legal_widths(channels, 0.1) for channels in full]
     if seconds:
         profile = collect(profile, settings, bench.sample, seconds, lambda p: p.save(path), progress)
@@ -148,10 +150,10 @@ def learn_latency(
         profile.save(path)
     if len(profile.samples) < LEAST:
         raise LatencyError(
-            f"the profile {path} holds {len(profile.samples)} networks, too few to learn from (at least {LEAST}): "
-            f"go on with amc profile --out {path}."
+            f"the profile {path} holds {len(profile.samples)} networks, but at least {LEAST} are needed: "
+            f"continue it with amc profile --out {path}."
         )
-    bench.knows(profile.original_ms)
+    bench.set_original_ms(profile.original_ms)
     model = LearnedModel(profile)
     progress(1.0, f"{len(profile.samples)} networks measured, error {100 * model.errors.mean:.1f} %")
     return model
@@ -164,7 +166,7 @@ def profile_network(
     progress: Callable[[float, str], None],
     instruments: Instruments | None = None,
 ) -> LearnedModel:
-    """Measure policies of the task's network into ``path``, going on with what it holds already."""
+    """Measure policies of the task's network into the profile ``path``, which is continued if it exists."""
     probe = (instruments or Instruments.usual()).probe
     graph = build_graph(task.model, task.example)
     with tempfile.TemporaryDirectory() as folder:
@@ -184,7 +186,7 @@ def latency_problem(
     task: Task,
     progress: Callable[[float, str], None],
 ) -> LatencyProblem:
-    """What a latency model of the user's is told."""
+    """The description of network and search for a user's latency model."""
     sites, search = [site.name for site in graph.sites], config.search
     return LatencyProblem(
         full={site.name: site.channels for site in graph.sites},

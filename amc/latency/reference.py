@@ -1,9 +1,9 @@
-"""Timing beside the original, and only while nothing else disturbs the machine.
+"""Time a network beside the original, and only while nothing else disturbs the machine.
 
-Other programs, and on rented machines other tenants, slow everything down by up to a half for seconds at a time, and
-not every network alike: a ratio that was taken meanwhile is off by up to a tenth. So every call is enclosed by calls of
-the original, and counts when both were about as fast as the original usually is. Usual is the 10th percentile and not
-the best ever: a machine that was fast for one moment of the day is not disturbed for the rest of it.
+Other programs, and other tenants of a shared machine, slow everything down by up to 50 % for seconds at a time. They do
+not affect all networks equally, so a ratio measured meanwhile may be wrong by 10 %. Therefore every call is enclosed by
+two calls of the original, and counts only if both took about the usual time of the original. The usual time is the 10th
+percentile rather than the minimum, because one unusually fast moment must not make the rest of the day look disturbed.
 """
 
 from __future__ import annotations
@@ -17,51 +17,58 @@ from amc.latency.measurement import USUAL, WARMUP, is_usual, time_call
 from amc.latency.session import Inputs, Runner, denormals_as_zero
 
 PATIENCE = 5.0
-"""Most seconds to wait for an undisturbed moment; on the whole, no longer than measuring takes."""
+"""Most seconds to wait for an undisturbed moment; in total, waiting takes no longer than measuring."""
 UNDISTURBED = 0.5
-"""Share of undisturbed rounds from which a measurement counts as undisturbed."""
+"""Least share of undisturbed rounds in a measurement that counts as undisturbed."""
 MEMORY = 60e3
-"""Milliseconds after which a call counts a third: a machine that stays slower is at last taken as it is."""
-_BINS = np.geomspace(1e-3, 1e5, 1850)  # a per cent apart; few, since they pass through the caches between calls
+"""Time constant in milliseconds of the exponential weights of past calls: the usual time follows a lasting slowdown."""
+_BINS = np.geomspace(1e-3, 1e5, 1850)  # 1 % apart; kept few, since they occupy CPU caches between calls
 Call = Callable[[], float]
 """One timed inference: its milliseconds."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What one network took beside the original."""
+    """Time of one network, measured beside the original."""
 
     ratio: float
-    """To the original."""
+    """Time as a share of the original's."""
     undisturbed: float
-    """Share of the rounds in which nothing disturbed the machine; 1 where enough of them were found."""
+    """Number of undisturbed rounds as a share of the wanted ones, at most 1."""
     original_ms: float
-    """What the original took meanwhile."""
+    """Milliseconds of the original, measured at the same time."""
 
 
 class Usual:
-    """What the original usually takes: the 10th percentile of the time it ran, the last minutes counting most."""
+    """Usual time of the original: the 10th percentile of its past times, with exponentially decaying weights.
+
+    >>> usual = Usual()
+    >>> for ms in (2.0, 2.0, 9.0):
+    ...     usual.add(ms)
+    >>> round(usual.ms, 1)
+    2.0
+    """
 
     def __init__(self) -> None:
         self._spent = np.zeros(len(_BINS))
 
     def add(self, ms: float) -> None:
-        """One more call."""
+        """Add a call."""
         self._spent *= np.exp(-ms / MEMORY)
         self._spent[min(int(np.searchsorted(_BINS, ms)), len(_BINS) - 1)] += ms
 
     @property
     def ms(self) -> float:
-        """Milliseconds, to a per cent."""
+        """Milliseconds, with a resolution of 1 %."""
         passed = np.cumsum(self._spent)
         return float(_BINS[np.searchsorted(passed, USUAL * passed[-1])])
 
 
 class Reference:
-    """The original, which tells how fast the machine is just now."""
+    """The original network, which shows how fast the machine currently is."""
 
     def __init__(self, call: Call, known: Usual | None = None) -> None:
-        """``known``: what its earlier sessions took; this one's calls are added."""
+        """``known``: times of earlier sessions; this session's calls are added to them."""
         self._call, self._patience = call, 1e3 * PATIENCE / 5
         self.usual = known or Usual()
         with denormals_as_zero():
@@ -77,18 +84,18 @@ class Reference:
         return ms
 
     def is_undisturbed(self, ms: float) -> bool:
-        """Whether a time of the original is the usual one."""
+        """Whether ``ms`` is the usual time of the original."""
         return bool(is_usual(ms, self.usual.ms))
 
-    def enclosed(self, work: Callable[[], None], wanted: int) -> Iterator[tuple[float, bool]]:
-        """Do ``work`` between two calls of the original, until nothing disturbed it ``wanted`` times or patience ends.
+    def interleaved(self, work: Callable[[], None], wanted: int) -> Iterator[tuple[float, bool]]:
+        """Repeat ``work`` between calls of the original, until ``wanted`` repetitions were undisturbed or time is up.
 
-        Gives after each what the two took on average, and whether both took their usual time.
+        Yields for each the mean milliseconds of the two enclosing calls, and whether both took the usual time.
         """
         done, spent = 0, 0.0
         before = self()
         while done < wanted and self._patience > 0:
-            if not self.is_undisturbed(before):  # waiting is calling: after a sleep the next call would be slow itself
+            if not self.is_undisturbed(before):  # wait by calling: after a sleep, the next call would be slow
                 self._patience -= before
                 before = self()
                 continue
@@ -99,7 +106,7 @@ class Reference:
             spent += after
             yield (before + after) / 2, usual
             before = after
-        for _ in range(wanted - done):  # better a disturbed time than none
+        for _ in range(wanted - done):  # time is up: accept disturbed repetitions
             work()
             spent += (after := self())
             yield (before + after) / 2, False
@@ -107,15 +114,15 @@ class Reference:
         self._patience = min(1e3 * PATIENCE, max(0.0, self._patience) + spent)
 
     def compare(self, call: Call, rounds: int) -> Timing:
-        """The median of the ratios to the enclosing calls over undisturbed rounds; over all where those are too few.
+        """Time ``call``: the median ratio to the enclosing calls over the undisturbed rounds, or over all if too few.
 
-        With the few rounds of one session it repeats better than a ratio of percentiles.
+        With the few rounds of one session, the median is more repeatable than a ratio of percentiles.
         """
         own: list[float] = []
         with denormals_as_zero():
             for _ in range(WARMUP):
                 call()
-            around = list(self.enclosed(lambda: own.append(call()), rounds))
+            around = list(self.interleaved(lambda: own.append(call()), rounds))
         mine, (original, usual) = np.array(own), (np.array(x) for x in zip(*around, strict=True))
         share = min(1.0, float(usual.sum()) / rounds)
         counted = usual if share >= 0.25 else np.ones(len(usual), bool)
@@ -123,5 +130,5 @@ class Reference:
 
 
 def timed(runner: Runner, inputs: Inputs, calls: int = 1) -> Call:
-    """One inference of a session, timed over so many."""
+    """A timed inference: the mean over ``calls`` calls of a session."""
     return lambda: time_call(runner, inputs, calls)

@@ -1,4 +1,4 @@
-"""An ONNX model on ONNX Runtime's CPU provider."""
+"""Run an ONNX model on ONNX Runtime's CPU provider."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from amc.task.nested import Feeds, Nested
 Inputs = NDArray[Any] | Feeds
 """An array for the model's one input, or arrays by name."""
 LARGEST_INPUT = 1 << 30
-"""Bytes of the inputs that a model is measured with."""
+"""Most bytes of the inputs that a model is measured with."""
 
 
 @contextmanager
 def denormals_as_zero() -> Iterator[None]:
-    """This thread treats denormals as zero, as the runtime's own threads do, and no longer than the block lasts."""
+    """Treat denormals as zero in this thread, as the runtime's own threads do, for the duration of the block."""
     torch.set_flush_denormal(True)
     try:
         yield
@@ -38,16 +38,16 @@ def denormals_as_zero() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class SessionSignature:
-    """What a model takes and gives."""
+    """Inputs and outputs of a model."""
 
     model: str
-    """Its name, for people."""
+    """The model's name in messages."""
     inputs: tuple[tuple[str, str, tuple[Any, ...]], ...]
-    """Name, type and shape of each input. A dimension that the model leaves open is no number."""
+    """Name, type and shape of each input. A dynamic dimension is a name or None."""
     outputs: tuple[str, ...]
 
     def random_inputs(self, shape: Sequence[int] | None = None, seed: int = 0) -> NDArray[np.float32]:
-        """One sample of the shape that the model declares, or of ``shape`` without the batch. Raises ExportError."""
+        """A random input of the model's declared shape, or of ``shape`` (without the batch). Raises ExportError."""
         if len(self.inputs) != 1:
             raise ExportError(f"{self.model} has {len(self.inputs)} inputs; only models with one can be measured.")
         _, kind, declared = self.inputs[0]
@@ -60,27 +60,27 @@ class SessionSignature:
                 isinstance(known, int) and known != asked for known, asked in zip(rest, shape, strict=True)
             ):
                 raise ExportError(
-                    f"{self.model} takes {rest} after the batch, not {list(shape)}, which the first model or "
-                    "--input-size says."
+                    f"{self.model} takes inputs of shape {rest} after the batch, not {list(shape)} as given by the "
+                    "first model or --input-size."
                 )
             rest = list(shape)
         if not all(isinstance(size, int) for size in rest):
             raise ExportError(
-                f"{self.model} takes inputs of shape {rest} after the batch: say which with --input-size 3,224,224."
+                f"{self.model} takes inputs of shape {rest} after the batch: give the sizes with --input-size 3,224,224."
             )
         if not 0 < 4 * math.prod((batch, *rest)) <= LARGEST_INPUT:
             raise ExportError(
-                f"{self.model} takes inputs of shape {[batch, *rest]}: they must have more than no bytes, and at most "
+                f"{self.model} takes inputs of shape {[batch, *rest]}: they must not be empty, and must have at most "
                 f"{LARGEST_INPUT >> 30} GiB."
             )
         return np.random.default_rng(seed).standard_normal((batch, *rest), dtype=np.float32)
 
 
 class Runner:
-    """A session that is set up as latency is measured: sequential, all optimisations, denormals as zero."""
+    """A session with the options for measuring latency: sequential, all optimisations, denormals as zero."""
 
     def __init__(self, model: Path | bytes, threads: int = 1, profile: Path | None = None) -> None:
-        """``model`` is a file, or its content. ``profile``: write the times of all operators to a file beginning so."""
+        """``model`` is a path or a file's content. ``profile`` is the path prefix of a file for operators' times."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -99,23 +99,23 @@ class Runner:
             self._session: Any = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # noqa: BLE001  (the runtime's errors share no base class)
             raise ExportError(f"ONNX Runtime cannot load {self._name}: {reason(first_line(error))}") from None
-        # the runtime leaves denormals off in the thread that asked; torch's results must not depend on that
+        # creating a session sets denormals to zero in this thread, which would change torch's results
         torch.set_flush_denormal(False)
         self._input = next((given.name for given in self._session.get_inputs()), "")
         self._names = [output.name for output in self._session.get_outputs()]
 
     @property
     def signature(self) -> SessionSignature:
-        """What the model takes and gives."""
+        """Inputs and outputs of the model."""
         inputs = tuple((value.name, value.type, tuple(value.shape or ())) for value in self._session.get_inputs())
         return SessionSignature(self._name, inputs, tuple(self._names))
 
     def inputs(self, shape: Sequence[int] | None = None, seed: int = 0) -> NDArray[np.float32]:
-        """Random inputs for the model: one sample of the shape it declares, or of ``shape`` without the batch."""
+        """A random input of the model's declared shape, or of ``shape`` (without the batch)."""
         return self.signature.random_inputs(shape, seed)
 
     def end_profiling(self) -> Path:
-        """The file with the times of all operators, in all calls."""
+        """Stop profiling and return the file with the times of all operators in all calls."""
         return Path(self._session.end_profiling())
 
     def __call__(self, inputs: Inputs) -> NDArray[np.float32]:
@@ -132,29 +132,35 @@ class Runner:
         return found
 
     def structured(self, inputs: Inputs) -> Nested:
-        """The outputs as the network gave them: a tensor, a tuple or a dict of tensors."""
+        """The outputs in the network's own structure: a tensor, a tuple or a dict of tensors."""
         return nested.restored(self._names, [torch.from_numpy(array) for array in self.outputs(inputs)], "output")
 
 
-def reason(said: str) -> str:
-    """What the runtime says, in one line, without its codes and the file's name."""
-    said = re.sub(
+def reason(message: str) -> str:
+    """Shorten the runtime's error message to one line without its codes and the file's name.
+
+    >>> reason("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Unexpected input data type.")
+    'Unexpected input data type.'
+    """
+    message = re.sub(
         r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?(Fatal error: )?",
         "",
-        (said.splitlines() or [""])[0],
+        (message.splitlines() or [""])[0],
     )
-    return "it is no ONNX file." if said.startswith(("Protobuf parsing failed", "No graph was found")) else said
+    if message.startswith(("Protobuf parsing failed", "No graph was found")):
+        return "it is not an ONNX file."
+    return message
 
 
 class Structured(Protocol):
-    """Runs a model: `Runner`, or `amc.latency.confined.ConfinedRunner` for the files of others."""
+    """Runs a model: `Runner`, or `amc.latency.confined.ConfinedRunner` for untrusted files."""
 
     def structured(self, inputs: Inputs) -> Nested:
-        """The outputs as the network gave them."""
+        """The outputs in the network's own structure."""
 
 
 def onnx_metric(model: Path | Structured, objective: Objective, split: Split, batch_size: int = 100) -> float:
-    """Mean metric of an ONNX model, or of what runs one, over a split."""
+    """Mean metric over a split of an ONNX file or of a runner."""
     runner, total = Runner(model) if isinstance(model, Path) else model, 0.0
     for inputs, targets in batches(split, batch_size):
         total += float(objective.metric(runner.structured(nested.feeds(inputs)), targets).double().sum())

@@ -1,4 +1,4 @@
-"""Verify: measure policies, each once, and hold the limit against the network that is delivered."""
+"""Verify: measure policies, each once, and compare the delivered network with the limit."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from amc.space.budget import is_absolute, parse_limit
 from amc.space.sites import Choice
 
 SESSIONS = 3
-"""Sessions in which a policy is measured."""
+"""Number of sessions in which a policy is measured."""
 BUSY = 1.3
-"""A machine on which the original takes so many times its usual time is busy with something else."""
+"""The machine counts as busy when the original takes more than this many times its usual time."""
 
 
 class Meter(Protocol):
-    """What measures policies: ONNX Runtime here (`amc.latency.profiling.Bench`), or a device of the user's."""
+    """Measures policies: on ONNX Runtime here (`amc.latency.profiling.Bench`), or on a device of the user."""
 
     @property
     def original_ms(self) -> float:
-        """Milliseconds that a ratio of 1 stands for."""
+        """Milliseconds of a ratio of 1."""
         ...
 
     def timing(self, widths: Sequence[int], sessions: int = 1) -> Timing:
-        """The time of a policy, as a ratio to the original's."""
+        """Time of a policy as a ratio to the original's."""
         ...
 
 
 class DeviceMeter:
-    """Measures by asking a model that measures. Its ratios are milliseconds."""
+    """Measures through a latency model that measures. Ratios are milliseconds: the unit is 1 ms."""
 
     original_ms = 1.0
 
@@ -45,36 +45,36 @@ class DeviceMeter:
         self._predictor, self._sites = predictor, tuple(problem.full)
 
     def timing(self, widths: Sequence[int], sessions: int = 1) -> Timing:
-        """Milliseconds: what the original takes on this machine has nothing to do with the device."""
+        """Milliseconds on the device. The original's latency on this machine plays no role."""
         ms = self._predictor.predict(dict(zip(self._sites, widths, strict=True)))
         return Timing(ms, 1.0, self.original_ms)
 
 
 @dataclass(frozen=True)
 class Observation:
-    """A policy that was measured."""
+    """A measured policy."""
 
     choice: Choice
     ms: float
     predicted: float
-    """Milliseconds by the model, before any correction."""
+    """Milliseconds predicted by the model, before any correction."""
     undisturbed: float
     """Share of the rounds in which the machine was undisturbed."""
 
     @property
     def reliable(self) -> bool:
-        """Whether the measurement tells more than the model does."""
+        """Whether the machine was undisturbed enough for the measurement to be better than a prediction."""
         return self.undisturbed >= UNDISTURBED
 
 
 class Verifier:
-    """Measures policies, each once in a run: the journal keeps what was measured."""
+    """Measures every policy at most once in a run; the journal keeps the results."""
 
     def __init__(self, meter: Meter, prediction: LatencyPrediction, journal: Journal) -> None:
         self._meter, self._prediction, self._journal = meter, prediction, journal
 
     def observe(self, choice: Choice) -> Observation:
-        """Measure a policy, or recall what it took."""
+        """Measure a policy, unless the journal has it."""
         known = self.known(choice)
         if known is None:
             timing = self._meter.timing(widths_of(choice), SESSIONS)
@@ -86,11 +86,11 @@ class Verifier:
         return known
 
     def known(self, choice: Choice) -> Observation | None:
-        """What a policy took, if it was measured."""
+        """The measurement of a policy; None if it was not measured."""
         return next((o for o in self.observations() if o.choice == choice), None)
 
     def observations(self) -> list[Observation]:
-        """All that was measured, in order."""
+        """All measurements, in order."""
         return [
             Observation(tuple(r["choice"]), float(r["ms"]), float(r["predicted"]), float(r["quiet"]))
             for r in self._journal.records("latency")
@@ -99,7 +99,7 @@ class Verifier:
 
 @dataclass(frozen=True)
 class VerifiedLatency:
-    """The limit beside what the delivered network takes.
+    """The latency of the delivered network, compared with the limit.
 
     >>> VerifiedLatency(1.0, 1.2, "measured").met
     False
@@ -110,36 +110,36 @@ class VerifiedLatency:
     limit_ms: float
     ms: float
     how: str
-    """How ``ms`` was found out."""
+    """How ``ms`` was determined, for reports."""
 
     @property
     def met(self) -> bool:
-        """Whether the limit is kept. What is no number does not keep it."""
+        """Whether the latency is within the limit; False if it is not a finite number above 0."""
         return math.isfinite(self.ms) and 0 < self.ms <= self.limit_ms
 
     def to_json(self) -> dict[str, Any]:
-        """As `result.json` holds it among its proofs."""
+        """The entry among the proofs in result.json."""
         return {"resource": "latency", "unit": "ms", "limit": self.limit_ms, "exported": self.ms, "met": self.met,
                 "how": self.how}  # fmt: skip
 
 
 class Proof(Protocol):
-    """Holds a limit on latency against the network that is delivered."""
+    """Checks that the delivered network keeps the latency limit."""
 
     def verify(self, final: Path, chosen: Choice, measured: Measurement) -> VerifiedLatency:
-        """``final`` is the exported network of the policy ``chosen``, ``measured`` its time beside the original."""
+        """Check ``final``, the exported network of ``chosen``; ``measured`` is its time beside the original."""
         ...
 
     def disturbed(self, measured: Measurement) -> bool:
-        """Whether a measurement says little, since the machine was busy with something else."""
+        """Whether a measurement is unreliable because the machine was busy."""
         ...
 
 
 class BesideOriginal:
-    """By the measurement beside the original: the upper end of the 95 % interval."""
+    """Checks the upper end of the 95 % interval of a measurement beside the original."""
 
     def __init__(self, asked: str, usual_ms: float) -> None:
-        """``asked`` is the limit as the user gave it, ``usual_ms`` what the original takes on the idle machine."""
+        """``asked`` is the limit as the user wrote it, ``usual_ms`` the original's time on the idle machine."""
         self._asked, self._usual_ms = asked, usual_ms
 
     def verify(self, final: Path, chosen: Choice, measured: Measurement) -> VerifiedLatency:
@@ -159,7 +159,7 @@ class BesideOriginal:
 
 
 class OnDevice:
-    """By the device that measures: of the file itself, where it takes files."""
+    """Checks a measurement on the device: of the exported file if the model can measure files, else of the policy."""
 
     def __init__(self, predictor: Predictor, limit_ms: float, verifier: Verifier) -> None:
         self._predictor, self._limit_ms, self._verifier = predictor, limit_ms, verifier
@@ -171,12 +171,12 @@ class OnDevice:
         return VerifiedLatency(self._limit_ms, ms, f"measured by {self._predictor.name}")
 
     def disturbed(self, measured: Measurement) -> bool:
-        """What else this machine does is nothing to the device."""
+        """Never: load on this machine does not affect the device."""
         return False
 
 
 class ByPrediction:
-    """By what a model of another device says."""
+    """Checks the prediction for a device that cannot be measured here."""
 
     def __init__(self, prediction: LatencyPrediction, limit_ms: float) -> None:
         self._prediction, self._limit_ms = prediction, limit_ms
@@ -187,5 +187,5 @@ class ByPrediction:
         return VerifiedLatency(self._limit_ms, self._prediction.ms(chosen), how)
 
     def disturbed(self, measured: Measurement) -> bool:
-        """What else this machine does is nothing to the device."""
+        """Never: load on this machine does not affect the device."""
         return False

@@ -63,7 +63,7 @@ class Choosing:
         good = latency.fast_enough(ranked, count + SPARE, record.step)
         if good:
             return Shortlist([e for e in best if e.choice in good][:count])
-        obstacle = latency.search_again(space, latency.likely(ranked, count + SPARE))
+        obstacle = latency.search_again(space, latency.expected_within(ranked, count + SPARE))
         if obstacle is None:
             record.monitor.say("all of the best networks are over the limit on latency: searching again")
             return None

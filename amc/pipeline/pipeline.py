@@ -265,7 +265,7 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
         timing = RunTiming(record, graph)
         latency, predicted = timing.constraint(), timing.prediction()
         space = stages.space(graph, latency, predicted)
-        if latency and latency.aim(space, record.config.seed, record.step):
+        if latency and latency.measure_near_budget(space, record.config.seed, record.step):
             space = stages.space(graph, latency)
     with record.stage("calibrate"):
         evaluator = stages.calibrate(graph, space)
