@@ -135,7 +135,7 @@ FLOAT, DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
 @pytest.mark.parametrize(
     ("inputs", "options", "told"),
     [
-        ([(FLOAT, ["n", 3, "h", "w"])], [], "give their sizes with --input-size"),
+        ([(FLOAT, ["n", 3, "h", "w"])], [], "give sizes with --input-size"),
         ([(FLOAT, ["n", 3, "h", "w"])], ["--input-size", "4,8,8"], "model.onnx takes [3, 'h', 'w']"),
         ([(FLOAT, ["n", 3]), (FLOAT, ["n", 3])], [], "has 2 inputs"),
         ([(DOUBLE, ["n", 3])], [], "only float32"),

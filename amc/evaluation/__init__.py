@@ -1,4 +1,4 @@
-"""From a policy to its score: evaluators and their settings, races, rewards, and the problem that searchers see."""
+"""Score policies: evaluators and their settings, races, rewards, and the problem that searchers see."""
 
 from amc.evaluation.backend import Backend, Forwarding, FunctionBackend
 from amc.evaluation.cached import CachedBackend, CachedSearch

@@ -1,10 +1,10 @@
-"""Who evaluates policies for a problem: the protocol, and its small implementations.
+"""Backends evaluate policies for a problem. This module has their protocol and its small implementations.
 
 =================================  =====================================================================
-`amc.evaluation.evaluator`         here, by forward passes of pruned networks (`Evaluator`)
-`amc.evaluation.cached`            what any run that shares a cache has found (`CachedBackend`)
-`amc.batch.cluster`                on the nodes of a Ray cluster (`RayBackend`)
-`FunctionBackend`                  by Python functions: toy problems and tests
+`amc.evaluation.evaluator`         forward passes of pruned networks in this process (`Evaluator`)
+`amc.evaluation.cached`            results of any run that shares the cache (`CachedBackend`)
+`amc.batch.cluster`                evaluation on the nodes of a Ray cluster (`RayBackend`)
+`FunctionBackend`                  Python functions, for toy problems and tests
 =================================  =====================================================================
 """
 
@@ -19,7 +19,7 @@ from amc.space.sites import Choice, Setting
 
 
 class Backend(Protocol):
-    """Evaluates policies. Only `score` must be given; the defaults know and do nothing else."""
+    """Evaluates policies. Only `score` is required; the other methods have defaults that do nothing."""
 
     @property
     def races(self) -> bool:
@@ -31,31 +31,31 @@ class Backend(Protocol):
         """The policy's score on the whole search split."""
 
     def race(self, choice: Choice, incumbent: Choice, handicap: float = 1.0) -> Race:
-        """Compare a policy with the ``incumbent`` on as few samples as it takes to see which is better.
+        """Compare a policy with the ``incumbent`` on as few samples as are needed to see which is better.
 
-        The policy's loss counts ``handicap`` times: below 1 where the policy is faster and time is worth something.
+        The policy's loss is multiplied by ``handicap``, which is below 1 if latency matters and the policy is faster.
         """
-        raise NotImplementedError(f"{type(self).__name__} runs no races")
+        raise NotImplementedError(f"{type(self).__name__} does not support races")
 
     def site_error(self, site: int, setting: Setting) -> float | None:
-        """What one site's setting costs in the objective of the search, estimated; None: there is no estimate."""
+        """Estimated increase of the objective of the search by one site's setting; None if there is no estimate."""
         return None
 
     def measure(self, choice: Choice) -> Mapping[str, float]:
-        """Costs of a policy that are measured, such as ``latency`` in milliseconds."""
+        """Measured costs of a policy, such as ``latency`` in milliseconds."""
         return {}
 
     def announce(self, choices: Sequence[Choice]) -> None:
-        """Told which policies `score` will be asked for next: where there are many workers, they begin with them."""
+        """Called with the policies that `score` will get next, so that workers can start on them."""
         return
 
     def memo(self, key: Any, find: Callable[[], Any]) -> Any:
-        """What is known by a ``key``, else what ``find`` gives, kept for later. Both are plain values."""
+        """Memoise: return the stored value for ``key``, or call ``find`` and store its result. Both are JSON values."""
         return find()
 
 
 class FunctionBackend(Backend):
-    """Evaluates by functions; those that are None do what `Backend` does.
+    """Evaluates with the given functions; where one is None, the default of `Backend` applies.
 
     >>> backend = FunctionBackend(lambda choice: Score(loss=1 / sum(choice), metric=0.5))
     >>> backend.score((1, 3)), backend.races
@@ -80,7 +80,7 @@ class FunctionBackend(Backend):
 
     def race(self, choice: Choice, incumbent: Choice, handicap: float = 1.0) -> Race:
         if self._race is None:
-            raise NotImplementedError("no function for races was given")
+            raise NotImplementedError("this backend was given no function for races")
         return self._race(choice, incumbent, handicap)
 
     def site_error(self, site: int, setting: Setting) -> float | None:
@@ -91,7 +91,7 @@ class FunctionBackend(Backend):
 
 
 class Forwarding(Backend):
-    """Passes everything on to another backend; what is built on it changes some of that."""
+    """Forwards every call to another backend; a base class for wrappers that override some methods."""
 
     def __init__(self, inner: Backend) -> None:
         self.inner = inner

@@ -1,4 +1,4 @@
-"""Evaluations that any run which shares the cache has made are not made again."""
+"""A backend that looks up evaluations in the cache that runs share, before it evaluates."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from amc.space.sites import Choice, Setting
 
 
 class CachedBackend(Forwarding):
-    """Scores, races and site errors of another backend, each computed by the first run that asks for it.
+    """Caches scores, races and site errors of another backend; each is computed by the first run that needs it.
 
-    What was estimated in a race is of use in the same race only.
+    The result of a race is an estimate, so it is used only for the same race, never as a score.
     """
 
     def __init__(self, inner: Backend, memo: Memo, settings: EvaluationSettings) -> None:
-        """``settings`` are those by which ``inner`` evaluates."""
+        """``settings`` are the evaluation settings of ``inner``."""
         super().__init__(inner)
         self._scores, self._errors = memo.scores(settings), memo.site_errors(settings.objective)
 
@@ -39,7 +39,7 @@ class CachedBackend(Forwarding):
 
 
 class CachedSearch(CachedBackend):
-    """The same for a search in one space by one reward: what it finds on its way is kept as well (`Backend.memo`)."""
+    """A cached backend for searches in one space with one reward, which also caches `Backend.memo`."""
 
     def __init__(self, inner: Backend, memo: Memo, settings: EvaluationSettings, space: Space) -> None:
         super().__init__(inner, memo, settings)

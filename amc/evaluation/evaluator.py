@@ -1,4 +1,4 @@
-"""From a policy to its score on the search split, before any training."""
+"""The evaluator: score policies on the search split, before any training."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from amc.runtime.memory import Memory
 from amc.space.sites import Choice, Setting, SiteSettings
 from amc.task import Task
 
-_SMALL = 4e6  # MACs
+_SMALL = 4e6  # MACs of a network for which the dtype hardly matters
 
 
 class Evaluator(Backend):
-    """Scores policies by settings that never change."""
+    """Scores policies with fixed settings."""
 
     def __init__(
         self,
@@ -44,10 +44,10 @@ class Evaluator(Backend):
         sites: Sequence[SiteSettings] | None = None,
         operators: Operators = OPERATORS,
     ) -> None:
-        """``orders``: of every group its channels ``[C]``, most important first. ``moments``: of the layers' inputs.
+        """``orders``: the channels ``[C]`` of every group, most important first. ``moments``: those of layers' inputs.
 
-        ``memory`` bounds what sequential reconstruction and sensitivities take. ``sites``: the space's; left out, all
-        widths of all channel groups. ``operators``: those that offer the sites.
+        ``memory`` limits sequential reconstruction and sensitivities. ``sites`` are those of the space, by default all
+        widths of all channel groups. ``operators`` are those that offer the sites.
         """
         self.settings = settings
         self._task, self._graph, self._moments, self._memory = task, graph, moments, memory
@@ -69,7 +69,7 @@ class Evaluator(Backend):
         return SiteErrors(self._task, self._facts, self._sites, self._moments, objective, self._memory, self.operators)
 
     def with_settings(self, settings: EvaluationSettings) -> Evaluator:
-        """An evaluator by other settings. It shares with this one whatever does not depend on what they change."""
+        """An evaluator with other settings, which shares with this one all parts that do not depend on the change."""
         other = copy.copy(self)
         other.settings = settings
         if settings.reconstruction != self.settings.reconstruction:
@@ -81,11 +81,11 @@ class Evaluator(Backend):
         return other
 
     def kept(self, choice: Choice) -> Kept:
-        """The channels that stay in every group of the graph, ascending."""
+        """The kept channels of every group of the graph, ascending."""
         return self.networks.kept(choice)
 
     def recorded(self, choice: Choice) -> dict[str, PolicySetting]:
-        """What policy.json says of every site of a policy."""
+        """The entries of policy.json for a policy, by site."""
         return recorded_settings(self._facts, self._sites, choice, self.operators)
 
     @property
@@ -99,37 +99,37 @@ class Evaluator(Backend):
         return _mean(samples)
 
     def race(self, choice: Choice, incumbent: Choice, handicap: float = 1.0) -> Race:
-        """Compare a policy with the ``incumbent`` on as few samples as it takes (`amc.evaluation.racer`)."""
+        """Compare a policy with the ``incumbent`` on as few samples as needed (`amc.evaluation.racer`)."""
         return self._racer.race(choice, incumbent, handicap)
 
     def site_error(self, site: int, setting: Setting) -> float:
-        """What a site's setting costs, estimated without an evaluation (`amc.evaluation.site_errors`)."""
+        """Estimated error of a site's setting, without an evaluation (`amc.evaluation.site_errors`)."""
         return self._errors(site, setting)
 
     def refined_score(self, choice: Choice) -> Score:
-        """The score of the network that would be delivered before training, always in float32."""
+        """The score of the network after full reconstruction, as it would be trained; always in float32."""
         return _mean(self._scorer.read(self.networks.refined(choice, self.settings)))
 
     def network(self, choice: Choice) -> nn.Module:
-        """The network that `score` reads. It is a scratch copy: the next call changes it."""
+        """The network that `score` evaluates. It is a scratch copy, which the next call overwrites."""
         return self.networks.network(choice, self.settings)
 
     def refined(self, choice: Choice) -> nn.Module:
-        """The network that `refined_score` reads; a scratch copy, too."""
+        """The network that `refined_score` evaluates; also a scratch copy."""
         return self.networks.refined(choice, self.settings)
 
     def pruned(self, choice: Choice) -> nn.Module:
-        """The refined network as a module of its own, trainable."""
+        """The refined network as a separate, trainable module."""
         return self.networks.pruned(choice, self.settings)
 
     def cut(self, network: nn.Module, choice: Choice) -> nn.Module:
-        """A copy of ``network``, of the original's structure, pruned as a policy says but not re-solved."""
+        """A copy of ``network``, which has the original's structure, pruned by a policy without re-solving weights."""
         return self.networks.cut(network, choice)
 
     def faster_dtype(self) -> Dtype:
-        """bfloat16 where the original runs clearly faster with it here (policies rank the same), else float32.
+        """bfloat16 if it makes the original clearly faster on this machine, else float32. Policies rank the same.
 
-        Networks so small that it hardly matters stay with float32.
+        Small networks always use float32.
         """
         if self._graph.trace.macs < _SMALL:
             return "float32"

@@ -1,13 +1,13 @@
-"""What time is worth to a search whose budget limits something else.
+"""Latency as a soft constraint, for a search whose budget limits another resource.
 
-Networks of equal MACs differ in time: a runtime computes channels in blocks, and starting an operator takes time
-however few channels it has. A search that knows this minimises
+Networks with equal MACs differ in latency: a runtime computes channels in blocks, and starting an operator takes time
+even with few channels. With a latency weight, a search minimises
 
-    loss · (predicted time / time of the original) ** exponent
+    loss · (predicted latency / latency of the original) ** exponent
 
-instead of the loss: the soft constraint of MnasNet (Tan et al. 2019, arXiv:1807.11626, equation 2) with the loss in
-place of the accuracy. Of two networks that are nearly as good, the faster one wins. Times are predictions
-(`amc.latency`); what is delivered is measured.
+instead of the loss. This is the soft constraint of MnasNet (Tan et al. 2019, arXiv:1807.11626, equation 2) with the
+loss in place of the accuracy. Of two networks with nearly the same loss, the faster one wins. The search uses
+predicted latencies (`amc.latency`); the delivered network is measured.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from amc.space.sites import Choice, Floats
 
 @dataclass(frozen=True)
 class LatencyWeight:
-    """How much a policy's time counts beside its loss.
+    """The weight of a policy's latency relative to its loss.
 
     >>> weight = LatencyWeight(exponent=2.0, original_ms=4.0)
     >>> weight.factor({"macs": 1e6, "latency": 2.0})
@@ -29,18 +29,19 @@ class LatencyWeight:
     """
 
     exponent: float
-    """One per cent of time is worth so many per cent of the loss."""
+    """Per cent of the loss that 1 % of latency is worth."""
     original_ms: float
 
     def factor(self, costs: Mapping[str, float]) -> float:
-        """What the loss of a policy with these ``costs`` is multiplied by. ``latency`` is in milliseconds."""
+        """The factor for the loss of a policy with these ``costs``, in which ``latency`` is in milliseconds."""
         return float((costs["latency"] / self.original_ms) ** self.exponent)
 
     def prices(self, space: Space, policy: Choice, error: float) -> list[Floats]:
-        """What the time of every setting is worth, in units of ``error``, which is that of ``policy``.
+        """The latency of every setting, converted to units of ``error``, which is the error of ``policy``.
 
-        Around a policy, ``error · time ** exponent`` changes as ``error + exponent · error · time / its time`` does. So
-        what a site's setting adds to the time of ``policy`` can be added to its error. Each site's least is 0.
+        Near a policy, ``error · latency ** exponent`` is linear: it changes like ``error + exponent · error · latency /
+        latency(policy)``. So the latency that a setting adds can be added to the setting's error. The least value of
+        every site is 0.
         """
         ms, positions = space.costs(policy)["latency"], space.positions(policy)
         found = []

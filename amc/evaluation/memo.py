@@ -1,8 +1,7 @@
-"""What runs of one network on one set of data have in common: computed by the first, found in the cache by the others.
+"""Results that runs of one network on the same data share: the first run computes them, the others read the cache.
 
-Every identity holds what its content depends on: the network's weights, structure and outputs, the images themselves,
-the settings, the code of this package, and the libraries. Orders and scores of a criterion that is a plug-in are its
-file's too.
+The key of every result covers all that it depends on: the network's weights, structure and outputs, the samples
+themselves, the settings, the code of this package, the libraries, and the files of plug-ins.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ from amc.task import Split, Task, batches, evaluate, nested
 from amc.task.nested import Nested
 
 SAME_DEVICE = 0.05
-"""By so much may a device's time for one network differ from what an earlier run has measured."""
+"""Largest relative difference between two runs' measurements of one network on an unchanged device."""
 
 
 def open_cache(config: Config, resting: Resting) -> Cache:
-    """The cache that a configuration names: none (also ``off``), the user's own (``auto``), or a folder."""
+    """Open the configured cache: none (None or ``off``), the user's own (``auto``), or a folder."""
     if config.cache is None or config.cache == "off":
         return Cache(None)
     return Cache(cache_folder() if config.cache == "auto" else Path(config.cache), resting=resting)
@@ -56,7 +55,7 @@ class Memo:
 
     @cached_property
     def _basis(self) -> dict[str, Any]:
-        """The network, and whatever computes."""
+        """The network, the code and the libraries: the part of the key that all results have."""
         task = self._task
         outputs, _ = self._outputs
         return {
@@ -71,7 +70,7 @@ class Memo:
 
     @cached_property
     def _outputs(self) -> tuple[Any, Nested]:
-        """What the network gives for the first few samples, and the targets."""
+        """The network's outputs for the first few samples, and their targets."""
         task = self._task
         inputs, targets = task.splits.search.fetch(torch.arange(min(8, len(task.splits.search))))
         with torch.inference_mode():
@@ -79,7 +78,7 @@ class Memo:
 
     @cached_property
     def _objective_identity(self) -> list[Any]:
-        """The objective, by its file, and by what it does: the losses and metrics of the first few samples."""
+        """The objective: its name, its file, and its losses and metrics of the first few samples."""
         objective, named = self._task.objective, self._config.objective
         found = [digest(objective.loss(*self._outputs)), digest(objective.metric(*self._outputs))]
         return [objective.name, named, file_digests([named]), *found]
@@ -99,8 +98,7 @@ class Memo:
         folder: Path | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Mapping[str, Moments]:
-        """See `amc.reconstruction.moments.collect`. What does not fit into ``memory`` goes to
-        ``folder`` and is not shared."""
+        """See `amc.reconstruction.moments.collect`. Moments that exceed ``memory`` spill to ``folder``, uncached."""
         layers = readers(graph, self._task.model)
         batch, limit = min(64, self._task.batch), memory.share if memory else None
         compute = partial(
@@ -147,17 +145,17 @@ class Memo:
         return self.cache.table("errors", lambda: self._site_errors(objective))
 
     def findings(self, settings: EvaluationSettings) -> Table:
-        """What searches find on their way (`amc.evaluation.problem.Problem.memo`)."""
+        """Intermediate results of searchers (`amc.evaluation.problem.Problem.memo`)."""
         return self.cache.table("findings", lambda: self._scored(settings))
 
     def search_identity(self, space: Space) -> list[Any]:
-        """What findings depend on besides their key and how policies are evaluated."""
+        """The part of a searcher's key that comes from the space, the reward and racing."""
         search = self._config.search
         settings = [list(widths) for widths in space.settings]
         return [settings, search.reward, file_digests([search.reward]), search.race]
 
     def faster_dtype(self, evaluator: Evaluator) -> Dtype:
-        """See `Evaluator.faster_dtype`: runs whose scores are shared must not differ in it."""
+        """See `Evaluator.faster_dtype`. Cached, because runs that share scores must use the same dtype."""
         here = [cpu_name(), torch.get_num_threads()]
         found = self.cache.table("precisions", lambda: self._basis).once(here, evaluator.faster_dtype)
         return "bfloat16" if found == "bfloat16" else "float32"
@@ -169,18 +167,19 @@ class Memo:
         return known[0], known[1]
 
     def profile(self, key: Mapping[str, Any], learn: Callable[[], bytes]) -> bytes:
-        """A latency profile (`amc.latency.profiling.profile_key`): of this machine, not of one network's weights.
+        """A latency profile (`amc.latency.profiling.profile_key`), which does not depend on the network's weights.
 
-        It tells what this machine took when it was made. A run corrects what it predicts by measurements of its own.
+        The machine may have changed since the profile was made, so every run corrects the predictions by its own
+        measurements.
         """
         identity = {**key, "host": socket.gethostname(), "code": code_version()}
         return _bytes(self.cache.tensors("profiles", lambda: identity, lambda: _tensor(learn())))
 
     def device_times(self, key: str, ms: float) -> Table:
-        """What runs of this network have measured by the same command or class, on a device that cannot be looked into.
+        """Measurements of this network's policies by the same command or class on the user's device.
 
-        ``ms`` is what this run has measured for ``key`` itself: where others have found something else, the device has
-        changed, and another table begins.
+        ``ms`` is this run's own measurement for ``key``. If it differs from the stored one, the device has changed, and
+        another table is used.
         """
         named, network = str(self._config.search.latency_model), fingerprint(self._task.model)
         files = {**file_digests([named]), **_mentioned(named)}
@@ -212,7 +211,7 @@ class Memo:
         return {**found, "task": self._objective_identity} if uses_loss else found
 
     def _operators(self) -> dict[str, Any]:
-        """The operators, where some do not come with amc: sites are theirs, too."""
+        """The operators, if some are not part of amc, because the sites depend on them."""
         named = self._config.search.operator_names or ()
         if not named or not foreign(load_operators(named)):
             return {}
@@ -240,13 +239,13 @@ class Memo:
 
 
 def _mentioned(command: str) -> dict[str, str]:
-    """SHA-256 of the files that a command names."""
+    """SHA-256 of the files that a command mentions, by path."""
     words = [Path(word) for word in command.partition(":")[2].split()] if command.startswith(COMMAND) else []
     return {str(word): hashlib.sha256(word.read_bytes()).hexdigest() for word in words if word.is_file()}
 
 
 def split_digest(split: Split) -> str:
-    """SHA-256 over what a split gives: every input and target."""
+    """SHA-256 over all inputs and targets of a split."""
     sha = hashlib.sha256()
     for batch in batches(split, 250):
         sha.update(digest(batch).encode())
@@ -254,7 +253,7 @@ def split_digest(split: Split) -> str:
 
 
 def digest(tensors: Any) -> str:
-    """SHA-256 over the tensors in any structure, in order."""
+    """SHA-256 over all tensors of a nested structure, in order."""
     return tensors_digest(("", leaf) for leaf in tree_leaves(tensors) if isinstance(leaf, Tensor))
 
 

@@ -1,7 +1,7 @@
-"""From a choice to the network of a policy: pruned, re-solved, recalibrated.
+"""Build the network of a policy: prune, re-solve the layers, recalibrate BatchNorms.
 
-One scratch copy of the original takes on the tensors of every policy in turn, so that thousands of evaluations copy no
-module. `amc.operators.compose.PolicyApplier` is the one place that turns a choice into a network.
+All policies are applied to one scratch copy of the original, which only exchanges tensors, so an evaluation does not
+copy modules. `amc.operators.compose.PolicyApplier` does the pruning.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from amc.task.checks import copied
 
 
 class PolicyNetworks:
-    """The networks of policies, all on one scratch copy: a network that was given is changed by the next call."""
+    """Builds the networks of policies on one scratch copy: every call overwrites the network that the last returned."""
 
     def __init__(
         self,
@@ -38,9 +38,9 @@ class PolicyNetworks:
         memory: Memory | None = None,
         operators: Operators = OPERATORS,
     ) -> None:
-        """``sites``: what the settings of a choice are of, as ``operators`` offer them. ``moments``: of layers' inputs.
+        """``sites`` are offered by ``operators``; a choice has one setting for each. ``moments`` are of layers' inputs.
 
-        ``memory`` bounds the samples and the rows of sequential reconstruction.
+        ``memory`` limits the samples and rows of sequential reconstruction.
         """
         self._task, self._facts, self._sites, graph = task, facts, tuple(sites), facts.graph
         self._operators = operators
@@ -56,15 +56,15 @@ class PolicyNetworks:
 
     @property
     def full(self) -> Choice:
-        """The choice that removes nothing."""
+        """The choice that keeps the original network."""
         return tuple(site.original for site in self._sites)
 
     def kept(self, choice: Choice) -> Kept:
-        """The channels that stay in every group of the graph, ascending."""
+        """The kept channels of every group of the graph, ascending."""
         return self._applier.kept(choice)
 
     def plain(self, choice: Choice) -> nn.Module:
-        """The pruned network, its layers re-solved on the original's inputs only."""
+        """The pruned network with its layers re-solved on the original's inputs only."""
         self._cut(choice)
         self._applier.complete(choice)
         return self._scratch
@@ -74,7 +74,7 @@ class PolicyNetworks:
         return self._scratch
 
     def network(self, choice: Choice, settings: EvaluationSettings) -> nn.Module:
-        """The network that a search scores, in evaluation mode."""
+        """The network that the search scores, in evaluation mode."""
         network, effort = self._cut(choice), settings.reconstruction.search
         if effort is not None:
             self._sequential[effort](network, self.kept(choice), settings.half)
@@ -84,7 +84,7 @@ class PolicyNetworks:
         return network
 
     def refined(self, choice: Choice, settings: EvaluationSettings) -> nn.Module:
-        """The network that is delivered before training: re-solved with the final effort. Better, and slower to get."""
+        """The network re-solved with the final effort, as it goes into training. Better, but slower to compute."""
         effort = settings.reconstruction.final
         if effort is None:
             return self.network(choice, settings)
@@ -93,7 +93,7 @@ class PolicyNetworks:
         return self._scratch
 
     def pruned(self, choice: Choice, settings: EvaluationSettings) -> nn.Module:
-        """The refined network as a module of its own, trainable where the original was."""
+        """The refined network as a separate module; parameters that the original trains are trainable."""
         own = copied(self.refined(choice, settings))
         wanted = {name: p.requires_grad for name, p in self._task.model.named_parameters()}
         for name, parameter in own.named_parameters():
@@ -102,7 +102,7 @@ class PolicyNetworks:
         return own
 
     def cut(self, network: nn.Module, choice: Choice) -> nn.Module:
-        """A copy of ``network``, which has the original's structure, pruned as a policy says but not re-solved."""
+        """A copy of ``network``, which has the original's structure, pruned by a policy without re-solving weights."""
         own = copied(network)
         settings = recorded_settings(self._facts, self._sites, choice, self._operators)
         apply_settings(own, NetworkFacts(own, self._facts.graph), settings, self._operators)
@@ -110,6 +110,6 @@ class PolicyNetworks:
         return own
 
     def forget(self) -> None:
-        """Drop the solutions of sequential reconstruction, so that policies are solved anew (for benchmarks)."""
+        """Drop cached solutions of sequential reconstruction (for benchmarks)."""
         for sequential in self._sequential.values():
             sequential.forget()

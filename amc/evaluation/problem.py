@@ -1,7 +1,7 @@
-"""The problem as searchers see it: legal policies, their exact costs, and what one scores.
+"""The problem that searchers see: the legal policies, their exact costs, and their scores.
 
-Every evaluation is journalled as it comes and never done twice. A search that was interrupted is simply run
-again: with the same seed it proposes the same policies, and the journal answers for those it holds.
+Every evaluation is written to the journal at once and never repeated. An interrupted search is resumed by running it
+again: with the same seed it proposes the same policies, and the journal has the results of the earlier ones.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from amc.space.budget import Space
 from amc.space.sites import Choice, Setting, frozen_setting
 
 Observer = Callable[["Problem", Evaluation], None]
-"""Told of every proposal to a problem, and its evaluation."""
+"""Called after every proposal, with the problem and the evaluation."""
 
 
 @dataclass(frozen=True)
 class StudyPlace:
-    """Where a searcher that keeps a study of its own keeps it."""
+    """Where a searcher stores its study."""
 
     url: str
     """A file, or the URL of a database."""
     name: str
     identity: str = ""
-    """Of the network, the data and the search: what is found is of use only where it is the same."""
+    """Hash of the network, the data and the search: results are valid only for the same identity."""
     shared: bool = False
     """Whether other processes work on the same study."""
 
@@ -56,9 +56,10 @@ class Problem:
         kind: str = "evaluation",
         latency_weight: LatencyWeight | None = None,
     ) -> None:
-        """``backend`` evaluates. ``races``: a policy is compared with the incumbent where the backend can do that.
-        ``kind`` names the evaluations in the journal. ``latency_weight``: what is compared is the loss times its
-        factor, and so is the reward; costs must hold ``latency``.
+        """``races``: compare every policy with the incumbent, if the backend supports it.
+
+        ``kind`` is the kind of journal records. With a ``latency_weight``, losses and rewards are multiplied by its
+        factor; the costs must include ``latency``.
         """
         self.space, self.latency_weight = space, latency_weight
         self.study = study
@@ -69,11 +70,11 @@ class Problem:
         self._observer = observer
         self._kind = kind
         self._known = {e.choice: e for e in recorded(self._journal, kind)}
-        # what a resumed search may see is what it has proposed anew, or it would not repeat itself
+        # a resumed search must see only what it has proposed again; otherwise it would propose other policies
         self._proposed: dict[Choice, Evaluation] = {}
 
     def evaluate(self, choice: Sequence[Setting]) -> Evaluation:
-        """Score a policy. Raises ValueError when it is not legal or over budget: that is the searcher's mistake."""
+        """Score a policy. Raises ValueError if it is not legal or over budget, which is an error in the searcher."""
         policy = self._checked(choice)
         if policy not in self._known:
             evaluation = self._evaluate(policy)
@@ -81,7 +82,7 @@ class Problem:
         return self._propose(policy)
 
     def learn(self, evaluation: Evaluation) -> None:
-        """Take over what another process has found. Raises ValueError when it is not of this problem."""
+        """Add an evaluation by another process. Raises ValueError if its policy is not legal here or over budget."""
         policy = self._checked(evaluation.choice)
         if policy not in self._known:
             self._remember(evaluation)
@@ -91,7 +92,7 @@ class Problem:
         """The policy in the space's own settings. Raises ValueError."""
         space = self.space
         if not space.is_legal(choice):
-            raise ValueError(f"the policy {tuple(choice)} is not legal: a site of it has no such setting")
+            raise ValueError(f"the policy {tuple(choice)} is not legal: it has a setting that its site does not offer")
         policy = space.choice(space.positions(choice))
         if not space.fits([policy])[0]:
             raise ValueError(f"the policy {policy} is over the budget {dict(space.limits)}")
@@ -109,9 +110,9 @@ class Problem:
         return found
 
     def under(self, limits: Mapping[str, float]) -> Problem:
-        """The same problem under other limits, to learn from: what is evaluated there is no candidate here.
+        """The same problem under other limits, for searchers that learn from it.
 
-        It is journalled apart, and counts among this problem's proposals.
+        Its evaluations are no candidates here and have their own kind in the journal, but they count as proposals.
         """
         space = replace(self.space, limits=dict(limits))
         return Problem(
@@ -120,20 +121,20 @@ class Problem:
         )  # fmt: skip
 
     def _count(self, other: Problem, evaluation: Evaluation) -> None:
-        """Count a proposal to the ``other`` problem, which is `under` other limits."""
+        """Count a proposal to a problem made by `under`."""
         self.proposals += 1
         if self._observer:
             self._observer(self, evaluation)
 
     def memo(self, key: Any, find: Callable[[], Any]) -> Any:
-        """What searches of this network find alike at every budget: found by the first of them that share a cache.
+        """Memoise a result that does not depend on the budget: the first search that shares the cache computes it.
 
-        ``key`` and what is found are plain values.
+        ``key`` and result are JSON values.
         """
         return self.backend.memo(key, find)
 
     def announce(self, choices: Sequence[Choice]) -> None:
-        """Say which policies come next: where there are many workers, they begin with all of them at once."""
+        """Announce the next proposals, so that a backend with workers can evaluate them in parallel."""
         policies = dict.fromkeys(tuple(choice) for choice in choices)
         self.backend.announce([policy for policy in policies if policy not in self._known])
 
@@ -147,8 +148,8 @@ class Problem:
             costs |= self.backend.measure(policy)
         except (AmcError, OSError, MemoryError):
             raise
-        except Exception as failure:  # one broken policy must not end a search of hours; it is shown
-            if is_out_of_memory(failure):  # that says nothing of the policy
+        except Exception as failure:  # one broken policy must not end a long search; its error is recorded
+            if is_out_of_memory(failure):  # not the policy's fault
                 raise MemoryError(first_line(failure)) from failure
             reason = first_line(failure)
             return Evaluation(policy, math.inf, 0.0, costs, time.perf_counter() - start, reason)
@@ -159,11 +160,11 @@ class Problem:
         return replace(evaluation, reward=self._rewarded(evaluation))
 
     def _factor(self, costs: Mapping[str, float]) -> float:
-        """What a loss counts with these costs."""
+        """The factor of the loss of a policy with these costs."""
         return self.latency_weight.factor(costs) if self.latency_weight else 1.0
 
     def _scored(self, policy: Choice, costs: Mapping[str, float]) -> Score:
-        """By a race with the best policy so far, if there is one."""
+        """Score a policy by a race with the incumbent, if there is one and races are possible."""
         good = [e for e in self._proposed.values() if e.error is None and not e.rejected]
         if not self._races or not good:
             return self.backend.score(policy)
@@ -178,26 +179,26 @@ class Problem:
         except MemoryError:
             raise
         except Exception as failure:
-            raise ConfigError(f"the reward fails: {type(failure).__name__}: {failure}") from failure
+            raise ConfigError(f"the reward function fails: {type(failure).__name__}: {failure}") from failure
         if not math.isfinite(reward):
             raise ConfigError(f"the reward of a policy is {reward}, but must be a finite number.")
         return reward * self._factor(evaluation.costs)
 
     def site_error(self, site: int, setting: Setting) -> float:
-        """An estimate, without an evaluation, of what one site's setting costs in accuracy; 0 at its full setting.
+        """Estimated error of one site's setting, without an evaluation; 0 at the original's setting.
 
-        Where there is none, what is cut counts: the share of the site's size that goes.
+        Without an estimate by the backend, it is the share of the site's size that the setting removes.
         """
         found = self.backend.site_error(site, setting)
         own = self.space.sites[site]
         return 1 - own.sizes[own.settings.index(setting)] / own.sizes[-1] if found is None else found
 
     def cost(self, evaluation: Evaluation) -> float:
-        """The share of the budget that a policy uses, of the limit that it comes closest to."""
+        """Cost as a share of the limit, for the resource where that share is largest."""
         return max(evaluation.costs[name] / limit for name, limit in self.space.limits.items())
 
     def front(self) -> list[Evaluation]:
-        """The policies that no other beats in both reward and cost, the cheapest first."""
+        """The Pareto front of reward and cost, cheapest first."""
         ranked = sorted(
             (e for e in self._proposed.values() if e.error is None and not e.rejected),
             key=lambda e: (self.cost(e), -e.reward),
@@ -210,13 +211,13 @@ class Problem:
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """All distinct evaluations, in the order in which they were first proposed."""
+        """All distinct evaluations, in the order of their first proposals."""
         return list(self._proposed.values())
 
     def best(self, count: int | None = None) -> list[Evaluation]:
-        """The best distinct policies, the best first, or all; equal rewards are told apart by the loss.
+        """The ``count`` best distinct policies, or all, best first. Ties in reward are broken by the loss.
 
-        Scores of races are estimates; who lost is no better than the best was then.
+        Scores from races are estimates; a rejected policy is never estimated to be better than its incumbent.
         """
         good = [e for e in self._proposed.values() if e.error is None]
         return sorted(good, key=lambda e: (-e.reward, e.loss))[:count]
@@ -228,7 +229,7 @@ def recorded(journal: Journal, kind: str = "evaluation") -> Iterator[Evaluation]
 
 
 def to_record(evaluation: Evaluation) -> dict[str, object]:
-    """An evaluation as plain values."""
+    """An evaluation as a JSON record."""
     failed = evaluation.error is not None
     return {
         "choice": list(evaluation.choice),
@@ -244,7 +245,7 @@ def to_record(evaluation: Evaluation) -> dict[str, object]:
 
 
 def from_record(record: Mapping[str, Any]) -> Evaluation:
-    """The evaluation in plain values. Raises BundleError."""
+    """Parse the JSON record of an evaluation. Raises BundleError."""
     try:
         choice = tuple(frozen_setting(setting) for setting in record["choice"])
         costs = {str(name): float(value) for name, value in record["costs"].items()}
@@ -255,5 +256,5 @@ def from_record(record: Mapping[str, Any]) -> Evaluation:
         share = float(record.get("share", 1.0))
         rejected = bool(record.get("lost", share < 1))
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise BundleError("the journal holds an evaluation that is damaged: begin the search anew.") from None
+        raise BundleError("the journal holds a damaged evaluation: start the search again.") from None
     return Evaluation(choice, loss, metric, costs, seconds, None, reward, share, rejected)

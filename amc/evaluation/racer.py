@@ -1,7 +1,7 @@
-"""Races: a policy against the incumbent, on as few samples as tell which of the two is better.
+"""Races: compare a policy with the incumbent on as few samples as are needed to see which of them is better.
 
-Both are read on the same samples, in one order (`amc.evaluation.sampling`). A race is decided when the mean difference
-of their losses is `CLEAR` standard errors from 0, or when the share `MOST` of the samples was read.
+Both are evaluated on the same samples in the same order (`amc.evaluation.sampling`). A race ends when the mean
+difference of their losses is `CLEAR` standard errors from 0, or after the share `MOST` of the samples.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from amc.graph.surgery import shallow_copy
 from amc.space.sites import Choice
 
 CLEAR = 2.0
-"""Standard errors of the mean paired difference."""
+"""Standard errors of the mean paired difference at which a race is decided."""
 LEAST = 2
-"""Blocks that are read in any race: the spread of one block says too little."""
+"""Least number of blocks in a race, since the variance of a single block is too uncertain."""
 MOST = 0.5
-"""Share of the samples that is read in any race: half of them estimate the mean as well as all of them estimate the
-mean over the distribution that they were drawn from."""
-_HELD = 4  # policies whose samples are held
+"""Largest share of the samples in a race. With half of them, the error in estimating the mean over all samples is about
+the error of that mean as an estimate of the distribution's."""
+_HELD = 4  # number of policies whose per-sample losses are kept
 
 
 @dataclass(eq=False)
@@ -37,21 +37,21 @@ class Reading:
     """Loss and metric of a policy on the first ``count`` samples of the race's order."""
 
     samples: Tensor
-    """``[2, N]``; not set where nothing was read."""
+    """``[2, N]``; uninitialised for samples that were not evaluated yet."""
     count: int
     network: nn.Module | None = None
-    """Reads on, its BatchNorms folded; None where all samples were read."""
+    """The network with folded BatchNorms, for further samples; None once all samples were evaluated."""
 
 
 class Racer:
-    """Runs races, and holds what was read of the last few policies: an incumbent is not read twice."""
+    """Runs races. It keeps the per-sample losses of the last few policies, so that no incumbent is evaluated twice."""
 
     def __init__(self, networks: PolicyNetworks, scorer: Scorer, settings: EvaluationSettings) -> None:
         self._networks, self._scorer, self._settings = networks, scorer, settings
         self._readings: OrderedDict[Choice, Reading] = OrderedDict()
 
     def race(self, choice: Choice, incumbent: Choice, handicap: float = 1.0) -> Race:
-        """Compare a policy with the ``incumbent``; the policy's losses count ``handicap`` times."""
+        """Compare a policy with the ``incumbent``; the policy's losses are multiplied by ``handicap``."""
         sampling, other, total = self._sampling, self._reading(incumbent), len(self._scorer)
         least = min(LEAST * BLOCK, total)
         most = max(least, math.ceil(MOST * total))
@@ -73,7 +73,7 @@ class Racer:
         return Race(loss, metric, incumbent_loss, incumbent_metric, count / total, rejected)
 
     def remember(self, choice: Choice, reading: Reading) -> None:
-        """Hold what was read of a policy that may be an incumbent. Its network keeps the tensors that it has now."""
+        """Keep the per-sample losses of a possible incumbent, and a shallow copy of its network to continue with."""
         if reading.network is not None:
             reading.network = shallow_copy(reading.network)
         self._readings[choice] = reading
@@ -82,15 +82,17 @@ class Racer:
 
     @cached_property
     def _sampling(self) -> Sampling:
-        """The order in which samples are read: hard ones for the original first; any order by the distance of logits,
-        which is 0 for the original."""
+        """The order of samples: those with a large loss of the original first.
+
+        With the distance of logits, which is 0 for the original, the order is uniformly random.
+        """
         if self._scorer.compares_logits:
             return Sampling(torch.ones(len(self._scorer), dtype=torch.float64))
         original = self._networks.plain(self._networks.full)
         return Sampling.by_losses(self._scorer.read(original, self._settings.half)[0])
 
     def _reading(self, incumbent: Choice) -> Reading:
-        """What is known of the incumbent."""
+        """The incumbent's reading so far."""
         if incumbent not in self._readings:
             network = self._networks.network(incumbent, self._settings)
             with self._scorer.folded(network):
@@ -100,7 +102,7 @@ class Racer:
         return self._readings[incumbent]
 
     def _read_on(self, reading: Reading, count: int) -> None:
-        """Read a policy's first ``count`` samples."""
+        """Evaluate a policy up to its first ``count`` samples."""
         if reading.count < count:
             assert reading.network is not None
             indices = self._sampling.order[reading.count : count]

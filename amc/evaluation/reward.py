@@ -1,4 +1,4 @@
-"""What a search maximises. Error is ``1 - metric``, a share in [0, 1].
+"""Rewards, which a search maximises. Error is ``1 - metric``, in [0, 1].
 
 =============  =============================  ======================================================
 name           reward                         source
@@ -6,11 +6,11 @@ name           reward                         source
 error          -Error                         AMC (arXiv:1802.03494), section 3.3, resource-constrained
 error-flops    -Error · log(MACs)             AMC, section 3.3, accuracy-guaranteed
 error-params   -Error · log(parameters)       AMC, section 3.3, accuracy-guaranteed
-error-latency  -Error · log(1 + microseconds) the same for time; needs the cost 'latency' (ms)
-loss           -loss, as it is judged         finer than the error on few images
+error-latency  -Error · log(1 + microseconds) the same for latency; needs the cost 'latency' (ms)
+loss           -loss                          objective of the search; finer-grained than the error
 =============  =============================  ======================================================
 
-A user's function ``file.py:name`` takes the Evaluation and returns a number.
+A user's function ``file.py:name`` takes an `Evaluation` and returns a number.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class Evaluation:
     costs: Mapping[str, float]
     seconds: float
     error: str | None = None
-    """Why the evaluation failed; its loss is then infinite and its metric 0."""
+    """The reason of a failed evaluation, whose loss is infinite and whose metric is 0; None otherwise."""
     reward: float = field(default=-math.inf)
     share: float = 1.0
-    """Of the search split that was read: less where a race was decided before its end. The rest is estimated."""
+    """Share of the search split that was evaluated. It is below 1 after a race; loss and metric are then estimates."""
     rejected: bool = False
-    """Whether a race was decided in favour of another policy before its end."""
+    """Whether the policy lost a race before all samples were evaluated."""
 
 
 Reward = Callable[[Evaluation], float]
-"""A function with the attribute ``needs_latency = True`` finds ``latency`` (ms, measured) among the costs."""
+"""If a reward has the attribute ``needs_latency = True``, the costs include the measured ``latency`` in ms."""
 
 
 def error(evaluation: Evaluation) -> float:
@@ -61,7 +61,11 @@ def error_params(evaluation: Evaluation) -> float:
 
 
 def error_latency(evaluation: Evaluation) -> float:
-    """-Error · log(1 + microseconds)."""
+    """-Error · log(1 + microseconds).
+
+    >>> round(error_latency(Evaluation((8,), 0.3, 0.9, {"latency": 2.0}, 0.1)), 4)
+    -0.7601
+    """
     return -(1 - evaluation.metric) * math.log1p(1000 * evaluation.costs["latency"])
 
 
@@ -92,5 +96,5 @@ def rewards() -> dict[str, Entry[Reward]]:
 
 
 def load_reward(name: str) -> Reward:
-    """A reward by name, or the one that ``file.py:function`` names. Raises ConfigError."""
+    """A reward by its name or as ``file.py:function``. Raises ConfigError."""
     return REWARDS.load(name)

@@ -1,8 +1,8 @@
-"""The order in which races read samples, and the estimate of the mean over all from those that were read.
+"""The order of samples in races, and an estimate of the mean over all samples from the first few.
 
-On most samples the losses of two policies hardly differ: both get them right. So samples on which the original has a
-large loss are read first, and each is weighted by the inverse of its probability to be read: sequential Poisson
-sampling (Ohlsson 1998, Journal of Official Statistics 14) with Hájek's estimator of the mean.
+On most samples the losses of two policies hardly differ, since both are right. So samples on which the original has a
+large loss come first, and each is weighted by the inverse of its inclusion probability: sequential Poisson sampling
+(Ohlsson 1998, Journal of Official Statistics 14) with Hájek's estimator of the mean.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _FLOOR = 0.2
-"""Least size of a sample, where one of mean loss has 1: what is easy for one policy may be hard for another."""
+"""Least size of a sample, relative to one of mean loss: a sample may be easy for one policy and hard for another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,29 +28,29 @@ class Sampling:
     """
 
     sizes: Tensor
-    """The expected difference that every sample makes ``[N]``, in any unit, above 0."""
+    """Expected difference of losses on every sample ``[N]``, in any unit, above 0."""
     seed: int = 0
 
     @classmethod
     def by_losses(cls, losses: Tensor) -> Sampling:
-        """Sizes that grow with the square root of a known policy's losses ``[N]``."""
+        """Sampling with sizes that grow with the square root of a known network's losses ``[N]``."""
         above = losses - losses.min()
         return cls((above / above.mean().clamp_min(torch.finfo(above.dtype).tiny)).sqrt() + _FLOOR)
 
     @cached_property
     def order(self) -> Tensor:
-        """The indices of the samples ``[N]``, those to read first at the front."""
+        """The indices of the samples ``[N]`` in the order of evaluation."""
         draws = torch.rand(len(self.sizes), generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
         return (draws / self.sizes).argsort()
 
     @cached_property
     def _ranked(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Sizes, the largest first; their indices; and the sum of all sizes from each one on."""
+        """Sizes in descending order, their indices, and the sum of all sizes from each one on; all ``[N]``."""
         largest, where = self.sizes.sort(descending=True)
         return largest, where, largest.flip(0).cumsum(0).flip(0)
 
     def inclusion(self, count: int) -> Tensor:
-        """How likely every sample ``[N]`` is among the first ``count``: in proportion to its size, at most 1."""
+        """Probability of every sample ``[N]`` to be among the first ``count``: proportional to its size, at most 1."""
         largest, where, rest = self._ranked
         certain = torch.arange(len(largest))
         share = (count - certain) * largest / rest  # of this one, when those before it are certain
@@ -61,9 +61,9 @@ class Sampling:
         return torch.empty_like(found).index_copy_(0, where, found)
 
     def mean(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean over all images and its standard error, both ``[R]``, from the ``values [R, n]`` of the first n.
+        """Estimated mean over all samples and its standard error, both ``[R]``, from ``values [R, n]`` of the first n.
 
-        The standard error of a single value of several is 0, and means nothing.
+        For n = 1 the standard error is 0, which is meaningless.
         """
         count = values.shape[1]
         likely = self.inclusion(count)[self.order[:count]]

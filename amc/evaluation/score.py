@@ -1,4 +1,4 @@
-"""What an evaluation gives: a score, or the outcome of a race with the incumbent."""
+"""The result of an evaluation: a score, or the outcome of a race with the incumbent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Score:
     """Mean of the objective of the search, and mean metric, over the search split.
 
-    Both are estimates where only a ``share`` of the split was read.
+    Both are estimates if only a ``share`` of the split was evaluated.
     """
 
     loss: float
@@ -17,9 +17,9 @@ class Score:
     metric: float
     """Mean metric, in [0, 1]."""
     share: float = 1.0
-    """Of the search split's samples that were read."""
+    """Share of the search split's samples that were evaluated."""
     rejected: bool = False
-    """Whether a race was decided in favour of the incumbent before its end."""
+    """Whether the policy lost a race before all samples were evaluated."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Race:
     rejected: bool
 
     def score(self, incumbent: Score, handicap: float = 1.0) -> Score:
-        """The policy's estimated score, given the score that the ``incumbent`` has.
+        """The policy's estimated score, given the score of the ``incumbent``.
 
-        The loss is scaled by the ratio of the two losses where both are above 0, else moved by their difference. A
-        rejected policy is estimated to be no better than the incumbent, with its loss counted ``handicap`` times.
+        The incumbent's loss is scaled by the ratio of the two losses in the race if both are above 0, and otherwise
+        shifted by their difference. A rejected policy's loss, times ``handicap``, is at least the incumbent's.
         """
         loss, most = incumbent.loss + self.loss - self.incumbent_loss, 1.0
         if self.loss >= 0 and min(self.incumbent_loss, incumbent.loss) > 0:

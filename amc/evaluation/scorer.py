@@ -1,4 +1,4 @@
-"""Per-sample loss and metric of a network on the search split. Nearly all of an evaluation's time is spent here."""
+"""Per-sample loss and metric of a network on the search split. An evaluation spends nearly all of its time here."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from amc.task import Task, batches, nested
 from amc.task.data import hold
 
 BLOCK = 125
-"""Samples of one forward pass, and how often a race may be decided; more fall out of a processor's cache."""
+"""Samples per forward pass, and between two decisions of a race; with more, activations exceed a CPU's cache."""
 
 
 class SearchSamples:
-    """The search split as it is read again and again: on the device, in blocks, with the original's logits."""
+    """The search split, prepared for repeated evaluation: on the device, in blocks, with the original's logits."""
 
     def __init__(self, task: Task, folder: NormFolder) -> None:
-        """``folder`` folds the BatchNorms of networks while they are read."""
+        """``folder`` folds BatchNorms into layers during evaluation."""
         self.task, self.folder = task, folder
         self.split = hold(task.splits.search, task.device)
         self.block = min(BLOCK, task.batch)
@@ -53,16 +53,16 @@ class Scorer:
         return len(self._samples)
 
     def folded(self, network: nn.Module) -> AbstractContextManager[object]:
-        """``network`` with its BatchNorms folded into the layers before them, as long as it is read."""
+        """A context in which the BatchNorms of ``network`` are folded into the layers before them."""
         return self._samples.folder.folded(network)
 
     def read(self, network: nn.Module, half: bool = False) -> Tensor:
-        """Loss and metric of every sample ``[2, N]``, float64. ``half``: the forward passes are in bfloat16."""
+        """Loss and metric of every sample ``[2, N]``, float64. ``half``: forward passes use bfloat16."""
         with self.folded(network):
             return torch.cat(list(self.blocks(network, half)), 1)
 
     def blocks(self, network: nn.Module, half: bool, indices: Tensor | None = None) -> Iterator[Tensor]:
-        """Loss and metric per sample ``[2, B]``, float64, block by block; of the samples ``indices [n]``, or of all."""
+        """Yield loss and metric per sample, float64 ``[2, B]``, in blocks of the samples ``indices [n]``, or of all."""
         indices = torch.arange(len(self)) if indices is None else indices
         task = self._samples.task
         autocast = torch.autocast(task.device.type, torch.bfloat16, enabled=half)
@@ -78,20 +78,21 @@ class Scorer:
 
     @cached_property
     def compares_logits(self) -> bool:
-        """Whether losses are distances from the original's logits: those of the original are then all 0."""
+        """Whether losses are distances from the original's logits, so that the original's own losses are 0."""
         return compares_logits(self._samples.task, self._objective)
 
     def _logit_mse(self, outputs: Any, indices: Tensor) -> Tensor | None:
-        """Mean squared difference of the logits from the original's, per sample ``[B]``; None where they do not count.
+        """Mean squared difference of the logits from the original's, per sample ``[B]``.
 
-        Logits of every pixel would not fit into memory for all samples.
+        None if the objective is the loss, or there is not one vector of logits per sample: logits of every pixel would
+        not fit into memory.
         """
         logits = self._samples.task.objective.vectors(outputs) if self._objective == "logit_mse" else None
         return None if logits is None else (logits - self._samples.original_logits[indices]).square().mean(1)
 
 
 def compares_logits(task: Task, objective: SearchObjective) -> bool:
-    """Whether the objective of the search is the distance from the original's logits: 0 for the original."""
+    """Whether the objective of the search is the distance from the original's logits, which is 0 for the original."""
     if objective != "logit_mse":
         return False
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""What an evaluation depends on besides the network, the data and the policy: one value, given once."""
+"""The settings of evaluations: all that a score depends on besides the network, the data and the policy."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from amc.errors import ConfigError, did_you_mean
 from amc.reconstruction.sequential import Effort
 
 SearchObjective = Literal["logit_mse", "loss"]
-"""What a search minimises, per sample. ``logit_mse``: mean squared difference of the logits from the original's; the
-loss where there is not one vector of logits a sample. ``loss``: the task's own loss, with the labels."""
+"""What a search minimises, per sample. ``logit_mse``: mean squared difference of the logits from the original's, or the
+loss if there is not one vector of logits per sample. ``loss``: the task's own loss, with labels."""
 OBJECTIVES: tuple[SearchObjective, ...] = ("logit_mse", "loss")
 Dtype = Literal["float32", "bfloat16"]
 
@@ -27,11 +27,11 @@ class Reconstruction:
     solve: bool = True
     """Whether layers are re-solved at all, on the original's inputs (`amc.reconstruction.least_squares`)."""
     search: Effort | None = None
-    """Of sequential reconstruction in every evaluation; None: there is none (`amc.reconstruction.sequential`)."""
+    """Effort of sequential reconstruction in every evaluation (`amc.reconstruction.sequential`); None turns it off."""
     final: Effort | None = None
-    """Of sequential reconstruction of the networks that are refined; None: they are no better than in the search."""
+    """Effort of sequential reconstruction of refined networks; None: the same as in the search."""
     seed: int = 0
-    """Draws the samples and the positions of sequential reconstruction."""
+    """Seed of the samples and positions in sequential reconstruction."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class EvaluationSettings:
     """
 
     objective: SearchObjective
-    """Of the search: what `Score.loss` is the mean of, and what site errors estimate the rise of."""
+    """Objective of the search: `Score.loss` is its mean, and site errors estimate its increase."""
     dtype: Dtype = "float32"
-    """Of the search's forward passes. Refined networks are always scored in float32."""
+    """Dtype of forward passes in the search. Refined networks are always scored in float32."""
     recalibrate: bool = False
-    """Whether BatchNorm statistics are computed anew for every policy (`amc.reconstruction.recalibration`)."""
+    """Whether BatchNorm statistics are recomputed for every policy (`amc.reconstruction.recalibration`)."""
     reconstruction: Reconstruction = Reconstruction()
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class EvaluationSettings:
         return self.dtype == "bfloat16"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a cache's identity and for other processes.
+        """The settings as JSON values, for cache keys and for other processes.
 
         >>> EvaluationSettings.from_dict(EvaluationSettings("loss").to_dict()) == EvaluationSettings("loss")
         True
@@ -74,7 +74,7 @@ class EvaluationSettings:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EvaluationSettings:
-        """The settings in plain values."""
+        """The inverse of `to_dict`."""
         solving = dict(values["reconstruction"])
         efforts = {name: None if solving[name] is None else Effort(**solving[name]) for name in ("search", "final")}
         return cls(**{**values, "reconstruction": Reconstruction(**{**solving, **efforts})})

@@ -1,9 +1,10 @@
-"""What a site's settings cost in the objective of the search, without an evaluation.
+"""Site errors: estimate how much a site's setting increases the objective of the search, without an evaluation.
 
-The operator that a site belongs to says what its settings do (`CompressionOperator.errors`), in terms of what can be
-estimated here. Of channels that are removed: a layer that reads them has, after re-solving, the error that the
-remaining channels leave unexplained (`amc.reconstruction.least_squares.lost_variances`); how much it matters is the
-layer's sensitivity (`amc.reconstruction.sensitivity`). Fisher's approximation to second order: errors of layers add up.
+A site's operator computes the errors of its settings (`CompressionOperator.errors`) from the estimates in this module.
+For removed channels: after re-solving, a layer that reads them has the error that the remaining channels leave
+unexplained (`amc.reconstruction.least_squares.lost_variances`). It is weighted by the layer's sensitivity
+(`amc.reconstruction.sensitivity`). In this second-order approximation with Fisher's information, errors of layers add
+up.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from amc.task import Task
 
 
 class SiteErrors:
-    """Estimated rise of the objective of the search for every site and setting, all other sites whole."""
+    """Estimated increase of the objective of the search for every site and setting, with all other sites unchanged."""
 
     def __init__(
         self,
@@ -45,7 +46,7 @@ class SiteErrors:
         memory: Memory | None = None,
         operators: Operators = OPERATORS,
     ) -> None:
-        """``memory`` bounds the backward passes that sensitivities take."""
+        """``memory`` limits the backward passes for sensitivities."""
         self._task, self._facts, self._sites, self._moments = task, facts, tuple(sites), moments
         self._graph, self._orders = facts.graph, facts.orders
         self._objective, self._memory, self._operators = objective, memory, operators
@@ -60,21 +61,21 @@ class SiteErrors:
         return self._tables[site][setting]
 
     def removing_channels(self, group: int) -> Tensor:
-        """The error by how many channels of a group stay ``[C + 1]``, summed over the layers that read them.
+        """Errors ``[C + 1]`` by the number of kept channels of a group, summed over the layers that read them.
 
-        Of a layer whose inputs were not measured (a grouped convolution, heads in a fused attention) the share of its
-        inputs that is removed counts: no group may seem free.
+        For a layer without moments of its inputs (a grouped convolution, heads in a fused attention) it is the share
+        of removed inputs, so that no group seems free.
         """
         readers = [self._reader_errors(layer, group) for layer in consumers(self._graph, group)]
         return sum(readers, torch.zeros(self._graph.sites[group].channels + 1, dtype=torch.float64))
 
     @cached_property
     def sensitivities(self) -> Mapping[str, Sensitivity]:
-        """How much the objective of the search is sensitive to errors of each layer, by its name."""
+        """Sensitivity of the objective of the search to errors of each layer, by layer name."""
         return sensitivities(self._task, self._graph.layers, self._memory, self._objective == "logit_mse")
 
     def _reader_errors(self, layer: Layer, site: int) -> Tensor:
-        """The errors of one layer that reads a channel group, at all of the group's widths ``[C + 1]``."""
+        """Errors ``[C + 1]`` of one layer that reads a channel group, at all widths of the group."""
         known, own = self.sensitivities, self.sensitivities.get(layer.name)
         usual = sum(s.whole for s in known.values()) / len(known) if known else 1.0
         axis, moments = layer.input, self._moments.get(layer.name)
@@ -82,7 +83,7 @@ class SiteErrors:
         mine, widths = axis.site == site, torch.arange(self._graph.sites[site].channels + 1)
         if moments is None:
             return (1 - widths.double() / widths[-1]) * float(mine.mean()) * (own.whole if own else usual)
-        ranks = np.full(len(axis), -1)  # what the site does not own stays
+        ranks = np.full(len(axis), -1)  # channels of other sites stay
         ranks[mine] = np.argsort(self._orders[site])[axis.channel[mine]]
         weight = weight_of(self._task.model, layer)
         taps = weight[0, 0].numel()
@@ -92,12 +93,12 @@ class SiteErrors:
         if own is None:
             return (lost.sum(0) / lost[:, 0].sum()).nan_to_num()[left].double().cpu() * usual
         errors = (own.channels.to(lost) @ lost)[left].double().cpu()
-        if mine.all():  # without any of its inputs a layer is a branch that is removed, its mean too
+        if mine.all():  # width 0 removes the branch, and with it the layer's mean output
             errors[0] += float(own.channels.double().cpu() @ self._offset(layer, moments) ** 2)
         return errors
 
     def _offset(self, layer: Layer, moments: Moments) -> Tensor:
-        """What a layer adds to its stream on average, before the BatchNorm behind it ``[C]``."""
+        """The layer's mean contribution ``[C]`` to the residual stream, in units of its BatchNorm's input, if any."""
         module: Any = self._task.model.get_submodule(layer.name)
         mean: Tensor = weight_of(self._task.model, layer).flatten(1).double() @ moments.mean.double()
         mean = mean if module.bias is None else mean + module.bias.detach().double()

@@ -141,9 +141,8 @@ def profile(model: bytes, inputs: Inputs, known: Mapping[str, int], reference: R
         with denormals_as_zero():
             for _ in range(WARMUP):
                 runner(inputs)
-            bunches = [
-                undisturbed for _, undisturbed in reference.enclosed(lambda: _repeat(runner, inputs), RUNS // BETWEEN)
-            ]
+            repeats = reference.interleaved(lambda: _repeat(runner, inputs), RUNS // BETWEEN)
+            bunches = [undisturbed for _, undisturbed in repeats]
         runs = read_events(runner.end_profiling().read_bytes(), known)[WARMUP:]
     counts = np.repeat(bunches, BETWEEN)
     if counts.sum() < RUNS / 4:

@@ -66,7 +66,7 @@ class SessionSignature:
             rest = list(shape)
         if not all(isinstance(size, int) for size in rest):
             raise ExportError(
-                f"{self.model} takes inputs of shape {rest} after the batch: give the sizes with --input-size 3,224,224."
+                f"{self.model} takes inputs of shape {rest} after the batch: give sizes with --input-size 3,224,224."
             )
         if not 0 < 4 * math.prod((batch, *rest)) <= LARGEST_INPUT:
             raise ExportError(
