@@ -1,9 +1,9 @@
-"""Searchers: they propose policies of a problem, one evaluation each.
+"""Searchers propose policies of a problem; every proposal is one evaluation.
 
 A searcher is a function ``(problem, evaluations, seed) -> None`` that calls ``problem.evaluate`` exactly
-``evaluations`` times, is deterministic given the seed and what the evaluations say, and reads nothing but the
-problem. Its settings are keyword-only parameters with defaults (`amc.runtime.registry`). The problem remembers what
-was found; resuming a search is running it again.
+``evaluations`` times. It is deterministic given the seed and the results of evaluations, and has no input but the
+problem. Its settings are keyword-only parameters with defaults (`amc.runtime.registry`). The problem stores all
+evaluations, so a search is resumed by running it again.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class Search(Protocol):
 
 @dataclass(frozen=True)
 class Searcher(FunctionEntry[Search]):
-    """A searcher that comes with amc."""
+    """A searcher that is part of amc."""
 
     study: bool = False
-    """Whether it keeps an Optuna study, which several processes can share."""
+    """Whether it uses an Optuna study, which several processes can share."""
     races: bool = True
-    """Whether policies need not be read whole where it is clear how they compare with the best so far."""
+    """Whether scores from races suffice, which stop once a policy is clearly better or worse than the incumbent."""
 
 
 _SEARCHERS = (
     Searcher(
         "hybrid",
-        "allocated policies, their coefficients climbed, then what a surrogate finds most promising",
+        "hill climbing over the allocator's coefficients, then expected improvement under a surrogate (default)",
         "amc.search.hybrid:search",
     ),
     Searcher(
@@ -44,19 +44,19 @@ _SEARCHERS = (
     ),
     Searcher(
         "td3",
-        "Stable-Baselines3's TD3 as it is, on the same environment",
+        "TD3 of Stable-Baselines3 with its defaults, on the same environment",
         "amc.search.agents:td3",
         "Fujimoto et al. 2018, arXiv:1802.09477",
     ),
     Searcher(
         "sac",
-        "Stable-Baselines3's SAC as it is, on the same environment",
+        "SAC of Stable-Baselines3 with its defaults, on the same environment",
         "amc.search.agents:sac",
         "Haarnoja et al. 2018, arXiv:1801.01290",
     ),
     Searcher(
         "ppo",
-        "Stable-Baselines3's PPO as it is, on the same environment",
+        "PPO of Stable-Baselines3 with its defaults, on the same environment",
         "amc.search.agents:ppo",
         "Schulman et al. 2017, arXiv:1707.06347",
     ),
@@ -83,7 +83,7 @@ _SEARCHERS = (
     Searcher("qmc", "Optuna's quasi-random proportions", "amc.search.samplers:qmc", study=True),
     Searcher(
         "nsga2",
-        "Optuna's NSGA-II: the front of reward against cost up to the budget",
+        "Optuna's NSGA-II: the Pareto front of reward and cost up to the budget",
         "amc.search.samplers:nsga2",
         "Deb et al. 2002",
         study=True,
@@ -99,29 +99,29 @@ _SEARCHERS = (
     ),
     Searcher(
         "allocate",
-        "least reconstruction error within the budget, without evaluations: one policy",
+        "one policy: the least estimated error within the budget, computed without evaluations",
         "amc.search.allocate:search",
     ),
     Searcher(
         "spdy",
-        "the allocator with searched coefficients per site",
+        "search over coefficients per site for the allocator",
         "amc.search.spdy:search",
         "Frantar & Alistarh 2022, arXiv:2201.13096",
     ),
     Searcher(
         "transfer",
-        "spdy at one budget for all: many budgets of one network share its evaluations",
+        "spdy at one common budget: searches of one network at many budgets share its evaluations",
         "amc.search.transfer:search",
     ),
     Searcher(
         "netadapt",
-        "narrow one site a step, the one that hurts least",
+        "narrow one site per step, the one that reduces the reward least",
         "amc.search.netadapt:search",
         "Yang et al. 2018, arXiv:1804.03230",
     ),
     Searcher(
         "sensitivity",
-        "measure how much every site is missed, then narrow the least missed",
+        "measure the sensitivity of every site, then narrow the least sensitive",
         "amc.search.sensitivity:search",
         "Li et al. 2017, arXiv:1608.08710",
     ),
@@ -151,9 +151,9 @@ _SEARCHERS = (
     ),
     Searcher("random", "random proportions, scaled to the budget", "amc.search.random:search"),
     Searcher(
-        "threshold", "one threshold over the importance of all channels: one policy", "amc.search.threshold:search"
+        "threshold", "one policy: a global threshold on the importance of all channels", "amc.search.threshold:search"
     ),
-    Searcher("uniform", "the same share of every site: one policy", "amc.search.uniform:search"),
+    Searcher("uniform", "one policy: the same share of every site", "amc.search.uniform:search"),
 )
 
 SEARCHERS: Registry[Search] = Registry("searcher", "amc.searchers", _SEARCHERS)
@@ -169,32 +169,36 @@ def searchers() -> dict[str, Entry[Search]]:
 
 
 def load_searcher(name: str) -> Search:
-    """The searcher of that name, or the one that ``file.py:function`` names. Raises ConfigError."""
+    """A searcher by its name or as ``file.py:function``. Raises ConfigError."""
     return SEARCHERS.load(name)
 
 
 def keeps_study(name: str) -> bool:
-    """Whether a searcher keeps an Optuna study, which several processes can share."""
+    """Whether a searcher uses an Optuna study, which several processes can share.
+
+    >>> keeps_study("tpe"), keeps_study("hybrid")
+    (True, False)
+    """
     entry = SEARCHERS.entry(name)
     return isinstance(entry, Searcher) and entry.study
 
 
 def may_race(name: str) -> bool:
-    """Whether a policy need not be read whole once it is clear how it compares with the best so far.
+    """Whether a searcher may get scores from races, which are estimates.
 
-    A searcher of the user's own that needs all scores exactly has the attribute ``races = False``.
+    A user's searcher that needs exact scores sets the attribute ``races = False`` on its function.
     """
     entry = SEARCHERS.entry(name)
     return entry.races if isinstance(entry, Searcher) else bool(getattr(entry.load(), "races", True))
 
 
 def check_searcher(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The searcher's ``settings`` as it takes them. Raises ConfigError where there is none, or a setting is wrong."""
+    """Validate and convert a searcher's ``settings``. Raises ConfigError for an unknown searcher or a wrong setting."""
     return options(f"searcher {name}", load_searcher(name), settings)
 
 
 def run_searcher(name: str, settings: Mapping[str, Any], problem: Problem, evaluations: int, seed: int) -> None:
-    """Let a searcher propose. What one of the user's own throws is a ConfigError, in one line."""
+    """Run a searcher. An exception in a user's searcher becomes a ConfigError of one line."""
     search, given = load_searcher(name), check_searcher(name, settings)
     try:
         search(problem, evaluations, seed, **given)

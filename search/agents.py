@@ -1,4 +1,4 @@
-"""Stable-Baselines3's agents as they are, on AMC's environment: what the faithful agent is compared with."""
+"""Agents of Stable-Baselines3 with their defaults on AMC's environment, to compare `amc.search.ddpg` with."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ def sac(
 def ppo(problem: Problem, evaluations: int, seed: int) -> None:
     """PPO with its defaults, on rollouts of about eight episodes.
 
-    The episodes run side by side, as many as divide the evaluations: one pass of the network decides for all of them.
-    TD3 and SAC gain nothing by that, since nearly all of their time goes into one update a step.
+    Up to eight episodes run in parallel (a divisor of the evaluations), so that one forward pass of the agent decides
+    for all of them. TD3 and SAC would gain nothing, since they spend nearly all time on one update per step.
     """
-    steps, abreast = len(problem.space.names), max(n for n in range(1, 9) if evaluations % n == 0)
-    env = DummyVecEnv([lambda: PruningEnv(problem)] * abreast)
-    length = max(2 if abreast == 1 else 1, min(8, evaluations) // abreast * steps)
-    agent = PPO("MlpPolicy", env, seed=seed, device="cpu", gamma=1.0, n_steps=length, batch_size=abreast * length)
+    steps, parallel = len(problem.space.names), max(n for n in range(1, 9) if evaluations % n == 0)
+    env = DummyVecEnv([lambda: PruningEnv(problem)] * parallel)
+    length = max(2 if parallel == 1 else 1, min(8, evaluations) // parallel * steps)
+    agent = PPO("MlpPolicy", env, seed=seed, device="cpu", gamma=1.0, n_steps=length, batch_size=parallel * length)
     agent.learn(evaluations * steps, callback=_Stop(problem, evaluations))
 
 
 class _Stop(BaseCallback):
-    """Ends the last rollout, which PPO would complete, when the evaluations are spent."""
+    """Stops PPO in the middle of the last rollout once the evaluations are used up."""
 
     def __init__(self, problem: Problem, evaluations: int) -> None:
         super().__init__()

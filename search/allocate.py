@@ -1,11 +1,10 @@
-"""The allocator: the policy of least estimated error within the budget, found without a single evaluation.
+"""The allocator: the policy with the least estimated error within the budget, computed without evaluations.
 
-A site's error at a setting is known without an evaluation (`Problem.site_error`); for channels it follows in closed
-form from the calibration moments. The sum over the sites is minimised exactly (see `amc.search.exact`): by dynamic
-programming, or by an integer programme where there are
-several limits or too many cases. Where neither can be (peak memory is no sum over pairs of sites), greedy steps decide:
-from the whole network, the site is narrowed next that loses least error for what it saves, until every limit is met;
-what is left of the budget then goes where it helps most.
+The error of a site at a setting is estimated without an evaluation (`Problem.site_error`); for channels it has a closed
+form in the calibration moments. The sum over sites is minimised exactly (see `amc.search.exact`): by dynamic
+programming, or by an integer program for several limits or too many cases. Where neither is possible (peak memory is
+not a sum over pairs of sites), a greedy algorithm is used: starting from the original, it narrows the site with the
+least error per saved cost until every limit holds, and then spends what is left of the budget where it helps most.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ Ints = NDArray[np.int64]
 
 _TRIES = 5
 _PRICES = 12
-_ROUNDS = 2  # after which the policy hardly changes
+_ROUNDS = 2  # of linearisation; the policy hardly changes afterwards
 
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:
-    """Propose the allocated policy; more evaluations would repeat it, and cost nothing."""
+    """Propose the allocated policy. Further evaluations repeat it, at no cost."""
     choice = decode(problem.space, error_tables(problem), np.ones(len(problem.space.names)))
     for _ in range(evaluations):
         problem.evaluate(choice)
 
 
 def error_tables(problem: Problem) -> list[Floats]:
-    """For every site the error of each setting, made non-increasing in the setting, as shares of all that can be lost.
+    """Errors of the settings of every site, made non-increasing in the setting and scaled to a total of 1.
 
-    A well-trained network's loss minds little of anything: solvers would take its errors for round-off.
+    Without the scale, solvers could mistake the errors of a well-trained network, which are small, for rounding errors.
     """
     tables = []
     for site, settings in enumerate(problem.space.settings):
@@ -52,7 +51,7 @@ def error_tables(problem: Problem) -> list[Floats]:
 
 
 def _with_time(problem: Problem, errors: list[Floats]) -> list[Floats]:
-    """To every setting's error is added what its time is worth, around the policy that the sums lead to."""
+    """Add the value of every setting's latency to its error, linearised at the policy that this leads to."""
     assert problem.latency_weight is not None
     space, tables = problem.space, errors
     for _ in range(_ROUNDS):
@@ -64,13 +63,13 @@ def _with_time(problem: Problem, errors: list[Floats]) -> list[Floats]:
 
 
 def decode(space: Space, tables: Sequence[Floats], coefficients: Floats) -> Choice:
-    """The policy of least error, where site s counts ``coefficients[s]`` times its table."""
+    """The policy with the least error, where the table of site s is multiplied by ``coefficients[s]``."""
     errors = [c * table for c, table in zip(coefficients, tables, strict=True)]
     return _exact(space, errors) or greedy_decode(space, errors)
 
 
 def fast_decoder(space: Space, tables: Sequence[Floats]) -> Callable[[Floats], Choice]:
-    """`decode` for one who asks often: where exactness takes more than dynamic programming, greedy steps decide."""
+    """`decode` for frequent calls: greedy where the exact solution needs more than dynamic programming."""
     fast = len({*space.limits} - {"branches"}) <= 1 and _exact(space, tables, programme=False) is not None
 
     def decoded(coefficients: Floats) -> Choice:
@@ -81,9 +80,9 @@ def fast_decoder(space: Space, tables: Sequence[Floats]) -> Callable[[Floats], C
 
 
 def front(space: Space, tables: Sequence[Floats], shares: Sequence[float]) -> list[Choice]:
-    """From one table the policies for many budgets, each the least error at ``share`` of the space's one limit.
+    """The policies with the least error at many budgets, given as ``shares`` of the space's only limit.
 
-    Raises BudgetError where a budget cannot be reached, and ValueError where the space has more than one limit.
+    Raises BudgetError if a budget cannot be reached, and ValueError if the space has more than one limit.
     """
     if len(space.limits) != 1:
         raise ValueError(f"a front runs along one limit, but there are {', '.join(space.limits)}")
@@ -104,12 +103,12 @@ def _taken_apart(space: Space, resource: str) -> PairCosts | None:
 
 @lru_cache(maxsize=8)
 def _pair_costs(space: Space, resource: str, whole: float) -> PairCosts | None:
-    """``whole``, what the original costs, changes where costs are corrected during a search."""
+    """``whole``, the original's cost, is only a part of the cache key: it changes when costs are corrected."""
     return pair_costs(space, resource)
 
 
 def _exact(space: Space, errors: Sequence[Floats], programme: bool = True) -> Choice | None:
-    """The best policy, or None where the costs do not allow finding it."""
+    """The optimal policy, or None if the costs do not allow an exact solution."""
     if "branches" in space.limits and len(space.limits) > 1:
         return _with_branches(space, errors, programme)
     costs = [_taken_apart(space, resource) for resource in space.limits]
@@ -117,7 +116,7 @@ def _exact(space: Space, errors: Sequence[Floats], programme: bool = True) -> Ch
     if len(known) < len(costs):
         return None
     limits = np.array(list(space.limits.values()))
-    for _ in range(_TRIES):  # once; again where the costs were taken apart but for a few bytes
+    for _ in range(_TRIES):  # once, or again with lower limits if the decomposition of costs is off by a few bytes
         choice = solve(space, known[0], errors, float(limits[0])) if len(known) == 1 else None
         if choice is None and programme:
             choice = solve_programme(space, known, errors, limits.tolist())
@@ -131,13 +130,13 @@ def _exact(space: Space, errors: Sequence[Floats], programme: bool = True) -> Ch
 
 
 def _with_branches(space: Space, errors: Sequence[Floats], programme: bool) -> Choice | None:
-    """The best policy under a price on every branch that is left, the lowest that leaves few enough."""
+    """The best policy under the limit on branches: bisection for the lowest price per kept branch that meets it."""
     free = _without(space, "branches")
-    there = [np.array(s.sizes) > 0 if s.sizes[0] == 0 else np.zeros(len(s.sizes)) for s in space.sites]
+    kept = [np.array(s.sizes) > 0 if s.sizes[0] == 0 else np.zeros(len(s.sizes)) for s in space.sites]
     price, low, high = 0.0, 0.0, 1.01 * max(float(table[0]) for table in errors)
     best = None
     for _ in range(_PRICES):
-        choice = _exact(free, [e + price * t for e, t in zip(errors, there, strict=True)], programme)
+        choice = _exact(free, [e + price * k for e, k in zip(errors, kept, strict=True)], programme)
         if choice is None:
             return None
         if bool(space.fits([choice])[0]):
@@ -156,6 +155,7 @@ def _without(space: Space, resource: str) -> Space:
 
 
 def greedy_decode(space: Space, errors: Sequence[Floats]) -> Choice:
+    """A policy within the budget by greedy steps: narrow until it fits, then widen while that helps."""
     places = space.lengths - 1
     while places.any() and not bool(space.fits_at(places[None])[0]):
         _narrow(space, errors, places)
@@ -165,7 +165,7 @@ def greedy_decode(space: Space, errors: Sequence[Floats]) -> Choice:
 
 
 def _neighbours(space: Space, places: Ints, step: int) -> tuple[Ints, Ints]:
-    """The sites ``[N]`` that can go one step, and the positions ``[N, S]`` that they lead to."""
+    """The sites ``[N]`` that can move by ``step``, and the resulting positions ``[N, S]``."""
     sites = np.flatnonzero((places + step >= 0) & (places + step < space.lengths))
     moved = np.repeat(places[None], len(sites), 0)
     moved[np.arange(len(sites)), sites] += step
@@ -173,7 +173,7 @@ def _neighbours(space: Space, places: Ints, step: int) -> tuple[Ints, Ints]:
 
 
 def _excess(space: Space, positions: Ints) -> Floats:
-    """How far each policy is over the budget: the shares by which it exceeds each limit, summed."""
+    """How far each policy is over the budget: the sum of the relative excesses over all limits."""
     costs = space.costs_at(positions)
     over = [np.maximum(0.0, costs[name] / limit - 1) for name, limit in space.limits.items()]
     return np.asarray(np.sum(over, axis=0))
@@ -184,7 +184,7 @@ def _narrow(space: Space, errors: Sequence[Floats], places: Ints) -> None:
     saved = _excess(space, places[None])[0] - _excess(space, moved)
     lost = np.array([errors[s][places[s] - 1] - errors[s][places[s]] for s in sites])
     price = np.where(saved > 0, lost / np.maximum(saved, 1e-300), np.inf)
-    if np.isinf(price).all():  # no single step saves anything (a peak held by several sites): the cheapest goes
+    if np.isinf(price).all():  # no single step saves anything (several sites share the peak): take the least error
         price = lost
     places[sites[int(np.argmin(price))]] -= 1
 

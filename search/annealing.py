@@ -1,6 +1,6 @@
 """Simulated annealing (Kirkpatrick et al. 1983) over neighbouring policies, from the uniform one.
 
-The temperature starts at the spread of the first moves' rewards and falls to a hundredth of it.
+The temperature starts at the spread of the first moves' rewards and decreases to 1 % of it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def search(
     evaluations: int,
     seed: int,
     *,
-    moves: Annotated[int, about("sites that a neighbour differs in at most", ge=1)] = 2,
-    coldest: Annotated[float, about("temperature at the end, of that at first", gt=0, le=1)] = 0.01,
+    moves: Annotated[int, about("largest number of sites that a move changes", ge=1)] = 2,
+    coldest: Annotated[float, about("final temperature as a share of the first", gt=0, le=1)] = 0.01,
 ) -> None:
-    """Propose neighbours of the current policy; worse ones are accepted while it is warm."""
+    """Propose neighbours of the current policy; worse ones are accepted with a probability that decreases."""
     rng, space = np.random.default_rng(seed), problem.space
     current = problem.evaluate(space.fit(np.ones(len(space.names))))
     warm = 0.0

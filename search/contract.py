@@ -1,6 +1,6 @@
-"""The contract of searchers, tried on small problems: `check_search`, published as `amc.testing.check_search`.
+"""The contract suite of searchers on small problems: `check_search`, published as `amc.testing.check_search`.
 
-The settings of these problems are sealed: they can be told apart, and whatever else is done with them fails. So a
+The settings in these problems are opaque: they can be compared for identity, and all other operations fail. So a
 searcher that passes works with the sites of every operator.
 """
 
@@ -24,18 +24,18 @@ from amc.space.sites import Choice, Floats, Setting, SiteSettings
 SITES = 4
 
 
-def sealed_problem(share: float = 0.6, failing: bool = False) -> Problem:
-    """Sites of the toy operator (`amc.operators.toy`), whose settings are sealed and whose costs go up and down.
+def opaque_problem(share: float = 0.6, failing: bool = False) -> Problem:
+    """A problem of the toy operator (`amc.operators.toy`), with opaque settings and non-monotone costs.
 
-    ``share``: of the original's MACs. ``failing``: the evaluation of about every other policy raises.
+    ``share`` is the budget as a share of the original's MACs. With ``failing``, about half of the evaluations raise.
     """
     rng = np.random.default_rng(0)
     macs, gains = rng.uniform(1, 2, SITES), rng.uniform(0.2, 1, (SITES, len(COSTS)))
     gains[:, -1] = 1
-    sealed = [tuple(_Sealed(f"{site}:{setting}") for setting in COSTS) for site in range(SITES)]
+    opaque = [tuple(_Opaque(f"{site}:{setting}") for setting in COSTS) for site in range(SITES)]
     sites = tuple(
         SiteSettings(f"coarse:{site}", settings, tuple(range(1, len(COSTS) + 1)), ("coarse",))
-        for site, settings in enumerate(sealed)
+        for site, settings in enumerate(opaque)
     )
     costs = CoarseCosts(_Fixed(float(macs.sum())), range(SITES), (macs / macs.sum()).tolist())
     space = Space(sites, costs, {"macs": share * float(macs.sum())})
@@ -55,29 +55,33 @@ def sealed_problem(share: float = 0.6, failing: bool = False) -> Problem:
 
 
 def check_search(search: Callable[[Problem, int, int], None], evaluations: int = 6) -> None:
-    """Raise AssertionError, saying why, or what the searcher raises, unless it keeps to `amc.search.Search`.
+    """Check the contract of `amc.search.Search`. Raises AssertionError with the reason, or what the searcher raises.
 
-    It proposes as often as it is asked to, policies that are legal and within the budget (else the problem raises
-    ValueError), the same with the same seed, looks into no setting, and goes on where an evaluation fails.
+    A searcher proposes exactly as many policies as asked for, all legal and within the budget (otherwise the problem
+    raises ValueError). It proposes the same ones for the same seed, does not interpret settings, and continues after a
+    failed evaluation.
+
+    >>> from amc.search.uniform import search
+    >>> check_search(search)
     """
     problems: dict[str, Callable[[], Problem]] = {
         "a problem of widths": lambda: toy_problem(sites=SITES, channels=6)[0],
-        "a problem whose settings are sealed": sealed_problem,
-        "a problem whose evaluations fail": lambda: sealed_problem(failing=True),
+        "a problem with opaque settings": opaque_problem,
+        "a problem with failing evaluations": lambda: opaque_problem(failing=True),
     }
     for name, make in problems.items():
         for count in (1, evaluations):
             problem = make()
             search(problem, count, 0)
-            assert problem.proposals == count, f"{name}: {problem.proposals} policies are proposed instead of {count}"
+            assert problem.proposals == count, f"{name}: {problem.proposals} policies were proposed instead of {count}"
         again = make()
         search(again, evaluations, 0)
         first, second = ([p.space.positions(e.choice).tolist() for e in p.evaluations] for p in (problem, again))
-        assert first == second, f"{name}: the same seed gives another search"
+        assert first == second, f"{name}: the same seed gave different proposals"
 
 
 class _Fixed:
-    """The same MACs whatever is asked."""
+    """A cost model with constant MACs."""
 
     def __init__(self, macs: float) -> None:
         self._macs = macs
@@ -86,8 +90,8 @@ class _Fixed:
         return {"macs": np.full(len(np.atleast_2d(np.asarray(sizes))), self._macs)}
 
 
-class _Sealed(str):
-    """A setting of which nothing can be learned but whether it is another one. (Journals write it as its name.)"""
+class _Opaque(str):
+    """A setting that supports comparison for identity only. It is a string so that a journal can store its name."""
 
     __slots__ = ()
 
@@ -98,7 +102,7 @@ class _Sealed(str):
         return str.__hash__(self)
 
     def _refuse(self, *_: object) -> NoReturn:
-        raise AssertionError("the searcher looks into a setting")
+        raise AssertionError("the searcher interprets a setting")
 
     __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __len__ = __iter__ = __contains__ = __getitem__ = _refuse
     __int__ = __float__ = __index__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse

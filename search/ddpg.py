@@ -1,10 +1,10 @@
 """AMC's agent (arXiv:1802.03494, section 3.2 and its published code): DDPG on Stable-Baselines3.
 
-What it adds to SB3's DDPG: the two-branch critic, a learning rate for each network, truncated-normal noise that
-begins after the warm-up and decays by the episode, one update a step after each episode, rewards less a moving
-average, and the episode's reward given to every step. Deviations are listed in docs/deviations.md.
+It adds to SB3's DDPG: the two-branch critic, a separate learning rate for each network, truncated-normal noise that
+starts after the warm-up and decays per episode, one update per step after each episode, a moving-average baseline that
+is subtracted from rewards, and the episode's reward for every step. Deviations are listed in docs/deviations.md.
 
-SB3's actor ends in tanh over [-1, 1], which it scales to the action space [0, 1]: AMC's sigmoid, up to the slope.
+SB3's actor ends in tanh over [-1, 1], scaled to the action space [0, 1]; this is AMC's sigmoid up to the slope.
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ from amc.runtime.registry import about
 HIDDEN = 300
 ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3
 SIGMA, DECAY = 0.5, 0.95  # on the action's scale of [0, 1]
-BASELINE = 0.5  # what is kept of the moving average of rewards
+BASELINE = 0.5  # weight of the old value in the moving average of rewards
 BATCH, TAU, GAMMA = 64, 0.01, 1.0
 REPLAY_EPISODES = 100
 
 
 def warmup_episodes(evaluations: int) -> int:
-    """AMC explores 100 of 400 episodes at random; shorter searches keep the share."""
+    """Number of random episodes: 100 of 400 as in AMC; shorter searches keep the share.
+
+    >>> warmup_episodes(400), warmup_episodes(60)
+    (100, 15)
+    """
     return min(100, max(1, evaluations // 4))
 
 
@@ -48,14 +52,14 @@ def search(
     hidden: Annotated[int, about("neurons of each hidden layer", ge=1)] = HIDDEN,
     actor_rate: Annotated[float, about("learning rate of the actor", gt=0)] = ACTOR_RATE,
     critic_rate: Annotated[float, about("learning rate of the critic", gt=0)] = CRITIC_RATE,
-    sigma: Annotated[float, about("deviation of the noise at first, actions being in [0, 1]", gt=0)] = SIGMA,
-    decay: Annotated[float, about("what is left of the deviation after an episode", gt=0, le=1)] = DECAY,
-    baseline: Annotated[float, about("what is kept of the moving average of rewards", ge=0, le=1)] = BASELINE,
-    batch: Annotated[int, about("transitions of an update", ge=1)] = BATCH,
-    tau: Annotated[float, about("share by which the target networks follow", gt=0, le=1)] = TAU,
-    replay_episodes: Annotated[int, about("episodes that are remembered", ge=1)] = REPLAY_EPISODES,
+    sigma: Annotated[float, about("initial standard deviation of the noise, for actions in [0, 1]", gt=0)] = SIGMA,
+    decay: Annotated[float, about("factor of that deviation after every episode", gt=0, le=1)] = DECAY,
+    baseline: Annotated[float, about("weight of the old moving average of rewards", ge=0, le=1)] = BASELINE,
+    batch: Annotated[int, about("transitions per update", ge=1)] = BATCH,
+    tau: Annotated[float, about("soft-update rate of the target networks", gt=0, le=1)] = TAU,
+    replay_episodes: Annotated[int, about("episodes in the replay buffer", ge=1)] = REPLAY_EPISODES,
 ) -> None:
-    """Run one episode an evaluation."""
+    """Run one episode per evaluation."""
     env = PruningEnv(problem)
     steps = len(problem.space.names)
     agent = AmcDDPG(
@@ -127,7 +131,7 @@ class AmcPolicy(TD3Policy):
 
 @dataclass(frozen=True)
 class Exploration:
-    """AMC's noise, and its baseline of rewards."""
+    """Parameters of AMC's noise, and of its baseline of rewards."""
 
     sigma: float = SIGMA
     decay: float = DECAY
@@ -135,7 +139,7 @@ class Exploration:
 
 
 class AmcDDPG(DDPG):
-    """DDPG with AMC's exploration, reward and schedule. For one environment whose episodes have one length."""
+    """DDPG with AMC's exploration, reward and schedule, for a single environment with episodes of constant length."""
 
     def __init__(self, *args: Any, exploration: Exploration = Exploration(), **kwargs: Any) -> None:
         self._exploration = exploration
@@ -148,11 +152,11 @@ class AmcDDPG(DDPG):
         self._baseline: float | None = None
 
     def _update_learning_rate(self, optimizers: Any) -> None:
-        """Both rates are constant, and not the same."""
+        """Do nothing: both rates are constant, and SB3 would set both to the same value."""
 
     @property
     def sigma(self) -> float:
-        """Deviation of the noise: 0.5 · 0.95^(episodes since the warm-up)."""
+        """Standard deviation of the noise: 0.5 · 0.95^(episodes since the warm-up)."""
         assert self.env is not None
         steps = len(self.env.get_attr("_space")[0].names)
         episode = (self.num_timesteps - self.learning_starts) // steps
@@ -169,7 +173,7 @@ class AmcDDPG(DDPG):
         return action, self.policy.scale_action(action)
 
     def truncated_normal(self, mean: float) -> NDArray[np.float32]:
-        """A normal draw around ``mean``, drawn again until it lies in [0, 1]."""
+        """A sample ``[1]`` of the normal distribution around ``mean``, truncated to [0, 1]."""
         while True:
             draw = self._noise.normal(mean, self.sigma, 256)
             inside = draw[(draw >= 0) & (draw <= 1)]
@@ -185,7 +189,7 @@ class AmcDDPG(DDPG):
         dones: NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
-        """Keep the episode back until its reward is known; the action stored is the one that was applied."""
+        """Hold the episode back until its reward is known. The stored action is the one that was applied."""
         applied = np.array([[2 * infos[0]["share"] - 1]], np.float32)
         following = np.array([infos[0]["terminal_observation"]]) if dones[0] else new_obs
         self._episode.append((self._last_obs, following, applied, dones.copy(), infos))
@@ -200,7 +204,7 @@ class AmcDDPG(DDPG):
             self._episode = []
 
     def train(self, gradient_steps: int, batch_size: int = BATCH) -> None:
-        """DDPG's updates on rewards less their moving average."""
+        """Run DDPG's updates on rewards minus their moving average."""
         assert self.replay_buffer is not None
         rewards = self.replay_buffer.rewards.copy()
         self.replay_buffer.rewards -= np.float32(self._baseline or 0.0)

@@ -19,10 +19,10 @@ def search(
     evaluations: int,
     seed: int,
     *,
-    population: Annotated[int, about("policies alive", ge=2)] = 16,
-    tournament: Annotated[int, about("policies that a parent is the best of", ge=1)] = 4,
+    population: Annotated[int, about("policies in the population", ge=2)] = 16,
+    tournament: Annotated[int, about("random policies of which the best becomes a parent", ge=1)] = 4,
 ) -> None:
-    """Begin with the uniform policy and random ones; then children of the best of a few, the oldest dying."""
+    """Start with the uniform policy and random ones; then propose children, which replace the oldest policies."""
     rng, space = np.random.default_rng(seed), problem.space
     sites = len(space.names)
     alive: deque[Evaluation] = deque(maxlen=min(population, max(2, evaluations // 3)))

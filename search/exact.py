@@ -1,22 +1,25 @@
-"""Exact allocation: of all policies within the budget, the one whose sites' errors add up to least.
+"""Exact allocation: the policy within the budget with the least sum of its sites' errors.
 
 Notation, for S sites where site s has settings k:
 
 =========  ====================================================================================
 e_s[k]     error of a setting
-c_s[k]     what the setting costs more than the site's smallest
-c_st[k,l]  what two sites that meet in a layer cost more together: their widths are multiplied
-frontier   decided sites that meet an undecided one
-label      (cost, error) of a partial policy; dominated when another of the same frontier settings
-           is no worse in both
+c_s[k]     additional cost of a setting over the site's smallest
+c_st[k,l]  additional cost of the settings of two sites together, because a layer connects the sites
+           and its cost is a product of both widths
+frontier   decided sites that are connected with an undecided one
+label      (cost, error) of a partial policy; dominated if another label with the same settings of
+           the frontier is no worse in both
 =========  ====================================================================================
 
-Costs are taken apart into c_s and c_st by asking the cost model, which is exact for MACs and parameters (a tensor lies
-between two sites) and within a few bytes for the file's size. Under one limit the sites are decided in forward order,
-keeping for every settings of the frontier all labels that are not dominated: what is left at the end is the front of
-error against cost, for every budget at once. For one budget, labels that cannot be completed to anything better than
-what a Lagrangian relaxation has reached are dropped, which leaves few. Several limits, and whatever has too many cases
-all the same, go to an integer programme (HiGHS), where products of settings become variables of their own.
+Costs are decomposed into c_s and c_st by queries to the cost model. This is exact for MACs and parameters, since a
+tensor lies between two sites, and exact to a few bytes for the size of the file.
+
+Under one limit, dynamic programming decides the sites in forward order. For every combination of settings of the
+frontier it keeps all labels that are not dominated. The final labels are the Pareto front of error and cost, for all
+budgets at once. For a single budget, a Lagrangian relaxation gives a bound: labels that cannot lead to a better policy
+than the relaxation's are dropped, which leaves few. Problems with several limits or too many labels become an integer
+program (HiGHS), with additional variables for products of settings.
 """
 
 from __future__ import annotations
@@ -38,30 +41,34 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 MOST_LABELS = 200_000
-"""Where a step has more to look through, dynamic programming gives up: ResNet-56 needs 110,000 at most."""
+"""Dynamic programming gives up if a step has more labels. ResNet-56 needs 110,000 at most."""
 _MOST_VARIABLES = 20_000
-"""Where the integer programme needs more, it is not tried: VGG-16 needs 17,000 and two seconds."""
+"""An integer program with more variables is not tried. VGG-16 needs 17,000 variables and two seconds."""
 _NODES = 2_000
-_HALVINGS, _CLOSE = 40, 1e-6  # of a price: at most, and when it is known closely enough
+_HALVINGS, _CLOSE = 40, 1e-6  # of the bisection for a price: most steps, and relative precision
 _PROBES, _TOLERANCE = 64, 1e-4
 
 
 @dataclass(frozen=True, eq=False)
 class PairCosts:
-    """A resource's cost as ``least + Σ single[s][k] + Σ pairs[s, t][k, l]``, s < t."""
+    """Cost of a resource as ``least + Σ single[s][k] + Σ pairs[s, t][k, l]``, s < t.
+
+    >>> PairCosts(1.0, (np.array([0.0, 2.0]), np.array([0.0, 3.0])), {(0, 1): np.array([[0, 0], [0, 5.0]])})([1, 1])
+    11.0
+    """
 
     least: float
     single: tuple[Floats, ...]
     pairs: dict[tuple[int, int], Floats]
 
     def __call__(self, places: Sequence[int]) -> float:
-        """The cost of the policy that takes the setting ``places[s]`` of every site."""
+        """Cost of the policy with setting number ``places[s]`` at every site s."""
         total = self.least + sum(c[k] for c, k in zip(self.single, places, strict=True))
         return float(total + sum(c[places[s], places[t]] for (s, t), c in self.pairs.items()))
 
 
 def pair_costs(space: Space, resource: str) -> PairCosts | None:
-    """A resource's cost taken apart, or None where it is not made of pairs of sites (as peak memory)."""
+    """Decompose the cost of a resource. None if it is not a sum over pairs of sites, as for peak memory."""
     lengths = space.lengths.tolist()
     sites = range(len(lengths))
 
@@ -90,19 +97,19 @@ def pair_costs(space: Space, resource: str) -> PairCosts | None:
 
 @dataclass(frozen=True, eq=False)
 class _Stage:
-    """Deciding one site: what each setting adds to the cost, and where it leads, by the frontier's settings before."""
+    """One step of dynamic programming, which decides one site. A state is a combination of settings of the frontier."""
 
     added: Floats
-    """``[states before, settings]``"""
+    """Additional cost ``[states before, settings]``."""
     leads: Ints
-    """The state after ``[states before, settings]``."""
+    """The next state ``[states before, settings]``."""
     least_to_come: float
-    """What the sites after this one cost at least."""
+    """Lower bound on the cost of the sites after this one."""
 
 
 @lru_cache(maxsize=16)
 def _stages(costs: PairCosts) -> tuple[_Stage, ...] | None:
-    """One stage a site, in forward order. None where too many sites meet one another."""
+    """One stage per site, in forward order. None if the frontier has too many states."""
     sizes = [len(c) for c in costs.single]
     last = [max([t for pair in costs.pairs if s in pair for t in pair], default=s) for s in range(len(sizes))]
     least = np.array([c.min() for c in costs.single])
@@ -130,16 +137,16 @@ def _stages(costs: PairCosts) -> tuple[_Stage, ...] | None:
 
 @dataclass(frozen=True, eq=False)
 class Front:
-    """The least errors for rising costs, and the policies behind them."""
+    """The Pareto front of error and cost in order of increasing cost, with its policies."""
 
     cost: Floats
     error: Floats
     _space: Space
     _steps: tuple[tuple[Ints, Ints], ...]
-    """For every site and label, the label that it came from and the setting."""
+    """For every site, the predecessor and the setting of each label."""
 
     def within(self, limit: float) -> Choice | None:
-        """The policy of least error that costs at most ``limit``; None where none does."""
+        """The policy with the least error and a cost of at most ``limit``; None if there is none."""
         label = int(np.searchsorted(self.cost, limit, side="right")) - 1
         if label < 0:
             return None
@@ -152,19 +159,19 @@ class Front:
 
 @dataclass(frozen=True, eq=False)
 class _Bound:
-    """For one limit: no label is of use with ``error + price · (cost - limit) + to_come[state] > reached``."""
+    """Bound for one limit: labels with ``error + price · (cost - limit) + to_come[state] > reached`` are useless."""
 
     price: float
     limit: float
     to_come: Sequence[Floats]
-    """After every site, the least of error + price · cost that the others add, by state."""
+    """For every stage, the least additional error + price · cost of later sites, by state."""
     reached: float
 
 
 def solve_front(
     space: Space, costs: PairCosts, errors: Sequence[Floats], limit: float, bound: _Bound | None = None
 ) -> Front | None:
-    """The front of error against one cost up to ``limit``. None where there are too many cases."""
+    """The Pareto front of error and one cost up to ``limit``. None if there are too many labels."""
     stages = _stages(costs)
     if stages is None:
         return None
@@ -187,7 +194,7 @@ def solve_front(
 
 
 def solve(space: Space, costs: PairCosts, errors: Sequence[Floats], limit: float) -> Choice | None:
-    """The policy of least error under one limit. None where there are too many cases."""
+    """The policy with the least error under one limit. None if there are too many labels or no policy fits."""
     stages = _stages(costs)
     bound = _lagrange(stages, costs.least, errors, limit) if stages else None
     front = solve_front(space, costs, errors, limit, bound) if bound else None
@@ -217,7 +224,7 @@ def _lagrange(stages: Sequence[_Stage], least: float, errors: Sequence[Floats], 
 def _priced(
     stages: Sequence[_Stage], least: float, errors: Sequence[Floats], price: float
 ) -> tuple[float, float, Sequence[Floats]]:
-    """Cost and error of the policy of least error + price · cost, and the least that is to come after each site."""
+    """Minimise error + price · cost: the optimum's cost and error, and the least additional values after each site."""
     to_come, best = [np.zeros(1)], []
     for stage, own in zip(reversed(stages), reversed(errors), strict=True):
         value = own + price * stage.added + to_come[-1][stage.leads]
@@ -233,11 +240,11 @@ def _priced(
 
 
 def _undominated(state: Ints, cost: Floats, error: Floats, candidates: Ints) -> Ints:
-    """The candidates that are not dominated, by state and rising cost."""
+    """The candidates that are not dominated, in order of state and cost."""
     order = candidates[np.lexsort((error[candidates], cost[candidates], state[candidates]))]
     first = np.ones(len(order), bool)
     first[1:] = np.diff(state[order]) > 0
-    ranked = np.unique(error[order], return_inverse=True)[1]  # whole numbers, so that groups can be told apart exactly
+    ranked = np.unique(error[order], return_inverse=True)[1]  # integers, so that groups separate exactly
     ranked = ranked - np.cumsum(first) * (len(order) + 1)
     better = np.ones(len(order), bool)
     better[1:] = ranked[1:] < np.minimum.accumulate(ranked)[:-1]
@@ -247,7 +254,7 @@ def _undominated(state: Ints, cost: Floats, error: Floats, candidates: Ints) -> 
 def solve_programme(
     space: Space, costs: Sequence[PairCosts], errors: Sequence[Floats], limits: Sequence[float]
 ) -> Choice | None:
-    """The policy of least error under any number of limits, by HiGHS. None where it is too large or finds no proof."""
+    """The policy with the least error under several limits, by HiGHS. None if it is too large or not proven optimal."""
     starts = np.concatenate([[0], np.cumsum([len(s) for s in space.settings])])
     meeting = sorted({pair for c in costs for pair in c.pairs})
     shapes = {p: (len(space.settings[p[0]]), len(space.settings[p[1]])) for p in meeting}
@@ -292,7 +299,7 @@ def solve_programme(
 
 
 def _one_each(starts: Ints, total: int) -> sparse.csr_matrix:
-    """One setting a site."""
+    """Constraints: exactly one setting per site."""
     block = sparse.lil_matrix((len(starts) - 1, total))
     for site, (a, b) in enumerate(pairwise(starts)):
         block[site, a:b] = 1.0

@@ -1,11 +1,14 @@
-"""The default: the allocator's policies, its coefficients climbed, then what a surrogate finds most promising.
+"""The default searcher: allocated policies, hill climbing over coefficients, then a surrogate model.
 
-Sensible policies come first: the uniform one, and what the allocator makes of the sites' errors, as they are and
-flattened, since single errors overstate how sites differ. Half of the search climbs from there by perturbing the
-coefficients that sites count with (SPDY's move): policies far apart, each of them sensible. Every
-proposal is the best of a pool by expected improvement under a `Surrogate`: of such policies at first, then also of
-neighbours and crossings of the best so far, and some random ones. The last part only refines: one or two sites at a
-time around the best, by the surrogate's mean.
+1. The first proposals are the uniform policy and the allocator's policies, from the sites' errors and from flattened
+   errors, because single errors overstate the differences between sites.
+2. Half of the search is hill climbing: the allocator's coefficients of sites are perturbed, as in SPDY. The resulting
+   policies are diverse, and all of them are plausible.
+3. Then proposals also include neighbours and crossings of the best policies, and random ones.
+4. The last part refines: it changes one or two sites of the best policy at a time.
+
+Every proposal after the first ones is the best of a pool under a `Surrogate`: by expected improvement, and in the last
+part by the mean.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ from amc.space.sites import Choice
 
 Floats = NDArray[np.float64]
 
-_FLATTENED = (1.0, 0.5, 0.25)  # powers of the allocator's tables
-_LEAST = 3  # evaluations for a surrogate
+_FLATTENED = (1.0, 0.5, 0.25)  # exponents of the allocator's tables
+_LEAST = 3  # evaluations that a surrogate needs
 
 
 def search(
@@ -37,12 +40,12 @@ def search(
     evaluations: int,
     seed: int,
     *,
-    pool: Annotated[int, about("proposals that the most promising one is taken of", ge=1)] = 32,
-    climb_pool: Annotated[int, about("the same while coefficients are climbed", ge=1)] = 8,
-    climb: Annotated[float, about("share of the search that climbs coefficients", ge=0, le=1)] = 0.5,
-    last: Annotated[float, about("share of the search that only refines, at its end", ge=0, le=1)] = 0.25,
+    pool: Annotated[int, about("candidates per proposal", ge=1)] = 32,
+    climb_pool: Annotated[int, about("candidates per proposal during hill climbing", ge=1)] = 8,
+    climb: Annotated[float, about("share of the search for hill climbing over coefficients", ge=0, le=1)] = 0.5,
+    last: Annotated[float, about("share of the search at its end that only refines", ge=0, le=1)] = 0.25,
 ) -> None:
-    """Propose sensible policies, then what the allocator makes of better coefficients, then the best of a pool."""
+    """Propose allocated policies, then climb the allocator's coefficients, then the best candidates of a surrogate."""
     state = _Hybrid(problem, seed, pool, climb_pool)
     first = state.beginnings()[:evaluations]
     for choice in first:
@@ -61,21 +64,21 @@ class _Hybrid:
         self._decode = fast_decoder(self._space, self._tables)
         self._sites = len(self._space.names)
         self._coefficients: dict[Choice, Floats] = {}
-        """By the policy that they led to, their logarithms."""
+        """Logarithms of the coefficients ``[S]``, by the policy that they led to."""
 
     def beginnings(self) -> list[Choice]:
-        """Distinct policies to start with: the uniform one, and allocated ones."""
+        """Distinct first policies: the uniform one, and allocated ones."""
         ones = np.ones(self._sites)
         allocated = [decode(self._space, [t**power for t in self._tables], ones) for power in _FLATTENED]
         self._coefficients[allocated[0]] = 0 * ones
         return list(dict.fromkeys([self._space.fit(ones), *allocated]))
 
     def climb(self, done: float) -> Choice:
-        """The most promising of perturbed coefficients' policies, of fewer sites as time goes."""
+        """The best candidate from perturbed coefficients; fewer sites are perturbed as the search proceeds."""
         return self._promising(self._pool(lambda: self._perturbed(0.5 * (1 - done)), self._sizes[1]), refine=False)
 
     def propose(self, refine: bool) -> Choice:
-        """The most promising policy near the best ones."""
+        """The best candidate near the best policies."""
         best = [e.choice for e in self._problem.best(8)]
         if not best:
             return self._random()
@@ -83,7 +86,7 @@ class _Hybrid:
         return self._promising(pool, refine)
 
     def _pool(self, draw: Callable[[], Choice], size: int) -> list[Choice]:
-        """Distinct policies that were not evaluated before; one that was where there seem to be no others."""
+        """Up to ``size`` distinct policies that were not evaluated yet; an evaluated one if no others are found."""
         seen = {e.choice for e in self._problem.evaluations}
         pool: dict[Choice, None] = {}
         for _ in range(max(TRIES, 2 * size)):
@@ -95,7 +98,7 @@ class _Hybrid:
         return list(pool) or [choice]
 
     def _promising(self, choices: list[Choice], refine: bool) -> Choice:
-        """The best by expected improvement under the surrogate, or by its mean."""
+        """The best policy by the surrogate's expected improvement, or by its mean if ``refine``."""
         good = [e for e in self._problem.evaluations if e.error is None]
         if len(good) < _LEAST:
             return choices[0]
@@ -117,7 +120,7 @@ class _Hybrid:
         return neighbour(self._space, best, self._rng, int(self._rng.integers(1, 3)))
 
     def _perturbed(self, share: float) -> Choice:
-        """What the allocator makes of the best coefficients so far, changed at about this share of the sites."""
+        """The allocator's policy for the best coefficients so far, perturbed at about this share of the sites."""
         rewards = {e.choice: e.reward for e in self._problem.evaluations if e.error is None}
         known = [c for c in self._coefficients if c in rewards]
         start = self._coefficients[max(known, key=lambda c: rewards[c])] if known else np.zeros(self._sites)
@@ -136,10 +139,10 @@ class _Hybrid:
 
     def _features(self, choices: list[Choice]) -> Floats:
         sizes = np.array([self._space.sizes_of(choice) for choice in choices], np.float64)
-        return np.log(np.maximum(sizes, 0.5) / self._space.full_sizes)  # of 0, nothing left: one halving from one part
+        return np.log(np.maximum(sizes, 0.5) / self._space.full_sizes)  # size 0 counts as half a channel
 
     def _trends(self, choices: list[Choice]) -> Floats:
-        """The logarithm of the allocator's error."""
+        """Logarithms of the allocator's errors ``[n]``."""
         return np.log([1e-6 + _error(self._space, self._tables, choice) for choice in choices])
 
 

@@ -1,4 +1,4 @@
-"""Policies next to a policy: some sites moved by a few positions, brought back to the budget."""
+"""Neighbours of a policy: some sites moved by a few positions, then adjusted to the budget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from amc.space.sites import Choice
 
 
 def repair(space: Space, choice: Choice) -> Choice:
-    """The policy itself, widened where the budget allows, or scaled down where it is over it."""
+    """Adjust a policy to the budget: widen it where the budget allows, or scale it down if it is over."""
     if bool(space.fits([choice])[0]):
         return space.fill(choice, space.sizes_of(choice).astype(np.float64))
     return space.fit(space.shares_of(choice))
@@ -25,15 +25,15 @@ def neighbour(space: Space, choice: Choice, rng: np.random.Generator, moves: int
 
 
 def crossed(space: Space, first: Choice, second: Choice, rng: np.random.Generator) -> Choice:
-    """Every site as in one of two policies, drawn evenly; repaired."""
+    """Uniform crossover of two policies, repaired."""
     mixed = np.where(rng.random(len(first)) < 0.5, space.positions(first), space.positions(second))
     return repair(space, space.choice(mixed))
 
 
 def narrowed(space: Space, choice: Choice, site: int, step: int) -> Choice:
-    """The policy with one site moved back by ``step`` positions and the others forward by what that frees.
+    """Move one site back by ``step`` positions, and widen the others by what that frees.
 
-    Where the earlier setting costs more, as a narrower site may on a device, the others give way instead.
+    If the earlier setting costs more, as a narrower site may on a device, the other sites are narrowed instead.
     """
     places, wanted = space.positions(choice), space.sizes_of(choice).astype(np.float64)
     places[site], wanted[site] = max(0, places[site] - step), 0.0

@@ -1,8 +1,9 @@
 """NetAdapt (Yang et al. 2018, arXiv:1804.03230), within the budget.
 
-The original goes from the whole network to the budget; what is over budget cannot be evaluated here, so this one
-starts from the uniform policy and keeps the principle: in each round every site is narrowed alone, by one step, what
-that frees is given to the others, and the site that helps most stays narrowed. Steps grow when no site can spare one.
+NetAdapt starts from the original network and narrows it down to the budget. Policies over the budget cannot be
+evaluated here, so this version starts from the uniform policy and keeps the principle: in each round every site in turn
+is narrowed by one step, the others are widened by what that frees, and the best of these policies is kept. Steps grow
+when no policy is better.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ def search(
     evaluations: int,
     seed: int,
     *,
-    longest_step: Annotated[int, about("widths that a site is narrowed by at most", ge=1)] = 3,
+    longest_step: Annotated[int, about("most positions that a site is narrowed by", ge=1)] = 3,
 ) -> None:
-    """Propose the uniform policy, then round after round one policy a site."""
+    """Propose the uniform policy, then one policy per site in every round."""
     rng, space = np.random.default_rng(seed), problem.space
     best = problem.evaluate(space.fit(np.ones(len(space.names))))
     spent, step = 1, 1

@@ -1,7 +1,7 @@
 """A particle filter (Anwar, Hwang & Sung 2015, arXiv:1512.08571): sequential importance resampling of policies.
 
-A particle is a policy here (in the paper, a mask of connections). Its weight grows with its reward; in each round
-particles are drawn anew by their weights and disturbed, less from round to round. See docs/deviations.md.
+A particle is a policy here, and a mask of connections in the paper. Its weight grows with its reward. In each round,
+particles are resampled by their weights and perturbed, less in every round. See docs/deviations.md.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ def search(
     evaluations: int,
     seed: int,
     *,
-    particles: Annotated[int, about("particles at most", ge=2)] = 20,
-    rounds: Annotated[int, about("rounds at least, where there are evaluations for it", ge=1)] = 5,
-    first_spread: Annotated[float, about("first deviation of the disturbance, of a share's logarithm", gt=0)] = 0.4,
-    last_spread: Annotated[float, about("last deviation of it", gt=0)] = 0.05,
+    particles: Annotated[int, about("largest number of particles", ge=2)] = 20,
+    rounds: Annotated[int, about("least number of rounds, if the evaluations suffice", ge=1)] = 5,
+    first_spread: Annotated[
+        float, about("first standard deviation of a perturbation, in a share's logarithm", gt=0)
+    ] = 0.4,
+    last_spread: Annotated[float, about("last standard deviation of it", gt=0)] = 0.05,
 ) -> None:
-    """Begin with the uniform policy and random ones; then rounds of resampling and disturbing."""
+    """Start with the uniform policy and random ones; then rounds of resampling and perturbation."""
     rng, space = np.random.default_rng(seed), problem.space
     sites, count = len(space.names), max(2, min(particles, evaluations // rounds))
     alive: list[Evaluation] = []
@@ -47,7 +49,7 @@ def search(
 
 
 def _weights(particles: list[Evaluation]) -> NDArray[np.float64]:
-    """Normalised importance weights: one deviation of the rewards makes a factor of e; failed particles get none."""
+    """Normalised importance weights: a standard deviation of rewards is a factor of e; failed particles get 0."""
     rewards = np.array([p.reward for p in particles])
     good = np.isfinite(rewards)
     if not good.any():

@@ -1,6 +1,6 @@
 """Random policies near the budget: proportions drawn uniformly, then scaled together until they fit.
 
-Drawing every ratio on its own and clipping at the budget, as AMC's warm-up does, lands far below it.
+Drawing the ratios one after another and clipping at the budget, as AMC's warm-up does, gives policies far below it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Optuna's samplers over the sites' proportions, which are then scaled together to the budget (see Space.fit).
+"""Optuna's samplers over the sites' proportions, which are scaled together to the budget (see `Space.fit`).
 
-NSGA-II and III look for the whole front of accuracy against cost at and below the budget: one parameter more says how
-much of the way from the least reachable cost to the budget is used, and the study has both as objectives.
+NSGA-II and NSGA-III search the Pareto front of reward and cost at and below the budget. They have an additional
+parameter, the position between the least possible cost and the budget, and the study has two objectives.
 """
 
 from __future__ import annotations
@@ -27,15 +27,13 @@ _LOW, _HIGH = 0.1, 1.0
 
 
 Startup = Annotated[
-    Annotated[int, Field(ge=1)] | Auto, about("random trials before the model (auto: a quarter, 10 at most)")
+    Annotated[int, Field(ge=1)] | Auto, about("random trials before the model (auto: a quarter, at most 10)")
 ]
-Population = Annotated[
-    Annotated[int, Field(ge=2)] | Auto, about("policies of a generation (auto: a fifth, 50 at most)")
-]
+Population = Annotated[Annotated[int, Field(ge=2)] | Auto, about("policies per generation (auto: a fifth, at most 50)")]
 
 
 def tpe(problem: Problem, evaluations: int, seed: int, *, startup: Startup = AUTO) -> None:
-    """Tree-structured Parzen estimator, all sites together."""
+    """Tree-structured Parzen estimator, multivariate over all sites."""
     first, shared = _startup(startup, evaluations), problem.study is not None and problem.study.shared
     with _quiet():
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=first, constant_liar=shared)
@@ -78,7 +76,7 @@ def nsga3(problem: Problem, evaluations: int, seed: int, *, population: Populati
 
 
 def proportions(problem: Problem) -> Design:
-    """One parameter a site; the first policy is the uniform one; the reward is what counts."""
+    """A study with one parameter per site and the reward as objective; the first policy is the uniform one."""
     parameters = _parameters(problem)
     return Design(
         parameters,
@@ -89,7 +87,7 @@ def proportions(problem: Problem) -> Design:
 
 
 def front(problem: Problem) -> Design:
-    """Proportions and the share of the budget; the reward and the cost count."""
+    """A study with one parameter per site and the share of the budget; its objectives are reward and cost."""
     sites = _parameters(problem)
     parameters = {"budget": FloatDistribution(0.0, 1.0), **sites}
 
@@ -106,7 +104,7 @@ def front(problem: Problem) -> Design:
 
 
 def tightened(space: Space, share: float) -> Space:
-    """The space with limits at ``share`` of the way from the least reachable costs to the budget."""
+    """The space with limits at ``share`` of the way from the least possible costs to the budget."""
     least = space.costs(space.smallest)
     limits = {name: least[name] + share * (limit - least[name]) for name, limit in space.limits.items()}
     return replace(space, limits=limits)
@@ -118,12 +116,12 @@ def _parameters(problem: Problem) -> dict[str, FloatDistribution]:
 
 
 def _startup(asked: int | Auto, evaluations: int) -> int:
-    """Random trials before a model is fitted."""
+    """Number of random trials before a model is fitted."""
     return unless_auto(asked) or min(10, 1 + evaluations // 4)
 
 
 def _population(asked: int | Auto, evaluations: int) -> int:
-    """Optuna's 50, or less where that would leave less than five generations."""
+    """Size of the population: Optuna's default of 50, or less for at least five generations."""
     return unless_auto(asked) or max(4, min(50, evaluations // 5))
 
 

@@ -1,10 +1,10 @@
 """Greedy pruning by measured sensitivities (as in Li et al. 2017, arXiv:1608.08710, section 3.2).
 
-The original narrows one layer at a time in the whole network; what is over budget cannot be evaluated here, so every
-site is cut alone in the uniform policy, to one, two or three earlier settings. How much the loss rises scales the
-site's estimated error (`Problem.site_error`), which also tells of the settings that were not tried. The policy of least
-scaled error comes next; what evaluations are left cut the site that is expected to lose least by it, and give others
-what that frees.
+The paper narrows one layer at a time in the original network. Policies over the budget cannot be evaluated here, so
+each site is narrowed in the uniform policy, to one, two or three earlier settings. The measured increase of the loss
+scales the site's estimated error (`Problem.site_error`), which covers settings that were not measured. The next
+proposal is the policy with the least scaled error. The remaining evaluations narrow the site with the least expected
+error, and widen others by what that frees.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from amc.search.allocate import Floats, decode, error_tables
 from amc.search.neighbours import narrowed
 from amc.space.sites import Choice
 
-_LEAST = 0.05  # of the median sensitivity: noise must not make a site worthless
+_LEAST = 0.05  # share of the median sensitivity: noise must not reduce a site's error to 0
 
 
 def search(
@@ -28,9 +28,9 @@ def search(
     evaluations: int,
     seed: int,
     *,
-    points: Annotated[int, about("most widths that are measured of a site", ge=1)] = 3,
+    points: Annotated[int, about("most settings that are measured per site", ge=1)] = 3,
 ) -> None:
-    """Spend about half of the evaluations on the curves, and the others on policies made of them."""
+    """Spend about half of the evaluations on sensitivities, and the rest on policies derived from them."""
     space, tables = problem.space, error_tables(problem)
     end = problem.proposals + evaluations
     base = problem.evaluate(space.fit(np.ones(len(space.names))))
@@ -47,16 +47,16 @@ def search(
 
 
 def _measure(problem: Problem, base: Evaluation, tables: list[Floats], evaluations: int, points: int) -> Floats:
-    """How much a site's estimated error counts ``[S]``: least squares through the measured points."""
+    """Factors ``[S]`` of the sites' estimated errors: least squares through the measured points."""
     space, sites = problem.space, len(tables)
     rises: dict[int, list[tuple[float, float]]] = {}
-    order = sorted(range(sites), key=lambda s: (-problem.features[s].macs, s))  # the dearest sites matter most
+    order = sorted(range(sites), key=lambda s: (-problem.features[s].macs, s))  # the most expensive sites first
     plan = [(site, part) for part in range(1, points + 1) for site in order][:evaluations]
     for site, part in plan:
         places = space.positions(base.choice)
         place = int(places[site])
         lower = places[site] = place - max(1, place * part // (points + 1)) if place else place
-        if not bool(space.fits_at(places[None])[0]):  # an earlier setting may cost more: on a device, time
+        if not bool(space.fits_at(places[None])[0]):  # an earlier setting may have a higher latency
             continue
         found = problem.evaluate(space.choice(places))
         expected = tables[site][lower] - tables[site][place]
@@ -69,7 +69,7 @@ def _measure(problem: Problem, base: Evaluation, tables: list[Floats], evaluatio
 
 
 def _moves(problem: Problem, choice: Choice, tables: list[Floats], weights: Floats) -> list[Choice]:
-    """Policies with one site cut by one to three positions and others given more, the most promising first."""
+    """Policies with one site narrowed by one to three positions and others widened, by increasing expected error."""
     space = problem.space
     moves = {narrowed(space, choice, site, step) for site in range(len(choice)) for step in (1, 2, 3)}
     ranked = [tuple(space.positions(moved).tolist()) for moved in moves]

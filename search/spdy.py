@@ -1,8 +1,8 @@
 """SPDY (Frantar & Alistarh 2022, arXiv:2201.13096): search the allocator's coefficients, one per site.
 
-Additive errors of single sites miss how layers act on each other. A coefficient per site makes up for that; the
-allocator turns coefficients into a policy that meets the budget, so every proposal is a sensible one. Started with
-all ones; then a (1+1) search that perturbs the best coefficients, some of them at first, fewer towards the end.
+A sum of errors of single sites ignores the interaction between layers. A coefficient per site compensates for that. The
+allocator turns coefficients into a policy within the budget, so every proposal is plausible. The search starts with all
+coefficients at 1. It is a (1+1) search that perturbs the best coefficients, fewer of them towards the end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from amc.runtime.registry import about
 from amc.search.allocate import Floats, error_tables, fast_decoder
 
 TRIES = 30
-"""For a policy that was not evaluated before."""
+"""Most draws for a policy that was not evaluated yet."""
 
 
 def search(
@@ -25,15 +25,15 @@ def search(
     evaluations: int,
     seed: int,
     *,
-    spread: Annotated[float, about("deviation of a perturbation, in the logarithm of a coefficient", gt=0)] = 1.0,
-    tries: Annotated[int, about("draws for a policy that was not evaluated before", ge=1)] = TRIES,
+    spread: Annotated[float, about("standard deviation of a perturbation of a coefficient's logarithm", gt=0)] = 1.0,
+    tries: Annotated[int, about("most draws for a policy that was not evaluated yet", ge=1)] = TRIES,
 ) -> None:
     """Propose the allocated policy, the uniform one, then policies from perturbed coefficients."""
     climb(problem, error_tables(problem), evaluations, seed, spread, tries)
 
 
 def perturbation(rng: np.random.Generator, sites: int, share: float, spread: float = 1.0) -> Floats:
-    """What to add to the logarithms of coefficients ``[S]``: not 0 at about this share of the sites, or two."""
+    """A perturbation ``[S]`` of the logarithms of coefficients: not 0 at about this share of the sites, or at two."""
     changed = rng.random(sites) < max(2 / sites, share)
     return np.where(changed, rng.normal(0, spread, sites), 0.0)
 
@@ -46,7 +46,7 @@ def climb(
     spread: float = 1.0,
     tries: int = TRIES,
 ) -> list[tuple[float, Floats]]:
-    """The search; gives, of every policy that coefficients led to, the reward and their logarithms ``[S]``."""
+    """Run the search; returns reward and logarithms of coefficients ``[S]`` for every policy made from coefficients."""
     rng, space, sites = np.random.default_rng(seed), problem.space, len(problem.space.names)
     best, decode = np.zeros(sites), fast_decoder(space, tables)
     reward = problem.evaluate(decode(np.exp(best))).reward

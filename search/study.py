@@ -1,12 +1,12 @@
-"""Optuna studies: one kept in the run's folder, or one in a storage that several processes fill together.
+"""Optuna studies, in the run's folder or in a storage that several processes share.
 
-Alone, the sampler works in memory, and every finished trial is appended to ``study.log``, a journal of Optuna's that
-optuna-dashboard opens. Resuming proposes everything anew (the problem answers from its own journal), so the file is
-written anew as well.
+In a single process, the sampler works in memory. Every finished trial is appended to ``study.log``, an Optuna journal
+that optuna-dashboard can open. A resumed search proposes all policies again, with results from the problem's journal,
+so this file is also written again.
 
-In a storage that is shared, the study itself is there. Each process asks it for a trial, evaluates it and tells it;
-what others have found is taken over before each evaluation and never done again. A process that died is noticed by its
-heartbeat where the storage is a database, and its trial is done by another.
+In a shared storage, the study is the state. Each process asks it for a trial, evaluates the policy and tells the
+result. Before each evaluation it reads the results of the others, so no policy is evaluated twice. If the storage is a
+database, processes send heartbeats, and another process takes over the trials of one that died.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ from amc.evaluation.reward import Evaluation
 from amc.space.sites import Choice
 
 HEARTBEAT, GRACE = 30, 120
-"""Seconds between two signs of life of a process that shares a study, and without one until it is given up."""
+"""Seconds between two heartbeats of a process that shares a study, and without one until its trial is given up."""
 _RETRIES = 2
 _ALREADY_RUNNING = 5
-"""How often a trial is given up because another process evaluates the same policy at that moment."""
+"""How often in a row a trial is given up because another process is evaluating the same policy."""
 
 
 @dataclass(frozen=True)
 class Design:
-    """What the trials of a study are."""
+    """The parameters and objectives of a study, and how they map to policies and evaluations."""
 
     parameters: Mapping[str, FloatDistribution]
     first: Mapping[str, float]
     """The parameters of the first trial."""
     choice: Callable[[Mapping[str, float]], Choice]
-    """The policy that a trial's parameters stand for."""
+    """The policy for a trial's parameters."""
     values: Callable[[Evaluation], Sequence[float]]
-    """The values of an evaluation in the study, one for each objective."""
+    """The values of an evaluation, one per objective."""
     objectives: tuple[tuple[str, Literal["maximize", "minimize"]], ...] = (("reward", "maximize"),)
-    """Name and direction of each."""
+    """Name and direction of each objective."""
 
 
 def fill(problem: Problem, evaluations: int, sampler: optuna.samplers.BaseSampler, design: Design) -> None:
-    """Run a study of ``evaluations`` trials, where the problem says that studies are kept."""
+    """Run a study of ``evaluations`` trials in the place that ``problem.study`` gives."""
     place = problem.study
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -91,59 +91,59 @@ def _alone(
         good = math.isfinite(found.reward)
         finished = study.tell(trial, design.values(found) if good else None, None if good else TrialState.FAIL)
         if kept is not None:
-            finished.system_attrs = {}  # the sampler's own notes, of use to nobody else
+            finished.system_attrs = {}  # internal notes of the sampler
             kept.add_trial(finished)
 
 
 def _together(
     problem: Problem, evaluations: int, sampler: optuna.samplers.BaseSampler, design: Design, place: StudyPlace
 ) -> None:
-    """Work on the study until it has as many evaluations as asked for, whoever did them."""
+    """Work on a shared study until it has ``evaluations`` evaluations, those of other processes included."""
     study = _create(design, sampler, open_storage(place.url), place.name)
     _bind(study, place)
-    sampler.reseed_rng()  # or all processes would propose the same
+    sampler.reseed_rng()  # otherwise all processes would propose the same policies
     if not study.get_trials(deepcopy=False):
         study.enqueue_trial(dict(design.first))
     objective = SharedObjective(problem, study, design)
     objective.learn()
     while len(objective.known) < evaluations:
-        study.optimize(objective, n_trials=1, catch=(_NotToldError,))
+        study.optimize(objective, n_trials=1, catch=(_NoValueError,))
         objective.learn()
 
 
 class SharedObjective:
-    """Evaluates the trials of a study that other processes work on, too; what they have found is not done again."""
+    """The objective of a study that other processes share; it reads their results instead of repeating them."""
 
     def __init__(self, problem: Problem, study: optuna.Study, design: Design) -> None:
         self._problem, self._study, self._design = problem, study, design
         self.known: set[int] = set()
-        """Trials whose evaluations the problem has."""
+        """Numbers of the trials whose evaluations the problem has."""
         self._given_up = 0
 
     def __call__(self, trial: optuna.Trial) -> Sequence[float]:
-        """The values of a trial. Raises _NotToldError where it failed, or where another process evaluates it."""
+        """The values of a trial. Raises _NoValueError if it failed or another process is evaluating the same policy."""
         design = self._design
         choice = design.choice({n: trial.suggest_float(n, d.low, d.high) for n, d in design.parameters.items()})
-        trial.set_user_attr("choice", list(choice))  # announced before looking, so that of two at least one sees it
+        trial.set_user_attr("choice", list(choice))  # before the check: so one of two processes notices
         if self._given_up < _ALREADY_RUNNING and list(choice) in _running(self._study, trial.number):
             self._given_up += 1
-            raise _NotToldError
+            raise _NoValueError
         self._given_up = 0
         self.learn()
         found = self._problem.evaluate(choice)
         _describe(trial, found)
         self.known.add(trial.number)
         if not math.isfinite(found.reward):
-            raise _NotToldError
+            raise _NoValueError
         return design.values(found)
 
     def learn(self) -> None:
-        """Take over what other processes have found."""
+        """Add the evaluations of other processes to the problem."""
         _learn(self._problem, self._study, self.known)
 
 
-class _NotToldError(Exception):
-    """The trial ends without a value."""
+class _NoValueError(Exception):
+    """Ends a trial without a value."""
 
 
 def _create(
@@ -160,15 +160,15 @@ def _create(
         load_if_exists=storage is not None,
     )
     if [d.name.lower() for d in study.directions] != [direction for _, direction in design.objectives]:
-        raise ConfigError(f"the study '{name}' has other objectives: name another --study-name.")
+        raise ConfigError(f"the study '{name}' has other objectives: choose another --study-name.")
     if storage is not None:
         study.set_metric_names([objective for objective, _ in design.objectives])
     return study
 
 
 def _kept(design: Design, place: StudyPlace) -> optuna.Study:
-    for left in (place.url, f"{place.url}.lock"):  # the lock of a process that was killed
-        Path(left).unlink(missing_ok=True)
+    for stale in (place.url, f"{place.url}.lock"):  # a process that was killed leaves its lock
+        Path(stale).unlink(missing_ok=True)
     return _create(design, None, open_storage(place.url), place.name)
 
 
@@ -179,7 +179,7 @@ def _describe(trial: optuna.Trial, found: Evaluation) -> None:
 
 
 def _learn(problem: Problem, study: optuna.Study, known: set[int]) -> None:
-    """Take over the evaluations that other processes have added to the study."""
+    """Add the evaluations that other processes have written to the study to the problem."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL)):
         if trial.number not in known and (found := _found(trial)) is not None:
             known.add(trial.number)
@@ -187,41 +187,43 @@ def _learn(problem: Problem, study: optuna.Study, known: set[int]) -> None:
 
 
 def _found(trial: FrozenTrial) -> Evaluation | None:
-    """The evaluation behind a finished trial; None where it ended without one."""
+    """The evaluation of a finished trial; None if it ended without one."""
     if "costs" not in trial.user_attrs:
         return None
     try:
         return from_record(trial.user_attrs)
     except BundleError:
-        raise ConfigError(f"the study's trial {trial.number} holds no evaluation of amc: use another name.") from None
+        raise ConfigError(
+            f"trial {trial.number} of the study is not an evaluation by amc: choose another --study-name."
+        ) from None
 
 
 def _running(study: optuna.Study, own: int) -> list[list[int]]:
-    """The policies that other processes evaluate at this moment."""
+    """The policies that other processes are evaluating now."""
     trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     return [t.user_attrs["choice"] for t in trials if t.number != own and "choice" in t.user_attrs]
 
 
 def _bind(study: optuna.Study, place: StudyPlace) -> None:
-    """A study belongs to one network, budget and data."""
+    """Bind a new study to the network, data and search; raise ConfigError if it is bound to others."""
     if "amc" not in study.user_attrs:
         study.set_user_attr("amc", place.identity)
     if study.user_attrs["amc"] != place.identity:
         raise ConfigError(
-            f"the study '{place.name}' was begun with another network, data or search: name another --study-name."
+            f"the study '{place.name}' was begun with another network, data or search: choose another --study-name."
         )
 
 
 @functools.cache
 def check_storage(url: str) -> None:
-    """Raise ConfigError for a storage that cannot be opened. A file that is not there yet is not made."""
+    """Raise ConfigError if a storage cannot be opened. A file that does not exist yet is not created."""
     try:
         with _in_one_line(url, ""):
             if not _is_new_file(os.path.expandvars(url)):
                 open_storage(url)
     except ConfigError:
         raise
-    except Exception as error:  # noqa: BLE001  (drivers and damaged files throw what they like)
+    except Exception as error:  # noqa: BLE001  (drivers and damaged files raise many types)
         reason = f"{type(error).__name__}: {masked(first_line(error))}"
         raise ConfigError(f"--storage {masked(url)} cannot be opened: {reason}") from None
 
@@ -241,9 +243,9 @@ def _is_new_file(url: str) -> bool:
 
 
 def open_storage(url: str) -> BaseStorage:
-    """An Optuna storage: a database's URL, an SQLite file ``.db``, or any other file as Optuna's journal.
+    """Open an Optuna storage: the URL of a database, an SQLite file ``.db``, or any other file as an Optuna journal.
 
-    ``$NAME`` in it is replaced from the environment, so that passwords need not be written down.
+    ``$NAME`` in the URL is replaced from the environment, so that configurations need not contain passwords.
     """
     url = os.path.expandvars(url)
     if "://" not in url and not url.endswith(".db"):
@@ -255,7 +257,7 @@ def open_storage(url: str) -> BaseStorage:
 
 
 def _database(url: str, engine: dict[str, Any], tries: int = 5) -> RDBStorage:
-    """A database, with Optuna's tables made where there are none; another process may be making them too."""
+    """Open a database and create Optuna's tables if needed; retries while another process is creating them."""
     from sqlalchemy.exc import DatabaseError
 
     try:
@@ -277,7 +279,7 @@ def _database(url: str, engine: dict[str, Any], tries: int = 5) -> RDBStorage:
 
 @contextlib.contextmanager
 def _in_one_line(url: str, kept: str = " What was finished is kept there.") -> Iterator[None]:
-    """What goes wrong with a storage is the user's to mend, in one line and without the password."""
+    """Turn errors of a storage into a ConfigError of one line without the password."""
     from sqlalchemy.exc import SQLAlchemyError
 
     try:

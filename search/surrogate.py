@@ -1,10 +1,10 @@
-"""A Gaussian process over policies: what a policy will score, and how sure that is.
+"""A Gaussian process over policies: predicts the score of a policy and its uncertainty.
 
-With some dozen evaluations and some dozen sites, what can be learned is mostly one curve a site. So the kernel is a sum
-of curves, each over the logarithm of one site's width, and a little of one over all of them together for what the
-sites do to each other (Duvenaud, Nickisch & Rasmussen 2011, arXiv:1112.4394); the mean is linear in the allocator's
-error. Rewards enter as normal scores of their ranks: only the order matters, and outliers are harmless. The amounts of
-curves, interaction and noise are those of a small grid with the largest marginal likelihood.
+A few dozen evaluations of a few dozen sites determine little more than one curve per site. So the kernel is additive
+(Duvenaud, Nickisch & Rasmussen 2011, arXiv:1112.4394): a sum of kernels over the logarithm of one site's width each,
+and a smaller kernel over all sites for their interaction. The mean is linear in the logarithm of the allocator's error.
+Rewards are replaced by normal scores of their ranks, so only their order matters and outliers are harmless. The
+variances of curves, interaction and noise are chosen from a small grid by the marginal likelihood.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _LENGTH = 0.7  # of a curve, in the logarithm of the width
 
 
 class Surrogate:
-    """Fitted on ``features [n, S]`` (logarithms of shares), ``trends [n]`` and ``rewards [n]``, which may be -inf.
+    """A model fitted to ``features [n, S]`` (logarithms of shares), ``trends [n]`` and ``rewards [n]`` (maybe -inf).
 
-    ``doubt [n]`` multiplies the noise: above 1 for rewards that are rough estimates.
+    ``doubt [n]`` multiplies the noise; it is above 1 for rewards that are rough estimates.
     """
 
     def __init__(self, features: Floats, trends: Floats, rewards: Sequence[float], doubt: Floats) -> None:
@@ -43,7 +43,7 @@ class Surrogate:
         self._amounts = grid[best][:2]
 
     def predict(self, features: Floats, trends: Floats) -> tuple[Floats, Floats]:
-        """Mean and deviation of the policies' scores, both ``[m]``."""
+        """Mean and standard deviation of the policies' scores, both ``[m]``."""
         curves, together = self._kernels(torch.from_numpy(features))
         cross = self._amounts[0] * curves + self._amounts[1] * together
         mean = self._mean_basis(trends) @ self._coefficients + cross @ self._weights
@@ -52,7 +52,7 @@ class Surrogate:
 
     @property
     def best(self) -> float:
-        """The best score so far."""
+        """The best normal score in the data."""
         return float(self._target.max())
 
     def _mean_basis(self, trends: Floats) -> Tensor:
@@ -63,7 +63,7 @@ class Surrogate:
         return (-apart).exp().mean(2), (-4 * apart.mean(2)).exp()
 
     def _fit(self, kernels: Tensor, basis: Tensor) -> tuple[int, Tensor, Tensor, Tensor]:
-        """The most likely of the kernels ``[G, n, n]``; its factor, and the weights of data and of the mean."""
+        """Index of the most likely kernel of ``[G, n, n]``, its Cholesky factor, and the weights of data and mean."""
         target = self._target[:, None].expand(len(kernels), -1, 1)
         factors = torch.linalg.cholesky(kernels)
         solved = torch.cholesky_solve(basis.expand(len(kernels), -1, -1), factors)
@@ -77,13 +77,17 @@ class Surrogate:
 
 
 def improvement(mean: Floats, deviation: Floats, best: float) -> Floats:
-    """Expected improvement over ``best`` (Jones, Schonlau & Welch 1998)."""
+    """Expected improvement over ``best`` (Jones, Schonlau & Welch 1998).
+
+    >>> improvement(np.array([0.0]), np.array([1.0]), best=0.0).round(3).tolist()
+    [0.399]
+    """
     z = (mean - best) / deviation
     return np.asarray(deviation * (z * ndtr(z) + np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)))
 
 
 def average_ranks(values: ArrayLike) -> Floats:
-    """The rank of every value from 1; equal values share the mean of theirs.
+    """Ranks from 1; equal values get the mean of their ranks.
 
     >>> average_ranks([0.5, 2.0, 0.5]).tolist()
     [1.5, 3.0, 1.5]

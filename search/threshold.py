@@ -1,8 +1,8 @@
-"""One threshold over the importance of all channels of all sites: the global pruning that most tools offer.
+"""Global pruning: one threshold on the importance of all channels of all sites, as most tools offer it.
 
-The importance of a part of a site (of a channel group: a channel) is what the site's estimated error
-(`Problem.site_error`) falls by when it is kept on top of the more important ones, as a share of the site's mean, so
-that sites can be compared. The most important parts of the network are kept while the budget allows.
+The importance of a channel is the decrease of the site's estimated error (`Problem.site_error`) when the channel is
+kept in addition to the more important ones, divided by the site's mean to make sites comparable. The most important
+channels of the network are kept while the budget allows. (For sites of other kinds, a channel is a unit of size.)
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from amc.space.sites import Choice
 
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:
-    """Propose the one policy; more evaluations would repeat it, and cost nothing."""
+    """Propose the policy. Further evaluations repeat it, at no cost."""
     choice = above_threshold(problem.space, error_tables(problem))
     for _ in range(evaluations):
         problem.evaluate(choice)
 
 
 def above_threshold(space: Space, tables: list[Floats]) -> Choice:
-    """The policy that keeps the most important parts of all sites together."""
+    """The policy that keeps the most important parts of all sites within the budget."""
     steps = sorted(
         (-importance, place, site)
         for site, (own, table) in enumerate(zip(space.sites, tables, strict=True))
@@ -39,7 +39,7 @@ def above_threshold(space: Space, tables: list[Floats]) -> Choice:
 
 
 def _importance(sizes: Floats, table: Floats) -> Floats:
-    """Importance of a part of every step ``[K - 1]``, falling, of mean 1 over the parts."""
+    """Importance per part at every step ``[K - 1]``, non-increasing, with mean 1 over the parts."""
     parts = np.diff(sizes)
     falling = np.minimum.accumulate(-np.diff(table) / parts)
     mean = (falling * parts).sum() / max(1.0, parts.sum())

@@ -1,12 +1,13 @@
-"""One search for all budgets of a network: SPDY's coefficients, found at one budget and used at every other.
+"""One search for all budgets of a network: SPDY's coefficients are searched at one budget and used at every other.
 
-What the coefficients make up for, how layers act on each other, is the network's more than the budget's. So they are
-searched half-way between the smallest network and the whole one, whatever the budget; nearly all evaluations go there,
-and the best few coefficients are then decoded to the budget and evaluated. Runs of one network at many budgets ask for
-the same coefficients at the middle: with a cache (`--cache`, or in a batch) the first of them searches, and the others
-take over what it has found. A policy of the budget itself costs an evaluation and, before one is chosen, a careful one
-that takes two or three times as long (`Evaluator.refined_score`); so few are taken, and ten budgets evaluate little
-more than one does.
+The coefficients compensate for the interaction between layers, which depends more on the network than on the budget. So
+they are searched at a middle budget, half-way between the smallest network and the original, with nearly all
+evaluations. The best few coefficients are then decoded at the actual budget and evaluated there.
+
+Runs of one network at many budgets need the same coefficients. With a cache (``--cache``, or in a batch) the first run
+searches and the others use its result. A policy at the actual budget costs an evaluation, and also a full one that
+takes two or three times as long (`Evaluator.refined_score`). So there are only few of them, and ten budgets need little
+more evaluations than one.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ def search(
     evaluations: int,
     seed: int,
     *,
-    one_in: Annotated[int, about("one evaluation in so many is at the budget itself", ge=1)] = 30,
-    own: Annotated[int, about("fewest evaluations at the budget itself", ge=1)] = 2,
+    one_in: Annotated[int, about("one in so many evaluations is at the actual budget", ge=1)] = 30,
+    own: Annotated[int, about("fewest evaluations at the actual budget", ge=1)] = 2,
 ) -> None:
-    """Search coefficients at the middle, then propose what the best of them give at the budget."""
+    """Search coefficients at the middle budget, then propose the best ones' policies at the actual budget."""
     own = min(evaluations, max(own, evaluations // one_in))
     space, tables = problem.space, error_tables(problem)
     limits, shared = middle(space), evaluations - own
@@ -50,6 +51,6 @@ def search(
 
 
 def middle(space: Space) -> dict[str, float]:
-    """The limit half-way between the smallest policy's MACs and the whole network's."""
+    """The limit half-way between the MACs of the smallest policy and those of the original."""
     least, most = (space.costs(choice)["macs"] for choice in (space.smallest, space.full))
     return {"macs": (least + most) / 2}

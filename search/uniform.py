@@ -1,4 +1,4 @@
-"""The baseline that every search has to beat: the same share of every site."""
+"""The baseline for every search: the same share of every site."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from amc.evaluation.problem import Problem
 
 
 def search(problem: Problem, evaluations: int, seed: int) -> None:
-    """Propose the uniform policy; more evaluations would repeat it, and cost nothing."""
+    """Propose the uniform policy. Further evaluations repeat it, at no cost."""
     choice = problem.space.fit(np.ones(len(problem.space.names)))
     for _ in range(evaluations):
         problem.evaluate(choice)

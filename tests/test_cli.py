@@ -130,7 +130,7 @@ def test_what_can_be_named_is_listed(capsys):
     assert main(["list", "searchers"]) == 0
     out = capsys.readouterr().out
     assert {line.split()[0] for line in out.splitlines() if line[0] != " "} == set(searchers())
-    assert "tournament=4: policies that a parent is the best of, at least 1" in out
+    assert "tournament=4: random policies of which the best becomes a parent, at least 1" in out
     assert "Frantar & Alistarh 2022, arXiv:2201.13096" in out
     for kind, name in (
         ("rewards", "error-flops"),

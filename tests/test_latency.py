@@ -136,7 +136,11 @@ FLOAT, DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
     ("inputs", "options", "told"),
     [
         ([(FLOAT, ["n", 3, "h", "w"])], [], "give sizes with --input-size"),
-        ([(FLOAT, ["n", 3, "h", "w"])], ["--input-size", "4,8,8"], "model.onnx takes [3, 'h', 'w']"),
+        (
+            [(FLOAT, ["n", 3, "h", "w"])],
+            ["--input-size", "4,8,8"],
+            "model.onnx takes inputs of shape [3, 'h', 'w'] after the batch, not [4, 8, 8]",
+        ),
         ([(FLOAT, ["n", 3]), (FLOAT, ["n", 3])], [], "has 2 inputs"),
         ([(DOUBLE, ["n", 3])], [], "only float32"),
         ([(FLOAT, ["n", 3])], ["--threads", "0"], "threads is 0"),

@@ -86,7 +86,7 @@ class TestContract:
         assert calls == needed + (1 if stopped else 0)
 
     def test_it_keeps_the_contract_that_is_published(self, name: str):
-        """Whatever settings are: they are sealed there, and their costs go up and down."""
+        """Whatever settings are: they are opaque there, and costs are not monotone."""
         check_search(load_searcher(name))
 
     def test_a_failing_evaluation_does_not_end_the_search(self, name: str):

@@ -34,11 +34,11 @@ def _resident() -> tuple[int, int]:
     return int(fields["VmRSS"].split()[0]) * 1024, int(fields["VmHWM"].split()[0]) * 1024
 
 
-def _main(request: str) -> int:
+def _main(argument: str) -> int:
     import numpy as np
     import onnxruntime
 
-    request = json.loads(request)
+    request = json.loads(argument)
     inputs = np.zeros(request["shape"], np.float32)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = request["threads"]
