@@ -389,7 +389,7 @@ def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path, monkeyp
     path = written(tmp_path, {**TINY, "budgets": {"half": {"flops": "0.5"}, "tiny": {"size": "1KB"}}})
     assert main(["batch", str(path), "--out", "out"]) == 2
     told = capsys.readouterr().err
-    assert "run tiny--uniform: the budget cannot be reached: the least reachable is" in told
+    assert "run tiny--uniform: the budget cannot be reached: the least possible is" in told
     assert not Path("out/half--uniform").exists()
 
 

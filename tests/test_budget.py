@@ -166,14 +166,14 @@ def test_an_unreachable_budget_names_the_least_reachable() -> None:
     legal = tuple(legal_widths(site.channels, 0.2) for site in graph.sites)
     least, full = (int(costs.cost([s[end] for s in legal])["macs"]) for end in (0, -1))
     names = tuple(site.name for site in graph.sites)
-    told = f"the least reachable is {least:,} MACs ({least / full:.3f} of the original), the limit {least - 1:,}"
+    told = f"the least possible is {least:,} MACs ({least / full:.3f} of the original), the limit {least - 1:,}"
     with pytest.raises(BudgetError, match=re.escape(told)):
         Space(numeric_sites(names, legal), costs, {"macs": least - 1, "params": 1e9})
     assert Space(numeric_sites(names, legal), costs, {"macs": least}).fit(np.ones(12)) == tuple(s[0] for s in legal)
 
 
 def test_all_unreachable_limits_are_named() -> None:
-    with pytest.raises(BudgetError, match=r"2 MACs .* the limit 1 MACs; the least reachable is 1 bytes"):
+    with pytest.raises(BudgetError, match=r"2 MACs .* the limit 1 MACs; the least possible is 1 bytes"):
         Space(numeric_sites("a", ((1, 2),)), ToyCosts((1,), (1,)), {"macs": 1, "memory": 0.5})
 
 

@@ -164,7 +164,7 @@ def test_measure_refuses_what_it_cannot_run(tmp_path, capsys, inputs, options, t
         (b"this is not ONNX", "cannot load .*other.onnx: it is not an ONNX file"),
         ("unknown operator", "cannot load .*other.onnx.*Nothing"),
         ("operator of another type", "cannot load .*other.onnx.*implementation"),
-        ("another shape", r"other.onnx takes \[4\] after the batch, not \[3\]"),
+        ("another shape", r"other.onnx takes inputs of shape \[4\] after the batch, not \[3\]"),
         ("no input", "other.onnx has 0 inputs"),
     ],
 )

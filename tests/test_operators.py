@@ -70,10 +70,10 @@ class Restless(CoarseWeights):
 @pytest.mark.parametrize(
     ("operator", "told"),
     [
-        (Forgetful(), "applied for real gives something else"),
+        (Forgetful(), "apply and applier give different outputs"),
         (Restless(), "0 at the original"),
         (Surcharge(), "params of the original is"),
-        (Lasting(), "depends on what was tried before|applied for real gives something else"),
+        (Lasting(), "depends on the policies applied before|apply and applier give different outputs"),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -116,7 +116,7 @@ def test_operators_that_do_not_go_together_are_refused(names, told):
     [
         ("def operator(): return 3", "is a int, but must be a CompressionOperator"),
         ("def operator(): return 1 / 0", "fails: ZeroDivisionError"),
-        ("from amc.operators import Channels as operator", "of the kind 'channels', which is one of amc's own"),
+        ("from amc.operators import Channels as operator", "of the kind 'channels', which is built in"),
     ],
 )
 def test_what_is_no_operator_is_refused(tmp_path, body, told):

@@ -142,7 +142,7 @@ def test_an_incomplete_setting_is_refused(missing: str) -> None:
         ({"version": 0}, "version 0"),
         ({"version": True}, "version True"),
         ({"version": 1.0}, r"version 1\.0"),
-        ({"sites": {}}, "no sites"),
+        ({"sites": {}}, "its list of sites is empty"),
         ({"version": None}, "version None"),
         ({"fingerprint": 5}, "fingerprint"),
         ({"sites": []}, "sites"),
@@ -237,7 +237,7 @@ def test_other_sites_are_refused(change: str) -> None:
     settings = dict(make_policy(graph, "", [np.arange(2)] * len(graph.sites)).settings)
     name = "other" if change == "extra" else graph.sites[0].name
     settings[name] = ChannelSetting(2, 3, (0, 1))
-    with pytest.raises(PolicyError, match=f"site '{name}' with 3 channels is not one of this network's"):
+    with pytest.raises(PolicyError, match=f"site '{name}' with 3 channels is not in this network"):
         Policy("", settings).kept(graph)
 
 
@@ -279,7 +279,7 @@ def test_a_policy_knows_what_its_network_takes(example: Any) -> None:
     ],
 )
 def test_inputs_that_are_none(inputs: Any) -> None:
-    with pytest.raises(PolicyError, match="its inputs are not understood"):
+    with pytest.raises(PolicyError, match="its inputs are invalid"):
         Policy.from_json({**good(), "inputs": inputs})
 
 

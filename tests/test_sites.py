@@ -41,7 +41,7 @@ def test_a_policy_that_is_none(choice: tuple[Setting, ...]):
 
 def test_settings_that_a_site_does_not_have_have_no_position():
     assert GRID.positions((8,)).tolist() == [2], "the first sites of a policy"
-    with pytest.raises(ValueError, match=r"\(5, 'dense'\) has a setting that its site may not have"):
+    with pytest.raises(ValueError, match=r"\(5, 'dense'\) has a setting that its site does not offer"):
         GRID.positions((5, "dense"))
 
 
@@ -50,9 +50,9 @@ def test_settings_that_a_site_does_not_have_have_no_position():
     [
         ((), (), "needs settings"),
         ((1, 1), (1, 2), "all different"),
-        ((1, 2), (1,), "one size a setting"),
+        ((1, 2), (1,), "one size per setting"),
         ((1, 2), (2, 1), "ascending"),
-        ((1, 2), (-1, 1), "0 at least"),
+        ((1, 2), (-1, 1), "at least 0"),
         ((1,), (0,), "the original's above 0"),
     ],
 )
@@ -68,5 +68,5 @@ def test_sizes_are_widths_or_ranks():
 
 @pytest.mark.parametrize("value", [True, None, {"a": 1}, [1, None]])
 def test_what_json_gives_is_a_setting_or_refused(value: object):
-    with pytest.raises(ValueError, match="is no setting"):
+    with pytest.raises(ValueError, match="is not a setting"):
         frozen_setting(value)

@@ -1,4 +1,4 @@
-"""What can be done to a site of a network: one file an operator, and one entry in the registry."""
+"""Operators: the kinds of compression. Each is one file and one entry in the registry."""
 
 from amc.operators.branches import Branches, RemovedBranch
 from amc.operators.channels import Channels, ChannelSetting, legal_widths, width_of, widths_of

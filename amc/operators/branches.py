@@ -1,16 +1,17 @@
-"""Residual branches that can be removed whole, and their removal from an ONNX file.
+"""Removal of whole residual branches, and their removal from an ONNX file.
 
-A branch reads a stream and is added to it: ``x + f(x)``. Without any channel of the site in it, f is removed. Channels
-alone cannot do that: a layer keeps one at least, and a runtime spends time on every operator, however narrow, in 8 bits
-above all. In torch, which runs the network's own code, one zeroed channel stays (`amc.graph.surgery`); in the file the
-addition becomes an Identity, which runtimes skip, and nothing of the branch is left.
+A branch reads the residual stream and is added to it: ``x + f(x)``. At width 0 of the site inside it, f is removed. The
+operator `channels` cannot do that: it keeps at least one channel per layer, and a runtime spends time on every
+operator, however narrow, above all in 8 bits. In torch, which runs the network's own code, one zeroed channel stays
+(`amc.graph.surgery`). In the ONNX file, the addition becomes an Identity, which runtimes skip, and the rest of the
+branch is removed.
 
-This operator has no sites of its own: it adds the setting 0 to channel groups. A branch that is removed has no width,
-so two sites would give one network many policies, each of them another point for a searcher; and the setting's cost
-and error are those of the width 0, so that exact costs and exact allocation need no other rule.
+This operator has no sites of its own: it adds the setting 0 to channel groups. A removed branch has no width, so
+separate sites would describe the same network by many policies. Cost and error of the setting are those of width 0, so
+exact costs and exact allocation need no special case.
 
-What a branch is is read off the file: everything that reads the site's channels ends in an addition, and without that
-nothing needs the layers that make them.
+Branches are found in the file: all readers of the site's channels lead to an addition, and no other node needs the
+layers that produce the channels.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ _WEIGHTY = frozenset(["Conv", "Gemm", "MatMul"])
 
 
 _REMOVED = 0
-"""The setting: no channel stays."""
+"""The setting of a removed branch: no channel is kept."""
 
 
 @dataclass(frozen=True)
 class RemovedBranch(ChannelSetting):
-    """What a policy says of a branch that is removed: a channel group of which nothing is kept."""
+    """The entry in a policy for a removed branch: a channel group that keeps nothing."""
 
     kind: ClassVar[str] = "branches"
 
@@ -48,10 +49,10 @@ class RemovedBranch(ChannelSetting):
 
 
 class Branches(CompressionOperator):
-    """Removes residual branches whole."""
+    """Removes whole residual branches."""
 
     kind = "branches"
-    summary = "residual branches, removed whole"
+    summary = "removal of whole residual branches"
     reference = "Veit et al. 2016, arXiv:1605.06431"
     extends = "channels"
     cuts = True
@@ -60,7 +61,7 @@ class Branches(CompressionOperator):
     def sites(
         self, network: NetworkFacts, bounds: SettingBounds, offered: tuple[SiteSettings, ...]
     ) -> tuple[SiteSettings, ...]:
-        """What was offered, with 0 before the widths of groups whose branch can be removed."""
+        """The offered sites, with setting 0 added to channel groups in removable branches."""
         branches = network.layout.branches if network.layout else ()
         removable = {network.graph.sites[branch.site].name for branch in branches}
         return tuple(
@@ -76,17 +77,17 @@ class Branches(CompressionOperator):
         )
 
     def record(self, network: NetworkFacts, site: SiteSettings, setting: Setting) -> PolicySetting | None:
-        """That the branch is removed; None for a width."""
+        """The entry for a removed branch; None for a width."""
         return RemovedBranch(_REMOVED, site.sizes[-1], ()) if setting == _REMOVED else None
 
     def read(self, name: str, entry: Mapping[str, Any]) -> PolicySetting:
-        """How many channels there were."""
+        """Read the original number of channels."""
         return RemovedBranch(_REMOVED, whole_number(name, entry, "of", least=1), ())
 
 
 def find_branches(proto: Any, graph: Graph) -> tuple[Branch, ...]:
-    """The branches of a network in its ONNX file, one site each, in the sites' order; no two have a node in common."""
-    if _has_subgraphs(proto):  # what they read is named in them only
+    """The removable branches of a network in its ONNX file, in the order of their sites, without shared nodes."""
+    if _has_subgraphs(proto):  # a node's inputs do not show what its subgraphs read
         return ()
     file, found = _File(proto, graph), list[Branch]()
     for number, site in enumerate(graph.sites):
@@ -97,16 +98,16 @@ def find_branches(proto: Any, graph: Graph) -> tuple[Branch, ...]:
 
 
 def removed(proto: Any, graph: Graph, kept: Kept) -> tuple[Branch, ...]:
-    """The branches of the sites that keep nothing. Raises PolicyError where such a site is no branch."""
+    """The branches of the sites that keep nothing. Raises PolicyError if such a site is not in a removable branch."""
     empty = {number for number, channels in enumerate(kept) if not len(channels)}
     found = tuple(branch for branch in find_branches(proto, graph) if branch.site in empty) if empty else ()
     for number in sorted(empty - {branch.site for branch in found}):
-        raise PolicyError(f"nothing is left of '{graph.sites[number].name}', which is no residual branch.")
+        raise PolicyError(f"'{graph.sites[number].name}' keeps no channels, but is not in a removable residual branch.")
     return found
 
 
 def remove(proto: Any, branches: Iterable[Branch]) -> None:
-    """Take branches out of the file that they were found in."""
+    """Remove branches from the ONNX model in which they were found."""
     graph, branches = proto.graph, list(branches)
     if not branches:
         return
@@ -121,7 +122,7 @@ def remove(proto: Any, branches: Iterable[Branch]) -> None:
 
 
 def skip_identities(proto: Any) -> None:
-    """Let every operator read what stands before an Identity: tools that quantise take it for an operator."""
+    """Remove Identity nodes by connecting their readers to their inputs, since quantisers treat them as operators."""
     graph, outputs = proto.graph, {value.name for value in proto.graph.output}
     known: dict[str, str] = {}
     if _has_subgraphs(proto):
@@ -134,7 +135,7 @@ def skip_identities(proto: Any) -> None:
 
 
 def owner(name: str, layers: Mapping[str, Layer]) -> Layer | None:
-    """The layer whose tensor this is: 'layer1.0.conv1.weight' and the folded 'layer1.0.conv1.weight_bias'."""
+    """The layer of a tensor in the file, such as 'layer1.0.conv1.weight' or the folded 'layer1.0.conv1.weight_bias'."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         layer = layers.get(".".join(parts[:length]))
@@ -159,18 +160,18 @@ def _identity(node: Any, source: str) -> Any:
 
 
 def _record(message: Any) -> int:
-    """Bytes of a message in a list of messages: its tag, its length, itself."""
+    """Bytes of a message in a repeated field: tag, length and content."""
     size = int(message.ByteSize())
     return 1 + varint_bytes(size) + size
 
 
 def varint_bytes(value: int) -> int:
-    """Bytes that protobuf needs for a non-negative integer."""
+    """Bytes of a non-negative integer as a protobuf varint."""
     return max(1, -(-value.bit_length() // 7))
 
 
 class _File:
-    """An ONNX file's nodes, and who reads what."""
+    """The nodes of an ONNX file, with producers and readers of every value."""
 
     def __init__(self, proto: Any, graph: Graph) -> None:
         self._nodes = list(proto.graph.node)
@@ -187,7 +188,7 @@ class _File:
         self._dims = {t.name: len(t.dims) for t in proto.graph.initializer}
 
     def branch(self, number: int, site: Site, readers: Collection[Layer]) -> Branch | None:
-        """The branch that a site is, or None."""
+        """The removable branch around a site, or None."""
         if not all(x.input is not None and bool((x.input.site == number).all()) for x in readers) or not readers:
             return None
         bypassed: dict[str, str] = {}
@@ -221,7 +222,7 @@ class _File:
         return {layer.name for name in tensors if (layer := self._owners[name]) is not None}
 
     def _is_read_by(self, name: str, nodes: Collection[str]) -> bool:
-        """Whether a value is read, and by these nodes only."""
+        """Whether a value is read, and only by these nodes."""
         readers = self._readers.get(name, [])
         return bool(readers) and all(node.output[0] in nodes for node in readers)
 
@@ -230,7 +231,7 @@ class _File:
         return any(layer is not None and layer.name in layers for layer in owners)
 
     def _addition(self, layer: Layer) -> tuple[str, str] | None:
-        """The addition that a layer's output goes into and nothing else, and what it is added to."""
+        """The addition that is the only reader of a layer's output, and the tensor that it is added to."""
         own = [n for n in self._nodes if n.op_type in _WEIGHTY and self._is_weight(n, layer)]
         if len(own) != 1:
             return None
@@ -252,7 +253,7 @@ class _File:
         )
 
     def _is_part(self, node: Any, others: Collection[str], layer: Layer) -> bool:
-        """Whether a node behind a zeroed layer gives zeros: its bias and norm are zeroed too, factors do no harm."""
+        """Whether a node after a zeroed layer outputs zeros. Its bias and norm are zeroed too; factors are harmless."""
         owners = [self._owners.get(name) for name in others]
         if node.op_type in ("BatchNormalization", "Add"):
             return all(own is not None and own.name in (layer.name, layer.norm) for own in owners) and bool(others)
@@ -261,7 +262,7 @@ class _File:
         )
 
     def _needs(self, value: str, other: str) -> bool:
-        """Whether ``value`` is made of ``other``."""
+        """Whether ``value`` is computed from ``other``."""
         seen, waiting = set[str](), [value]
         while waiting:
             name = waiting.pop()
@@ -286,7 +287,7 @@ class _File:
         return live
 
     def _is_rectified(self, value: str) -> bool:
-        """Whether a value comes out of a ReLU, so that another one does nothing to it."""
+        """Whether a value is the output of a ReLU, so that another ReLU would not change it."""
         node = self._made.get(value)
         while node is not None and node.op_type in ("MaxPool", "Identity"):
             node = self._made.get(node.input[0])

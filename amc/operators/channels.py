@@ -1,7 +1,7 @@
-"""Channels: how many output channels of coupled layers stay. A setting is that number, the width.
+"""Channel pruning: a setting is the width, the number of output channels that coupled layers keep.
 
-Which channels stay is a criterion's order (`amc.importance`): a width keeps the most important ones, so wider settings
-keep all that narrower ones do.
+A criterion ranks the channels (`amc.importance`), and a width keeps the most important ones. So a wider setting keeps
+all channels of a narrower one.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from amc.space.sites import Choice, Ints, Setting, SiteSettings, numeric_sites
 
 @dataclass(frozen=True)
 class ChannelSetting:
-    """What a policy says of a channel group."""
+    """The entry in a policy for a channel group."""
 
     kind: ClassVar[str] = "channels"
     width: int
     of: int
     kept: tuple[int, ...]
-    """The channels that stay, ascending."""
+    """The kept channels, ascending."""
 
     @property
     def size(self) -> int:
@@ -53,7 +53,7 @@ class ChannelSetting:
 
 
 class Channels(CompressionOperator):
-    """Removes output channels of coupled layers, and whatever reads them."""
+    """Removes output channels of coupled layers, and the inputs of layers that read them."""
 
     kind = "channels"
     summary = "output channels of coupled layers"
@@ -64,7 +64,7 @@ class Channels(CompressionOperator):
     def sites(
         self, network: NetworkFacts, bounds: SettingBounds, offered: tuple[SiteSettings, ...]
     ) -> tuple[SiteSettings, ...]:
-        """One site a channel group of the graph, in forward order."""
+        """One site per channel group of the graph, in forward order."""
         groups = network.graph.sites
         widths = [legal_widths(group.channels, bounds.min_keep, bounds.step) for group in groups]
         return (*offered, *numeric_sites([group.name for group in groups], widths))
@@ -75,29 +75,29 @@ class Channels(CompressionOperator):
         return network.resources if len(columns) == len(sites) else ColumnCosts(network.resources, columns)
 
     def errors(self, network: NetworkFacts, site: SiteSettings, measures: ErrorMeasures) -> Sequence[float]:
-        """The variance that re-solving leaves unexplained, by the sensitivity of the layers that read the channels."""
+        """The variance that re-solving leaves unexplained, times the sensitivity of the layers that read the group."""
         group = [group.name for group in network.graph.sites].index(site.name)
         errors = measures.removing_channels(group)
         return [float(errors[width_of(setting)]) for setting in site.settings]
 
     def applier(self, scratch: nn.Module, network: NetworkFacts, sites: Sequence[SiteSettings]) -> Applier:
-        """Cuts the tensors of ``scratch`` (`amc.graph.surgery`)."""
+        """An applier that cuts the tensors of ``scratch`` (`amc.graph.surgery`)."""
         return ChannelApplier(scratch, network.graph, network.orders)
 
     def record(self, network: NetworkFacts, site: SiteSettings, setting: Setting) -> PolicySetting | None:
-        """The width, and which channels it keeps."""
+        """The entry with the width and the kept channels."""
         group = [group.name for group in network.graph.sites].index(site.name)
         kept = kept_channels(network.orders[group : group + 1], [setting])[0]
         return ChannelSetting(len(kept), site.sizes[-1], tuple(kept.tolist()))
 
     def read(self, name: str, entry: Mapping[str, Any]) -> PolicySetting:
-        """Width, original width and channels."""
+        """Read width, original width and kept channels."""
         width, of = (whole_number(name, entry, key, least=1) for key in ("width", "of"))
         kept = entry.get("kept")
         if not isinstance(kept, list) or any(type(channel) is not int for channel in kept):
             raise PolicyError(f"site {name!r} needs a list of whole numbers for kept.")
         if len(kept) != width or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= of:
-            raise PolicyError(f"site {name!r} keeps {width} of {of} channels, but lists others.")
+            raise PolicyError(f"site {name!r} keeps {width} of {of} channels, but its list of channels does not match.")
         return ChannelSetting(width, of, tuple(kept))
 
     def apply(self, model: nn.Module, network: NetworkFacts, settings: Mapping[str, PolicySetting]) -> None:
@@ -119,16 +119,16 @@ class ChannelApplier:
         return kept_channels(self._orders, settings)
 
     def apply(self, settings: Sequence[Setting], solved: Solved) -> None:
-        """Cut every tensor; those that were ``solved`` replace the original's."""
+        """Cut every tensor; ``solved`` tensors replace the original's."""
         self._cutter.cut(self.kept(settings), solved)
 
     def finish(self, model: nn.Module, settings: Sequence[Setting]) -> None:
-        """Let layers that read nothing give zeros for good."""
+        """Set the outputs of layers without inputs to zero permanently."""
         zero_removed(model, self._graph.layers, self.kept(settings))
 
 
 def kept_channels(orders: Sequence[Ints], settings: Sequence[Setting]) -> Kept:
-    """The channels that stay in every group, ascending: the first of its order ``[C]``, as many as its setting says.
+    """The kept channels of every group, ascending: the first ones of its order ``[C]``, as many as the setting.
 
     >>> kept_channels([np.array([3, 0, 2, 1])], [2])
     [array([0, 3])]
@@ -137,7 +137,7 @@ def kept_channels(orders: Sequence[Ints], settings: Sequence[Setting]) -> Kept:
 
 
 def listed_channels(graph: Graph, settings: Mapping[str, PolicySetting]) -> Kept:
-    """The channels that a policy keeps in every group of the graph; groups that it does not name stay whole.
+    """The channels that a policy keeps in every group of the graph; groups that it does not name keep all.
 
     Raises PolicyError for a channel group that the graph does not have.
     """
@@ -145,7 +145,7 @@ def listed_channels(graph: Graph, settings: Mapping[str, PolicySetting]) -> Kept
     listed = {name: setting for name, setting in settings.items() if isinstance(setting, ChannelSetting)}
     for name, setting in listed.items():
         if groups.get(name) != setting.of:
-            raise PolicyError(f"the policy's site '{name}' with {setting.of} channels is not one of this network's.")
+            raise PolicyError(f"the policy's site '{name}' with {setting.of} channels is not in this network.")
     return [
         np.array(listed[name].kept if name in listed else range(channels), np.int64)
         for name, channels in groups.items()
@@ -153,10 +153,10 @@ def listed_channels(graph: Graph, settings: Mapping[str, PolicySetting]) -> Kept
 
 
 def legal_widths(channels: int, min_keep: float, step: int | None = None) -> tuple[int, ...]:
-    """The widths a site may have, ascending: multiples of ``step`` from ``min_keep`` up, and the full width.
+    """The legal widths of a site, ascending: multiples of ``step`` from ``min_keep`` up, and the full width.
 
-    Without ``step`` it is 8 for 64 channels and more, 4 from 16 on, and 1 below: the vector widths that ONNX
-    Runtime and training on a CPU are fast with, where the site is not too narrow for them.
+    The default ``step`` is 8 for at least 64 channels, 4 for at least 16, and 1 below. ONNX Runtime and training on a
+    CPU are fast at multiples of their vector widths.
 
     >>> legal_widths(16, min_keep=0.3)
     (8, 12, 16)
@@ -168,17 +168,17 @@ def legal_widths(channels: int, min_keep: float, step: int | None = None) -> tup
 
 
 def all_widths(graph: Graph) -> tuple[SiteSettings, ...]:
-    """One site a channel group of the graph, with every width from 0 on."""
+    """One site per channel group of the graph, with all widths from 0."""
     return numeric_sites([group.name for group in graph.sites], [range(group.channels + 1) for group in graph.sites])
 
 
 def width_of(setting: Setting) -> int:
     """The number of channels that a setting keeps. Raises TypeError for another operator's setting."""
     if not isinstance(setting, int):
-        raise TypeError(f"{setting!r} is no number of channels")
+        raise TypeError(f"{setting!r} is not a number of channels")
     return setting
 
 
 def widths_of(choice: Choice | Sequence[Setting]) -> tuple[int, ...]:
-    """The widths of a policy all of whose sites are channel groups."""
+    """The widths of a policy whose sites are all channel groups."""
     return tuple(width_of(setting) for setting in choice)

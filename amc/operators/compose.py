@@ -1,4 +1,4 @@
-"""Several operators on one network: their sites in one list, their costs in one model, and their settings applied."""
+"""Combine several operators on one network: one list of sites, one cost model, one applier of policies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from amc.space.sites import Choice, Floats, Setting, SiteSettings
 def offered_sites(
     network: NetworkFacts, bounds: SettingBounds, operators: Operators = OPERATORS
 ) -> tuple[SiteSettings, ...]:
-    """The sites that the operators offer, one after the other."""
+    """The sites of all operators, in the order of the operators."""
     found: tuple[SiteSettings, ...] = ()
     for operator in operators:
         found = operator.sites(network, bounds, found)
@@ -26,7 +26,7 @@ def offered_sites(
 
 
 def cost_model(network: NetworkFacts, sites: Sequence[SiteSettings], operators: Operators = OPERATORS) -> CostModel:
-    """Exact costs of policies by the sizes of all sites ``[B, S]``."""
+    """The exact cost model of all operators, for the sizes ``[B, S]`` of all sites."""
     found: CostModel = _OriginalCosts(network)
     for operator in operators:
         found = operator.costs(network, sites, found)
@@ -34,7 +34,7 @@ def cost_model(network: NetworkFacts, sites: Sequence[SiteSettings], operators: 
 
 
 def unproved_savings(sites: Sequence[SiteSettings], costs: CostModel, operators: Operators) -> dict[str, set[str]]:
-    """By operator the resources that its settings change and model.onnx does not show (`proved`)."""
+    """By operator, the resources that its settings change but that model.onnx cannot prove (see `proved`)."""
     original, found = np.array([[site.sizes[-1] for site in sites]]), dict[str, set[str]]()
     whole = costs.costs(original)
     for column, site in enumerate(sites):
@@ -50,14 +50,14 @@ def unproved_savings(sites: Sequence[SiteSettings], costs: CostModel, operators:
 def recorded_settings(
     network: NetworkFacts, sites: Sequence[SiteSettings], choice: Choice, operators: Operators = OPERATORS
 ) -> dict[str, PolicySetting]:
-    """What policy.json says of every site. ``network`` has been calibrated."""
+    """The entries of policy.json for a policy, by site. ``network`` must be calibrated."""
     return {
         site.name: _recorded(network, site, setting, operators) for site, setting in zip(sites, choice, strict=True)
     }
 
 
 def _recorded(network: NetworkFacts, site: SiteSettings, setting: Setting, operators: Operators) -> PolicySetting:
-    """By the operator that the setting belongs to: of those that have added settings, the last is asked first."""
+    """The entry by the operator of a setting; operators that added settings are tried in reverse order."""
     for kind in reversed(site.operators):
         found = operator_of(kind, operators).record(network, site, setting)
         if found is not None:
@@ -68,19 +68,19 @@ def _recorded(network: NetworkFacts, site: SiteSettings, setting: Setting, opera
 def apply_settings(
     model: nn.Module, network: NetworkFacts, settings: Mapping[str, PolicySetting], operators: Operators = OPERATORS
 ) -> None:
-    """Apply a policy's settings to ``model``, a copy of the network, operator by operator. Raises PolicyError."""
+    """Apply a policy's settings to ``model``, a copy of the network. Raises PolicyError."""
     for operator, own in _by_owner(settings, operators):
         operator.apply(model, network, own)
 
 
 def hold_settings(model: nn.Module, settings: Mapping[str, PolicySetting], operators: Operators = OPERATORS) -> None:
-    """Bring a network in training back to a policy's settings, operator by operator."""
+    """Restore a policy's settings in a network that is being trained."""
     for operator, own in _by_owner(settings, operators):
         operator.hold(model, own)
 
 
 def needs_holding(operators: Operators) -> bool:
-    """Whether training would undo settings of one of these operators.
+    """Whether training would undo the settings of one of these operators.
 
     >>> needs_holding(OPERATORS)
     False
@@ -91,7 +91,7 @@ def needs_holding(operators: Operators) -> bool:
 def _by_owner(
     settings: Mapping[str, PolicySetting], operators: Operators
 ) -> Iterator[tuple[CompressionOperator, dict[str, PolicySetting]]]:
-    """The operators that apply a policy's settings, in order, each with its own. Raises PolicyError."""
+    """Yield the operators that apply a policy's settings, in order, with their settings. Raises PolicyError."""
     by_owner: dict[str, dict[str, PolicySetting]] = {}
     for name, setting in settings.items():
         owner = owner_of(operator_of(setting.kind, operators), operators)
@@ -102,11 +102,11 @@ def _by_owner(
 
 
 _Part = tuple[list[int], Applier]
-"""The places of one operator's sites in a choice, and what applies their settings."""
+"""The indices of one operator's sites in a choice, and its applier."""
 
 
 class PolicyApplier:
-    """Turns choices into networks: one scratch network takes on one policy after the other."""
+    """Applies policies to one scratch network, one after another."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class PolicyApplier:
         sites: Sequence[SiteSettings],
         operators: Operators = OPERATORS,
     ) -> None:
-        """``scratch`` is changed and must be nobody else's; ``network`` has been calibrated."""
+        """``scratch`` is modified and must not be shared. ``network`` must be calibrated."""
         self._groups = network.graph.sites
         self._restored = _Tensors(scratch)
         self._cutting: list[_Part] = []
@@ -132,7 +132,7 @@ class PolicyApplier:
         return [*self._cutting, *self._others]
 
     def kept(self, choice: Choice) -> Kept:
-        """The channels that stay in every group of the graph, ascending."""
+        """The kept channels of every group of the graph, ascending."""
         for own, applier in self._parts:
             kept = applier.kept(_settings(choice, own))
             if kept is not None:
@@ -140,19 +140,19 @@ class PolicyApplier:
         return [np.arange(group.channels) for group in self._groups]
 
     def apply(self, choice: Choice, solved: Solved | None = None) -> None:
-        """Put a policy onto the scratch network; tensors that reconstruction has ``solved`` replace the original's."""
+        """Apply a policy to the scratch network; tensors that reconstruction has ``solved`` replace the original's."""
         self.cut(choice, solved)
         self.complete(choice)
 
     def cut(self, choice: Choice, solved: Solved | None = None) -> None:
-        """Put on what removes channels. What is left may then be re-solved, before `complete`."""
+        """Apply the operators that remove channels. The remaining weights may then be re-solved, before `complete`."""
         if not self._alone:
             self._restored.put_back()
         for own, applier in self._cutting:
             applier.apply(_settings(choice, own), solved or {})
 
     def complete(self, choice: Choice) -> None:
-        """Put on all other settings, on the weights that are there now."""
+        """Apply all other operators to the current weights."""
         for own, applier in self._others:
             applier.apply(_settings(choice, own), {})
 
@@ -163,13 +163,13 @@ class PolicyApplier:
 
 
 class _Tensors:
-    """The tensors that a module has now, by reference: operators replace tensors, they do not write into them."""
+    """References to a module's tensors, to restore them: operators replace tensors and do not write into them."""
 
     def __init__(self, model: nn.Module) -> None:
         self._held = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
 
     def put_back(self) -> None:
-        """Let the module have them again."""
+        """Restore the tensors."""
         for module, parameters, buffers in self._held:
             module._parameters.update(parameters)
             module._buffers.update(buffers)
@@ -180,7 +180,7 @@ def _settings(choice: Choice, places: Sequence[int]) -> list[Setting]:
 
 
 class _OriginalCosts:
-    """What the original costs, whatever is asked: where costs begin."""
+    """The original's costs for all policies: the base to which operators add theirs."""
 
     def __init__(self, network: NetworkFacts) -> None:
         self._network = network

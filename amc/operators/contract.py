@@ -1,4 +1,4 @@
-"""The contract of operators, tried on a small network: `check_operator`, published as `amc.testing.check_operator`."""
+"""The contract suite of operators on a small network: `check_operator`, published as `amc.testing.check_operator`."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ _POLICIES = 12
 def check_operator(
     operator: CompressionOperator, network: NetworkFacts, example: Tensor, before: Operators = ()
 ) -> None:
-    """Raise AssertionError, saying why, unless spaces, searchers and policies can rely on the operator.
+    """Check everything that spaces, searchers and policies need. Raises AssertionError with the reason.
 
-    ``network`` is calibrated (`NetworkFacts.orders`), its model in evaluation mode; ``example [B, ...]`` is an input
-    of it. ``before``: operators that offer their sites first, such as the one that this one extends.
+    ``network`` must be calibrated (`NetworkFacts.orders`), with its model in evaluation mode; ``example [B, ...]`` is
+    an input. ``before`` are operators that offer their sites first, such as the one that ``operator`` extends.
     """
     operators = (*before, operator)
     sites = offered_sites(network, SettingBounds(), operators)
     grid, own = PolicyGrid(sites), [k for k, site in enumerate(sites) if operator.kind in site.operators]
     assert own, f"{operator.kind} offers no site in this network"
     assert len(set(grid.names)) == len(sites), "two sites have the same name"
-    assert offered_sites(network, SettingBounds(), operators) == sites, "asked again, it offers other sites"
+    assert offered_sites(network, SettingBounds(), operators) == sites, "a second call offers other sites"
     for settings in grid.settings:
         again = frozen_setting(json.loads(json.dumps(settings)))
-        assert again == settings, f"settings are not what JSON gives back: {settings}"
+        assert again == settings, f"settings change in a round trip through JSON: {settings}"
     policies = _policies(grid, own)
     _check_costs(network, grid, policies, operators)
     _check_errors(operator, network, grid, operators)
@@ -55,7 +55,7 @@ def check_operator(
 def _check_training(
     network: NetworkFacts, example: Tensor, grid: PolicyGrid, policies: Ints, operators: Operators
 ) -> None:
-    """A network that a step of training has changed is brought back to its settings, and once is enough."""
+    """`hold` restores the settings after a training step, and is idempotent."""
     for row in policies[:4]:
         choice = grid.choice(row)
         trained, settings = copy.deepcopy(network.model), recorded_settings(network, grid.sites, choice, operators)
@@ -70,11 +70,11 @@ def _check_training(
         assert [t.shape for t in trained.state_dict().values()] == shapes, f"holding {choice} changes tensors' shapes"
         hold_settings(trained, settings, operators)
         close = torch.allclose(_output(trained, example), once, atol=1e-5 * float(once.abs().max()) + 1e-12)
-        assert close, f"{choice} is not kept in training: held again, the network gives something else"
+        assert close, f"{choice} is not restored in training: a second hold changes the network's outputs"
 
 
 def _policies(grid: PolicyGrid, own: Sequence[int]) -> Ints:
-    """Positions ``[B, S]``: the original, every site's first setting, and others at random in the operator's sites."""
+    """Positions ``[B, S]``: the original, the first setting everywhere, and random settings at the operator's sites."""
     rng = np.random.default_rng(0)
     full = grid.lengths - 1
     rows = [full, 0 * full]
@@ -92,10 +92,10 @@ def _check_costs(network: NetworkFacts, grid: PolicyGrid, policies: Ints, operat
     original = network.resources.cost([group.channels for group in network.graph.sites])
     for resource, costs in found.items():
         assert costs.shape == (len(policies),), f"{resource} of {len(policies)} policies has the shape {costs.shape}"
-        assert (np.isfinite(costs) & (costs >= 0)).all(), f"{resource} is not finite, or below 0"
+        assert (np.isfinite(costs) & (costs >= 0)).all(), f"{resource} is not finite or is below 0"
         assert costs[0] == original[resource], f"{resource} of the original is {costs[0]}, not {original[resource]}"
         alone = [float(model.costs(grid.sizes_at(row[None]))[resource][0]) for row in policies]
-        assert np.allclose(costs, alone, rtol=1e-12), f"{resource} of one policy depends on the others asked for"
+        assert np.allclose(costs, alone, rtol=1e-12), f"{resource} of one policy depends on the other policies"
         for row in policies:
             for site in range(len(row)):
                 cheapest = row.copy()
@@ -111,13 +111,13 @@ def _check_errors(operator: CompressionOperator, network: NetworkFacts, grid: Po
         if operator.kind in site.operators:
             errors = by_kind[site.operators[0]].errors(network, site, _Measures(network))
             errors_of = f"the errors of {site.name} are {list(errors)}"
-            assert len(errors) == len(site.settings), f"{errors_of}: one a setting is needed"
-            assert all(np.isfinite(e) and e >= 0 for e in errors), f"{errors_of}: finite, and 0 at least"
-            assert errors[-1] == 0, f"{errors_of}: 0 at the original"
+            assert len(errors) == len(site.settings), f"{errors_of}, but there must be one per setting"
+            assert all(np.isfinite(e) and e >= 0 for e in errors), f"{errors_of}, but must be finite and at least 0"
+            assert errors[-1] == 0, f"{errors_of}, but must be 0 at the original"
 
 
 class _Measures:
-    """Errors in proportion to the channels that are removed."""
+    """Errors proportional to the number of removed channels."""
 
     def __init__(self, network: NetworkFacts) -> None:
         self._groups = network.graph.sites
@@ -139,18 +139,18 @@ def _check_networks(
         output = _output(scratch, example)
         assert output.shape == wanted.shape, f"{choice} gives outputs of the shape {tuple(output.shape)}"
         assert torch.isfinite(output).all(), f"{choice} gives outputs that are not finite"
-        assert torch.equal(found.setdefault(choice, output), output), f"{choice} depends on what was tried before"
+        assert torch.equal(found.setdefault(choice, output), output), f"{choice} depends on the policies applied before"
         own = copy.deepcopy(scratch)
         applier.finish(own, choice)
-        assert torch.equal(_output(own, example), output), f"{choice} gives something else when it is prepared"
+        assert torch.equal(_output(own, example), output), f"finish changes the outputs of {choice}"
         real = copy.deepcopy(network.model)
         settings = recorded_settings(network, grid.sites, choice, operators)
         apply_settings(real, NetworkFacts(real, network.graph, network.layout), settings, operators)
         close = torch.allclose(_output(real, example), output, atol=1e-5 * float(wanted.abs().max()) + 1e-12)
-        assert close, f"{choice} applied for real gives something else than in the hot loop"
+        assert close, f"apply and applier give different outputs for {choice}"
     assert torch.allclose(found[grid.full], wanted, atol=1e-6), "the original's settings change the network"
     after = network.model.state_dict()
-    assert all(torch.equal(before[key], after[key]) for key in before), "the original network was written into"
+    assert all(torch.equal(before[key], after[key]) for key in before), "the original network was modified"
 
 
 def _output(model: nn.Module, example: Tensor) -> Tensor:
@@ -168,16 +168,16 @@ def _check_policy_file(
         for name, setting in recorded_settings(network, grid.sites, grid.choice(row), operators).items():
             plain = json.loads(json.dumps(setting.to_json()))
             assert plain.get("kind") == setting.kind, f"the entry of {name} does not say its kind: {plain}"
-            assert by_kind[setting.kind].read(name, plain) == setting, f"{plain} is read as something else"
+            assert by_kind[setting.kind].read(name, plain) == setting, f"read does not restore {plain}"
             assert 0 <= setting.size <= setting.of, f"the size of {setting} is not between 0 and the original's"
             seen |= setting.kind == operator.kind
-    assert seen, f"no policy holds a setting of the kind {operator.kind}"
+    assert seen, f"no policy has a setting of the kind {operator.kind}"
     for entry in ({"kind": operator.kind}, {"kind": operator.kind, **dict.fromkeys(plain.keys() - {"kind"}, None)}):
         assert _refused(operator, entry), f"the entry {entry} is accepted"
 
 
 def _refused(operator: CompressionOperator, entry: Mapping[str, Any]) -> bool:
-    """Whether an entry is refused in one line."""
+    """Whether an entry is refused with a message of one line."""
     try:
         operator.read("a", entry)
     except PolicyError as error:

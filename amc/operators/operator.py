@@ -1,22 +1,22 @@
-"""The contract of an operator: one kind of compression, and all that the rest of amc asks of it.
+"""The interface of an operator, which implements one kind of compression.
 
 A new kind (bits, sparse weights, rank, sharing) is one file beside the others and one entry in
-`amc.operators.registry`. Nothing above an operator knows what its settings mean: spaces hold them in order, searchers
-see their positions, cost models their sizes, and a policy file what `CompressionOperator.record` gives.
+`amc.operators.registry`. Only the operator interprets its settings: spaces keep them in order, searchers see their
+positions, cost models their sizes, and policy files contain what `CompressionOperator.record` returns.
 
-The way of one setting:
+The life of a setting, and the method for each step:
 
-=================  =========================================================================================
-offered            `sites`: the network's sites and their ordered settings
-paid for           `costs`: exact costs of all policies
-estimated          `errors`: what a setting costs in the objective of the search, without an evaluation
-tried              `applier`: the setting on a scratch network, thousands of times
-written and read   `record`, `read`: what policy.json says of it
-applied            `apply`: the same for real, from what policy.json says
-kept in training   `hold`: after every step, where training would undo the setting
-=================  =========================================================================================
+==================  ========================================================================================
+offered             `sites`: the network's sites and their ordered settings
+costs computed      `costs`: exact costs of all policies
+error estimated     `errors`: increase of the objective of the search, without an evaluation
+evaluated           `applier`: applies the setting to a scratch network, thousands of times
+stored and loaded   `record`, `read`: the entry in policy.json
+applied             `apply`: applies the entry of policy.json to a copy of the original
+kept in training    `hold`: restores the setting after every step, if training would undo it
+==================  ========================================================================================
 
-`amc.testing.check_operator` tries an operator of yours on a small network.
+`amc.testing.check_operator` checks an operator on a small network.
 """
 
 from __future__ import annotations
@@ -37,148 +37,149 @@ from amc.space.resources import CostModel, FileLayout, ResourceModel
 from amc.space.sites import Ints, Setting, SiteSettings
 
 Solved = Mapping[str, Mapping[str, Tensor]]
-"""Tensors by layer that reconstruction has solved: cut along the input already, whole along the output."""
+"""Re-solved tensors by layer: already cut along the input axis, but not along the output axis."""
 
 
 @dataclass(frozen=True, eq=False)
 class NetworkFacts:
-    """A trained network, and what is known of it: operators take from it what they need."""
+    """A trained network and facts about it, for operators."""
 
     model: nn.Module
     graph: Graph
     layout: FileLayout | None = None
-    """What its ONNX file is made of. Without it neither file sizes nor removable branches are known."""
+    """The layout of its ONNX file; without it, file sizes and removable branches are unknown."""
     orders: Sequence[Ints] = ()
-    """After calibration: for every channel group of the graph its channels ``[C]``, the most important first."""
+    """After calibration: the channels ``[C]`` of every channel group, most important first."""
 
     @cached_property
     def resources(self) -> ResourceModel:
-        """Exact costs by the widths of all channel groups."""
+        """The exact cost model for widths of all channel groups."""
         return ResourceModel(self.graph, self.model, self.layout)
 
 
 @dataclass(frozen=True)
 class SettingBounds:
-    """How far settings may go."""
+    """Bounds on the settings that operators offer."""
 
     min_keep: float = 0.2
-    """The least share of a site's size."""
+    """Least share of a site's size."""
     step: int | None = None
-    """What widths are multiples of; None: chosen by the site's width."""
+    """Widths are multiples of this; None: depends on the site's width."""
 
 
 class PolicySetting(Protocol):
-    """What policy.json says of one site: all that is needed to apply it to the original network."""
+    """The entry of policy.json for one site: all that is needed to apply the setting to the original network."""
 
     @property
     def kind(self) -> str:
-        """The operator's."""
+        """The kind of the operator."""
 
     @property
     def size(self) -> int:
-        """The setting's size, see `amc.space.sites.SiteSettings`."""
+        """Size of the setting (see `amc.space.sites.SiteSettings`)."""
 
     @property
     def of(self) -> int:
-        """The size of the original's setting."""
+        """Size of the original's setting."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, ``kind`` among them."""
+        """JSON values, including ``kind``."""
 
 
 class ErrorMeasures(Protocol):
-    """What can be estimated of errors in the network (`amc.evaluation.site_errors`)."""
+    """Estimates of errors in the network, for operators (`amc.evaluation.site_errors`)."""
 
     def removing_channels(self, group: int) -> Sequence[float] | Tensor:
-        """Rise of the objective of the search by how many channels of a group stay ``[C + 1]``, all else whole."""
+        """Increase of the objective ``[C + 1]`` by the number of kept channels of a group; all else is unchanged."""
 
 
 class Applier(Protocol):
-    """Puts an operator's settings onto one scratch network, again and again.
+    """Applies an operator's settings to one scratch network, again and again.
 
-    Tensors are replaced, never written into: they may be the original's, or another policy's.
+    It replaces tensors and never writes into them, because they may belong to the original or to another policy.
     """
 
     restores: bool
-    """Whether `apply` also sets back what the policy before it has changed. Where an operator does not, or is not the
-    only one, the scratch network is given the original's tensors before every policy."""
+    """Whether `apply` also undoes the changes of the previous policy. If not, or if there are several operators, the
+    scratch network gets the original's tensors back before every policy."""
 
     def kept(self, settings: Sequence[Setting]) -> Kept | None:
-        """The channels that stay in every group of the graph; None where the operator removes none."""
+        """The kept channels of every group of the graph; None if the operator does not remove channels."""
 
     def apply(self, settings: Sequence[Setting], solved: Solved) -> None:
-        """Let the network compute what it would with these settings, one for each of the operator's sites."""
+        """Change the scratch network to these settings, one for each of the operator's sites."""
 
     def finish(self, model: nn.Module, settings: Sequence[Setting]) -> None:
-        """Prepare a copy of the scratch network that has these settings for training: what is removed stays removed."""
+        """Prepare ``model``, a copy of the scratch network with these settings, so that training does not undo them."""
 
 
 class CompressionOperator(ABC):
     """One kind of compression."""
 
     kind: ClassVar[str]
-    """In policy.json and on the command line."""
+    """Name in policy.json and on the command line."""
     summary: ClassVar[str]
     reference: ClassVar[str] = ""
     extends: ClassVar[str] = ""
-    """The kind of the operator whose sites it adds settings to, where it has none of its own: that one applies them."""
+    """For an operator without own sites: the kind of the operator whose sites it adds settings to, and which applies
+    them."""
     cuts: ClassVar[bool] = False
-    """Whether it removes channels: what is left is re-solved, and then operators that do not cut are applied."""
+    """Whether it removes channels. Such operators are applied first; then weights are re-solved, and others follow."""
     proved: ClassVar[frozenset[str]] = frozenset()
-    """Resources of which model.onnx shows what its settings save, so that a limit on them can be proved."""
+    """Resources whose savings show in model.onnx, so that limits on them can be verified."""
 
     @abstractmethod
     def sites(
         self, network: NetworkFacts, bounds: SettingBounds, offered: tuple[SiteSettings, ...]
     ) -> tuple[SiteSettings, ...]:
-        """What operators before this one have ``offered``, and this one's sites, or with its settings added to theirs.
+        """The ``offered`` sites of earlier operators, followed by this one's sites or with this one's settings added.
 
-        Names are unique: ``KIND:LAYER``, but for channels, whose sites have their first layer's name alone.
+        Names of sites are unique: ``KIND:LAYER``. Sites of `channels` have just the name of their first layer.
         """
 
     def costs(self, network: NetworkFacts, sites: Sequence[SiteSettings], under: CostModel) -> CostModel:
-        """Costs of policies by the sizes of all ``sites [B, S]``; ``under``: by the operators before this one.
+        """The cost model for sizes ``[B, S]`` of all ``sites``, on top of ``under``, that of earlier operators.
 
-        The original's setting of a site adds nothing to them.
+        The original's setting of a site must not change the costs.
         """
         return under
 
     def errors(self, network: NetworkFacts, site: SiteSettings, measures: ErrorMeasures) -> Sequence[float]:
-        """Rise of the objective of the search for every setting of a site ``[K]``, all others whole; the last is 0.
+        """Increase ``[K]`` of the objective of the search for every setting of a site, with all others unchanged.
 
-        Where nothing better is known, the share of the site's size that is removed.
+        The last is 0. The default is the removed share of the site's size.
         """
         return [1 - size / site.sizes[-1] for size in site.sizes]
 
     def applier(self, scratch: nn.Module, network: NetworkFacts, sites: Sequence[SiteSettings]) -> Applier:
-        """Puts settings of ``sites``, this operator's own, onto ``scratch``, a copy of the network."""
+        """An applier for ``sites``, this operator's own, on ``scratch``, a copy of the network."""
         raise NotImplementedError(f"{self.kind} has no sites of its own")
 
     @abstractmethod
     def record(self, network: NetworkFacts, site: SiteSettings, setting: Setting) -> PolicySetting | None:
-        """What policy.json says of a setting; None where it is not one of this operator's."""
+        """The entry of policy.json for a setting; None if the setting belongs to another operator."""
 
     @abstractmethod
     def read(self, name: str, entry: Mapping[str, Any]) -> PolicySetting:
-        """The setting of the site ``name`` out of plain values, every one of them checked. Raises PolicyError."""
+        """Parse and check the entry of policy.json for the site ``name``. Raises PolicyError."""
 
     def apply(self, model: nn.Module, network: NetworkFacts, settings: Mapping[str, PolicySetting]) -> None:
-        """Apply what policy.json says of this operator's sites to ``model``, a copy of the network.
+        """Apply entries of policy.json, by site, to ``model``, a copy of the network.
 
-        Raises PolicyError where the network has no such site.
+        Raises PolicyError if the network has no such site.
         """
         raise NotImplementedError(f"{self.kind} has no sites of its own")
 
     def hold(self, model: nn.Module, settings: Mapping[str, PolicySetting]) -> None:
-        """Bring a network in training back to its settings, in place: called after every step of the optimiser.
+        """Restore the settings in a network in training, in place. Called after every step of the optimiser.
 
-        Only operators whose settings say something of the weights' values need it.
+        Only needed if settings constrain the values of weights.
         """
         return
 
 
 class ColumnCosts:
-    """Costs of some columns of the sizes ``[B, S]``: of one operator's sites among those of several."""
+    """A cost model on some columns of the sizes ``[B, S]``: one operator's sites among those of several."""
 
     def __init__(self, model: CostModel, columns: Sequence[int]) -> None:
         self._model, self._columns = model, list(columns)
@@ -189,7 +190,7 @@ class ColumnCosts:
 
 
 def whole_number(name: str, entry: Mapping[str, Any], key: str, least: int = 0) -> int:
-    """A whole number of a site's entry in policy.json. Raises PolicyError for anything else, True and 1.0 among it."""
+    """An integer in a site's entry of policy.json. Raises PolicyError for anything else, such as True or 1.0."""
     value = entry.get(key)
     if type(value) is not int or value < least:
         raise PolicyError(f"site {name!r} needs a whole number of at least {least} for {key}, but has {value!r}.")

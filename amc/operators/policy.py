@@ -1,7 +1,7 @@
-"""A policy: for every site its setting. Plain JSON, versioned, bound to the network by its fingerprint.
+"""Policies: the setting of every site, as versioned JSON that is bound to the network by a fingerprint.
 
-Version 2 asks the operator that a setting's ``kind`` names to read it. Version 1 knew channels only, and wrote a
-branch that is removed as a channel group of width 0.
+In version 2, the ``kind`` of a setting names the operator that reads it. Version 1 had channels only; a removed branch
+was a channel group of width 0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class Policy:
-    """Site → setting, for the one network whose fingerprint it carries.
+    """Site → setting, for the network with this fingerprint.
 
     >>> policy = Policy("…", {"conv1": ChannelSetting(2, 4, (0, 3))})
     >>> policy.to_json()["sites"]
@@ -40,15 +40,15 @@ class Policy:
     fingerprint: str
     settings: Mapping[str, PolicySetting]
     inputs: Signature | None = None
-    """What the network takes."""
+    """The inputs of the network."""
 
     @classmethod
     def of(cls, model: nn.Module, settings: Mapping[str, PolicySetting], example: Nested | None = None) -> Policy:
-        """The policy with these settings for one network. ``example``: what the network takes."""
+        """The policy with these settings for ``model``; ``example`` is an input of it."""
         return cls(fingerprint(model), settings, None if example is None else Signature.of(example))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """The policy as JSON values."""
         sites = {name: setting.to_json() for name, setting in self.settings.items()}
         plain = {"format": "amc-policy", "version": VERSION, "fingerprint": self.fingerprint, "sites": sites}
         return plain if self.inputs is None else {**plain, "inputs": self.inputs.to_json()}
@@ -68,17 +68,17 @@ class Policy:
 
     @classmethod
     def from_json(cls, value: Any, operators: Operators = OPERATORS) -> Policy:
-        """The policy in plain values, every one of them checked. Raises PolicyError."""
+        """Parse and check a policy. Raises PolicyError."""
         if not isinstance(value, dict) or value.get("format") != "amc-policy":
-            raise PolicyError('there is no "format": "amc-policy" in it.')
+            raise PolicyError('it has no "format": "amc-policy".')
         version = value.get("version")
         if type(version) is not int or not 1 <= version <= VERSION:
-            raise PolicyError(f"it has version {version!r}, and this amc reads versions 1 to {VERSION}.")
+            raise PolicyError(f"it has version {version!r}, but this amc reads versions 1 to {VERSION}.")
         fingerprint, sites = value.get("fingerprint"), value.get("sites")
         if not isinstance(fingerprint, str) or not isinstance(sites, dict):
-            raise PolicyError("it lacks its fingerprint or its sites.")
+            raise PolicyError("it has no fingerprint or no sites.")
         if not sites:
-            raise PolicyError("it has no sites: it does not say what to do.")
+            raise PolicyError("its list of sites is empty.")
         settings = {str(name): _read(str(name), entry, version, operators) for name, entry in sites.items()}
         return cls(fingerprint, settings, _inputs(value))
 
@@ -92,26 +92,26 @@ class Policy:
             raise PolicyError(f"the policy is for a network that takes {wanted}, but the example input is {given}.")
 
     def kept(self, graph: Graph) -> Kept:
-        """The channels that stay in every group; groups that the policy does not know, an older one's, stay whole.
+        """The kept channels of every group; groups that an older policy does not name keep all.
 
-        Raises PolicyError for a group that is not the graph's.
+        Raises PolicyError for a group that the graph does not have.
         """
         return listed_channels(graph, self.settings)
 
     @property
     def removes_branches(self) -> bool:
-        """Whether residual branches are removed whole."""
+        """Whether whole residual branches are removed."""
         return any(isinstance(setting, RemovedBranch) for setting in self.settings.values())
 
     def example(self) -> Nested:
-        """Noise of the shapes that the network takes ``[1, ...]``. Raises PolicyError where they are not recorded."""
+        """A random input ``[1, ...]`` of the network. Raises PolicyError if the policy does not record its shapes."""
         if self.inputs is None:
-            raise PolicyError("the policy does not say what its network takes: pass an example input.")
+            raise PolicyError("the policy does not record the inputs of its network: pass an example input.")
         return self.inputs.example()
 
 
 def read_inputs(path: str | Path) -> Signature | None:
-    """What the network of a policy's file takes, whatever its operators are. Raises PolicyError."""
+    """The inputs of the network that a policy file is for, without loading operators. Raises PolicyError."""
     value = _read_file(path)
     return _inputs(value) if isinstance(value, dict) else None
 
@@ -130,7 +130,7 @@ def _inputs(value: Mapping[str, Any]) -> Signature | None:
     try:
         return Signature.from_json(value["inputs"]) if "inputs" in value else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PolicyError(f"its inputs are not understood ({first_line(error)}).") from None
+        raise PolicyError(f"its inputs are invalid ({first_line(error)}).") from None
 
 
 def _read(name: str, entry: Any, version: int, operators: Operators) -> PolicySetting:
@@ -139,7 +139,7 @@ def _read(name: str, entry: Any, version: int, operators: Operators) -> PolicySe
         raise PolicyError(f"site {name!r} has no setting with a kind.")
     if version == 1:
         if entry["kind"] != "channels":
-            raise PolicyError(f"site {name!r} has no setting of the kind 'channels', which alone version 1 has.")
+            raise PolicyError(f"site {name!r} is not of the kind 'channels', the only one in version 1.")
         if type(entry.get("width")) is int and entry["width"] == 0 and entry.get("kept") == []:
             entry = {"kind": "branches", "of": entry.get("of")}
     try:
@@ -150,20 +150,20 @@ def _read(name: str, entry: Any, version: int, operators: Operators) -> PolicySe
 
 
 def _format_inputs(signature: Signature) -> str:
-    """A short word for inputs: 'float32 [3, 32, 32]'."""
+    """Inputs in short: 'float32 [3, 32, 32]'."""
     return ", ".join(f"{dtype} {list(shape)}" for shape, dtype in signature.tensors.values())
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names, shapes, types and values of all tensors, 32 hex digits of it."""
+    """The first 32 hex digits of the SHA-256 over names, shapes, types and values of all tensors."""
     tensors = sorted(model.state_dict().items())
     return tensors_digest((name, t) for name, t in tensors if not name.endswith("num_batches_tracked"))[:32]
 
 
 def make_policy(graph: Graph, model_fingerprint: str, kept: Sequence[Any], example: Nested | None = None) -> Policy:
-    """The policy that keeps the channels ``kept[s]`` of every group s, and removes the branch of one that keeps none.
+    """The policy that keeps the channels ``kept[s]`` of every group s; an empty list removes the group's branch.
 
-    ``example``: what the network takes.
+    ``example`` is an input of the network.
     """
     settings: dict[str, PolicySetting] = {}
     for group, channels in zip(graph.sites, kept, strict=True):

@@ -1,4 +1,4 @@
-"""The operators by name: amc's own, those of installed packages (group ``amc.operators``), and ``file.py:name``.
+"""Operators by name: built-in ones, those of installed packages (group ``amc.operators``), and ``file.py:name``.
 
 They offer sites and are applied in the order in which they are named.
 """
@@ -20,7 +20,7 @@ from amc.runtime.registry import Entry, Registry
 Operators = Sequence[CompressionOperator]
 
 OPERATORS: tuple[CompressionOperator, ...] = (Channels(), Branches())
-"""Those that come with amc, by their ``kind``."""
+"""The built-in operators."""
 
 _OWN = {operator.kind: operator for operator in OPERATORS}
 _REGISTRY: Registry[Any] = Registry(
@@ -40,9 +40,9 @@ def operators() -> dict[str, Entry[Any]]:
 
 
 def load_operator(name: str) -> CompressionOperator:
-    """The operator of that name. A file or a package names an instance, a class, or a function that makes one.
+    """Load an operator by name. A file or a package may provide an instance, a class or a factory function.
 
-    Raises ConfigError. An installed operator's name is its kind, so that policy files find it.
+    Raises ConfigError. The name of an installed operator must be its kind, so that policy files can refer to it.
     """
     if name in _OWN:
         return _OWN[name]
@@ -51,20 +51,20 @@ def load_operator(name: str) -> CompressionOperator:
     if not isinstance(operator, CompressionOperator):
         raise ConfigError(f"the operator {name} is a {type(operator).__name__}, but must be a CompressionOperator.")
     if operator.kind in _OWN:
-        raise ConfigError(f"the operator {name} is of the kind '{operator.kind}', which is one of amc's own.")
+        raise ConfigError(f"the operator {name} is of the kind '{operator.kind}', which is built in.")
     if installed and operator.kind != name:
         raise ConfigError(f"the operator {name} is of the kind '{operator.kind}': its name must be its kind.")
     return operator
 
 
 def load_operators(names: Iterable[str]) -> Operators:
-    """The operators of these names, in this order. Raises ConfigError where they cannot be used together.
+    """Load operators by name, in this order. Raises ConfigError if they cannot be combined.
 
     >>> [operator.kind for operator in load_operators(["channels", "branches"])]
     ['channels', 'branches']
     >>> load_operators(["branches"])
     Traceback (most recent call last):
-    amc.errors.ConfigError: the operator branches adds settings to the sites of channels: name channels before it.
+    amc.errors.ConfigError: the operator branches adds settings to the sites of channels: name channels first.
     """
     found: list[CompressionOperator] = []
     for name in names:
@@ -74,16 +74,15 @@ def load_operators(names: Iterable[str]) -> Operators:
             raise ConfigError(f"the operator {name} is of the kind '{operator.kind}', which is named twice.")
         if operator.extends and operator.extends not in kinds:
             extended = operator.extends
-            told = f"the operator {name} adds settings to the sites of {extended}"
-            raise ConfigError(f"{told}: name {extended} before it.")
+            raise ConfigError(f"the operator {name} adds settings to the sites of {extended}: name {extended} first.")
         found.append(operator)
     if not found:
-        raise ConfigError("no operator is named: there is nothing to choose.")
+        raise ConfigError("no operator is named: name at least one.")
     return tuple(found)
 
 
 def foreign(operators: Operators) -> list[str]:
-    """The kinds of the operators that do not come with amc.
+    """The kinds of the operators that are not built in.
 
     >>> foreign(OPERATORS)
     []
@@ -92,7 +91,7 @@ def foreign(operators: Operators) -> list[str]:
 
 
 def beside_own(operators: Operators) -> Operators:
-    """Amc's own operators, and after them those of ``operators`` that are not.
+    """The built-in operators, followed by those of ``operators`` that are not built in.
 
     >>> [operator.kind for operator in beside_own([])]
     ['channels', 'branches']
@@ -103,7 +102,7 @@ def beside_own(operators: Operators) -> Operators:
 
 
 def operator_of(kind: str, operators: Operators = OPERATORS) -> CompressionOperator:
-    """The operator of that kind: one of ``operators``, or an installed package's. Raises PolicyError.
+    """The operator of a kind: one of ``operators``, or one from an installed package. Raises PolicyError.
 
     >>> operator_of("branches").extends
     'channels'
@@ -120,7 +119,7 @@ def operator_of(kind: str, operators: Operators = OPERATORS) -> CompressionOpera
 
 
 def with_kinds(kinds: Iterable[str], operators: Operators = OPERATORS) -> Operators:
-    """``operators``, and after them those of other ``kinds``, in the kinds' order. Raises PolicyError."""
+    """``operators``, followed by those of the other ``kinds`` in their order. Raises PolicyError."""
     known = {operator.kind for operator in operators}
     others = dict.fromkeys(kind for kind in kinds if kind not in known)
     return (*operators, *(operator_of(kind, operators) for kind in others))

@@ -1,10 +1,10 @@
-"""An operator for tests of everything above operators: coarse weights, by settings that are no numbers of anything.
+"""An operator to test the code above operators: coarse weights, with settings that are not numbers of anything.
 
-A setting is a word, a pair or a share, and its cost does not grow along the list. Nothing but this file knows what any
-of them does to a layer's weights w:
+A setting is a word, a pair or a share, and costs are not monotone in the order of settings. Only this file knows what
+they do to a layer's weights w:
 
 ================  =====================================  =====================
-setting           weights                                costs, of the layer's
+setting           weights                                cost (layer's share)
 ================  =====================================  =====================
 ``"sign"``        sign(w) · mean(abs(w))                 0.25
 ``("round", 4)``  rounded to 4 steps of max(abs(w))      1.25
@@ -39,28 +39,28 @@ from amc.space.resources import CostModel
 from amc.space.sites import Floats, Setting, SiteSettings, frozen_setting, ranked_site
 
 COSTS: dict[Setting, float] = {"sign": 0.25, ("round", 4): 1.25, 0.5: 0.5, "whole": 1.0}
-"""Of every setting in order, as a share of the layer's."""
+"""Setting → cost as a share of the layer's, in order."""
 
 
 @dataclass(frozen=True)
 class CoarseSetting:
-    """What a policy says of a layer with coarse weights."""
+    """The entry in a policy for a layer with coarse weights."""
 
     kind: ClassVar[str] = "coarse"
     setting: Setting
 
     @property
     def size(self) -> int:
-        """Its place in the list, from 1."""
+        """Its position in the list, from 1."""
         return list(COSTS).index(self.setting) + 1
 
     @property
     def of(self) -> int:
-        """The last place."""
+        """The last position."""
         return len(COSTS)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """JSON values."""
         return {"kind": self.kind, "setting": self.setting}
 
 
@@ -73,7 +73,7 @@ class CoarseWeights(CompressionOperator):
     def sites(
         self, network: NetworkFacts, bounds: SettingBounds, offered: tuple[SiteSettings, ...]
     ) -> tuple[SiteSettings, ...]:
-        """One site a layer with MACs."""
+        """One site per layer with MACs."""
         return (*offered, *(ranked_site(f"{self.kind}:{name}", tuple(COSTS), self.kind) for name in _macs(network)))
 
     def costs(self, network: NetworkFacts, sites: Sequence[SiteSettings], under: CostModel) -> CostModel:
@@ -90,7 +90,7 @@ class CoarseWeights(CompressionOperator):
         return [float((weight - coarse(weight, s)).square().sum() / weight.square().sum()) for s in site.settings]
 
     def applier(self, scratch: nn.Module, network: NetworkFacts, sites: Sequence[SiteSettings]) -> Applier:
-        """Replaces the layers' weights."""
+        """An applier that replaces the layers' weights."""
         return _CoarseApplier(scratch, sites)
 
     def record(self, network: NetworkFacts, site: SiteSettings, setting: Setting) -> PolicySetting | None:
@@ -115,7 +115,7 @@ class CoarseWeights(CompressionOperator):
             module.weight = nn.Parameter(coarse(module.weight.detach(), setting.setting))
 
     def hold(self, model: nn.Module, settings: Mapping[str, PolicySetting]) -> None:
-        """Write coarse weights over those of the last step."""
+        """Overwrite the weights of the last step with coarse ones."""
         with torch.no_grad():
             for name, setting in settings.items():
                 module: Any = model.get_submodule(name.removeprefix(f"{self.kind}:"))
@@ -124,10 +124,10 @@ class CoarseWeights(CompressionOperator):
 
 
 class CoarseCosts:
-    """Costs ``under`` other operators, with the MACs of some layers changed."""
+    """The costs ``under`` this operator, with changed MACs of some layers."""
 
     def __init__(self, under: CostModel, columns: Sequence[int], parts: Sequence[float]) -> None:
-        """``columns`` of the sizes are the layers', which have these ``parts`` of the original's MACs."""
+        """``columns`` are the layers' columns in the sizes; ``parts`` are their shares of the original's MACs."""
         self._under, self._columns, self._parts = under, list(columns), np.array(parts, np.float64)
         self._shares = np.array([0.0, *COSTS.values()])
 

@@ -1,4 +1,4 @@
-"""The policies that may be chosen: the settings of every site, exact costs and limits."""
+"""The space of policies: the settings of every site, exact costs, and limits."""
 
 from amc.space.budget import Budget, Space, format_cost, parse_limit
 from amc.space.resources import Branch, CostModel, FileLayout, ResourceModel, StoredTensor

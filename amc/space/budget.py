@@ -1,9 +1,8 @@
-"""Limits on resources, and what they still allow.
+"""Budgets, and the space of policies within a budget.
 
 A budget is one or several limits. AMC's resource-constrained action space (arXiv:1802.03494, Algorithm 1) is
-`Space.allowed`: the settings of the next site that leave the budget reachable when every later site is cut as
-far as allowed. It is decided on the legal settings with the exact costs, so nothing is rounded afterwards and
-no policy ends over budget.
+`Space.allowed`: the settings of the next site with which the budget can still be met, if every later site takes its
+smallest setting. It uses legal settings and exact costs, so nothing is rounded afterwards and no policy is over budget.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ UNITS = {
     "branches": "residual branches",
 }  # fmt: skip
 FIELDS = {name: "flops" if name == "macs" else name for name in UNITS}
-"""By resource the budget's field that limits it, which is also its option."""
+"""Resource → the field of the budget that limits it, which is also the name of the option."""
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(e[+-]?[0-9]+)? *(%|[a-z]*)", re.IGNORECASE | re.ASCII)
 LONGEST = 60
-"""Characters of an amount."""
+"""Most characters of an amount."""
 _COUNT = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
 _MILLISECONDS = {"US": 1e-3, "MS": 1.0, "S": 1e3}
@@ -37,7 +36,7 @@ _EXAMPLES = {"size": "500KB", "memory": "500KB", "latency": "3ms"}
 
 
 NOTHING = 0.02
-"""A share of what a site's whole range is worth in time; a step that saves less saves nothing."""
+"""A step between settings counts as free if it changes latency by less than this share of the site's whole range."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +49,15 @@ class Budget:
     size: float | str | None = None
     """Bytes of the ONNX file."""
     memory: float | str | None = None
-    """Bytes of activations alive at once."""
+    """Peak bytes of activations in memory."""
     latency: float | str | None = None
     """Time of one inference on ONNX Runtime; absolute with its unit only ("3ms", "800us")."""
     branches: float | str | None = None
-    """Residual branches that are left; the others are removed whole."""
+    """Number of residual branches that are kept; the others are removed whole."""
 
     @classmethod
     def of(cls, value: object) -> Budget:
-        """A budget as Python callers write it: itself, its limits in a dict, or one limit on MACs. Raises BudgetError.
+        """Convert a Python argument: a budget, a dict of limits, or a limit on MACs. Raises BudgetError.
 
         >>> Budget.of(0.5) == Budget.of({"flops": 0.5}) == Budget(flops=0.5)
         True
@@ -76,9 +75,9 @@ class Budget:
             return cls(**value)
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return cls(flops=value)
-        told = shown(value) if isinstance(value, bool | list | tuple | None) else type(value).__name__
+        text = shown(value) if isinstance(value, bool | list | tuple | None) else type(value).__name__
         raise BudgetError(
-            f"budget is {told}, but must be an amc.Budget, a dict like {{'size': '1MB'}}, or a limit on MACs like 0.5."
+            f"budget is {text}, but must be an amc.Budget, a dict like {{'size': '1MB'}}, or a limit on MACs like 0.5."
         )
 
     @classmethod
@@ -86,7 +85,11 @@ class Budget:
         return cls(config.flops, config.params, config.size, config.memory, config.latency, config.branches)
 
     def limits(self, original: Mapping[str, float]) -> dict[str, float]:
-        """Absolute limits by resource, given what the original costs. Raises BudgetError."""
+        """Absolute limits by resource, given the costs of the original. Raises BudgetError.
+
+        >>> Budget(flops=0.5, size="500KB").limits({"macs": 40e6, "size": 2e6})
+        {'macs': 20000000.0, 'size': 500000.0}
+        """
         found = {}
         for resource, field in FIELDS.items():
             value = getattr(self, field)
@@ -94,11 +97,11 @@ class Budget:
                 if resource not in original and resource == "branches":
                     raise BudgetError("--branches: no residual branch of this network can be removed whole.")
                 if resource not in original:
-                    raise BudgetError(f"--{field} cannot be used here: nothing tells the {resource} of a policy.")
+                    raise BudgetError(f"--{field} cannot be used here: the {resource} of a policy is not known.")
                 found[resource] = parse_limit(field, value, original[resource])
         if not found:
             raise BudgetError(
-                "no budget is given: say --flops 0.5, --latency 0.5, --params 100k, --size 500KB or --memory 0.5."
+                "no budget is given: use --flops 0.5, --latency 0.5, --params 100k, --size 500KB or --memory 0.5."
             )
         return found
 
@@ -113,12 +116,16 @@ def format_cost(resource: str, value: float) -> str:
 
 
 def is_absolute(latency: str) -> bool:
-    """Whether a limit on latency is a time, not a share."""
+    """Whether a limit on latency is a time rather than a share."""
     return latency.strip()[-1:].isalpha()
 
 
 def parse_limit(field: str, value: float | str, original: float) -> float:
-    """One limit as an absolute number: up to 1 without a unit, or with %, is a share of ``original``."""
+    """Convert a limit to an absolute number. A value with %, or up to 1 without a unit, is a share of ``original``.
+
+    >>> parse_limit("size", "500KB", 2e6), parse_limit("flops", 0.5, 40e6)
+    (500000.0, 20000000.0)
+    """
     match = _AMOUNT.fullmatch(str(value).strip()[: LONGEST + 1])
     kind = field.rpartition("-")[2]
     scales = _SCALES.get(kind, _COUNT)
@@ -142,7 +149,7 @@ def parse_limit(field: str, value: float | str, original: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Space(PolicyGrid):
-    """The policies that may be chosen: the settings of every site, exact costs, and limits on them.
+    """The legal policies within a budget: the settings of every site, exact costs, and limits.
 
     Raises BudgetError when even the smallest policy is over budget.
 
@@ -156,7 +163,7 @@ class Space(PolicyGrid):
     """
 
     model: CostModel
-    """Asked with sizes ``[B, S]``."""
+    """Gives costs for sizes ``[B, S]``."""
     limits: Mapping[str, float]
 
     def __post_init__(self) -> None:
@@ -165,18 +172,18 @@ class Space(PolicyGrid):
         if over:
             full = self.costs(self.full)
             message = "; ".join(
-                f"the least reachable is {format_cost(n, least[n])} "
+                f"the least possible is {format_cost(n, least[n])} "
                 f"({least[n] / full[n]:.3f} of the original), the limit {format_cost(n, self.limits[n])}"
                 for n in over
             )
             raise BudgetError(f"the budget cannot be reached: {message}. Raise it, or lower --min-keep.")
 
     def costs(self, choice: Sequence[Setting]) -> dict[str, float]:
-        """What one policy costs, by resource."""
+        """Costs of one policy, by resource."""
         return {name: float(values[0]) for name, values in self.costs_at(self.positions(choice)[None]).items()}
 
     def costs_at(self, positions: Ints) -> Mapping[str, Floats]:
-        """What policies at ``positions [B, S]`` cost: arrays ``[B]`` by resource."""
+        """Costs ``[B]`` by resource of the policies at ``positions [B, S]``."""
         return self.model.costs(self.sizes_at(positions))
 
     def fits(self, choices: Sequence[Sequence[Setting]]) -> NDArray[np.bool_]:
@@ -192,19 +199,20 @@ class Space(PolicyGrid):
         return ok
 
     def allowed(self, prefix: Sequence[Setting]) -> Choice:
-        """The settings of the next site that leave the budget reachable, in their order (Algorithm 1).
+        """The settings of the next site with which the budget can still be met, in their order (Algorithm 1).
 
-        ``prefix`` holds the settings of the sites before it, and must itself leave the budget reachable. Where it
-        does not any more, since costs were corrected meanwhile, the smallest setting is what is left.
+        ``prefix`` has the settings of the sites before it, with which the budget must be possible. If it no longer is,
+        because costs were corrected since, the smallest setting is returned.
         """
         site = len(prefix)
         ok = self.fits_at(self._completed(prefix, 0 * self.lengths))
         return tuple(s for s, good in zip(self.settings[site], ok, strict=True) if good) or self.settings[site][:1]
 
     def as_fast(self, prefix: Sequence[Setting], setting: Setting, allowed: Sequence[Setting]) -> Setting:
-        """The last of the next site's settings ``allowed`` that takes no more time than ``setting``, one of them.
+        """The widest of the next site's settings ``allowed`` with the same latency as one of them, ``setting``.
 
-        A runtime computes channels in blocks, so where latency is limited the next wider ones may come for nothing.
+        A runtime computes channels in blocks, so the next wider settings may be free. Without a limit on latency, it is
+        ``setting`` itself.
         """
         if "latency" not in self.limits:
             return setting
@@ -215,36 +223,33 @@ class Space(PolicyGrid):
         return [s for s, ms in zip(settings[start:], times[start:], strict=True) if s in allowed and ms <= most][-1]
 
     def fit(self, shares: ArrayLike) -> Choice:
-        """The policy near the budget whose sizes are in the proportions ``shares [S]``, 0 only for what is removed.
+        """The policy near the budget whose sizes have the proportions ``shares [S]``; 0 only for a removed site.
 
-        All shares are scaled by one number, the largest that fits; what the rounding leaves is then given to
-        the sites that lost most by it. With equal shares this is the uniform policy.
+        All shares are multiplied by the largest number that fits. What is left of the budget after rounding goes to the
+        sites that rounding reduced most. With equal shares this is the uniform policy.
         """
         wanted = np.asarray(shares, np.float64) * self.full_sizes
         if bool(self.fits_at(self.lengths[None] - 1)[0]):
             return self.full
         scaled = self._scaled(wanted)
-        low, high = -1, len(scaled) - 1  # scaled[high] is the whole network, which does not fit
+        low, high = -1, len(scaled) - 1  # scaled[high] is the original, which does not fit
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if bool(self.fits_at(scaled[middle][None])[0]) else (low, middle)
         return self._filled(scaled[low].copy() if low >= 0 else 0 * self.lengths, wanted)
 
     def fill(self, choice: Choice, wanted: Floats) -> Choice:
-        """Widen sites one step at a time while the budget allows, those first that fall furthest short of ``wanted``.
-
-        ``wanted [S]`` are sizes.
-        """
+        """Widen sites step by step within the budget, always the one furthest below its size in ``wanted [S]``."""
         return self._filled(self.positions(choice), wanted)
 
     def _filled(self, places: Ints, wanted: Floats) -> Choice:
-        """`fill` from positions ``[S]``, which are changed."""
+        """`fill` from positions ``[S]``, which are modified."""
         sites = np.flatnonzero(places + 1 < self.lengths)
         while len(sites):
             tried = np.repeat(places[None], len(sites), 0)
             tried[np.arange(len(sites)), sites] += 1
             ok = self.fits_at(tried)
-            sites = sites[ok]  # what does not fit now never will: costs hardly ever fall
+            sites = sites[ok]  # a step that does not fit now will not fit later, since costs hardly ever decrease
             if len(sites):
                 site = sites[int(np.argmax(wanted[sites] / self.sizes[sites, places[sites] + 1]))]
                 places[site] += 1
@@ -252,7 +257,7 @@ class Space(PolicyGrid):
         return self.choice(places.tolist())
 
     def _completed(self, prefix: Sequence[Setting], later: Ints) -> Ints:
-        """Positions ``[K, S]``: the prefix, every setting of the next site, and ``later [S]`` for those after it."""
+        """Positions ``[K, S]``: the prefix, each of the K settings of the next site, and ``later [S]`` for the rest."""
         site = len(prefix)
         rows = np.repeat(later[None], self.lengths[site], 0)
         rows[:, :site] = self.positions(prefix)
@@ -260,8 +265,8 @@ class Space(PolicyGrid):
         return rows
 
     def _scaled(self, wanted: Floats) -> Ints:
-        """Positions ``[K, S]`` of policies in the proportions ``wanted [S]``, ascending: all that some scale gives."""
-        # settings change only where a scaled size meets one of theirs: these scales are all there is to try
+        """Positions ``[K, S]`` of all distinct policies with the proportions ``wanted [S]``, ascending."""
+        # a setting changes only at a scale where the scaled size equals one of the site's sizes
         sizes = [np.array(site.sizes) for site in self.sites]
         met = [s / w for s, w in zip(sizes, wanted, strict=True) if w > 0]
         scales = np.unique(np.concatenate(met)) if met else np.ones(1)

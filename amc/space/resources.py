@@ -1,4 +1,4 @@
-"""What a policy costs, exactly, from its widths alone: no network is built and none is run.
+"""Exact costs of policies, computed from widths without building or running a network.
 
 Notation: S sites, B policies, T tensors, O operators; ``w [B, S]`` the widths.
 
@@ -6,17 +6,17 @@ Notation: S sites, B policies, T tensors, O operators; ``w [B, S]`` the widths.
 resource    unit         definition
 ==========  ===========  ==========================================================================
 macs        MACs         multiply-accumulates of convolutions, linear layers and matrix products of
-                         one inference at batch 1 (what fvcore counts as conv, linear, matmul)
-params      parameters   elements of the network's parameters (buffers not counted)
+                         one inference at batch 1 (conv, linear and matmul in fvcore)
+params      parameters   elements of the network's parameters, without buffers
 size        bytes        size of model.onnx as amc exports it
-memory      bytes        peak activation memory: the most that is alive while any operator runs, in
-                         float32 at batch 1, element-wise operators in place, weights not counted (where
-                         branches are removed it is less than this)
-branches    branches     residual branches that are left, of those that can be removed whole
+memory      bytes        peak activation memory: largest size of all live tensors while an operator
+                         runs, in float32 at batch 1, with element-wise operators in place, without
+                         weights (an upper bound if branches are removed)
+branches    branches     kept residual branches, of those that can be removed whole
 ==========  ===========  ==========================================================================
 
-The length of an axis is linear in w, a tensor's elements are a product of two axes, and an operator's MACs are
-its weights' elements times the positions it is applied at.
+The length of an axis is linear in w. The number of elements of a tensor is a product of two such lengths and a
+constant. The MACs of an operator are the elements of its weight times the positions where it is applied.
 """
 
 from __future__ import annotations
@@ -36,10 +36,15 @@ from amc.space.sites import Floats, Ints
 
 
 class Costs(Mapping[str, Floats]):
-    """Costs ``[B]`` by resource, each computed when it is first asked for: a search limits one or two of them."""
+    """Costs ``[B]`` by resource, each computed on first access, since a search needs only one or two of them.
+
+    >>> costs = Costs({"macs": lambda: np.array([2.0]), "size": lambda: 1 / 0})
+    >>> costs["macs"].tolist(), sorted(costs)
+    ([2.0], ['macs', 'size'])
+    """
 
     def __init__(self, ways: Mapping[str, Callable[[], Floats]]) -> None:
-        """``ways`` compute them."""
+        """``ways`` are functions that compute the costs."""
         self._ways, self._known = ways, dict[str, Floats]()
 
     def __getitem__(self, resource: str) -> Floats:
@@ -55,9 +60,9 @@ class Costs(Mapping[str, Floats]):
 
 
 class CostModel(Protocol):
-    """What policies cost: arrays ``[B]`` by resource for the sizes ``[B, S]`` of their settings.
+    """Gives costs ``[B]`` by resource for the sizes ``[B, S]`` of policies' settings.
 
-    In every resource a site's first setting costs least; between it and the original's, costs may go up and down.
+    A site's first setting has the least cost in every resource. Costs of the others need not be monotone.
     """
 
     def costs(self, sizes: ArrayLike, /) -> Mapping[str, Floats]: ...
@@ -65,31 +70,31 @@ class CostModel(Protocol):
 
 @dataclass(frozen=True)
 class Branch:
-    """A residual branch that can be removed whole from one file (see `amc.operators.branches`)."""
+    """A residual branch that can be removed from an ONNX file (see `amc.operators.branches`)."""
 
     site: int
-    """The channel group in it; a width of 0 removes the branch."""
+    """The channel group inside the branch; width 0 removes the branch."""
     layers: frozenset[str]
-    """All layers of which nothing is left."""
+    """Names of the layers that are removed with it."""
     bypassed: Mapping[str, str]
-    """By the output of a node that does nothing without the branch, what it is identical to."""
+    """Output of each node that becomes an Identity → the tensor that it is then equal to."""
     dead: frozenset[str]
-    """The first outputs of the nodes that are removed."""
+    """First outputs of the removed nodes."""
     tensors: frozenset[str]
-    """The initializers that are removed."""
+    """Names of the removed initializers."""
     bytes: int
-    """How much shorter the nodes' records become."""
+    """Bytes by which the records of nodes become shorter."""
 
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A tensor in the ONNX file: its dimensions, and which of them follow a layer's axes."""
+    """A tensor in the ONNX file: its dimensions, and the layers' axes that determine them."""
 
     dims: tuple[int, ...]
     axes: tuple[Axis | None, ...]
     itemsize: int
     fixed: int
-    """Bytes of the tensor's record that never change."""
+    """Bytes of the tensor's record that do not depend on the policy."""
     per_group: int = 0
     """If not 0, the first dimension divided by this is also written as the ``group`` attribute of a convolution."""
     name: str = ""
@@ -97,15 +102,15 @@ class StoredTensor:
 
 @dataclass(frozen=True, eq=False)
 class FileLayout:
-    """What the ONNX file of the unpruned network is made of."""
+    """The layout of the original's ONNX file."""
 
     total: int
     """Bytes of the file."""
     graph: int
-    """Bytes of the graph within it."""
+    """Bytes of the graph in the file."""
     tensors: tuple[StoredTensor, ...]
     branches: tuple[Branch, ...] = ()
-    """What of it can be removed whole."""
+    """The removable residual branches."""
 
 
 class ResourceModel:
@@ -115,7 +120,7 @@ class ResourceModel:
         self._full = np.array([site.channels for site in graph.sites], np.int64)
         sites = len(self._full)
         self.branches = layout.branches if layout else ()
-        """What can be removed whole, by a width of 0."""
+        """The residual branches that width 0 removes."""
         removed_with = {name: branch.site for branch in self.branches for name in branch.layers}
         layers = [layer for layer in graph.layers if layer.output or layer.input]
         named = [(layer.name, row) for layer in layers for row in _rows(model, layer, sites)]
@@ -159,7 +164,7 @@ class ResourceModel:
         return {name: float(values[0]) for name, values in self.costs([choice]).items()}
 
     def _peak(self, w: Ints) -> Floats:
-        left = np.maximum(w, 1)  # of a removed branch torch holds one channel
+        left = np.maximum(w, 1)  # torch keeps one channel of a removed branch
         peak: Floats = 4 * ((self._sizes - (self._full - left) @ self._growth.T) @ self._live.T).max(1).round()
         return peak
 
@@ -170,14 +175,14 @@ class ResourceModel:
 
 
 def _present(w: Ints, branch: Ints) -> NDArray[np.bool_]:
-    """Which rows are left ``[B, R]``: those that no branch takes with it. ``branch [R]``: the site of it, or -1."""
+    """Which rows exist ``[B, R]``: those outside removed branches. ``branch [R]`` is a row's branch's site, or -1."""
     left: NDArray[np.bool_] = (branch < 0) | (w[:, branch] > 0)
     return left
 
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """One tensor: its elements are ``first × second × rest``, each MACs ``positions`` times."""
+    """One tensor with ``first × second × rest`` elements; each of them needs ``positions`` MACs."""
 
     first: tuple[Ints, int]
     second: tuple[Ints, int]
@@ -209,7 +214,7 @@ def _rows(model: nn.Module, layer: Layer, sites: int) -> Iterator[_Row]:
 
 
 def _dominated(live: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Rows that are part of another row: they never hold the most memory."""
+    """Which rows are subsets of another row, and so never have the peak."""
     wide = live.astype(np.int32)
     common = wide @ wide.T
     inside = np.equal(common, wide.sum(1)[:, None])
@@ -219,7 +224,11 @@ def _dominated(live: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def varint(values: ArrayLike) -> Ints:
-    """Bytes that protobuf needs for each non-negative integer."""
+    """Bytes of each non-negative integer as a protobuf varint.
+
+    >>> varint([0, 127, 128]).tolist()
+    [1, 1, 2]
+    """
     v = np.asarray(values, np.int64)
     count = np.ones(v.shape, np.int64)
     largest = int(v.max(initial=0))
@@ -231,9 +240,9 @@ def varint(values: ArrayLike) -> Ints:
 
 
 class _FileSize:
-    """Bytes of the ONNX file: every tensor's record, its length prefixes, and the rest that does not change.
+    """Bytes of the ONNX file: the records of tensors with their length prefixes, and a constant rest.
 
-    T tensors of up to D dimensions; missing dimensions are of length 1 and written nowhere.
+    T tensors have up to D dimensions; missing dimensions count as length 1 and are not written.
     """
 
     def __init__(self, layout: FileLayout, sites: int, full: Ints) -> None:
@@ -258,7 +267,7 @@ class _FileSize:
         self._rest = layout.total - layout.graph - int(varint(layout.graph))
 
     def _changing(self, w: Ints) -> Ints:
-        """Bytes of the tensors that follow the sites ``[B]``."""
+        """Bytes ``[B]`` of the tensors that depend on the policy."""
         dims = np.tensordot(w, self._slopes, 1) + self._constant  # [B, T, D]
         raw = dims.prod(2) * self._itemsize
         prefixes = varint(dims)
@@ -277,13 +286,13 @@ class _FileSize:
 
 
 def _fixed_bytes(branch: Branch, layout: FileLayout, changing: Sequence[StoredTensor]) -> int:
-    """Bytes that are removed with a branch, besides those of its tensors that follow the sites."""
+    """Bytes that are removed with a branch, without those of tensors that depend on the policy."""
     following = {t.name: t for t in changing if t.name in branch.tensors}
-    total = branch.bytes + len(branch.tensors)  # a tag each
+    total = branch.bytes + len(branch.tensors)  # one tag per tensor
     for tensor in layout.tensors:
         if tensor.name in branch.tensors and tensor.name not in following:
             raw = int(np.prod(tensor.dims)) * tensor.itemsize
             record = tensor.fixed + raw + int(varint(raw)) + int(varint(tensor.dims).sum())
             total += record + int(varint(record))
     groups = [t.dims[0] // t.per_group for t in following.values() if t.per_group]
-    return total - int(varint(groups).sum())  # the tensors count what a group attribute takes
+    return total - int(varint(groups).sum())  # group attributes are already counted with the tensors

@@ -1,4 +1,4 @@
-"""What may be chosen at a site: an ordered list of settings. Above an operator, positions in that list count."""
+"""Sites and their ordered lists of settings. Code above the operators uses only positions in these lists."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 Setting: TypeAlias = "int | float | str | tuple[Setting, ...]"
-"""What an operator does to one site, as a plain value that JSON can hold. Only the operator knows what it means: for
-channels it is how many stay."""
+"""What an operator does to one site, as a JSON value. Only the operator interprets it: for channels it is the number of
+kept channels."""
 
 Choice: TypeAlias = tuple[Setting, ...]
-"""A policy as searchers pass it on: one setting a site, in the sites' order."""
+"""A policy as searchers use it: one setting per site, in the order of sites."""
 
 
 @dataclass(frozen=True)
@@ -32,29 +32,29 @@ class SiteSettings:
     name: str
     """Unique within a space."""
     settings: tuple[Setting, ...]
-    """All different. The first takes most away and costs least, in every resource; the last leaves the original."""
+    """Distinct settings. The first removes most and has the least cost in every resource; the last is the original."""
     sizes: tuple[int, ...]
-    """Whole numbers that stand for the settings in arithmetic, ascending: proportions are taken of them, and cost
-    models are asked with them. They count equal parts of the site (channels, bits), 0 where nothing is left of it."""
+    """Ascending integers that represent the settings in arithmetic, for proportions and cost models. They count equal
+    parts of the site, such as channels or bits; 0 means that nothing is left of the site."""
     operators: tuple[str, ...] = ("channels",)
-    """The operator that the site belongs to, and those that have added settings to it."""
+    """The kind of the operator that offers the site, and those of operators that have added settings."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError, a mistake in an operator, where settings and sizes are not as they must be."""
+        """Check settings and sizes. Raises ValueError for an error in an operator."""
         if not self.settings or len(set(self.settings)) != len(self.settings):
-            raise ValueError(f"site {self.name!r} needs settings, all different, but has {self.settings}")
+            raise ValueError(f"site {self.name!r} needs distinct settings, but has {self.settings}")
         if len(self.sizes) != len(self.settings) or list(self.sizes) != sorted(set(self.sizes)):
-            raise ValueError(f"site {self.name!r} needs one size a setting, ascending, but has {self.sizes}")
+            raise ValueError(f"site {self.name!r} needs one size per setting, ascending, but has {self.sizes}")
         if self.sizes[0] < 0 or self.sizes[-1] == 0:
-            raise ValueError(f"site {self.name!r} needs sizes of 0 at least, the original's above 0: {self.sizes}")
+            raise ValueError(f"site {self.name!r} needs sizes of at least 0, the original's above 0: {self.sizes}")
 
     @property
     def original(self) -> Setting:
-        """The setting that leaves the site as it is."""
+        """The setting of the original network."""
         return self.settings[-1]
 
     def only(self, sizes: Sequence[int]) -> SiteSettings:
-        """The site with the settings of these sizes alone.
+        """A copy of the site with only the settings of these sizes.
 
         >>> ranked_site("a", ("x", "y", "z"), "letters").only([1, 3]).settings
         ('x', 'z')
@@ -64,7 +64,7 @@ class SiteSettings:
 
 
 def ranked_site(name: str, settings: Sequence[Setting], operator: str) -> SiteSettings:
-    """A site whose settings have an order but no size: the sizes are 1, 2, 3, ….
+    """A site whose settings have an order but no natural size: the sizes are 1, 2, 3, ….
 
     >>> ranked_site("a", ("shared", "own"), "sharing").sizes
     (1, 2)
@@ -75,7 +75,7 @@ def ranked_site(name: str, settings: Sequence[Setting], operator: str) -> SiteSe
 def numeric_sites(
     names: Sequence[str], settings: Sequence[Sequence[int]], operator: str = "channels"
 ) -> tuple[SiteSettings, ...]:
-    """Sites whose settings are their own sizes, as the widths of channel groups are.
+    """Sites whose settings are their own sizes, such as the widths of channel groups.
 
     >>> numeric_sites(["conv1"], [(8, 16)])[0].sizes
     (8, 16)
@@ -86,7 +86,7 @@ def numeric_sites(
 
 
 def frozen_setting(value: object) -> Setting:
-    """A setting as JSON has given it back: lists become tuples. Raises ValueError for anything that is no setting.
+    """Convert a parsed JSON value to a setting: lists become tuples. Raises ValueError for other values.
 
     >>> frozen_setting([2, ["a", 0.5]])
     (2, ('a', 0.5))
@@ -95,15 +95,15 @@ def frozen_setting(value: object) -> Setting:
         return tuple(frozen_setting(part) for part in value)
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         return value
-    raise ValueError(f"{value!r} is no setting")
+    raise ValueError(f"{value!r} is not a setting")
 
 
 @dataclass(frozen=True, eq=False)
 class PolicyGrid:
-    """All policies that sites allow: a grid with one axis a site, S in all, whose points are policies.
+    """All policies of S sites, as the points of a grid with one axis per site.
 
-    Searchers see a policy as positions ``[S]``: position p of site s is its p-th setting, 0 the one that costs least.
-    Proportions are of the settings' sizes. What a setting is, only its operator knows.
+    Searchers see a policy as positions ``[S]``: position p at site s is the site's p-th setting, and 0 is the cheapest.
+    Proportions refer to the sizes of settings. Only operators interpret settings.
     """
 
     sites: tuple[SiteSettings, ...]
@@ -115,17 +115,17 @@ class PolicyGrid:
 
     @cached_property
     def settings(self) -> tuple[tuple[Setting, ...], ...]:
-        """For every site its settings, the least costly first; the last is the original's."""
+        """The settings of every site, the cheapest first, the original's last."""
         return tuple(site.settings for site in self.sites)
 
     @cached_property
     def operators(self) -> frozenset[str]:
-        """All operators that have a setting in it."""
+        """The kinds of all operators with sites or settings in the grid."""
         return frozenset(name for site in self.sites for name in site.operators)
 
     @cached_property
     def smallest(self) -> Choice:
-        """Every site cut as far as allowed."""
+        """The policy with the first setting of every site."""
         return tuple(site.settings[0] for site in self.sites)
 
     @cached_property
@@ -134,18 +134,18 @@ class PolicyGrid:
         return tuple(site.original for site in self.sites)
 
     def positions(self, choice: Sequence[Setting]) -> Ints:
-        """The position of every setting of a policy ``[S]``, or of its first sites. Raises ValueError."""
+        """Positions ``[S]`` of a policy, or of its first sites. Raises ValueError for a setting that is not offered."""
         try:
             return np.array([at[setting] for at, setting in zip(self._places, choice, strict=False)], np.int64)
         except (KeyError, TypeError):
-            raise ValueError(f"the policy {tuple(choice)} has a setting that its site may not have") from None
+            raise ValueError(f"the policy {tuple(choice)} has a setting that its site does not offer") from None
 
     def choice(self, positions: Sequence[int] | Ints) -> Choice:
         """The policy at these positions ``[S]``."""
         return tuple(settings[place] for settings, place in zip(self.settings, positions, strict=True))
 
     def is_legal(self, choice: Sequence[Setting]) -> bool:
-        """Whether every setting is one that its site may have."""
+        """Whether every setting is offered by its site."""
         return len(choice) == len(self.sites) and all(c in s for c, s in zip(choice, self._places, strict=True))
 
     def sizes_at(self, positions: Ints) -> Ints:
@@ -154,26 +154,26 @@ class PolicyGrid:
         return found
 
     def sizes_of(self, choice: Sequence[Setting]) -> Ints:
-        """The size of every setting of a policy ``[S]``."""
+        """Sizes ``[S]`` of a policy's settings."""
         return self.sizes_at(self.positions(choice))
 
     def shares_of(self, choice: Sequence[Setting]) -> Floats:
-        """The share of every site that a policy keeps ``[S]``, 1 where it is the original's."""
+        """Share ``[S]`` of every site that a policy keeps; 1 for the original's setting."""
         return np.asarray(self.sizes_of(choice) / self.full_sizes)
 
     @cached_property
     def full_sizes(self) -> Ints:
-        """The size of every site in the original ``[S]``."""
+        """Sizes ``[S]`` of the original's settings."""
         return np.array([site.sizes[-1] for site in self.sites], np.int64)
 
     @cached_property
     def lengths(self) -> Ints:
-        """How many settings each site has ``[S]``."""
+        """Number of settings of every site ``[S]``."""
         return np.array([len(site.settings) for site in self.sites], np.int64)
 
     @cached_property
     def sizes(self) -> Ints:
-        """The sizes ``[S, K]``, where a site has fewer than K with zeros after them."""
+        """Sizes ``[S, K]`` of all settings, padded with zeros."""
         table = np.zeros((len(self.sites), int(self.lengths.max(initial=0))), np.int64)
         for row, site in zip(table, self.sites, strict=True):
             row[: len(site.sizes)] = site.sizes
@@ -181,7 +181,7 @@ class PolicyGrid:
 
     @cached_property
     def _places(self) -> tuple[dict[Setting, int], ...]:
-        """For every site the position of each setting."""
+        """Setting → position, for every site."""
         return tuple({setting: place for place, setting in enumerate(site.settings)} for site in self.sites)
 
     @cached_property
