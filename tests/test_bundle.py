@@ -79,7 +79,7 @@ def flipped(file: str) -> Callable[[Path], None]:
         (lambda f: (f / "manifest.json").unlink(), r"has no manifest\.json: it is not a bundle"),
         (lambda f: (f / "manifest.json").write_text("{"), r"cannot read .*manifest\.json"),
         (lambda f: (f / "manifest.json").write_text("[" * 100000), r"cannot read .*manifest\.json"),
-        (rewritten("manifest.json", lambda m: m.update(version=2)), "version 2, and this amc reads version 1"),
+        (rewritten("manifest.json", lambda m: m.update(version=2)), "version 2, but this amc reads version 1"),
         (rewritten("manifest.json", lambda m: m.update(format="x")), "not the manifest of a bundle"),
         (rewritten("manifest.json", lambda m: m["files"].pop("model.safetensors")), r"has no model\.safetensors"),
         (rewritten("manifest.json", lambda m: m["files"].pop("program.json")), r"amc\.load\(folder, model\)"),
@@ -105,7 +105,7 @@ def test_a_policy_is_for_one_network_only(copied: Path) -> None:
     with pytest.raises(PolicyError, match="the policy is for the network"):
         amc.apply(nn.Linear(3, 3), copied / "policy.json")
     rewritten("policy.json", lambda p: p.update(version=3))(copied)
-    with pytest.raises(PolicyError, match="version 3, and this amc reads versions 1 to 2"):
+    with pytest.raises(PolicyError, match="version 3, but this amc reads versions 1 to 2"):
         amc.load(copied, bundled())
     rewritten("policy.json", lambda p: (p.update(version=1), p.pop("inputs")))(copied)
     with pytest.raises(PolicyError, match="pass an example input"):

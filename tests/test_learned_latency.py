@@ -226,7 +226,7 @@ class TestProfile:
         profile.save(tmp_path / "p.json")
         content = json.loads((tmp_path / "p.json").read_text())
         (tmp_path / "p.json").write_text(json.dumps({**content, "version": 1}))
-        with pytest.raises(LatencyError, match=r"p.json: it has version 1, and this amc reads version 2\. Delete it"):
+        with pytest.raises(LatencyError, match=r"p.json: it has version 1, but this amc reads version 2\. Delete it"):
             Profile.load(tmp_path / "p.json")
 
     def test_an_interrupted_one_goes_on_where_it_was(self, profile):

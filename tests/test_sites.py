@@ -48,8 +48,8 @@ def test_settings_that_a_site_does_not_have_have_no_position():
 @pytest.mark.parametrize(
     ("settings", "sizes", "told"),
     [
-        ((), (), "needs settings"),
-        ((1, 1), (1, 2), "all different"),
+        ((), (), "needs distinct settings"),
+        ((1, 1), (1, 2), "needs distinct settings"),
         ((1, 2), (1,), "one size per setting"),
         ((1, 2), (2, 1), "ascending"),
         ((1, 2), (-1, 1), "at least 0"),

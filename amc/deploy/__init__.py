@@ -1,1 +1,1 @@
-"""Files for use: ONNX, program.json and the bundle."""
+"""Deployment: ONNX export, program.json and bundles."""

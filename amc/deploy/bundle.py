@@ -1,18 +1,18 @@
-"""The folder that a run leaves for use, and getting a network out of it again.
+"""Bundles: the folder with a run's results, and loading a network from it.
 
 ==================  ==================================================================
 model.onnx          the pruned, fine-tuned network
-model.int8.onnx     the same in 8 bits, where that was asked for (--int8)
-original.onnx       the network it came from, to be measured beside it
-model.safetensors   the pruned network's tensors
-program.json        its operators: with the tensors, the network without its source class
-policy.json         site → channels kept
-result.json         everything in the final table, and how it came about
+model.int8.onnx     the same in 8 bits (only with --int8)
+original.onnx       the original network, to measure latency beside it
+model.safetensors   tensors of the pruned network
+program.json        its operators; with the tensors, the network without its source class
+policy.json         site → setting
+result.json         everything in the final table, and how it was obtained
 journal.jsonl       every evaluation
-study.log           the same as an Optuna study, where the searcher is one of Optuna's
+study.log           the evaluations as an Optuna study (only with Optuna's samplers)
 config.yaml         the configuration
-report.md, .html    for people
-manifest.json       checksums of the files above that are for machines
+report.md, .html    reports
+manifest.json       checksums of all files that are read again
 ==================  ==================================================================
 """
 
@@ -47,30 +47,30 @@ FILES = (
     "config.yaml", "report.md", "report.html", "manifest.json",
 )  # fmt: skip
 OPTIONAL = ("program.json", "model.int8.onnx")
-"""Files that a bundle lacks where the network has no such form (result.json's notes say why), or nobody asked."""
+"""Files that a bundle may lack: they were not requested, or could not be made (the notes in result.json say why)."""
 _UNSEALED = frozenset(["journal.jsonl", "report.md", "report.html", "manifest.json"])
 MANIFEST, VERSION = "amc-bundle", 1
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the tensors as safetensors; tensors that share memory are written each."""
+    """Write all tensors as safetensors; tensors that share memory are written separately."""
     state = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
     with replacing(path) as temporary:
         temporary.write_bytes(save(state))
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest: the checksum of every file that is read again."""
+    """Write the manifest with the checksum of every file that is read again."""
     names = [name for name in sorted({*FILES, *OPTIONAL}) if name not in _UNSEALED and (folder / name).is_file()]
     files = {name: {"sha256": _checksum(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
     write_json(folder / "manifest.json", {"format": MANIFEST, "version": VERSION, "files": files})
 
 
 def verified(folder: str | Path, *names: str) -> Path:
-    """The bundle's folder, when these files of it are what its manifest says. Raises BundleError."""
+    """Check files of a bundle against its manifest and return the bundle's folder. Raises BundleError."""
     where = Path(folder)
     if not where.is_dir():
-        raise BundleError(f"there is no bundle {where}.")
+        raise BundleError(f"there is no bundle at {where}.")
     files = _manifest(where)
     for name in names:
         if name not in files:
@@ -85,7 +85,7 @@ def verified(folder: str | Path, *names: str) -> Path:
 
 
 def _manifest(folder: Path) -> dict[str, str]:
-    """Checksums by file."""
+    """Read the manifest: file name → SHA-256."""
     path = folder / "manifest.json"
     try:
         manifest = read_json(path, MIB, own=True)
@@ -93,11 +93,11 @@ def _manifest(folder: Path) -> dict[str, str]:
             raise BundleError(f"{path} is not the manifest of a bundle.")
         if type(manifest.get("version")) is not int or manifest["version"] != VERSION:
             raise BundleError(
-                f"{folder} has version {repr(manifest.get('version'))[:80]}, and this amc reads version {VERSION}."
+                f"{folder} has version {repr(manifest.get('version'))[:80]}, but this amc reads version {VERSION}."
             )
         return {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
-        raise BundleError(f"{folder} has no manifest.json: it is not a bundle, or its run has not ended.") from None
+        raise BundleError(f"{folder} has no manifest.json: it is not a bundle, or its run has not finished.") from None
     except OSError as error:
         raise BundleError(f"cannot read {path}: {_reason(error)}.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -116,11 +116,11 @@ def _checksum(path: Path) -> str:
 def apply(
     model: nn.Module, policy: Policy | str | Path, example: Nested | None = None, *, operators: Operators = ()
 ) -> nn.Module:
-    """A pruned copy of ``model`` as the policy (or its file) says, with the original's weights. Raises PolicyError.
+    """A copy of ``model``, pruned by a policy or policy file, with the original's weights. Raises PolicyError.
 
-    ``example`` is one sample ``[1, ...]``: a network is run to see which channels hang together. Left out, it is noise
-    of the shapes that the policy records. ``operators``: those of your own that the policy is of, beside amc's and
-    those of installed packages.
+    ``example`` is one sample ``[1, ...]``, needed to find coupled channels; the default is random data of the shapes
+    that the policy records. ``operators`` are the user's own operators in the policy; built-in ones and those of
+    installed packages are known.
     """
     expect("model", model, nn.Module, "a torch.nn.Module")
     expect("policy", policy, (Policy, *PATH), "an amc.Policy or its file")
@@ -142,10 +142,10 @@ def apply(
 def load(
     folder: str | Path, model: nn.Module | None = None, example: Nested | None = None, *, operators: Operators = ()
 ) -> nn.Module:
-    """The bundle's network, in evaluation mode. Raises BundleError, or PolicyError for another ``model``.
+    """Load a bundle's network, in evaluation mode. Raises BundleError, or PolicyError for another ``model``.
 
-    With ``model``, the original: a copy of it, pruned as the policy says, with the bundle's weights. Without: the
-    network as a program (`amc.deploy.program`), for which its source class is not needed. ``operators``: see `apply`.
+    With the original ``model``, the result is a pruned copy of it with the bundle's weights. Without, it is the network
+    as a program (`amc.deploy.program`), which does not need the source class. ``operators``: see `apply`.
     """
     expect("folder", folder, PATH, "a path")
     expect("model", model, nn.Module, "a torch.nn.Module", optional=True)
@@ -156,7 +156,7 @@ def load(
         return pruned.eval()
     names = _manifest(Path(folder)) if Path(folder, "manifest.json").is_file() else {}
     if names and "program.json" not in names:
-        raise BundleError(f"{folder} holds no program: load it with the original network, amc.load(folder, model).")
+        raise BundleError(f"{folder} has no program.json: load it with the original network, amc.load(folder, model).")
     where = verified(folder, "program.json", "model.safetensors")
     inputs = None
     if "policy.json" in names:

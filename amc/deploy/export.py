@@ -1,7 +1,6 @@
-"""ONNX: the network as the runtime gets it, what its file is made of, and the proof that it does the same.
+"""ONNX export: write the file, analyse its layout, and check that it computes the same as the network in torch.
 
-The exporter's notes on where each node came from (source lines, paths) are stripped: they are nobody's business
-and cost bytes.
+The exporter's metadata about the source of each node (lines, paths) is removed: it is private and takes space.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from amc.task.checks import copied
 from amc.task.nested import Nested
 
 _TRANSIENT = ("metadata_props", "doc_string")
-_LARGEST = 2**31  # bytes; what protobuf serialises
+_LARGEST = 2**31  # bytes: protobuf's limit
 
 
 def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
@@ -58,7 +57,7 @@ def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
                 dynamic_shapes=shapes,
                 verbose=False,
             )
-    except Exception as error:  # the exporter's own errors are many
+    except Exception as error:  # the exporter raises many types
         cause = error.__cause__ or error
         raise ExportError(f"the network cannot be exported to ONNX: {why(cause)}") from error
     assert program is not None
@@ -73,23 +72,23 @@ def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
 
 
 def export_pruned(model: nn.Module, example: Nested, path: Path, graph: Graph, kept: Kept) -> frozenset[str]:
-    """Write a network that wears ``kept``, without the branches of sites that keep nothing.
+    """Write a network pruned to ``kept`` as ONNX, without the branches of sites that keep nothing.
 
-    Gives the layers of which nothing is in the file. Raises ExportError, and PolicyError where such a site is no
-    branch.
+    Returns the names of the layers that are not in the file. Raises ExportError, and PolicyError if a site that keeps
+    nothing is not in a removable branch.
     """
     if all(len(channels) for channels in kept):
         export_onnx(model, example, path)
         return frozenset()
     whole = copied(model)
-    randomise_removed(whole, graph.layers, kept)  # tensors of zeros are alike, and exporters keep one of those that are
+    randomise_removed(whole, graph.layers, kept)  # exporters merge equal tensors, such as zeros
     with replacing(path) as temporary:
         export_onnx(whole, example, temporary)
         proto = onnx.load(str(temporary))
-        gone = removed(proto, graph, kept)
-        remove(proto, gone)
+        branches = removed(proto, graph, kept)
+        remove(proto, branches)
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
-    return frozenset[str]().union(*(branch.layers for branch in gone))
+    return frozenset[str]().union(*(branch.layers for branch in branches))
 
 
 def _strip(proto: Any) -> None:
@@ -104,9 +103,9 @@ def _strip(proto: Any) -> None:
 
 
 def check_onnx(path: Path, own: bool = False) -> None:
-    """Raise ExportError unless ``path`` is a regular file of at most 2 GiB, which a library may open by its name.
+    """Raise ExportError unless ``path`` is a regular file of at most 2 GiB, which a library may open by name.
 
-    ``own``: it lies in a run's folder, where nothing is a link.
+    ``own``: the file is in a run's folder, where links are not accepted.
     """
     try:
         check_file(path, _LARGEST, own)
@@ -115,21 +114,21 @@ def check_onnx(path: Path, own: bool = False) -> None:
 
 
 def read_onnx(path: Path) -> Any:
-    """The model in an ONNX file, checked. Raises ExportError."""
+    """Read and check an ONNX file. Raises ExportError."""
     check_onnx(path)
     try:
         proto = onnx.load(str(path), load_external_data=False)
         if any(t.data_location == t.EXTERNAL for t in proto.graph.initializer):
-            raise ValueError("it keeps tensors in other files")
+            raise ValueError("it stores tensors in other files")
         onnx.checker.check_model(proto)
-    except Exception as error:  # noqa: BLE001  (protobuf, the checker and the file system each have their own)
+    except Exception as error:  # noqa: BLE001  (the errors of protobuf and of the checker share no base class)
         reason = first_line(error)
         raise ExportError(f"{path} is not a valid ONNX model: {reason}") from None
     return proto
 
 
 def file_layout(path: Path, graph: Graph, model: nn.Module) -> FileLayout:
-    """What the file of the unpruned network is made of, for the exact size of any policy (`amc.space.resources`)."""
+    """The layout of the original's ONNX file, from which `amc.space.resources` computes the exact size of policies."""
     proto = read_onnx(path)
     layers = {x.name: x for x in graph.layers if x.has_tensors and (x.output is not None or x.input is not None)}
     known, contents = _known(model, layers)
@@ -156,7 +155,7 @@ _Known = dict[tuple[Any, tuple[int, ...]], Axes]
 
 
 def _known(model: nn.Module, layers: Mapping[str, Layer]) -> tuple[_Known, _Known]:
-    """Axes by name and shape, and by content and shape: as tensors are, and transposed, which renames them."""
+    """Axes by name and shape, and by content and shape, of tensors and their transposes, which the exporter renames."""
     names: _Known = {}
     contents: _Known = {}
     for layer in layers.values():
@@ -175,7 +174,7 @@ def _known(model: nn.Module, layers: Mapping[str, Layer]) -> tuple[_Known, _Know
 
 
 def _folded(dims: tuple[int, ...], layer: Layer | None) -> Axes:
-    """Axes of a tensor that the exporter made of a layer's, such as a bias from a folded BatchNorm."""
+    """Axes of a tensor that the exporter derived from a layer's, such as a bias from a folded BatchNorm."""
     axes: Axes = [None] * len(dims)
     if layer is not None and layer.output is not None and len(layer.output) in dims and len(dims) == 1:
         axes[dims.index(len(layer.output))] = layer.output
@@ -192,17 +191,18 @@ def _stored(tensor: Any, axes: Axes, per_group: int) -> StoredTensor:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far ONNX Runtime is from torch, relative to the largest output."""
+    """Largest difference between ONNX Runtime and torch, relative to the largest output."""
 
     samples: int
     largest_difference: float
 
 
 PARITY_LIMIT = 1e-3
+"""Largest accepted relative difference."""
 
 
 def check_parity(model: nn.Module, inputs: Nested, runner: Any) -> Parity:
-    """Compare ``runner.outputs(feeds) -> arrays`` with torch, all at once and one by one. Raises ExportError."""
+    """Compare ``runner.outputs(feeds) -> arrays`` with torch, on a batch and on one sample. Raises ExportError."""
     model, worst = model.cpu(), 0.0
     first = nested.mapped(lambda leaf: leaf[:1], inputs)
     with torch.inference_mode():
@@ -212,17 +212,18 @@ def check_parity(model: nn.Module, inputs: Nested, runner: Any) -> Parity:
         for found, wanted, whole in zip(runner.outputs(nested.feeds(given)), all_wanted, expected, strict=True):
             if found.shape != wanted.shape:
                 shapes = f"{list(found.shape)}, torch {list(wanted.shape)}"
-                raise ExportError(f"on ONNX Runtime the network gives outputs of shape {shapes}.")
+                raise ExportError(f"on ONNX Runtime the network's outputs have shape {shapes}.")
             worst = max(worst, _difference(found, wanted.numpy(), whole.numpy()))
     if not worst <= PARITY_LIMIT:
         raise ExportError(
-            f"on ONNX Runtime the network gives other outputs, by {worst:.2g} of the largest (at most {PARITY_LIMIT})."
+            f"on ONNX Runtime the network's outputs differ from torch's by {worst:.2g} of the largest output (at most "
+            f"{PARITY_LIMIT} is accepted)."
         )
     return Parity(nested.length(inputs), worst)
 
 
 def check_program(program: nn.Module, model: nn.Module, inputs: Nested) -> None:
-    """Compare a program with the network it was made of, all at once and one by one. Raises ExportError."""
+    """Compare a program with its network, on a batch and on one sample. Raises ExportError."""
     for given in (inputs, nested.mapped(lambda leaf: leaf[:1], inputs)):
         with torch.inference_mode():
             pairs = zip(*(tensors_of(nested.call(m, given)) for m in (program, model)), strict=True)
@@ -232,12 +233,12 @@ def check_program(program: nn.Module, model: nn.Module, inputs: Nested) -> None:
 
 
 def tensors_of(outputs: Any) -> list[Tensor]:
-    """The tensors that a network gives, in order."""
+    """The tensors in a network's outputs, in order."""
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def _difference(found: NDArray[Any], wanted: NDArray[Any], whole: NDArray[Any]) -> float:
-    """The largest difference, relative to the largest value of ``whole``."""
+    """Largest absolute difference, relative to the largest absolute value of ``whole``."""
     if not wanted.size:
         return 0.0
     scale = float(np.abs(whole.astype(np.float64)).max()) or 1.0
@@ -245,7 +246,7 @@ def _difference(found: NDArray[Any], wanted: NDArray[Any], whole: NDArray[Any]) 
 
 
 def count_onnx_macs(path: Path, example: Nested) -> int:
-    """MACs of one inference, counted in the ONNX file itself: convolutions and matrix products."""
+    """MACs of one inference of an ONNX file: its convolutions and matrix products. Raises ExportError."""
     proto, sizes = read_onnx(path), {name: array.shape for name, array in nested.feeds(example).items()}
     for value in proto.graph.input:
         for dim, size in zip(value.type.tensor_type.shape.dim, sizes[value.name], strict=True):

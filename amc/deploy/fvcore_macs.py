@@ -1,7 +1,8 @@
 """MACs counted by fvcore (https://github.com/facebookresearch/fvcore), independently of `amc.graph.macs`.
 
-fvcore counts on a TorchScript trace: convolutions, linear layers, matrix products and einsum, one fused multiply-add as
-one. It has no rule for some operators that multiply (fused attention, recurrent layers, distances); those are listed.
+fvcore counts convolutions, linear layers, matrix products and einsum in a TorchScript trace; a fused multiply-add
+counts as one. It has no rule for some operators that multiply (fused attention, recurrent layers, distances). These are
+reported.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from amc.task import nested
 from amc.task.nested import Nested
 
 _COUNTED = frozenset(("conv", "linear", "addmm", "mm", "matmul", "bmm", "einsum"))
-"""What fvcore's rules call the operators that are MACs here; normalisation and interpolation are not."""
+"""fvcore's names of operators whose count is MACs; unlike those of normalisation and interpolation."""
 _COMMON = frozenset(("convolution", "addmm", "mm", "bmm"))
-"""Operators of ATen that both count."""
+"""ATen operators that both amc and fvcore count."""
 _RECURRENT = frozenset(("lstm", "gru", "rnn_tanh", "rnn_relu"))
-"""In ATen these may be matrix products."""
+"""Operators that ATen may decompose into matrix products."""
 _MULTIPLYING = frozenset(
     [
         "baddbmm",
@@ -66,17 +67,17 @@ _SOFTER = ("linalg_vector_norm", "linalg_norm", "linalg_cross", "fft_fftshift", 
 
 @dataclass(frozen=True)
 class FvcoreCount:
-    """What fvcore makes of one inference at batch 1."""
+    """fvcore's count for one inference at batch 1."""
 
     macs: int | None
-    """None where it cannot trace the network."""
+    """None if fvcore cannot trace the network."""
     uncounted: tuple[str, ...] = ()
-    """Operators that multiply and that fvcore has no rule for: ``macs`` lacks them."""
+    """Operators that multiply but have no rule in fvcore; ``macs`` does not include them."""
     failure: str | None = None
-    """Why it cannot trace the network."""
+    """The reason why fvcore cannot trace the network."""
 
     def disagreement(self, by_operator: Mapping[str, int]) -> str | None:
-        """Why fvcore counts something else than amc, which counts so many MACs by operator; None where they agree.
+        """Explain the difference to amc's count, given as MACs by operator; None if both are equal.
 
         >>> FvcoreCount(100).disagreement({"convolution": 100})
         >>> FvcoreCount(100, ("cdist",)).disagreement({"convolution": 100, "_cdist_forward": 50})
@@ -107,7 +108,7 @@ def count_with_fvcore(model: nn.Module, example: Nested) -> FvcoreCount:
             analysis.set_op_handle("aten::matmul", _matmul)
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
             found, unknown = analysis.by_operator(), analysis.unsupported_ops()
-    except Exception as error:  # noqa: BLE001  (whatever TorchScript or a rule of fvcore makes of a network)
+    except Exception as error:  # noqa: BLE001  (TorchScript and fvcore's rules raise many types)
         return FvcoreCount(None, failure=first_line(error))
     names = {name.rpartition("::")[2].rstrip("_") for name in unknown}
     return FvcoreCount(
@@ -116,7 +117,7 @@ def count_with_fvcore(model: nn.Module, example: Nested) -> FvcoreCount:
 
 
 def _convolution(inputs: list[Any], outputs: list[Any]) -> dict[str, int]:
-    """Of a convolution whose padding is a word, as in ``padding="same"``."""
+    """Rule for a convolution whose padding is a string, such as ``padding="same"``."""
     from fvcore.nn.jit_handles import conv_flop_count, get_shape
 
     x, weight, y = (get_shape(value) for value in (*inputs[:2], outputs[0]))
@@ -124,7 +125,7 @@ def _convolution(inputs: list[Any], outputs: list[Any]) -> dict[str, int]:
 
 
 def _matmul(inputs: list[Any], outputs: list[Any]) -> dict[str, int]:
-    """fvcore's own rule fails for vectors and for batches that are broadcast."""
+    """Rule for matrix products, since fvcore's own fails for vectors and broadcast batches."""
     from fvcore.nn.jit_handles import get_shape
 
     return {"matmul": prod(get_shape(outputs[0])) * get_shape(inputs[0])[-1]}
@@ -135,7 +136,7 @@ def _multiplies(name: str) -> bool:
 
 
 class _Flat(nn.Module):
-    """The network with a tuple of tensors for its input and its output."""
+    """Wraps a network so that inputs and outputs are tuples of tensors."""
 
     def __init__(self, model: nn.Module, example: Nested) -> None:
         super().__init__()

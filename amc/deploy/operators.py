@@ -1,10 +1,10 @@
-"""What a program may be made of: the operators, types and values that a forward pass needs, and no others.
+"""The allowlist for programs: the operators, types and values that a forward pass needs, and no others.
 
-A program comes out of a file that may be anybody's. Operators of ATen are called with whatever the file says, and
-not all of them check it: backward operators, ``segment_reduce``, ``set_`` and ``resize_`` read and write where they
-are told to. So there is a list of those that are called: operators whose kernels check shapes and indices themselves.
+A program comes from a file that may be untrusted. ATen operators are called with arguments from the file, and not all
+of them check their arguments: backward operators, ``segment_reduce``, ``set_`` and ``resize_`` read and write arbitrary
+memory. So only listed operators are called, those whose kernels check shapes and indices.
 
-Arithmetic on sizes is done by `Scalar`: on numbers only, and on none that grow without a limit.
+`Scalar` does arithmetic on sizes: on numbers only, and with limits on the results.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _POINTWISE_WORDS = """
     float_power swapaxes tril triu cumsum cumprod
 """
 POINTWISE = frozenset(_POINTWISE_WORDS.split())
-"""Operators that exist in place too, as ``relu_``."""
+"""Operators with an in-place variant, such as ``relu_``."""
 
 _OTHERS_WORDS = """
     absolute adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
@@ -71,13 +71,13 @@ _OTHERS_WORDS = """
 OTHERS = frozenset(_OTHERS_WORDS.split())
 
 _OVERLOADS = frozenset(("view.dtype", "to.other"))
-"""Overloads of allowed operators that are not: bits read as another type."""
+"""Forbidden overloads of allowed operators: they reinterpret memory as another type."""
 
 WORDS = frozenset(
     ("mode", "approximate", "rounding_mode", "indexing", "padding", "reduction", "reduce", "equation", "pad_mode",
      "norm")
 )  # fmt: skip
-"""Arguments of operators that may be strings: none of them names a file."""
+"""Names of arguments that may be strings; none of them is the name of a file."""
 
 DTYPES = {
     name: getattr(torch, name)
@@ -91,16 +91,16 @@ MEMORY_FORMATS = {
 
 LARGEST_INT = 2**63 - 1
 LARGEST_SIZE = 2**31 - 1
-"""Of a whole number that an operator is given, unless it says where a slice ends."""
+"""Largest integer argument, except for the ends of slices."""
 LARGEST_WINDOW = 2**16
-"""Of kernels, strides, paddings and dilations."""
+"""Largest size of kernels, strides, paddings and dilations."""
 LARGEST_MADE = 2**28
-"""Elements of a tensor that an operator makes out of numbers."""
+"""Most elements of a tensor that an operator creates from sizes."""
 LONGEST = 2**16
-"""Of a list among an operator's arguments, texts too."""
+"""Most elements of a list argument, and characters of a string."""
 
 _TAGGED = ("ScalarType", "Layout", "MemoryFormat", "Device", "Generator", "Storage", "QScheme", "Stream")
-"""Types of arguments that a program writes with their names, as ``{"dtype": "float32"}``: torch takes any number."""
+"""Types of arguments that a program writes by name, such as ``{"dtype": "float32"}``: torch accepts any number."""
 
 _WINDOWS = frozenset(
     ("kernel_size", "stride", "padding", "dilation", "output_padding", "pad", "groups", "num_layers", "repeats", "dims")
@@ -114,12 +114,16 @@ _MAKERS = frozenset(
 
 @dataclass(frozen=True)
 class Scalar:
-    """Arithmetic on numbers, as sizes need it. What is no number, and what gives more than 64 bits, is refused."""
+    """An arithmetic function for sizes. It refuses arguments that are not numbers, and results over 64 bits.
+
+    >>> Scalar("add", operator.add)(2, 3)
+    5
+    """
 
     name: str
     function: Callable[..., Any]
 
-    def __post_init__(self) -> None:  # fx writes Python that calls it by these
+    def __post_init__(self) -> None:  # fx generates Python code that uses these names
         for attribute in ("__name__", "__qualname__"):
             object.__setattr__(self, attribute, f"scalar_{self.name}")
 
@@ -127,7 +131,7 @@ class Scalar:
         if any(isinstance(value, fx.Proxy) for value in values):
             return _again(self, values)
         if not all(isinstance(value, int | float | SymInt | SymFloat | SymBool) for value in values):
-            raise TypeError(f"{self.name} is for numbers")
+            raise TypeError(f"{self.name} takes numbers only")
         if self.name == "pow" and all(type(value) is int for value in values):
             base, exponent = values
             if abs(exponent) * max(1, base.bit_length()) > 128:
@@ -147,12 +151,12 @@ def item_of(values: Any, index: Any) -> Any:
     if isinstance(values, fx.Proxy):
         return _again(item_of, (values, index))
     if not isinstance(values, tuple | list) or type(index) is not int:
-        raise TypeError("an item is taken of several results, by a whole number")
+        raise TypeError("getitem takes a list of results and an integer")
     return values[index]
 
 
 def _again(function: Callable[..., Any], values: tuple[Any, ...]) -> fx.Proxy:
-    """The step in another program: one that fx makes when it traces this one, as unpickling does."""
+    """The same step as a node of another graph, when fx traces a program (as unpickling does)."""
     tracer = next(value.tracer for value in values if isinstance(value, fx.Proxy))
     return tracer.create_proxy("call_function", function, values, {})
 
@@ -161,7 +165,7 @@ def lstm(
     given: Any, states: list[Any], weights: list[Tensor], has_biases: bool, layers: int, dropout: float,
     train: bool, bidirectional: bool, batch_first: bool,
 ) -> Any:  # fmt: skip
-    """``aten.lstm.input``, whose kernel takes the shapes of states and weights as given: they are checked here."""
+    """``aten.lstm.input`` with a check of the shapes of states and weights, which its kernel does not do."""
     if isinstance(given, fx.Proxy):
         rest = (has_biases, layers, dropout, train, bidirectional, batch_first)
         return _again(lstm, (given, states, weights, *rest))
@@ -178,9 +182,9 @@ def lstm(
         own += [(4 * hidden,)] * 2 if has_biases else []
         wanted += (own if output == hidden else [*own, (output, hidden)]) * directions
     if [tuple(state.shape) for state in states] != [(layers * directions, batch, n) for n in (output, hidden)]:
-        raise ValueError("the states of an LSTM have another shape than its layers")
+        raise ValueError("the states of an LSTM do not have the shape of its layers")
     if not wanted or [tuple(weight.shape) for weight in weights] != wanted:
-        raise ValueError("the weights of an LSTM have another shape than its layers")
+        raise ValueError("the weights of an LSTM do not have the shape of its layers")
     rest = (has_biases, layers, dropout, train, bidirectional, batch_first)
     return torch.ops.aten.lstm.input(given, states, weights, *rest)
 
@@ -216,15 +220,15 @@ NAMES: dict[Any, str] = {
     **{function: name for name, function in FUNCTIONS.items()},
     operator.getitem: "getitem",
 }
-"""The word for a function in a program, whether it was exported from a network or from a program that was loaded."""
+"""Function → its name in a program, for networks and for programs that were loaded and are exported again."""
 
 
 GUARDED: dict[Any, Callable[..., Any]] = {torch.ops.aten.lstm.input: lstm}
-"""Operators that are called by a function of ours, which checks what their kernels do not."""
+"""Operators that are called through a function with additional checks."""
 
 
 def __getattr__(name: str) -> Any:
-    """The arithmetic by the names that fx imports it by."""
+    """Provide the `Scalar` functions under the names in fx's generated code."""
     found = FUNCTIONS.get(name.removeprefix("scalar_")) if name.startswith("scalar_") else None
     if found is None:
         raise AttributeError(name)
@@ -232,7 +236,7 @@ def __getattr__(name: str) -> Any:
 
 
 def allowed_operator(word: Any) -> Callable[..., Any]:
-    """The operator that a program calls ``word``. Raises BundleError for one that is not on the list.
+    """The operator with this name in a program. Raises BundleError if it is not on the allowlist.
 
     >>> allowed_operator("aten.relu.default").name()
     'aten::relu'
@@ -261,18 +265,18 @@ def _allowed(name: str, overload: str) -> bool:
 
 
 def called(word: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[..., Any]:
-    """What a step of a program calls, its plain arguments looked at. Raises BundleError."""
+    """The function that a step of a program calls, after a check of its constant arguments. Raises BundleError."""
     found = allowed_operator(word)
     if isinstance(found, torch._ops.OpOverload):
         _check_arguments(found, args, kwargs)
         return GUARDED.get(found, found)
     if kwargs or any(isinstance(value, list | str) for value in args):
-        raise BundleError("the program is damaged: arithmetic is for numbers.")
+        raise BundleError("the program is damaged: arithmetic takes numbers only.")
     return found
 
 
 def _check_arguments(function: torch._ops.OpOverload[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Numbers, lists and texts that no network has among an operator's arguments are refused."""
+    """Refuse numbers, lists and strings that no network has as arguments of an operator. Raises BundleError."""
     schema = function._schema
     name = schema.name.partition("::")[2]
     if len(args) > len(schema.arguments):
@@ -322,8 +326,10 @@ def _whole(value: Any) -> Iterator[int]:
 
 
 def check_tensor(name: str, tensor: Tensor) -> Tensor:
-    """The tensor, if it is an ordinary one in memory of a type that programs have. Raises BundleError."""
+    """Return the tensor if it is a dense CPU tensor of a known dtype. Raises BundleError."""
     plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
     if not plain or tensor.is_nested or tensor.dtype not in DTYPES.values():
-        raise BundleError(f"the program's tensor {name!r} is {tensor.dtype}, {tensor.layout}: it needs ordinary ones.")
+        raise BundleError(
+            f"the program's tensor {name!r} is {tensor.dtype}, {tensor.layout}: it must be dense, of a common type."
+        )
     return tensor

@@ -1,15 +1,15 @@
-"""A network as a program: the ATen operators that torch.export sees, in JSON, with the tensors beside it.
+"""Programs: a network as a JSON list of the ATen operators that torch.export finds, with its tensors in another file.
 
-It needs no source class. torch.export's own archive is not used: loading one unpickles what the archive asks it to,
-evaluates strings in it and loads libraries. Here a file names operators of ATen and arithmetic on sizes, and nothing it
-says is run: operators are looked up, names must be plain words.
+A program does not need the source class. torch.export has its own archive format, but loading an archive unpickles
+content, evaluates strings and loads libraries. A program only names ATen operators and arithmetic on sizes. None of its
+content is executed as code: operators are looked up in an allowlist, and names must be plain identifiers.
 
 =========  ==========================================================================================
 inputs     names of the arguments, and whether the network takes one, a tuple or a dict of them
-tensors    variable → name in the state dict; ``buffers`` lists those that are no parameters
+tensors    variable → name in the state dict; ``buffers`` lists those that are not parameters
 constants  variable → tensor: dtype, shape and bytes in base 64
-steps      variable = operator(arguments): {"node": variable}, {"dtype": "float32"} …, or plain values
-output     a variable, or lists and dicts of them
+steps      variable = operator(arguments): {"node": variable}, {"dtype": "float32"} …, or JSON values
+output     a variable, or lists and dicts of variables
 =========  ==========================================================================================
 """
 
@@ -55,7 +55,7 @@ _TYPED: dict[str, tuple[type, Mapping[str, Any]]] = {
     "memory_format": (torch.memory_format, MEMORY_FORMATS),
 }
 _TRAINED = {"aten.batch_norm.default": 5, "aten.dropout.default": 2}
-"""Operators that do something else in training, and which argument says so."""
+"""Operators that differ between training and evaluation, and the index of the argument for it."""
 
 
 FIXED_BATCH = "it fixes its batch size: x.shape[0] keeps it open, len(x) and int(...) do not"
@@ -63,13 +63,14 @@ DECIDES = (
     "its forward decides by values of its input (an if on a tensor, .item(), int(...) or float(...)), which a file of "
     "operators cannot: torch.where on tensors can"
 )
-"""Why a network cannot be exported."""
+"""A common reason why a network cannot be exported."""
 
 
 def arguments(model: nn.Module, example: Nested) -> tuple[tuple[Tensor, ...], dict[str, Tensor], Any]:
-    """Positional and keyword arguments for torch's exporters, of two samples, and which axes are dynamic: the first.
+    """Arguments for torch's exporters: positional and keyword arguments with two samples, and dynamic shapes.
 
-    torch wants what ``*args`` and ``**kwargs`` of ``forward`` take in a tuple and a dict of its own.
+    The first axis is dynamic. torch expects the shapes for ``*args`` and ``**kwargs`` of ``forward`` in a nested tuple
+    and a nested dict.
     """
     twice = nested.mapped(lambda leaf: leaf.cpu().repeat(2, *[1] * (leaf.ndim - 1)), example)
     batch = {0: torch.export.Dim("batch")}
@@ -80,24 +81,24 @@ def arguments(model: nn.Module, example: Nested) -> tuple[tuple[Tensor, ...], di
         more = next((p.name for p in parameters if p.kind == p.VAR_KEYWORD), None)
         return (), twice, {**named, more: rest} if rest and more else {**named, **rest}
     args = (twice,) if isinstance(twice, Tensor) else twice
-    alone = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    positional = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
     is_open = any(p.kind == p.VAR_POSITIONAL for p in parameters)
     shapes: tuple[Any, ...] = (batch,) * len(args)
-    return args, {}, (*shapes[:alone], shapes[alone:]) if is_open and shapes[alone:] else shapes
+    return args, {}, (*shapes[:positional], shapes[positional:]) if is_open and shapes[positional:] else shapes
 
 
 def why(error: BaseException) -> str:
-    """What one of torch's exporters says, in one line.
+    """Explain an error of torch's exporters in one line.
 
     >>> why(RuntimeError("Constraints violated (batch)! For more information, …"))
     'it fixes its batch size: x.shape[0] keeps it open, len(x) and int(...) do not'
     """
-    told = str(error)
-    if "data-dependent" in told or "GuardOnDataDependent" in type(error).__name__:
+    message = str(error)
+    if "data-dependent" in message or "GuardOnDataDependent" in type(error).__name__:
         return DECIDES
-    if "Constraints violated" in told or "specialized" in told:
+    if "Constraints violated" in message or "specialized" in message:
         return FIXED_BATCH
-    unknown = re.search(r"translating node %\w+ .*?target=torch\.ops\.(?:aten\.)?([\w.]+?)(?:\.\w+)?\]", told)
+    unknown = re.search(r"translating node %\w+ .*?target=torch\.ops\.(?:aten\.)?([\w.]+?)(?:\.\w+)?\]", message)
     if unknown is not None:
         return f"ONNX has no operator for {unknown.group(1)}, or torch does not know how to write it"
     return first_line(error).removesuffix(" See the stack trace for more information.")
@@ -107,7 +108,7 @@ def why(error: BaseException) -> str:
 
 
 def write_program(model: nn.Module, example: Nested) -> dict[str, Any]:
-    """The program of ``model`` (evaluation mode) with a dynamic batch, as plain values. Raises ExportError."""
+    """The program of ``model`` (evaluation mode) with a dynamic batch, as JSON values. Raises ExportError."""
     own = copied(model).cpu().eval()
     args, kwargs, shapes = arguments(own, example)
     try:
@@ -122,7 +123,7 @@ def write_program(model: nn.Module, example: Nested) -> dict[str, Any]:
 
 
 class _Unwritable(Exception):
-    """What a program has no word for."""
+    """Part of a network that a program cannot express."""
 
 
 def _written(exported: torch.export.ExportedProgram, example: Nested) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def _written(exported: torch.export.ExportedProgram, example: Nested) -> dict[st
             raise _Unwritable(f"it has an input of the kind {spec.kind.name}")
     for output in exported.graph_signature.output_specs:
         if output.kind != OutputKind.USER_OUTPUT:
-            raise _Unwritable(f"it changes its own tensor {output.target} when it is run")
+            raise _Unwritable(f"its forward modifies its tensor {output.target}")
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -169,11 +170,11 @@ def _step(node: fx.Node) -> list[Any]:
     target: Any = node.target
     word = str(target) if isinstance(target, torch._ops.OpOverload) else NAMES.get(target)
     if word is None:
-        raise _Unwritable(f"{getattr(target, '__name__', target)} is no operator of ATen")
+        raise _Unwritable(f"{getattr(target, '__name__', target)} is not an ATen operator")
     try:
         allowed_operator(word)
     except BundleError as error:
-        raise _Unwritable(f"{word} is not among the operators that are loaded again") from error
+        raise _Unwritable(f"{word} is not among the operators that a program may have") from error
     return [node.name, word, [_plain(a) for a in node.args], {k: _plain(a) for k, a in node.kwargs.items()}]
 
 
@@ -196,7 +197,7 @@ def _plain(value: Any) -> Any:
 
 
 def _output(exported: torch.export.ExportedProgram) -> Any:
-    """The output's structure with variables for its tensors."""
+    """The structure of the output, with variables in place of tensors."""
     nodes = next(n for n in exported.graph.nodes if n.op == "output").args[0]
     assert isinstance(nodes, tuple | list)
     spec = exported.call_spec.out_spec
@@ -209,7 +210,7 @@ def _structure(value: Any) -> Any:
         if set(value) == {"node"}:
             return dict(value)
         if not all(isinstance(key, str) for key in value):
-            raise _Unwritable("it returns a dict whose keys are no words")
+            raise _Unwritable("it returns a dict whose keys are not strings")
         return {"dict": {key: _structure(v) for key, v in value.items()}}
     if isinstance(value, list | tuple):
         return {"list" if isinstance(value, list) else "tuple": [_structure(v) for v in value]}
@@ -232,12 +233,13 @@ def _constant(tensor: Tensor) -> dict[str, Any]:
 
 
 class Program(fx.GraphModule):
-    """A network that was loaded as a program. In training mode its BatchNorms and dropouts train, as they did."""
+    """A network that was loaded as a program. Its BatchNorms and dropouts follow the training mode."""
 
     def train(self, mode: bool = True) -> Program:
         for node in self.graph.nodes:
             place = _TRAINED.get(str(node.target))
-            if place is not None and not (place == 5 and node.args[3] is None):  # without statistics it always does
+            # a BatchNorm without running statistics is always in training mode
+            if place is not None and not (place == 5 and node.args[3] is None):
                 node.update_arg(place, mode)
         self.recompile()
         super().train(mode)
@@ -245,15 +247,14 @@ class Program(fx.GraphModule):
 
 
 def read_program(program: Any, state: Mapping[str, Tensor], inputs: Signature | None = None) -> Program:
-    """The network of a program, with its tensors. Raises BundleError for anything that is not one.
+    """Build the network of a program with its tensors. Raises BundleError for anything that is not a valid program.
 
-    It is tried on fake tensors of the shapes that it records; ``inputs`` tells them for an older program, which
-    records none.
+    It is tried on fake tensors of the shapes that it records. Older programs record none; then ``inputs`` gives them.
     """
     if not isinstance(program, dict) or program.get("format") != FORMAT:
-        raise BundleError('the program is not one: there is no "format": "amc-program" in it.')
+        raise BundleError('program.json is not a program: it has no "format": "amc-program".')
     if program.get("version") != VERSION:
-        raise BundleError(f"the program has version {program.get('version')!r}, and this amc reads version {VERSION}.")
+        raise BundleError(f"the program has version {program.get('version')!r}, but this amc reads version {VERSION}.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -265,7 +266,7 @@ def read_program(program: Any, state: Mapping[str, Tensor], inputs: Signature | 
             return found
     except BundleError:
         raise
-    except Exception as error:  # whatever a damaged file makes of it
+    except Exception as error:  # a damaged file may cause any exception
         raise BundleError(f"the program is damaged ({type(error).__name__}: {first_line(error)}).") from error
 
 
@@ -292,14 +293,14 @@ def _read(program: Mapping[str, Any], state: Mapping[str, Tensor]) -> Program:
 
 
 def _word(name: Any) -> str:
-    """A name as code may hold it: fx makes Python out of a graph."""
+    """Check that a name is an identifier, because fx generates Python code from a graph. Raises BundleError."""
     if isinstance(name, str) and name.isascii() and name.isidentifier() and not keyword.iskeyword(name):
         return name
     raise BundleError(f"the program has the name {name!r}, which is not a plain word.")
 
 
 def _attach(root: nn.Module, name: str, tensor: Tensor, buffer: bool) -> None:
-    """Set a parameter or a buffer under its dotted name."""
+    """Register a parameter or a buffer under its dotted name."""
     if not re.fullmatch(r"\w+(\.\w+)*", name, re.ASCII):
         raise BundleError(f"the program has the name {name!r}, which is not a plain word.")
     *path, key = name.split(".")
@@ -355,5 +356,5 @@ def _tensor(constant: Mapping[str, Any]) -> Tensor:
     content = bytearray(base64.b64decode(constant["data"], validate=True))
     shape = [int(size) for size in constant["shape"]]
     if min(shape, default=0) < 0 or len(content) != math.prod(shape) * dtype.itemsize:
-        raise BundleError("the program is damaged: a constant is not of its shape.")
+        raise BundleError("the program is damaged: a constant does not have its shape.")
     return torch.frombuffer(content, dtype=dtype).reshape(shape) if content else torch.empty(shape, dtype=dtype)

@@ -1,4 +1,4 @@
-"""result.json: what it holds, in pydantic models that are also its documentation (docs/result.md), and reading it.
+"""result.json: pydantic models of its content, which also generate docs/result.md, and a function that reads it.
 
 python -m amc.deploy.result > docs/result.md
 """
@@ -24,187 +24,191 @@ Number = Annotated[float, Field(ge=-1e300, le=1e300)]
 Count = Annotated[int, Field(ge=0, le=1 << 62)]
 
 
-def holds(description: str, default: Any = ..., **more: Any) -> Any:
-    """A field with what it holds; with a ``default`` it may be missing."""
+def described(description: str, default: Any = ..., **more: Any) -> Any:
+    """A field with its description; with a ``default`` it is optional."""
     return Field(default, description=description, **more)
 
 
 class ResultPart(BaseModel):
-    """A part of result.json. Nothing is taken for a number that is not one; what is not known is passed over."""
+    """A part of result.json. Types are strict: no value is converted to a number. Unknown keys are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
 
 class NetworkName(ResultPart):
-    name: str = holds("the network, as it was named, without folders")
-    fingerprint: str = holds("SHA-256 over the original's tensors, 32 hex digits of it")
+    name: str = described("name of the network as configured, without folders")
+    fingerprint: str = described("first 32 hex digits of the SHA-256 over the original's tensors")
 
 
 class DataUsed(ResultPart):
-    source: str = holds("the data")
-    splits: dict[str, Any] = holds("the splits: sizes, seed, and digests of their indices")
+    source: str = described("name of the data")
+    splits: dict[str, Any] = described("the splits: sizes, seed, and digests of their indices")
 
 
 class BudgetAsked(ResultPart):
-    asked: dict[str, Any] = holds("as the user wrote it")
-    limits: dict[str, Number] = holds("absolute limits, by resource")
+    asked: dict[str, Any] = described("the budget as the user wrote it")
+    limits: dict[str, Number] = described("absolute limits, by resource")
 
 
 class Measured(ResultPart):
-    search: Number = holds("metric on the search split")
-    test: Number | None = holds("metric on the test split", None)
-    macs: Number = holds("multiply-accumulates of one inference")
-    params: Number = holds("parameters")
-    size: Number = holds("bytes of the ONNX file")
-    memory: Number = holds("bytes of activations alive at once, at most")
-    branches: Number | None = holds("residual branches, where they may be removed", None)
-    latency_ms: Number | None = holds("time of one inference, 10th percentile, in milliseconds", None)
+    search: Number = described("metric on the search split")
+    test: Number | None = described("metric on the test split", None)
+    macs: Number = described("multiply-accumulates of one inference")
+    params: Number = described("parameters")
+    size: Number = described("bytes of the ONNX file")
+    memory: Number = described("peak bytes of activations")
+    branches: Number | None = described("removable residual branches that are kept, if the network has any", None)
+    latency_ms: Number | None = described("time of one inference, 10th percentile, in milliseconds", None)
 
 
 class BeforeTraining(ResultPart):
-    search: Number | None = holds("metric of the pruned network on the search split, before fine-tuning", None)
+    search: Number | None = described("metric of the pruned network on the search split, before fine-tuning", None)
 
 
 class Milliseconds(ResultPart):
-    original: Number = holds("of the original")
-    final: Number = holds("of the delivered network")
+    original: Number = described("time of the original")
+    final: Number = described("time of the delivered network")
 
 
 class Interval(ResultPart):
-    value: Number = holds("the ratio")
-    low: Number = holds("lower end of its 95 % interval")
-    high: Number = holds("upper end of it")
+    value: Number = described("the ratio")
+    low: Number = described("lower end of its 95 % interval")
+    high: Number = described("upper end of its 95 % interval")
 
 
 class LatencyFound(ResultPart):
-    threads: Count = holds("threads of ONNX Runtime")
-    rounds: Count = holds("rounds of measuring, all networks in each")
-    min_ms: Milliseconds = holds("minimum, in milliseconds")
-    p10_ms: Milliseconds = holds("10th percentile, in milliseconds")
-    median_ms: Milliseconds = holds("median, in milliseconds")
-    ratio: Interval = holds("the delivered network's time, as a share of the original's")
-    prediction: dict[str, Any] | None = holds(
-        "where latency was limited: the model and its cross-validated error, the chosen policy's `predicted_ms` and "
-        "`corrected_ms`, how far predictions were off for the `measured_policies` (undisturbed ones only), and every "
+    threads: Count = described("threads of ONNX Runtime")
+    rounds: Count = described("rounds of measurement; each round times all networks")
+    min_ms: Milliseconds = described("minimum, in milliseconds")
+    p10_ms: Milliseconds = described("10th percentile, in milliseconds")
+    median_ms: Milliseconds = described("median, in milliseconds")
+    ratio: Interval = described("the delivered network's time, as a share of the original's")
+    prediction: dict[str, Any] | None = described(
+        "only with a latency limit: the model and its cross-validated error, the chosen policy's `predicted_ms` and "
+        "`corrected_ms`, the mean error of predictions for the `measured_policies` (undisturbed ones only), and every "
         "correction with its reason",
         None,
     )
 
 
 class SettingTried(ResultPart):
-    setting: str = holds("the setting of quantisation")
-    search: Number = holds("metric on the search split")
-    ratio: Number = holds("time, as a share of model.onnx")
-    in_float: Count = holds("layers left in float")
+    setting: str = described("the setting of quantisation")
+    search: Number = described("metric on the search split")
+    ratio: Number = described("time, as a share of model.onnx")
+    in_float: Count = described("number of layers that ONNX Runtime computes in float")
 
 
 class EightBits(ResultPart):
-    setting: str = holds("the setting that was chosen")
-    search: Number = holds("metric on the search split")
-    test: Number = holds("metric on the test split")
-    size: Number = holds("bytes of model.int8.onnx")
-    latency_ms: Number = holds("time of one inference, 10th percentile, in milliseconds")
-    original_ms: Number | None = holds("the original's time, measured beside it", None)
-    final_ms: Number | None = holds("model.onnx's time, measured beside it", None)
-    ratio: Interval = holds("its time, as a share of the original's")
-    ratio_to_final: Interval = holds("its time, as a share of model.onnx's")
-    in_float: list[str] = holds("layers that ONNX Runtime computes in float")
-    layers: Count = holds("convolutions and matrix products, all of them")
-    tried: list[SettingTried] = holds("all settings that were tried")
+    setting: str = described("the chosen setting")
+    search: Number = described("metric on the search split")
+    test: Number = described("metric on the test split")
+    size: Number = described("bytes of model.int8.onnx")
+    latency_ms: Number = described("time of one inference, 10th percentile, in milliseconds")
+    original_ms: Number | None = described("the original's time, measured beside it", None)
+    final_ms: Number | None = described("model.onnx's time, measured beside it", None)
+    ratio: Interval = described("its time, as a share of the original's")
+    ratio_to_final: Interval = described("its time, as a share of model.onnx's")
+    in_float: list[str] = described("layers that ONNX Runtime computes in float")
+    layers: Count = described("number of all convolutions and matrix products")
+    tried: list[SettingTried] = described("all tried settings")
 
 
 class ProofLine(ResultPart):
-    resource: str = holds("macs, params, size, memory, latency or branches")
-    unit: str = holds("its unit")
-    limit: Number = holds("the limit")
-    exported: Number = holds("what was found of the exported model")
-    met: bool = holds("whether the limit is kept")
-    how: str = holds("how that is known")
+    resource: str = described("macs, params, size, memory, latency or branches")
+    unit: str = described("its unit")
+    limit: Number = described("the limit")
+    exported: Number = described("value of the exported model")
+    met: bool = described("whether the limit is kept")
+    how: str = described("how the value was determined")
 
 
 class MacCounts(ResultPart):
-    amc: Number = holds("counted by amc")
-    fvcore: Number | None = holds("counted by fvcore; null where it cannot trace the network", None)
-    uncounted: list[str] = holds("operators that amc has no rule for; then no limit on MACs is proved")
-    fvcore_uncounted: list[str] = holds("operators that fvcore has no rule for")
-    disagreement: str | None = holds("why the two disagree", None)
+    amc: Number = described("counted by amc")
+    fvcore: Number | None = described("counted by fvcore; null if it cannot trace the network", None)
+    uncounted: list[str] = described(
+        "operators without a rule in amc; if there are any, a limit on MACs cannot be proved"
+    )
+    fvcore_uncounted: list[str] = described("operators without a rule in fvcore")
+    disagreement: str | None = described("why the two counts differ", None)
 
 
 class ParityFound(ResultPart):
-    samples: Count = holds("samples that were compared")
-    largest_difference: Number = holds("of ONNX Runtime from torch, relative to the largest output")
+    samples: Count = described("number of compared samples")
+    largest_difference: Number = described(
+        "largest difference between ONNX Runtime and torch, as a share of the largest output"
+    )
 
 
 class SiteLine(ResultPart):
-    name: str = holds("the site")
-    width: Number = holds("what is kept of it")
-    of: Number = holds("what the original has")
-    setting: Any = holds("the setting, where the site is no channel group", None)
+    name: str = described("name of the site")
+    width: Number = described("size of the chosen setting: for a channel group, the kept channels")
+    of: Number = described("size of the original's setting")
+    setting: Any = described("the setting, if the site is not a channel group", None)
 
 
 class SearchDone(ResultPart):
-    searcher: str = holds("the searcher")
-    evaluations: Count = holds("policies that were evaluated")
-    criterion: str = holds("the criterion")
-    recalibrate: bool = holds("whether BatchNorm statistics were recomputed in every evaluation", False)
-    reward: str = holds("what was maximised")
+    searcher: str = described("name of the searcher")
+    evaluations: Count = described("number of evaluated policies")
+    criterion: str = described("name of the importance criterion")
+    recalibrate: bool = described("whether BatchNorm statistics were recomputed in every evaluation", False)
+    reward: str = described("name of the reward")
 
 
 class CandidateLine(ResultPart):
-    choice: list[Any] = holds("the setting of every site")
-    before: Number | None = holds("metric on the search split before training", None)
-    after: Number | None = holds("metric after the brief training", None)
-    chosen: bool = holds("whether it is the one that was delivered")
+    choice: list[Any] = described("the setting of every site")
+    before: Number | None = described("metric on the search split before training", None)
+    after: Number | None = described("metric on the search split after brief fine-tuning", None)
+    chosen: bool = described("whether this policy was delivered")
 
 
 class TrainingDone(ResultPart):
-    precision: str = holds("precision that training ran in")
+    precision: str = described("precision of training")
 
 
 class StageLine(ResultPart):
-    name: str = holds("the stage")
-    seconds: Number = holds("seconds spent on it, interruptions added up")
+    name: str = described("name of the stage")
+    seconds: Number = described("seconds spent on it, over all resumptions")
 
 
 class Environment(ResultPart):
-    cpu: str = holds("the processor, with its vector instructions", "")
-    cores: Count = holds("its cores", 0)
-    threads: Count = holds("threads of torch", 0)
-    python: str = holds("version of Python", "")
-    versions: dict[str, Any] = holds("versions of packages")
-    date: str = holds("the day", "")
+    cpu: str = described("the processor, with its vector instructions", "")
+    cores: Count = described("number of its cores", 0)
+    threads: Count = described("threads of torch", 0)
+    python: str = described("version of Python", "")
+    versions: dict[str, Any] = described("versions of packages")
+    date: str = described("date of the run", "")
 
 
 class ResultFile(ResultPart):
     """The whole file. Accuracies are shares in [0, 1]."""
 
-    format: Literal["amc-result"] = holds("what the file is")
-    version: Literal[1] = holds("version of the format")
-    task: str = holds("network and data, for people")
-    model: NetworkName = holds("the network")
-    data: DataUsed = holds("the data")
-    metric: str = holds("name of the metric")
-    budget: BudgetAsked = holds("the budget")
-    original: Measured = holds("the original network")
-    pruned: BeforeTraining = holds("the pruned network before training")
-    final: Measured = holds("the delivered network")
-    latency: LatencyFound | None = holds("what was measured of both networks side by side", None)
-    int8: EightBits | None = holds("model.int8.onnx, where it was asked for and could be made", None)
-    proof: list[ProofLine] = holds("a line for every limit")
-    macs: MacCounts | None = holds("MACs of the delivered network, counted twice", None)
-    parity: ParityFound = holds("model.onnx against the network in torch")
-    sites: list[SiteLine] = holds("a line for every site")
-    search: SearchDone = holds("how the search was set up")
-    candidates: list[CandidateLine] = holds("the policies that were fine-tuned briefly")
-    finetune: TrainingDone | None = holds("training", None)
-    stages: list[StageLine] = holds("a line for every stage")
-    environment: Environment = holds("where and with what it was made")
-    config: dict[str, Any] = holds("the whole configuration, without folders and passwords")
-    notes: list[str] = holds("what the user should know")
+    format: Literal["amc-result"] = described("kind of file")
+    version: Literal[1] = described("version of the format")
+    task: str = described("network and data, as text")
+    model: NetworkName = described("the network")
+    data: DataUsed = described("the data")
+    metric: str = described("name of the metric")
+    budget: BudgetAsked = described("the budget")
+    original: Measured = described("the original network")
+    pruned: BeforeTraining = described("the pruned network before training")
+    final: Measured = described("the delivered network")
+    latency: LatencyFound | None = described("latency of both networks, measured side by side", None)
+    int8: EightBits | None = described("model.int8.onnx, if it was requested and could be made", None)
+    proof: list[ProofLine] = described("one entry per limit")
+    macs: MacCounts | None = described("MACs of the delivered network, counted twice", None)
+    parity: ParityFound = described("comparison of model.onnx with the network in torch")
+    sites: list[SiteLine] = described("one entry per site")
+    search: SearchDone = described("the search")
+    candidates: list[CandidateLine] = described("the policies that were briefly fine-tuned")
+    finetune: TrainingDone | None = described("fine-tuning", None)
+    stages: list[StageLine] = described("one entry per stage")
+    environment: Environment = described("machine and versions")
+    config: dict[str, Any] = described("the whole configuration, without folders and passwords")
+    notes: list[str] = described("notes for the user")
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The content of a result.json, checked, with every text on one line and printable. Raises BundleError."""
+    """Read and check a result.json; every string is made printable and one line. Raises BundleError."""
     try:
         result = _clean(json.loads(read_bytes(path, own=True)))
     except OSError as error:
@@ -216,15 +220,15 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         ResultFile.model_validate(result)
     except ValidationError as error:
-        raise BundleError(f"{path} is damaged: {_told(error)}.") from None
+        raise BundleError(f"{path} is damaged: {_first_error(error)}.") from None
     return result
 
 
 _KINDS = {"string": "a text", "dict": "an object", "model": "an object", "list": "a list", "bool": "true or false"}
 
 
-def _told(error: ValidationError) -> str:
-    """The first error: its place, and what should be there."""
+def _first_error(error: ValidationError) -> str:
+    """The path of the first error, and the expected type."""
     first = error.errors(include_url=False)[0]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
     if first["type"] == "missing":
@@ -233,7 +237,7 @@ def _told(error: ValidationError) -> str:
 
 
 def _clean(value: Any) -> Any:
-    """``value`` with what is unprintable in its texts (line ends, controls, lone surrogates) made spaces."""
+    """Replace unprintable characters in all strings (line ends, controls, lone surrogates) by spaces."""
     if isinstance(value, dict):
         return {_clean(key): _clean(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -244,7 +248,7 @@ def _clean(value: Any) -> Any:
 
 
 def rows(model: type[BaseModel] = ResultFile, path: str = "") -> Iterator[tuple[str, str, str]]:
-    """Path, type and meaning of every field.
+    """Path, type and description of every field.
 
     >>> next(row for row in rows() if row[0] == "final.size")
     ('final.size', 'number', 'bytes of the ONNX file')
@@ -258,7 +262,7 @@ def rows(model: type[BaseModel] = ResultFile, path: str = "") -> Iterator[tuple[
 
 
 def _described(field: FieldInfo) -> tuple[type[BaseModel] | None, str]:
-    """The model within a field, and the field's type in words."""
+    """The model inside a field, and the name of the field's type."""
     kind: Any = field.annotation
     missing = ""
     if get_origin(kind) in (Union, UnionType):
@@ -275,8 +279,8 @@ def _described(field: FieldInfo) -> tuple[type[BaseModel] | None, str]:
 
 _HEAD = """# result.json
 
-Accuracies are shares in [0, 1]; MACs and parameters are counts, sizes bytes, times milliseconds or seconds as the name
-says. This page is made from the models by which the file is read: `python -m amc.deploy.result > docs/result.md`.
+Accuracies are shares in [0, 1], sizes are bytes, and times are milliseconds or seconds, as in the name of the key.
+This page is generated from the models that read the file: `python -m amc.deploy.result > docs/result.md`.
 
 | key | type | content |
 |---|---|---|
@@ -284,7 +288,7 @@ says. This page is made from the models by which the file is read: `python -m am
 
 
 def as_markdown() -> str:
-    """docs/result.md."""
+    """The content of docs/result.md."""
     return _HEAD + "".join(f"| `{where}` | {word} | {text} |\n" for where, word, text in rows())
 
 

@@ -1,7 +1,6 @@
-"""A program is tried on tensors without content before it is given real ones.
+"""Try a program on fake tensors, which have no content, before it gets real ones.
 
-Shapes that do not fit, arguments that an operator refuses and tensors of many gigabytes are found in that way without
-a kernel being called.
+This finds shapes that do not match, arguments that an operator refuses, and huge tensors, without calling a kernel.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from amc.errors import AmcError, BundleError, first_line
 from amc.task.nested import Signature
 
 MOST_BYTES = 4 << 30
-"""Of one tensor, for one sample."""
+"""Most bytes of one tensor, for one sample."""
 
 
 def try_program(program: fx.GraphModule, inputs: Signature) -> None:
-    """Run the program on one sample of those shapes, without computing anything. Raises BundleError."""
+    """Run a program on one fake sample of these shapes. Raises BundleError."""
     mode = FakeTensorMode(shape_env=ShapeEnv())
     try:
         with warnings.catch_warnings(), mode, torch.no_grad():
@@ -33,11 +32,11 @@ def try_program(program: fx.GraphModule, inputs: Signature) -> None:
     except AmcError:
         raise
     except Exception as error:
-        raise BundleError(f"the program does not run on its own inputs: {first_line(error)[:200]}") from error
+        raise BundleError(f"the program does not run on inputs of its shapes: {first_line(error)[:200]}") from error
 
 
 class _Trial(fx.Interpreter):
-    """Runs a program on fake tensors, and looks at what every step gives."""
+    """Runs a program on fake tensors, and checks the result of every step."""
 
     def __init__(self, program: fx.GraphModule, mode: FakeTensorMode) -> None:
         super().__init__(program)

@@ -78,7 +78,7 @@ class Profile:
         if value["format"] != "amc-profile":
             raise ValueError
         if value["version"] != VERSION:
-            raise LatencyError(f"it has version {repr(value['version'])[:20]}, and this amc reads version {VERSION}")
+            raise LatencyError(f"it has version {repr(value['version'])[:20]}, but this amc reads version {VERSION}")
         sites, full = tuple(map(str, value["sites"])), tuple(_bounded(w, 1, LONGEST) for w in value["full"])
         found = tuple(_operator_from_json(op, len(sites)) for op in value["operators"])
         samples = tuple(

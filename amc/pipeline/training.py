@@ -67,7 +67,7 @@ def evaluate_bundle(folder: Path, trust: bool = False) -> Rerun:
     """Run the bundle's model.onnx on the test split of its run's data."""
     path = folder / "result.json"
     if not path.is_file():
-        raise BundleError(f"{folder} has no result.json: it is not a bundle, or its run has not ended.")
+        raise BundleError(f"{folder} has no result.json: it is not a bundle, or its run has not finished.")
     verified(folder, "model.onnx", "config.yaml", "result.json")
     config = from_run(folder)
     if not trust and not is_own(folder, config):
