@@ -26,6 +26,11 @@ LARGEST_INPUT = 1 << 30
 """Most bytes of the inputs that a model is measured with."""
 
 
+def providers() -> list[str]:
+    """Where ONNX Runtime can compute. Latency is measured on its CPU provider, whatever else there is."""
+    return list(onnxruntime.get_available_providers())
+
+
 @contextmanager
 def denormals_as_zero() -> Iterator[None]:
     """Treat denormals as zero in this thread, as the runtime's own threads do, for the duration of the block."""
