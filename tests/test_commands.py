@@ -160,7 +160,7 @@ def test_a_search_as_json_quiet_and_verbose(capfd):
 )
 def test_commands_that_tell_something_tell_it_as_json(capfd, words: list[str], key: str):
     assert main(words) == 0
-    assert json.loads(capfd.readouterr().out)[key]
+    assert key in json.loads(capfd.readouterr().out)
 
 
 def test_lists_as_json(capsys):
