@@ -44,17 +44,18 @@ def test_the_limit_holds_on_the_device(tmp_path, monkeypatch, capsys):
     assert proof["exported"] > 0.8 * proof["limit"]
     with Journal(tmp_path / "run" / "journal.jsonl") as journal:
         keys = [record["key"] for record in journal.records("device-latency")]
-    assert len(set(keys)) == len(keys) == (tmp_path / "calls").stat().st_size  # each network once
+    assert len(set(keys)) == len(keys)
+    assert (tmp_path / "calls").stat().st_size == 3 * len(keys)  # runs that agree
     assert str(tmp_path) not in (tmp_path / "run" / "result.json").read_text()
 
     # another run asks the device for the original only: it is what it was, and so is all that it took
     assert search("--cache", "cache", "--out", "again") == 0
-    assert (tmp_path / "calls").stat().st_size == len(keys) + 1
+    assert (tmp_path / "calls").stat().st_size == 3 * len(keys) + 3
 
 
 def test_a_device_that_fails_ends_the_run_and_what_it_gave_is_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    device(most=10)
+    device(most=12)
     assert search() == 2
     error = capsys.readouterr().err
     assert "exit code 1: the device is gone" in error
@@ -68,4 +69,21 @@ def test_a_device_that_fails_ends_the_run_and_what_it_gave_is_kept(tmp_path, mon
     assert main(["search", "--resume", "run"]) == 0
     with Journal(tmp_path / "run" / "journal.jsonl") as journal:
         networks = len(list(journal.records("device-latency")))
-    assert (tmp_path / "calls").stat().st_size == networks + 1  # only the call that failed was made again
+    assert (tmp_path / "calls").stat().st_size == 3 * networks + 1  # only the call that failed was made again
+
+
+NOISY = """#!{python} -S
+import os, random, sys
+print(os.path.getsize(sys.argv[1]) / 1e5 * (1 + {jitter} * random.random()))
+"""
+
+
+def test_a_limit_is_kept_on_a_device_that_is_disturbed(tmp_path, monkeypatch, capsys):
+    """Every measurement is up to 40 % too slow. What is delivered is within the limit, and not far below."""
+    monkeypatch.chdir(tmp_path)
+    path = Path("measure")
+    path.write_text(NOISY.format(python=sys.executable, jitter=0.4))
+    path.chmod(0o755)
+    assert search() in (0, 3)
+    sizes = [(tmp_path / "run" / name).stat().st_size for name in ("model.onnx", "original.onnx")]
+    assert 0.35 < sizes[0] / sizes[1] < 0.55

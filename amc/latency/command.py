@@ -2,7 +2,8 @@
 
 The command is split into words as a shell splits it, but no shell is started. ``{onnx}`` stands for the path of the
 file. The last line of its output must be a time: milliseconds, or a number with its unit (``3.2``, ``3.2 ms``,
-``3200 us``, ``0.0032 s``). Each network is measured once; the run's journal keeps the result.
+``3200 us``, ``0.0032 s``). For each network the command runs three times, and again until its three fastest runs
+agree. The fastest run counts, because whatever disturbs a device makes it slower. The run's journal keeps the result.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ import shlex
 import signal
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from amc.errors import ConfigError, LatencyError
 from amc.latency.model import SUSPICIOUS, LatencyProblem, Widths
 
+RUNS = 3, 9
+"""Least and most runs of the command for one network."""
+AGREEMENT = 0.02
+"""The fastest runs, `RUNS[0]` of them, may differ by this share: then it is unlikely that all were disturbed."""
 COMMAND = "command:"
 """Prefix of the names of such models."""
 PLACE = "{onnx}"
@@ -64,15 +70,36 @@ class CommandModel:
         with tempfile.TemporaryDirectory(prefix="amc-") as folder:
             path = Path(folder, "model.onnx")
             path.write_bytes(model)
-            printed = run([word.replace(PLACE, str(path)) for word in self._words], problem.timeout)
-        ms, has_unit = milliseconds(printed, self._words[0])
+            words = [word.replace(PLACE, str(path)) for word in self._words]
+            times = fastest_agree(lambda: self._run(words, problem))
+        ms, slowest = times[0], times[-1]
+        spread = f" ({len(times)} runs, up to {slowest:.4g} ms)" if slowest > (1 + AGREEMENT) * ms else ""
+        problem.progress(f"{Path(self._words[0]).name}: {ms:.4g} ms{spread}")
+        return ms
+
+    def _run(self, words: list[str], problem: LatencyProblem) -> float:
+        """Milliseconds of one run of the command. Raises LatencyError."""
+        ms, has_unit = milliseconds(run(words, problem.timeout), self._words[0])
         if not has_unit and problem.original_ms and ms < SUSPICIOUS * problem.original_ms:
             raise LatencyError(
                 f"{self._words[0]} printed {ms:g}, but this machine takes {problem.original_ms:.3g} ms for the "
                 f"original: are these seconds? Print the unit too, as in '{ms:g} ms'."
             )
-        problem.progress(f"{Path(self._words[0]).name}: {ms:.4g} ms")
         return ms
+
+
+def fastest_agree(measure: Callable[[], float]) -> list[float]:
+    """Measurements in ascending order: three, and more until the three fastest agree (`RUNS`, `AGREEMENT`).
+
+    >>> times = iter([1.3, 1.0, 1.2, 1.01, 1.0, 5.0])
+    >>> fastest_agree(lambda: next(times))
+    [1.0, 1.0, 1.01, 1.2, 1.3]
+    """
+    least, most = RUNS
+    times = sorted(measure() for _ in range(least))
+    while times[least - 1] > (1 + AGREEMENT) * times[0] and len(times) < most:
+        times = sorted([*times, measure()])
+    return times
 
 
 def run(words: list[str], timeout: float) -> str:

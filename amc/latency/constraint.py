@@ -111,10 +111,18 @@ class LatencyConstraint:
         rng = np.random.default_rng(seed)
         shares = [np.ones(len(space.names)), *rng.uniform(0.3, 1.0, (NEAR_BUDGET - 1, len(space.names)))]
         observed = self._observe(list(dict.fromkeys(space.fit(share) for share in shares)), progress)
-        factor = estimate(observed)
+        factor = self._reachable(space, estimate(observed))
         check_bounds(factor, observed)
         self.corrections.add(factor, "near the budget, before the search")
         return True
+
+    def _reachable(self, space: Space, factor: float) -> float:
+        """A factor by which the smallest network is within the limit, where it is as measured."""
+        predicted = self.prediction.ms(space.smallest)
+        if factor * predicted <= self.limit_ms:
+            return factor
+        (smallest,) = self._observe([space.smallest])
+        return min(factor, (1 - TIGHT) * self.limit_ms / predicted) if self._within(smallest) else factor
 
     def check(self, space: Space, proposals: int, best: Callable[[], Sequence[Choice]]) -> None:
         """Called after every proposal of a round. At some of them the ``best`` policies so far are measured.

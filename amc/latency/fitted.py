@@ -8,8 +8,9 @@ layers write, ``y [N]`` milliseconds::
 The coefficients come from non-negative least squares on relative errors, with a ridge penalty on the layers' own
 ``e_l``: with few networks, all layers cost the same per MAC; with more, they differ. The ridge is chosen by
 cross-validation. Because no coefficient is negative, a wider layer never costs less, as the action bounds of
-`amc.space.budget.Space.allowed` require. The smallest network is always measured, and no prediction is below the least
-measurement.
+`amc.space.budget.Space.allowed` require. Predictions are then scaled linearly, so that those of the original and of the
+smallest network equal their measurements: a relative limit is a share of the one, and the other decides what can be
+reached. No prediction is below the least measurement.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class FittedModel:
     def __init__(self, name: str, measure: Callable[[Sequence[int]], float]) -> None:
         self.name, self._measure = name, measure
         self._weights = np.zeros(0)
+        self._anchors = ((0.0, 0.0), (1.0, 1.0))
+        """Fitted and measured milliseconds of the smallest network and of the original."""
         self.least = 0.0
         """Milliseconds of the fastest measured network: a lower bound on all predictions."""
         self.error = 0.0
@@ -54,6 +57,7 @@ class FittedModel:
         losses = {ridge: _left_out(features, times, ridge) for ridge in RIDGES}
         best = min(losses, key=lambda ridge: losses[ridge])
         self.error, self._weights = losses[best], _fit(features, times, best)
+        self._anchors = _anchors(features[:2] @ self._weights, times[:2])
 
     def predict(self, widths: dict[str, int]) -> float:
         """Milliseconds of one policy."""
@@ -61,8 +65,19 @@ class FittedModel:
 
     def predict_all(self, rows: ArrayLike) -> Floats:
         """Milliseconds ``[B]`` of the widths ``[B, S]``."""
-        found: Floats = np.maximum(self._layers(rows) @ self._weights, self.least)
+        (fitted_least, least), (fitted_whole, whole) = self._anchors
+        share = (self._layers(rows) @ self._weights - fitted_least) / (fitted_whole - fitted_least)
+        found: Floats = np.maximum(least + (whole - least) * share, self.least)
         return found
+
+
+def _anchors(fitted: Floats, measured: Floats) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Fitted and measured times of the smallest network and of the original; both are given with the original first.
+
+    Where the smallest is not faster than the original, neither as fitted nor as measured, only the original counts.
+    """
+    whole, least = (float(fitted[0]), float(measured[0])), (float(fitted[1]), float(measured[1]))
+    return (least if least[0] < whole[0] and least[1] < whole[1] else (0.0, 0.0)), whole
 
 
 def sample_policies(settings: Sequence[Sequence[int]], count: int) -> list[list[int]]:
