@@ -426,7 +426,7 @@ def test_broken_gzip_files(tmp_path: Path, damage: Callable[[bytes], bytes]) -> 
 
 
 def test_labels_that_do_not_match_the_images(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not as many labels as images"):
+    with pytest.raises(DataError, match="numbers of labels and images differ"):
         fashion(tmp_path, **{"train-labels-idx1-ubyte": idx(np.arange(39))})
 
 
@@ -540,13 +540,13 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize(
     ("train", "told"),
     [
-        (Noisy(3), "the calibration split has 0 samples: too few"),
+        (Noisy(3), "the calibration split has 0 samples, but needs at least 2"),
         (Failing(40), "sample [0-9]+ of the train data cannot be read: KeyError"),
         (Stream(), "train is a Stream, but must be a map-style dataset"),
         (DataLoader(Stream()), "train is a DataLoader, but must be a map-style dataset"),
         (5, "train is a int, but must be"),
-        ([(torch.zeros(1), "word")] * 40, "must give"),
-        ([(torch.zeros(i), 1) for i in range(40)], "must give"),
+        ([(torch.zeros(1), "word")] * 40, "must be"),
+        ([(torch.zeros(i), 1) for i in range(40)], "must be"),
     ],
 )
 def test_own_data_that_cannot_be_read(train: Any, told: str) -> None:

@@ -76,7 +76,7 @@ def test_a_pixel_that_is_no_number_is_found_before_the_search(part: str, value: 
 def test_a_class_that_the_network_does_not_have_is_found_before_the_search(part: str, value: int) -> None:
     data: dict[str, Any] = {"train": tensors(100), "test": tensors(50), "search": tensors(50)}
     data[part] = with_class(value, 37)
-    with pytest.raises(DataError, match=f"has the class {value}, but the network gives 4 classes|do not go with"):
+    with pytest.raises(DataError, match=f"has the class {value}, but the network has 4 classes|do not match"):
         checked(**data)
 
 
@@ -110,9 +110,9 @@ def test_a_fault_late_in_the_test_split_names_the_sample_and_loses_nothing(
     [
         (
             lambda x, y: {"image": x, "label": y},
-            r"give a dict \(image, label\) a sample, but must give \(input, target\)",
+            r"is a dict \(image, label\), but must be \(input, target\)",
         ),
-        (lambda x, y: (x, y, y), r"give 3 values a sample, but must give \(input, target\)"),
+        (lambda x, y: (x, y, y), r"is 3 values, but must be \(input, target\)"),
         (lambda x, y: (x, torch.eye(4)[y]), "Pass an amc.Objective"),
         (lambda x, y: (x, torch.stack([y, y])), "Pass an amc.Objective"),
     ],

@@ -329,7 +329,7 @@ class Locked(nn.Module):
 
 
 def test_a_lock_is_named() -> None:
-    with pytest.raises(ModelError, match=r"cannot be copied: 'inner.lock' is a lock, which has no copies"):
+    with pytest.raises(ModelError, match=r"cannot be copied: 'inner.lock' is a lock, which cannot be copied"):
         prepared(Net(lambda m, x: x, inner=Locked()))
 
 

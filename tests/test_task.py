@@ -66,7 +66,7 @@ LINEAR = nn.Linear(64, 10)
             ModelError,
             "returns a list, but must return a tensor",
         ),
-        (lambda: Net(lambda m, x: m.a(x.flatten(1)) / 0, a=LINEAR), ModelError, "gives NaN or infinity"),
+        (lambda: Net(lambda m, x: m.a(x.flatten(1)) / 0, a=LINEAR), ModelError, "returns NaN or infinity"),
         (lambda: build_model("resnet8", False, 1, 9), DataError, r"shape \[64, 9\], but the data have 10 classes"),
         (lambda: Net(lambda m, x: m.a(x.flatten(1)).sum(1), a=LINEAR), DataError, "but the data have 10 classes"),
     ],
@@ -107,10 +107,10 @@ def test_objectives_per_sample() -> None:
 @pytest.mark.parametrize(
     ("targets", "told"),
     [
-        (torch.full((103,), 10), "do not go with net's outputs"),
-        (torch.zeros(103, 2, dtype=torch.long), "do not go with net's outputs"),
+        (torch.full((103,), 10), "do not match net's outputs"),
+        (torch.zeros(103, 2, dtype=torch.long), "do not match net's outputs"),
         (torch.full((103, 10), torch.nan), "losses of shape"),
-        (None, "must give tensors"),
+        (None, "must be tensors"),
         (ValueError("no\nlabels"), "cannot be read: ValueError: no$"),
     ],
 )

@@ -136,11 +136,11 @@ def test_objectives_by_name(tmp_path: Path) -> None:
     ("objective", "outputs", "error", "told"),
     [
         (amc.Objective("x", lambda o, t: F.cross_entropy(o, t), lambda o, t: t), torch.zeros(4, 3), DataError,
-         r"losses of shape \[\], not one finite number a sample \(\[4\]\)"),
+         r"losses have shape \[\], not one finite number per sample \(\[4\]\)"),
         (amc.Objective("x", lambda o, t: o["a"][:, 0], lambda o, t: o["b"]), {"a": torch.zeros(4, 3)}, DataError,
          r"outputs \(dict of \[4, 3\]\): 'b'"),
         (amc.Objective("x", lambda o, t: o, lambda o, t: o, lambda o: o["b"]), {"a": torch.zeros(4, 3)}, ModelError,
-         "gives no logits for x: 'b'"),
+         "has no logits for x: 'b'"),
         (CLASSIFICATION, (torch.zeros(4, 3), torch.full((4,), torch.nan)), ModelError, "NaN or infinity"),
         (CLASSIFICATION, (torch.zeros(4, 3),), ModelError, "returns a tuple, but must return a tensor of logits"),
     ],

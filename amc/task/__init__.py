@@ -1,4 +1,4 @@
-"""A task: what is compressed, on which data, and how it is judged."""
+"""A task: the network to compress, its data, and the objective that scores it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ __all__ = [
 ]
 
 TRIED = 8
-"""Samples of the training step that is tried."""
+"""Number of samples in the trial training step."""
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is compressed. The model is in evaluation mode, on its device, and is never changed."""
+    """A network with data and objective. The model is in evaluation mode, on its device, and is never modified."""
 
     name: str
     model: nn.Module
@@ -45,11 +45,11 @@ class Task:
     objective: Objective
     device: torch.device
     batch: int = 250
-    """Samples that may go through the network at once, outside of training."""
+    """Largest batch outside of training."""
 
     @property
     def example(self) -> Nested:
-        """One sample of the search split, ``[1, ...]``, as the network takes it, on the device."""
+        """One sample of the search split, ``[1, ...]``, on the device."""
         sample = nested.to(self.splits.search.fetch(torch.tensor([0]))[0], self.device)
         return nested.mapped(lambda leaf: leaf.clone(memory_format=torch.contiguous_format), sample)
 
@@ -57,11 +57,11 @@ class Task:
 def make_task(
     name: str, model: nn.Module, splits: Splits, device: torch.device, objective: Objective = CLASSIFICATION
 ) -> Task:
-    """A task whose model has been seen to work on the data: right shapes, finite numbers, labels in range."""
+    """Create a task and check that the model works on the data: right shapes, finite outputs, labels in range."""
     try:
         model = prepared(model.eval() if isinstance(model, nn.Module) else model)
     except NotImplementedError as error:  # an exported program's module
-        raise ModelError(f"{name}: the network has no evaluation mode: pass what it was exported from.") from error
+        raise ModelError(f"{name}: the network has no evaluation mode: pass the module before its export.") from error
     for key, value in model.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ModelError(
@@ -75,7 +75,7 @@ def make_task(
         outputs = tried(name, model, nested.to(inputs, device))
     except AmcError:
         raise
-    except Exception as error:  # whatever a foreign network throws
+    except Exception as error:  # a user's network may raise anything
         reason = first_line(error)
         raise DataError(f"{name} does not take these inputs of shape {nested.shape(inputs)}: {reason}") from error
     objective.check(name, outputs, nested.to(targets, device), splits.classes)
@@ -95,7 +95,7 @@ def check_training(task: Task) -> None:
 
 
 def _first_samples(split: Split, count: int = 64) -> tuple[Nested, Nested]:
-    """Some samples, to see that they can be read. Whatever the user's dataset throws is told in one line."""
+    """The first samples, to check that they can be read. Raises DataError for any exception in a user's dataset."""
     try:
         inputs, targets = split.fetch(torch.arange(min(count, len(split))))
     except AmcError:
@@ -105,13 +105,13 @@ def _first_samples(split: Split, count: int = 64) -> tuple[Nested, Nested]:
     for given in (inputs, targets):
         if nested.nested(given) is None:
             raise DataError(
-                f"the data give a {type(given).__name__}, but must give tensors, or tuples or dicts of tensors."
+                f"the data contain a {type(given).__name__}, but must be tensors, or tuples or dicts of tensors."
             )
     return inputs, targets
 
 
 def batches(split: Split, size: int) -> Iterator[tuple[Nested, Nested]]:
-    """The split in order, ``size`` at a time: inputs as the network takes them, and targets, all ``[B, ...]``."""
+    """Yield the split in order, in batches of ``size``: inputs and targets, all ``[B, ...]``."""
     for start in range(0, len(split), size):
         yield split.fetch(torch.arange(start, min(start + size, len(split))))
 

@@ -1,4 +1,4 @@
-"""Seeing that a network can be compressed, before anything is searched: what is wrong is told in one line."""
+"""Check before the search that a network can be compressed; errors are one line and name a remedy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network itself, out of what training wraps around it: DataParallel, averaging of weights, torch.compile."""
+    """The network inside wrappers of training: DataParallel, weight averaging, torch.compile.
+
+    >>> type(unwrapped(nn.DataParallel(nn.Linear(2, 1)))).__name__
+    'Linear'
+    """
     inner: Any = model
     while isinstance(inner, _WRAPPERS) or hasattr(inner, "_orig_mod"):
         inner = inner._orig_mod if hasattr(inner, "_orig_mod") else inner.module
@@ -33,32 +37,34 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def prepared(model: nn.Module) -> nn.Module:
-    """The network itself, in single precision. Raises ModelError.
+    """Unwrap a network and normalise it in place. Raises ModelError.
 
-    In place: parameters in half precision or in another memory layout are converted; masks of torch.nn.utils.prune and
-    weights of spectral_norm and of the old weight_norm become plain weights, with the values that they have in
-    evaluation; hooks of the backward pass are taken off.
+    Parameters in half precision or in another memory layout are converted. Masks of torch.nn.utils.prune and weights of
+    spectral_norm and of the old weight_norm become plain weights, with their values in evaluation mode. Backward hooks
+    are removed.
     """
     model = unwrapped(model)
     if not isinstance(model, nn.Module):
         raise ModelError(f"the network is a {type(model).__name__}, but must be a torch.nn.Module.")
     if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError("the network is a TorchScript module: pass the nn.Module that it was made of.")
+        raise ModelError("the network is a TorchScript module: pass the nn.Module that it was made from.")
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            raise ModelError(f"'{name}' is a TorchScript module: put the nn.Module that it was made of in its place.")
+            raise ModelError(f"'{name}' is a TorchScript module: replace it by the nn.Module that it was made from.")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(tensor):
-            raise ModelError(f"'{name}' has no shape yet: run the network once on its data, so that it is made.")
+            raise ModelError(f"'{name}' has no shape yet: run the network once on its data to initialise it.")
         if tensor.is_meta:
-            raise ModelError(f"'{name}' is on the meta device, which holds no values: load the weights first.")
+            raise ModelError(f"'{name}' is on the meta device, which has no values: load the weights first.")
         if tensor.is_quantized:
-            raise ModelError(f"'{name}' is quantised: pass the network as it was before that.")
+            raise ModelError(f"'{name}' is quantised: pass the network before quantisation.")
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
         model.float()
     _make_weights_plain(model)
     _settle_tensors(model)
-    copied(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})  # or it is said here why it cannot be
+    copied(
+        model, {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    )  # raises ModelError if it cannot be copied
     _settle_modules(model)
     return model
 
@@ -67,16 +73,16 @@ def _settle_modules(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(
             module, nn.TransformerEncoder
-        ):  # nested tensors, of padding masks, cannot be followed or exported
+        ):  # nested tensors, made from padding masks, can be neither traced nor exported
             module.use_nested_tensor = False
-        module._backward_hooks.clear()  # instruments of training; channels could not be traced through them
+        module._backward_hooks.clear()  # only for training, and channels cannot be traced through them
         module._backward_pre_hooks.clear()
 
 
 def _make_weights_plain(model: nn.Module) -> None:
-    """Those that hooks compute anew at every call, which can be neither copied nor cut, and those of spectral_norm."""
+    """Replace weights that hooks recompute in every call, which can be neither copied nor cut, by plain ones."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()  # where spectral_norm leaves its estimate as it is
+    model.eval()  # in this mode spectral_norm does not update its estimate
     for module in list(model.modules()):
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, prune.BasePruningMethod):
@@ -94,47 +100,47 @@ def _make_weights_plain(model: nn.Module) -> None:
 
 
 def copied(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Module:
-    """A deep copy. Raises ModelError where a module holds what has no copies, such as a lock or an open file.
+    """A deep copy. Raises ModelError if a module has an attribute that cannot be copied, such as a lock or a file.
 
-    Tensors that hang on a graph, as weights that hooks compute and activations that forward keeps, are detached in the
-    copy: torch copies no others. ``shared``: what stands in the copy for objects, by their id, as in `copy.deepcopy`.
+    Tensors with a gradient graph, such as weights computed by hooks or stored activations, are detached in the copy,
+    because torch cannot copy them. ``shared`` is the memo of `copy.deepcopy`: object id → object to use in the copy.
     """
-    memo = {id(t): t.detach() for _, _, value in _held(model) for t in tree_leaves(value) if _hangs(t)}
+    memo = {id(t): t.detach() for _, _, value in _held(model) for t in tree_leaves(value) if _has_graph(t)}
     memo |= dict(shared or {})
     try:
         return copy.deepcopy(model, dict(memo))
-    except Exception as error:  # noqa: BLE001  (whatever a foreign module raises)
+    except Exception as error:  # noqa: BLE001  (a user's module may raise anything)
         reason = first_line(error)
     for name, key, value in _held(model):
         try:
             copy.deepcopy(value, dict(memo))
         except Exception:  # noqa: BLE001
             raise ModelError(
-                f"the network cannot be copied: '{f'{name}.{key}'.lstrip('.')}' is a {type(value).__name__}, which has "
-                "no copies. Make it when it is needed, or give the module a __getstate__ that leaves it out."
+                f"the network cannot be copied: '{f'{name}.{key}'.lstrip('.')}' is a {type(value).__name__}, which "
+                "cannot be copied. Create it when it is needed, or give the module a __getstate__ that leaves it out."
             ) from None
     raise ModelError(f"the network cannot be copied: {reason}")
 
 
 def _held(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
-    """What modules hold beside parameters, buffers and other modules: module, attribute, value."""
+    """Attributes of modules other than parameters, buffers and submodules: module, attribute, value."""
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             if key not in ("_modules", "_parameters", "_buffers"):
                 yield name, key, value
 
 
-def _hangs(value: Any) -> bool:
+def _has_graph(value: Any) -> bool:
     return isinstance(value, Tensor) and value.grad_fn is not None
 
 
 def _settle_tensors(model: nn.Module) -> None:
-    """Tensors in one memory layout, since another runs other operators, and none that inference mode has made."""
+    """Make tensors contiguous, since other layouts use other operators, and replace those made in inference mode."""
     fresh: dict[Tensor, Tensor] = {}
     for module in model.modules():
         for held in (module._parameters, module._buffers):
             for key, tensor in held.items():
-                if tensor is not None and (tensor.is_inference() or _elsewhere(tensor)):
+                if tensor is not None and (tensor.is_inference() or _has_other_strides(tensor)):
                     if tensor not in fresh:
                         own = tensor.detach().clone(memory_format=torch.contiguous_format)
                         whole = isinstance(tensor, nn.Parameter)
@@ -142,56 +148,56 @@ def _settle_tensors(model: nn.Module) -> None:
                     held[key] = fresh[tensor]  # type: ignore[assignment]
 
 
-def _elsewhere(tensor: Tensor) -> bool:
-    """Whether the strides are others than a contiguous tensor's, as those of one channel may be that count as both."""
+def _has_other_strides(tensor: Tensor) -> bool:
+    """Whether strides differ from a contiguous tensor's; torch also calls some of these contiguous."""
     return tensor.stride() != torch.empty(tensor.shape, device="meta").stride()
 
 
 def tried(name: str, model: nn.Module, inputs: Nested) -> Any:
-    """What the network gives. Raises ModelError where it leaves traces, or gives something else the next time."""
+    """The network's outputs. Raises ModelError if it has side effects or is not deterministic."""
     _drop_watchers(model, inputs)
     own = nested.mapped(torch.clone, inputs)
     before = _versions(model)
     with torch.no_grad():
         outputs = nested.call(model, own)
         if any(t.is_inference() for t in _tensors(outputs)):
-            raise ModelError(f"{name} turns on torch.inference_mode() itself: torch.no_grad() does as well.")
+            raise ModelError(f"{name} uses torch.inference_mode() in its forward: use torch.no_grad() instead.")
         if not all(map(torch.equal, nested.leaves(own), nested.leaves(inputs))):
-            raise ModelError(f"{name} changes its input in place: let it work on a copy, x = x.clone().")
+            raise ModelError(f"{name} changes its input in place: make it work on a copy, x = x.clone().")
         again = nested.call(model, own)
     after = _versions(model)
     changed = [key for key, (old, *at) in before.items() if key not in after or _other(old, at, *after[key])]
     if changed:
-        raise ModelError(f"{name} changes its own tensor '{changed[0]}' when it is run in evaluation mode.")
+        raise ModelError(f"{name} changes its tensor '{changed[0]}' in evaluation mode.")
     first, second = _tensors(outputs), _tensors(again)
     if [t.shape for t in first] != [t.shape for t in second]:
         shapes = [", ".join(str(list(t.shape)) for t in ts) or "nothing" for ts in (first, second)]
-        raise ModelError(f"{name} gives {shapes[0]}, and for the same inputs then {shapes[1]}: it must do the same.")
+        raise ModelError(f"{name} returns {shapes[0]}, then {shapes[1]} for the same inputs: it must be repeatable.")
     count = nested.length(own)
     with torch.inference_mode():
         alone = _tensors(nested.call(model, nested.mapped(lambda leaf: leaf[:1], own)))
     for one, many in zip(alone, first, strict=False):
         if many.shape[:1] == (count,) and list(one.shape) != [1, *many.shape[1:]]:
             raise ModelError(
-                f"{name} gives {list(one.shape)} for one sample, but {list(many.shape)} for {count}: x.squeeze() "
-                "without an axis does that."
+                f"{name} returns {list(one.shape)} for one sample, but {list(many.shape)} for {count}: a common cause "
+                "is x.squeeze() without an axis."
             )
     if not all(map(_alike, first, second)):
-        raise ModelError(f"{name} gives other values for the same inputs each time: turn off what is random in it.")
+        raise ModelError(f"{name} returns different values for the same inputs: turn off its randomness.")
     return outputs
 
 
 def trains(model: nn.Module, objective: Objective, inputs: Nested, targets: Nested) -> None:
     """Try one training step on a copy: a forward pass in training mode, the loss, and its gradients.
 
-    ``inputs`` and ``targets`` are some samples on the model's device. The random numbers of the process are left as
-    they are. Raises ModelError, in words that name the way out.
+    ``inputs`` and ``targets`` are some samples on the model's device. The state of random generators is preserved.
+    Raises ModelError with a remedy.
     """
     own = copied(model).train()
     if not any(p.requires_grad for p in own.parameters()):
         raise ModelError(
             "all parameters of the network are frozen, so it cannot be trained after pruning: call "
-            f"model.requires_grad_(True) on it, or leave the training out{_NO_TRAINING}."
+            f"model.requires_grad_(True), or skip training{_NO_TRAINING}."
         )
     devices = [p.device for p in own.parameters() if p.device.type == "cuda"][:1]
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
@@ -202,8 +208,8 @@ def trains(model: nn.Module, objective: Objective, inputs: Nested, targets: Nest
         loss = _training_loss(objective, outputs, targets, nested.length(targets))
         if not loss.requires_grad:
             raise ModelError(
-                "the network's output has no gradient in training mode, as where forward() runs under torch.no_grad() "
-                f"or detaches what it returns: take that out, or leave the training out{_NO_TRAINING}."
+                "the network's output has no gradient in training mode, perhaps because forward() runs under "
+                f"torch.no_grad() or detaches its output: remove that, or skip training{_NO_TRAINING}."
             )
         try:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -212,27 +218,27 @@ def trains(model: nn.Module, objective: Objective, inputs: Nested, targets: Nest
 
 
 _NO_TRAINING = " (--no-finetune; from Python finetune.epochs 0)"
-_OR_NO_TRAINING = f". Mend that, or leave the training out{_NO_TRAINING}."
+_OR_NO_TRAINING = f". Fix that, or skip training{_NO_TRAINING}."
 
 
 def _training_loss(objective: Objective, outputs: Any, targets: Nested, count: int) -> Tensor:
-    """The mean loss of what the network gives in training mode. Raises ModelError where there is none."""
+    """The mean loss of outputs in training mode. Raises ModelError if it cannot be computed."""
     reason = ""
     try:
         losses = objective.loss(outputs, targets)
         if objective.logits is not None:
-            objective.logits(outputs).shape  # noqa: B018  (which distillation asks for)
+            objective.logits(outputs).shape  # noqa: B018  (distillation needs it)
         if list(losses.shape) != [count]:
             reason = f"the losses have the shape {list(losses.shape)}, not [{count}]"
-    except Exception as error:  # noqa: BLE001  (a user's function throws what it likes)
+    except Exception as error:  # noqa: BLE001  (a user's function may raise anything)
         reason = first_line(error)
     if reason:
         shapes = ", ".join(str(list(t.shape)) for t in _tensors(outputs)) or "no tensor"
         given = shapes if isinstance(outputs, Tensor) else f"a {type(outputs).__name__} of {shapes}"
         raise ModelError(
-            f"in training mode the network gives {given}, which the loss cannot take ({reason}): let it return what it "
-            "returns in evaluation mode, pass an objective whose loss and logits take both, or leave the training "
-            f"out{_NO_TRAINING}."
+            f"in training mode the network returns {given}, which the loss does not accept ({reason}): make it return "
+            "the same as in evaluation mode, pass an objective whose loss and logits accept both, or skip "
+            f"training{_NO_TRAINING}."
         )
     return losses.mean()
 
@@ -252,9 +258,9 @@ def _alike(first: Tensor, second: Tensor) -> bool:
 
 
 def _versions(model: nn.Module) -> dict[str, tuple[Tensor, int, torch.dtype, int]]:
-    """What tells that a tensor was exchanged or written to, through ``.data`` too.
+    """Versions and checksums that show whether a tensor was replaced or modified, even through ``.data``.
 
-    Holds the tensors: another may get a freed one's place.
+    It keeps references to the tensors, because the id of a freed tensor could be used again.
     """
     named = [*model.named_parameters(), *model.named_buffers()]
     return {key: (t, t._version, t.dtype, _checksum(t)) for key, t in named}
@@ -265,9 +271,9 @@ def _checksum(tensor: Tensor) -> int:
 
 
 def _drop_watchers(model: nn.Module, inputs: Nested) -> None:
-    """Take the user's hooks off where they only watch: what they collect would grow with every evaluation.
+    """Remove a user's hooks that only observe, because the data they collect would grow with every evaluation.
 
-    Hooks that change what the network computes are a part of it and stay, and so do torch's own (weight norm).
+    Hooks that change the outputs are part of the network and stay, and so do torch's own (weight norm).
     """
     held = [h for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks)]
     own = [(hooks, key, hook) for hooks in held for key, hook in hooks.items() if not _of_torch(hook)]

@@ -1,6 +1,6 @@
-"""Data: four disjoint splits that were drawn with a seed and are recorded.
+"""Data: four disjoint splits, drawn with a seed and recorded.
 
-A split is read by index, so that any order of training is a permutation and can be resumed at any step.
+A split is read by index, so any order of training is a permutation, and training can be resumed at any step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Nested, Nested]:
-        """Inputs ``[B, ...]`` as the network takes them, and targets; augmented where a generator is given."""
+        """Inputs ``[B, ...]`` and targets of these samples; augmented if a generator is given."""
         ...
 
 
@@ -72,7 +72,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ImageSplit:
-    """Some of a set of uint8 images, with labels ``[N]``, normalised with the channels' mean and deviation."""
+    """A subset of uint8 images with labels ``[N]``, normalised with mean and standard deviation per channel."""
 
     images: Images | Tensor
     labels: Tensor
@@ -96,7 +96,7 @@ class ImageSplit:
 
 @dataclass(frozen=True, eq=False)
 class HeldSplit:
-    """A split in memory as the network reads it, ``[N, ...]``: fetched without any work, never augmented."""
+    """A split in memory, ready for the network, ``[N, ...]``; it cannot be augmented."""
 
     inputs: Nested
     targets: Nested
@@ -108,7 +108,7 @@ class HeldSplit:
         if augment is not None:
             raise ValueError("a held split is for evaluation and is not augmented")
         part: slice | Tensor = indices
-        if len(indices) and bool((indices.diff() == 1).all()):  # in order: a view will do
+        if len(indices) and bool((indices.diff() == 1).all()):  # consecutive: a view suffices
             part = slice(int(indices[0]), int(indices[-1]) + 1)
         return nested.mapped(lambda x: x[part], self.inputs), nested.mapped(lambda x: x[part], self.targets)
 
@@ -117,9 +117,9 @@ HOLD_BYTES = 1 << 30
 
 
 def hold(split: Split, device: torch.device, seed: int = 0) -> Split:
-    """The split in memory, on the device, where it fits into a gibibyte; else the split itself.
+    """Load the split into memory on the device if it fits into 1 GiB; otherwise return the split itself.
 
-    Whatever is random in reading it is drawn once, from ``seed``.
+    Randomness in reading it is drawn once, from ``seed``.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -133,7 +133,7 @@ def hold(split: Split, device: torch.device, seed: int = 0) -> Split:
 
 @dataclass(frozen=True, eq=False)
 class Shuffled:
-    """A split in another order, or some of its samples."""
+    """A split in another order, or a subset of it."""
 
     split: Split
     order: Tensor
@@ -146,13 +146,13 @@ class Shuffled:
 
 
 def sample(split: Split, most: int, seed: int = 0) -> Split:
-    """The split, or so many of its samples, drawn at random: what it begins with may all be of one class."""
+    """At most ``most`` random samples of a split, because its first ones may be of a single class."""
     return Shuffled(split, torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:most])
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Disjoint splits. Searching reads ``search`` only; ``test`` is read once, at the end."""
+    """Disjoint splits. The search scores policies on ``search``; ``test`` is read once, at the end."""
 
     train: Split
     calibration: Split
@@ -161,10 +161,10 @@ class Splits:
     classes: int | None
     source: str
     epochs: float = 2.0
-    """Epochs of fine-tuning that suit the data, where the user does not say."""
+    """Default number of epochs of fine-tuning."""
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    """What the user is to know of the data before anything is done with them."""
+    """Notes about the data for the user."""
 
     def told(self) -> str:
         """How many samples every split has, for people."""
@@ -175,7 +175,7 @@ class Splits:
 
 
 def load_data(config: DataConfig) -> Splits:
-    """The splits that the configuration names."""
+    """Load the configured splits."""
     name, seed = config.name, config.seed
     if name.startswith("imagefolder:"):
         from amc.task.images import imagefolder
@@ -189,7 +189,7 @@ def load_data(config: DataConfig) -> Splits:
 
 
 def _from_plugin(name: str, factory: Callable[..., Any], config: DataConfig) -> Splits:
-    """What a user's factory gives: (train, test) or (train, search, test), datasets or loaders; or Splits."""
+    """Splits from a user's factory, which returns (train, test) or (train, search, test), or `Splits`."""
     found = made_by(name, factory, DataError)
     if isinstance(found, Splits):
         return found
@@ -201,7 +201,11 @@ def _from_plugin(name: str, factory: Callable[..., Any], config: DataConfig) -> 
 
 
 def split_members(count: int, sizes: Sequence[int], seed: int) -> list[Tensor]:
-    """``count`` indices dealt out at random to parts of the given sizes; the last part takes what is left."""
+    """Random disjoint subsets of ``count`` indices with the given sizes, and a last part with the rest.
+
+    >>> [len(part) for part in split_members(10, [3, 2], seed=0)]
+    [3, 2, 5]
+    """
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
     parts, start = [], 0
     for size in sizes:
@@ -211,11 +215,12 @@ def split_members(count: int, sizes: Sequence[int], seed: int) -> list[Tensor]:
 
 
 def digest(members: Tensor) -> str:
-    """A short fingerprint of a set of indices, for the record."""
+    """A short fingerprint of a set of indices."""
     return hashlib.sha256(members.numpy().astype("<i8").tobytes()).hexdigest()[:16]
 
 
 def record(seed: int, **members: Tensor) -> dict[str, Any]:
+    """The seed, and size and fingerprint of every split, for result.json."""
     return {
         "seed": seed,
         **{part: {"count": len(m), "digest": digest(m)} for part, m in members.items()},
@@ -223,7 +228,7 @@ def record(seed: int, **members: Tensor) -> dict[str, Any]:
 
 
 def holdout(count: int, config: DataConfig, seed: int, search: int) -> list[Tensor]:
-    """Calibration, search and train out of one set of images, never more than a quarter of it each."""
+    """Split one set into calibration, search and train; the first two get at most a quarter each."""
     calibration = min(config.calibration, count // 4)
     return split_members(count, [calibration, min(search, config.search, count // 4)], seed)
 
@@ -266,7 +271,7 @@ def normalisation(
 
 
 def _digits(config: DataConfig, seed: int) -> Splits:
-    """1,797 images of 8×8 in 16 grey levels; 400 of them, always the same, are the test split."""
+    """1,797 images of 8×8 in 16 grey levels; 400 fixed ones are the test split."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -295,7 +300,7 @@ def _fashion(config: DataConfig, seed: int) -> Splits:
     train = arrays[0][:, None], arrays[1].long()
     test = arrays[2][:, None], arrays[3].long()
     if len(train[0]) != len(train[1]) or len(test[0]) != len(test[1]):
-        raise DataError(f"{folder}: there are not as many labels as images.")
+        raise DataError(f"{folder}: the numbers of labels and images differ.")
     return _from_arrays(
         train, test, config, seed, ((0.286,), (0.353,)), Augmentation(pad=2, flip=True), "Fashion-MNIST"
     )
@@ -319,11 +324,11 @@ def _fashion_folder(config: DataConfig) -> Path:
 
 
 LARGEST_IDX = 1 << 30
-"""Bytes of an idx file, unpacked."""
+"""Most bytes of an unpacked idx file."""
 
 
 def _unpacked(path: Path) -> bytes:
-    """The content of a gzip file. Raises OSError for one that unpacks to more than an idx file has."""
+    """The content of a gzip file. Raises OSError if it has more than `LARGEST_IDX` bytes."""
     with os.fdopen(opened(path), "rb") as file, gzip.GzipFile(fileobj=file) as packed:
         content = packed.read(LARGEST_IDX + 1)
     if len(content) > LARGEST_IDX:
@@ -332,7 +337,7 @@ def _unpacked(path: Path) -> bytes:
 
 
 def _read_idx(folder: Path, name: str) -> Tensor:
-    """An idx file of unsigned bytes, gzipped or not: two zero bytes, type 8, rank, sizes (big-endian), data."""
+    """Read an idx file of unsigned bytes, gzipped or not: two zero bytes, type 8, rank, sizes (big-endian), data."""
     path = folder / name
     packed = folder / f"{name}.gz"
     try:

@@ -1,7 +1,7 @@
-"""The user's own datasets and loaders as splits.
+"""Splits from a user's datasets and loaders.
 
-What is cheap to see is seen before the search: tensors that hold NaN, classes that the network does not have. What is
-found later, when a sample is read, names the sample.
+Cheap checks are done before the search: NaN in tensors, and classes that the network does not have. Errors that are
+found later, when a sample is read, name the sample.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from amc.task.data import Split, Splits, hold, holdout, record, split_members
 from amc.task.nested import Nested
 
 _SINGLE = (torch.float16, torch.bfloat16, torch.float64)
-"""Floating types that become float32, as the network's do."""
+"""Floating-point types that are converted to float32, like those of the network."""
 _WHOLE = (torch.int8, torch.uint8, torch.int16, torch.int32)
-"""Types of targets that become int64, which losses take classes in."""
+"""Types of targets that are converted to int64, which losses expect for classes."""
 
 
 @dataclass(frozen=True, eq=False)
 class DatasetSplit:
-    """Some of any map-style dataset of (input, target), collated as its loader does."""
+    """A subset of a map-style dataset of (input, target), collated as its loader does."""
 
     dataset: Any
     collate: Callable[[list[Any]], Any]
     members: Tensor
     part: str = ""
-    """What the dataset is called in errors: train, search or test."""
+    """Name of the dataset in errors: train, search or test."""
 
     def __len__(self) -> int:
         return len(self.members)
 
     def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Nested, Nested]:
-        """Inputs and targets. Raises DataError that names the sample."""
+        """Inputs and targets. Raises DataError with the number of the sample."""
         chosen = self.members[indices].tolist()
         inputs, targets = self._collated(chosen)
         inputs = _nested(inputs, "inputs", _SINGLE, torch.float32)
@@ -72,12 +72,12 @@ class DatasetSplit:
         if isinstance(batch, Mapping):
             keys = ", ".join(map(str, batch))
             raise DataError(
-                f"the {self.part} data give a dict ({keys}) a sample, but must give (input, target): a dict of inputs "
-                "and the target beside it."
+                f"a sample of the {self.part} data is a dict ({keys}), but must be (input, target): a dict of inputs, "
+                "and the target."
             )
         if not isinstance(batch, Sequence) or len(batch) != 2:
             count = f"{len(batch)} values" if isinstance(batch, Sequence) else f"a {type(batch).__name__}"
-            raise DataError(f"the {self.part} data give {count} a sample, but must give (input, target): put several "
+            raise DataError(f"a sample of the {self.part} data is {count}, but must be (input, target): put several "
                             "inputs or targets into a tuple.")  # fmt: skip
         return batch[0], batch[1]
 
@@ -95,7 +95,7 @@ class DatasetSplit:
         return f"sample {index} of the {self.part} data" if self.part else f"sample {index}"
 
 
-_WANTED = ". The data must give (input, target) as tensors, numbers or arrays."
+_WANTED = ". Samples must be (input, target), as tensors, numbers or arrays."
 
 
 def _reason(error: BaseException) -> str:
@@ -103,7 +103,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _odd_shape(samples: Iterable[Any]) -> int | None:
-    """The first sample whose input has another shape than the first one's."""
+    """The first sample whose input's shape differs from that of sample 0."""
     shapes = [getattr(sample[0], "shape", None) if isinstance(sample, tuple | list) else None for sample in samples]
     return next((row for row, shape in enumerate(shapes) if shape != shapes[0]), None)
 
@@ -116,7 +116,7 @@ def _nested(value: Any, what: str, kinds: tuple[torch.dtype, ...], wanted: torch
 
 
 def odd_samples(value: Nested) -> list[int]:
-    """Rows of a batch that hold NaN or infinity; beside other inputs, a mask may hold minus infinity.
+    """Rows of a batch with NaN or infinity; if there are several tensors, minus infinity is allowed, as in masks.
 
     >>> odd_samples(torch.tensor([[0.0], [float("nan")]]))
     [1]
@@ -133,9 +133,9 @@ def odd_samples(value: Nested) -> list[int]:
 
 
 def splits_of(train: Any, test: Any, search: Any, config: DataConfig, source: str = "own data") -> Splits:
-    """Splits of map-style datasets of (input, target), or of DataLoaders over them.
+    """Splits from map-style datasets of (input, target), or from DataLoaders over them.
 
-    Calibration images are held out of ``train``, and so is the search split where ``search`` is None.
+    Calibration samples are held out from ``train``, and so is the search split if ``search`` is None.
     """
     notes: list[str] = []
     sources = {"train": _source(train, "train", notes), "test": _source(test, "test", notes)}
@@ -152,21 +152,21 @@ def splits_of(train: Any, test: Any, search: Any, config: DataConfig, source: st
     members = {"train": rest, "calibration": calibration, "search": chosen, "test": everything}
     for part, indices in members.items():
         if len(indices) < 2:
-            raise DataError(f"the {part} split has {len(indices)} samples: too few.")
+            raise DataError(f"the {part} split has {len(indices)} samples, but needs at least 2.")
     for name in dict.fromkeys(["train", "test"] + ["search"] * (search is not None)):
         _check_tensors(sources[name][0], name)
     names = {"calibration": "train", "search": "train"} if search is None else {"calibration": "train"}
     parts: dict[str, Split] = {
         part: DatasetSplit(*sources[part], members[part], names.get(part, part)) for part in members
     }
-    for part in ("calibration", "search"):  # read once: a loader's augmentation must not change them as we go
+    for part in ("calibration", "search"):  # read once, because random augmentation would change them
         parts[part] = _readable(parts[part], part)
     provenance = record(config.seed, **members)
     return Splits(**parts, classes=None, source=source, epochs=2.0, provenance=provenance, notes=tuple(notes))
 
 
 def _check_tensors(dataset: Any, part: str) -> None:
-    """Look at a dataset that is tensors in memory as a whole: that is cheap. Raises DataError."""
+    """Check all samples of a TensorDataset for NaN and infinity, which is cheap. Raises DataError."""
     if type(dataset) is not TensorDataset or len(dataset.tensors) != 2:
         return
     for row in odd_samples(dataset.tensors[0]):
@@ -176,7 +176,7 @@ def _check_tensors(dataset: Any, part: str) -> None:
 
 
 def classes_of(split: Split) -> Tensor | None:
-    """The targets of all samples ``[N]`` where they are whole numbers and need no sample to be read, else None."""
+    """The targets ``[N]`` of all samples if they are integers and available without reading samples, else None."""
     if isinstance(split, DatasetSplit):
         dataset = split.dataset
         found = dataset.tensors[1] if type(dataset) is TensorDataset and len(dataset.tensors) == 2 else None
@@ -192,7 +192,7 @@ def classes_of(split: Split) -> Tensor | None:
 
 
 def check_classes(part: str, split: Split, count: int) -> None:
-    """Raise DataError, with the sample, for a class that the network has no output for."""
+    """Raise DataError, with the number of the sample, for a class without an output of the network."""
     classes = classes_of(split)
     if classes is None:
         return
@@ -200,12 +200,12 @@ def check_classes(part: str, split: Split, count: int) -> None:
     if len(wrong):
         row = int(wrong[0])
         index = int(split.members[row]) if isinstance(split, DatasetSplit) else row
-        raise DataError(f"sample {index} of the {part} split has the class {int(classes[row])}, but the network gives "
+        raise DataError(f"sample {index} of the {part} split has the class {int(classes[row])}, but the network has "
                         f"{count} classes: 0 to {count - 1}.")  # fmt: skip
 
 
 def _readable(split: Split, part: str) -> Split:
-    """The split held in memory; whatever the user's dataset throws is told in one line."""
+    """Load the split into memory. Raises DataError for any exception in a user's dataset."""
     try:
         return hold(split, torch.device("cpu"))
     except AmcError:
@@ -215,9 +215,9 @@ def _readable(split: Split, part: str) -> Split:
 
 
 def _source(data: Any, part: str, notes: list[str]) -> tuple[Any, Any]:
-    """A map-style dataset and how its samples are put into a batch."""
+    """The map-style dataset of a dataset or loader, and its function that collates samples."""
     dataset, collate = (data.dataset, data.collate_fn) if isinstance(data, DataLoader) else (data, default_collate)
-    plain = isinstance(dataset, str | bytes | Mapping | Tensor | nn.Module | type)  # they have items, but no samples
+    plain = isinstance(dataset, str | bytes | Mapping | Tensor | nn.Module | type)  # not datasets
     able = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if isinstance(dataset, IterableDataset) or plain or not able:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Image folders: found, decoded on first use and dealt out to splits."""
+"""Image folders: list the files, decode them on first use, and divide them into splits."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 MOST_PIXELS = 1 << 26
-"""Of one image; decoded it takes 192 MiB."""
+"""Most pixels of one image, which takes 192 MiB when decoded."""
 
 
 class ImageFiles:
-    """Image files, decoded by a pool of threads and kept as uint8 while they fit into ``keep_bytes``."""
+    """Image files, decoded by a pool of threads; kept in memory as uint8 if all of them fit into ``keep_bytes``."""
 
     def __init__(self, files: Sequence[str], size: tuple[int, int], keep_bytes: int = 2 << 30) -> None:
         self._files = list(files)
@@ -66,9 +66,9 @@ class ImageFiles:
 
 
 def imagefolder(root: Path, config: DataConfig, seed: int) -> Splits:
-    """``root/train``, ``root/val`` and ``root/test``, each CLASS/image; or ``root/CLASS/image`` alone.
+    """Splits from ``root/train``, ``root/val`` and ``root/test``, each with CLASS/image, or from ``root/CLASS/image``.
 
-    Without ``val`` the search split is held out from ``train``; without ``test``, ``val`` is the test split.
+    With only one of ``val`` and ``test``, it is the test split, and the search split is held out from ``train``.
     """
     parts = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()} or {"train": root}
     if "train" not in parts:
@@ -128,9 +128,9 @@ def _list_images(folder: Path) -> tuple[list[str], list[int], list[str]]:
 
 @contextlib.contextmanager
 def _image(path: str) -> Iterator[Image]:
-    """An image of a format that PIL decodes itself: for others, whatever their names, it starts other programs.
+    """Open an image of a format that PIL decodes itself; for some other formats it would start external programs.
 
-    Raises DataError with the file.
+    Raises DataError with the name of the file.
     """
     from PIL import Image
 

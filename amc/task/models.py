@@ -1,6 +1,6 @@
-"""Networks by name, and their weights, loaded safely.
+"""Networks by name, and safe loading of weights.
 
-The built-in networks are the field's usual ones for small images:
+The built-in networks are common ones for small images:
 ResNet-(6n+2) of He et al. 2016 (arXiv:1512.03385, section 4.2) with 1×1-convolution shortcuts (option B),
 MobileNetV1 (arXiv:1704.04861) and MobileNetV2 (arXiv:1801.04381) with fewer strides, and VGG-16 with
 BatchNorm and one linear layer (arXiv:1409.1556).
@@ -54,7 +54,7 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
 
 
 class CifarResNet(nn.Module):
-    """ResNet for small images, ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``; depth is 6n + 2."""
+    """ResNet for small images: ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``. The depth is 6n + 2."""
 
     def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ def _conv(
 
 
 class MobileNetV1(nn.Module):
-    """Thirteen depthwise-separable blocks for small images: the stem and the first two strides stay at 1."""
+    """Thirteen depthwise-separable blocks for small images: the stem and the first two strides are 1."""
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class MobileNetV1(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise, project, with a shortcut where shapes allow it."""
+    """Expansion, depthwise convolution and projection, with a shortcut if shapes match."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expand: int) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Seventeen inverted residuals for small images: the stem and the first two strides stay at 1."""
+    """Seventeen inverted residuals for small images: the stem and the first two strides are 1."""
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
@@ -196,14 +196,14 @@ def load_model(
     classes: int | None,
     data: str = "",
 ) -> nn.Module:
-    """The network that ``name`` says, with its weights, in evaluation mode on the CPU.
+    """Load a network by name with its weights, in evaluation mode on the CPU.
 
-    ``channels`` and ``classes`` come from the data and shape the built-in networks. Raises ModelError.
+    ``channels`` and ``classes`` are those of the data, for built-in networks. Raises ModelError.
     """
     model = build_model(name, weights == "pretrained", channels, classes)
     if weights == "pretrained":
         if not name.startswith(("torchvision:", "timm:")):
-            raise ModelError(f"{name} has no 'pretrained' weights: that word is for torchvision: and timm: names.")
+            raise ModelError(f"{name} has no 'pretrained' weights: only torchvision: and timm: networks have them.")
     elif weights not in (None, "random"):
         load_weights(model, str(weights))
     elif weights is None and name == "resnet8" and data == "digits":
@@ -217,7 +217,7 @@ def load_model(
 
 
 def build_model(name: str, pretrained: bool, channels: int, classes: int | None) -> nn.Module:
-    """The network that ``name`` says, untrained unless the library's pretrained weights are asked for."""
+    """Build a network by name; it is untrained unless ``pretrained`` requests the library's weights."""
     if name in BUILT_IN:
         return BUILT_IN[name](num_classes=classes or 10, in_channels=channels)
     if name.startswith("torchvision:"):
@@ -270,12 +270,12 @@ def _fetching(name: str, make: Callable[[], Any]) -> nn.Module:
 
 
 def read_state_dict(path: str, own: bool = False) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a torch file that holds nothing but tensors. Raises ModelError.
+    """Read a safetensors file, or a torch file with only tensors. Raises ModelError.
 
-    ``own``: it lies in a folder of ours, where nothing is a link.
+    ``own``: the file is in a run's folder, where links are not accepted.
     """
     if not os.path.lexists(path) or Path(path).is_dir():
-        raise ModelError(f"there is no weights file {path}.")
+        raise ModelError(f"there is no weights file at {path}.")
     try:
         check_archive(Path(path), own)
         if path.endswith(".safetensors"):
@@ -306,7 +306,7 @@ def read_state_dict(path: str, own: bool = False) -> dict[str, Tensor]:
 
 
 def _unwrapped(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the prefix that DataParallel, torch.compile, averaging or a trainer gave all their names."""
+    """Remove the common prefix of names that DataParallel, torch.compile, weight averaging or a trainer adds."""
     state = {key: value for key, value in state.items() if key != "n_averaged"}
     while state and not state.keys() & own.keys():
         prefixes = {key.partition(".")[0] for key in state}
@@ -317,7 +317,7 @@ def _unwrapped(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
 
 
 def load_weights(model: nn.Module, path: str) -> None:
-    """Load a weights file into ``model``; every name and shape must fit, but for a prefix that all names have."""
+    """Load a weights file into ``model``. All names, without a common prefix, and all shapes must match."""
     own = model.state_dict()
     state = _unwrapped(read_state_dict(path), own)
     optional = {key for key in own if key.endswith("num_batches_tracked")}
@@ -334,5 +334,5 @@ def load_weights(model: nn.Module, path: str) -> None:
         what = f"it lacks '{missing[0]}'" if missing else f"it has '{extra[0]}'"
         raise ModelError(f"{path} does not fit the network: {what} ({len(missing)} missing, {len(extra)} too many).")
     versioned = OrderedDict(state)
-    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # some modules ask for it
+    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # some modules need it
     model.load_state_dict(versioned, strict=False)

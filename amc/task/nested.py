@@ -1,6 +1,6 @@
-"""What networks take and give: a tensor, or several of them in a tuple or a dict.
+"""Inputs and outputs of networks: a tensor, or a tuple or dict of tensors.
 
-A tuple holds positional arguments, a dict arguments by keyword; the first axis of every tensor is the batch.
+A tuple is for positional arguments, a dict for keyword arguments. The first axis of every tensor is the batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ Feeds = Mapping[str, NDArray[Any]]
 
 
 def nested(value: Any) -> Nested | None:
-    """``value`` as a tensor, a tuple or a dict of tensors; None where it is none of these."""
+    """Convert to a tensor, a tuple of tensors or a dict of tensors; None if that is not possible.
+
+    >>> type(nested([torch.zeros(1), torch.ones(1)])).__name__, nested("text")
+    ('tuple', None)
+    """
     if isinstance(value, Tensor):
         return value
     if isinstance(value, Mapping) and value and all(isinstance(k, str) for k in value):
@@ -41,7 +45,7 @@ def leaves(value: Nested) -> list[Tensor]:
 
 
 def mapped(function: Callable[[Tensor], Tensor], value: Nested) -> Nested:
-    """The same structure with ``function`` of every tensor."""
+    """Apply ``function`` to every tensor."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):
@@ -50,12 +54,12 @@ def mapped(function: Callable[[Tensor], Tensor], value: Nested) -> Nested:
 
 
 def to(value: Nested, device: torch.device | str) -> Nested:
-    """On another device."""
+    """Move all tensors to a device."""
     return mapped(lambda leaf: leaf.to(device), value)
 
 
 def joined(values: Sequence[Nested]) -> Nested:
-    """Batches one after the other, as one batch."""
+    """Concatenate batches."""
     first = values[0]
     if isinstance(first, Tensor):
         return torch.cat([leaf for value in values for leaf in leaves(value)])
@@ -64,33 +68,33 @@ def joined(values: Sequence[Nested]) -> Nested:
 
 
 def length(value: Nested) -> int:
-    """Samples in the batch."""
+    """Number of samples in the batch."""
     return len(leaves(value)[0])
 
 
 def shape(value: Nested) -> str:
-    """The shapes without the batch, for people: ``[3, 32, 32]``, or several."""
+    """The shapes without the batch as text: ``[3, 32, 32]``, or several."""
     names = list(value) if isinstance(value, dict) else []
     shapes = [str(list(leaf.shape[1:])) for leaf in leaves(value)]
     return ", ".join(f"{name} {s}" for name, s in zip(names, shapes, strict=True)) if names else ", ".join(shapes)
 
 
 def call(model: nn.Module, inputs: Nested) -> Any:
-    """The network's output: a tensor is its one argument, a tuple its arguments, a dict its keyword arguments."""
+    """Call a network: with a tensor as the only argument, a tuple as positional, or a dict as keyword arguments."""
     if isinstance(inputs, Tensor):
         return model(inputs)
     return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
 def names(value: Any, kind: str) -> list[str]:
-    """Names for what a runtime gets and gives: a dict's keys, ``kind`` for one tensor, ``kind_0`` … for a tuple."""
+    """Names of a runtime's inputs or outputs: a dict's keys, ``kind`` for one tensor, ``kind_0`` … for a tuple."""
     if isinstance(value, Mapping):
         return list(value)
     return [f"{kind}_{i}" for i in range(len(value))] if isinstance(value, tuple | list) else [kind]
 
 
 def restored(found: Sequence[str], tensors: Sequence[Tensor], kind: str) -> Nested:
-    """The structure that has these ``names``."""
+    """The inverse of `names`: the structure with these names."""
     if list(found) == [kind]:
         return tensors[0]
     if list(found) == [f"{kind}_{i}" for i in range(len(found))]:
@@ -99,17 +103,17 @@ def restored(found: Sequence[str], tensors: Sequence[Tensor], kind: str) -> Nest
 
 
 def feeds(inputs: Nested) -> Feeds:
-    """The inputs by the names they have in the ONNX file."""
+    """The inputs as arrays, by their names in the ONNX file."""
     return dict(zip(names(inputs, "input"), (leaf.cpu().numpy() for leaf in leaves(inputs)), strict=True))
 
 
 def channels_last(inputs: Nested, layout: torch.memory_format = torch.channels_last) -> Nested:
-    """Images ``[N, C, H, W]`` in another memory layout; other tensors as they are."""
+    """Convert images ``[N, C, H, W]`` to another memory layout; other tensors stay unchanged."""
     return mapped(lambda leaf: leaf.to(memory_format=layout) if leaf.ndim == 4 else leaf, inputs)
 
 
 def lay_out(model: nn.Module, layout: torch.memory_format) -> None:
-    """Put a network's weights ``[out, in, h, w]`` into a memory layout; those of another rank stay as they are."""
+    """Convert a network's weights ``[out, in, h, w]`` to a memory layout; those of other ranks stay unchanged."""
     for parameter in model.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=layout)
@@ -119,14 +123,18 @@ DTYPES = (
     "bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64", "complex64",
     "complex128",
 )  # fmt: skip
-"""Types that a network may take."""
+"""Types that a network's inputs may have."""
 MOST_TENSORS, MOST_AXES, MOST_ELEMENTS = 256, 16, 1 << 28
-"""Of what a network takes as one sample: no file makes this process allocate more than a gibibyte."""
+"""Limits on one sample, so that no file can make this process allocate more than about 1 GiB."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a network takes: a structure of the kind 'tensor', 'tuple' or 'dict', and each tensor's shape and type."""
+    """The inputs of a network: the structure ('tensor', 'tuple' or 'dict'), and shape and type of every tensor.
+
+    >>> Signature.of(torch.zeros(1, 3, 8, 8)).tensors
+    {'input': ((3, 8, 8), 'float32')}
+    """
 
     kind: str
     tensors: Mapping[str, tuple[tuple[int, ...], str]]
@@ -134,13 +142,13 @@ class Signature:
 
     @classmethod
     def of(cls, example: Nested) -> Signature:
-        """Of a sample ``[1, ...]``."""
+        """The signature of a sample ``[1, ...]``."""
         kind = type(example).__name__ if isinstance(example, tuple | dict) else "tensor"
-        told = [(tuple(leaf.shape[1:]), str(leaf.dtype).removeprefix("torch.")) for leaf in leaves(example)]
-        return cls(kind, dict(zip(names(example, "input"), told, strict=True)))
+        found = [(tuple(leaf.shape[1:]), str(leaf.dtype).removeprefix("torch.")) for leaf in leaves(example)]
+        return cls(kind, dict(zip(names(example, "input"), found, strict=True)))
 
     def example(self) -> Nested:
-        """A sample ``[1, ...]``: noise, and zeros where numbers are whole."""
+        """A sample ``[1, ...]``: normal noise, or zeros for integer types."""
         generator = torch.Generator().manual_seed(0)
         made = {}
         for name, (sizes, word) in self.tensors.items():
@@ -152,7 +160,7 @@ class Signature:
         return tuple(made.values()) if self.kind == "tuple" else next(iter(made.values()))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The signature as JSON values."""
         return {
             "kind": self.kind,
             "tensors": {name: {"shape": list(sizes), "dtype": word} for name, (sizes, word) in self.tensors.items()},
@@ -160,7 +168,7 @@ class Signature:
 
     @classmethod
     def from_json(cls, value: Any) -> Signature:
-        """Out of plain values, each of them checked. Raises ValueError, KeyError or TypeError."""
+        """Parse and check JSON values. Raises ValueError, KeyError or TypeError."""
         tensors = {}
         for name, entry in value["tensors"].items():
             sizes, word = entry["shape"], entry["dtype"]
