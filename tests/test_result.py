@@ -10,6 +10,7 @@ import pytest
 
 from amc.deploy.result import ResultFile, as_markdown, read_result, rows
 from amc.errors import BundleError
+from amc.pipeline.summary import trained_notes
 
 HERE = Path(__file__).parent
 OLD = HERE / "data" / "bundle-1" / "result.json"
@@ -69,3 +70,13 @@ def test_texts_are_printable(tmp_path: Path) -> None:
 
 def test_the_models_are_frozen() -> None:
     assert all(part.model_config["frozen"] for part in (ResultFile, ResultFile.model_fields["final"].annotation))
+
+
+def test_a_gain_is_said_to_come_from_training():
+    summary = {"metric": "accuracy", "original": {"test": 0.97}, "final": {"test": 0.985},
+               "stages": [{"name": "search", "seconds": 1.0}, {"name": "fine-tune", "seconds": 2.0}]}  # fmt: skip
+    (note,) = trained_notes(summary)
+    assert "98.50 instead of 97.00 % on the test split" in note
+    assert "comes from the training" in note
+    assert trained_notes({**summary, "stages": summary["stages"][:1]}) == []
+    assert trained_notes({**summary, "final": {"test": 0.97}}) == []

@@ -88,7 +88,7 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
     failed = None if found.int8 is None else found.int8.get("error")
     missing = [f"There is no program.json: {found.unwritten}"] if found.unwritten else []
     missed = [_missed(summary, proof, found.obstacle) for proof in found.proof if is_missed(proof)]
-    others = [*_macs_notes(found), *int8_notes(summary, failed), *missing]
+    others = [*trained_notes(summary), *_macs_notes(found), *int8_notes(summary, failed), *missing]
     return {**summary, "notes": [*missed, *notes(summary), *others]}
 
 
@@ -168,6 +168,19 @@ def int8_notes(summary: Mapping[str, Any], failed: str | None) -> list[str]:
         said.append(f"{len(int8['in_float'])} of {int8['layers']} convolutions and matrix products of model.int8.onnx "
                     "are computed in float by ONNX Runtime.")  # fmt: skip
     return said
+
+
+def trained_notes(summary: Mapping[str, Any]) -> list[str]:
+    """That a network which is better than the original owes that to its training."""
+    before, after = summary["original"]["test"], summary["final"]["test"]
+    trained = any(stage["name"] == "fine-tune" for stage in summary["stages"])
+    if before is None or after is None or not trained or after <= before:
+        return []
+    return [
+        f"The final network has a better {summary['metric']} than the original ({100 * after:.2f} instead of "
+        f"{100 * before:.2f} % on the test split). The gain comes from the training after pruning: the original, "
+        "trained for as long again, may gain as much."
+    ]
 
 
 def is_missed(proof: Mapping[str, Any]) -> bool:
