@@ -30,7 +30,7 @@ from amc.reconstruction.moments import Moments, readers
 from amc.reconstruction.moments import collect as collect_moments
 from amc.space.sites import Choice
 from amc.task import Task, evaluate
-from amc.task.data import sample
+from amc.task.splits import sample
 from benchmarks.bench import RESULTS, Records, arguments, machine, open_stages, rounded
 
 SHARES = (0.5, 0.3)

@@ -26,8 +26,8 @@ from amc.reconstruction.moments import Moments, collect, moment_store, readers
 from amc.reconstruction.sequential import FULL
 from amc.runtime.memory import Memory
 from amc.task import Splits, make_task
-from amc.task.data import HeldSplit
 from amc.task.models import build_model
+from amc.task.splits import HeldSplit
 
 
 def main() -> None:

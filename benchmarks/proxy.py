@@ -26,7 +26,7 @@ from torch import nn
 from amc.graph.channels import ModuleKind
 from amc.space.sites import Choice
 from amc.task import batches, evaluate
-from amc.task.data import sample
+from amc.task.splits import sample
 from amc.train import make_plan, train
 from benchmarks.bench import RESULTS, Bench, Records, arguments, machine, open_bench, rounded
 

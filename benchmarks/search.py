@@ -31,7 +31,7 @@ from amc.evaluation.reward import loss as loss_reward
 from amc.graph.trace import trace
 from amc.search import load_searcher
 from amc.task import batches, evaluate
-from amc.task.data import sample
+from amc.task.splits import sample
 from amc.train import make_plan, train
 from benchmarks.bench import IMAGES, RESULTS, Bench, Records, arguments, machine, open_bench, rounded
 

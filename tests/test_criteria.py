@@ -14,7 +14,7 @@ from amc.importance.group import slots
 from amc.importance.statistics import by_channel
 from amc.importance.synflow import flow, positive
 from amc.task import Objective, Task, make_task
-from amc.task.data import Splits
+from amc.task.splits import Splits
 from amc.testing import check_criterion
 
 EVERYTHING = frozenset(Need)

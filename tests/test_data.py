@@ -15,19 +15,10 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from amc.config import DataConfig
 from amc.errors import ConfigError, DataError
-from amc.task.data import (
-    Augmentation,
-    HeldSplit,
-    ImageSplit,
-    Split,
-    Splits,
-    digest,
-    hold,
-    load_data,
-    split_members,
-)
+from amc.task.data import load_data
 from amc.task.datasets import DatasetSplit, splits_of
 from amc.task.images import ImageFiles
+from amc.task.splits import Augmentation, HeldSplit, ImageSplit, Split, Splits, digest, hold, split_members
 
 PARTS = ("train", "calibration", "search", "test")
 
@@ -464,7 +455,7 @@ def test_a_held_split_reads_what_the_split_reads(indices: list[int]) -> None:
 
 def test_what_does_not_fit_into_memory_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     split = digits(search=10).search
-    monkeypatch.setattr("amc.task.data.HOLD_BYTES", 10 * 64 * 4 - 1)
+    monkeypatch.setattr("amc.task.splits.HOLD_BYTES", 10 * 64 * 4 - 1)
     assert hold(split, torch.device("cpu")) is split
 
 

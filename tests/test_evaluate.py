@@ -13,7 +13,7 @@ from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.score import Race, Score
 from amc.evaluation.settings import OBJECTIVES, EvaluationSettings, Reconstruction
 from amc.task import evaluate
-from amc.task.data import sample
+from amc.task.splits import sample
 
 LOSS = EvaluationSettings("loss")
 HALF, QUARTER = (8, 8, 16, 16, 32, 32), (4, 4, 8, 8, 16, 16)

@@ -15,7 +15,7 @@ from amc.reconstruction.rows import elements
 from amc.reconstruction.sensitivity import sensitivities
 from amc.runtime.memory import Memory
 from amc.task import make_task
-from amc.task.data import HeldSplit, Splits
+from amc.task.splits import HeldSplit, Splits
 
 SAMPLES = 40
 

@@ -19,7 +19,7 @@ from amc.reconstruction.moments import collect, readers, solvable
 from amc.reconstruction.residuals import find_output_uses
 from amc.reconstruction.sequential import FULL, SequentialReconstruction
 from amc.task import make_task
-from amc.task.data import HeldSplit, Splits
+from amc.task.splits import HeldSplit, Splits
 
 SAMPLES = 64
 REFINING = EvaluationSettings("loss", reconstruction=Reconstruction(final=FULL))

@@ -15,7 +15,7 @@ from amc.evaluation.settings import SearchObjective
 from amc.graph.surgery import shallow_copy
 from amc.reconstruction.fold import NormFolder
 from amc.task import Task, batches, nested
-from amc.task.data import hold
+from amc.task.splits import hold
 
 BLOCK = 125
 """Samples per forward pass, and between two decisions of a race; with more, activations exceed a CPU's cache."""

@@ -29,7 +29,7 @@ from amc.importance.statistics import (
     watching,
 )
 from amc.task import Task, batches, nested
-from amc.task.data import sample
+from amc.task.splits import sample
 
 STEPS, BATCH, RATE = 100, 32, 0.01
 IMAGES = 512

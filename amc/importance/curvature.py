@@ -16,7 +16,7 @@ from amc.graph.sites import Graph
 from amc.importance.group import slots
 from amc.importance.statistics import is_parameter, no_derivatives, trainable_copy
 from amc.task import Task, batches, nested
-from amc.task.data import sample
+from amc.task.splits import sample
 
 IMAGES, BATCH = 512, 16
 PROBES = 4

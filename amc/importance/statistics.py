@@ -35,7 +35,7 @@ from amc.graph.surgery import shallow_copy
 from amc.importance.criterion import Need
 from amc.importance.group import slots
 from amc.task import Task, batches, nested
-from amc.task.data import sample
+from amc.task.splits import sample
 
 Table = Mapping[str, Tensor]
 Statistics = Mapping[Need, Table]

@@ -14,7 +14,7 @@ from amc.pipeline.record import Record
 from amc.pipeline.trust import file_code, is_own_file
 from amc.runtime.files import replacing
 from amc.task import batches, nested
-from amc.task.data import sample
+from amc.task.splits import sample
 
 INT8, INT8_SAMPLES = "model.int8.onnx", 256
 VERIFY_SECONDS = 20.0

@@ -42,8 +42,8 @@ from amc.search import may_race, run_searcher
 from amc.space.budget import Space
 from amc.space.sites import Choice
 from amc.task import check_training, evaluate
-from amc.task.data import sample
 from amc.task.metrics import CLASSIFICATION
+from amc.task.splits import sample
 
 FEW = 512
 """Samples by which an untrained network is recognised."""

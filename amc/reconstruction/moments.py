@@ -15,7 +15,7 @@ from amc.graph.sites import Graph
 from amc.reconstruction.rows import row_length, rows_of
 from amc.runtime.memory import Memory, SpillStore
 from amc.task import Task, batches, nested
-from amc.task.data import sample
+from amc.task.splits import sample
 
 IMAGES = 1024
 """Samples for statistics: more hardly change them. Sequential reconstruction gains by more

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc.reconstruction.moments import IMAGES
 from amc.task import Task, batches, nested
-from amc.task.data import sample
+from amc.task.splits import sample
 
 
 def recalibrate(network: nn.Module, norms: Sequence[_BatchNorm], task: Task) -> None:

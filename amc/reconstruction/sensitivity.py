@@ -22,7 +22,7 @@ from amc.graph.channels import Layer
 from amc.graph.surgery import shallow_copy
 from amc.runtime.memory import Memory
 from amc.task import Objective, Task, batches, nested
-from amc.task.data import sample
+from amc.task.splits import sample
 
 IMAGES, BATCH = 512, 64
 _Value = Callable[[Any, Any], Tensor]

@@ -47,7 +47,7 @@ from amc.reconstruction.rows import Taps, choose_positions, find_taps, outputs_a
 from amc.reconstruction.solutions import SolutionCache, apply_solution
 from amc.runtime.memory import Memory
 from amc.task import Task, nested
-from amc.task.data import sample
+from amc.task.splits import sample
 
 _ROOM, _MOST_ROOM = 64 << 20, 256 << 20
 """Bytes of solutions that are kept: 64 MiB, or those of four policies where they are larger, but 256 MiB at most."""

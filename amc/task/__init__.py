@@ -11,11 +11,12 @@ from torch import nn
 from amc.errors import AmcError, DataError, ModelError, first_line
 from amc.task import nested
 from amc.task.checks import prepared, trains, tried
-from amc.task.data import Split, Splits, load_data
+from amc.task.data import load_data
 from amc.task.datasets import check_classes
 from amc.task.metrics import CLASSIFICATION, Objective, load_objective
 from amc.task.models import load_model
 from amc.task.nested import Nested
+from amc.task.splits import Split, Splits
 
 __all__ = [
     "Objective",

@@ -27,8 +27,8 @@ from torch.utils.data import (
 from amc.config import DataConfig
 from amc.errors import AmcError, DataError, first_line, is_out_of_memory
 from amc.task import nested
-from amc.task.data import Split, Splits, hold, holdout, record, split_members
 from amc.task.nested import Nested
+from amc.task.splits import Split, Splits, hold, holdout, record, split_members
 
 _SINGLE = (torch.float16, torch.bfloat16, torch.float64)
 """Floating-point types that are converted to float32, like those of the network."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from amc.config import DataConfig
 from amc.errors import ConfigError, DataError, first_line, is_out_of_memory
 from amc.runtime.files import opened
-from amc.task.data import Augmentation, ImageSplit, Splits, holdout, normalisation, record, split_members
+from amc.task.splits import Augmentation, ImageSplit, Splits, holdout, normalisation, record, split_members
 
 if TYPE_CHECKING:
     from PIL.Image import Image
