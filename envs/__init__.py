@@ -1,12 +1,12 @@
-"""Gymnasium environments over a problem.
+"""Gymnasium environments for problems.
 
 ===================  ==================================================================================
-``amc/Pruning-v0``   a network: ``problem=`` of `amc.make_problem`, or that function's own arguments;
-                     without any the embedded example
+``amc/Pruning-v0``   a network: ``problem=`` from `amc.make_problem`, or that function's arguments;
+                     without arguments, the embedded example
 ``amc/Toy-v0``       a toy problem with a known optimum; arguments of `amc.envs.toy.toy_problem`
 ===================  ==================================================================================
 
-Gymnasium imports this package where the name says so, as here:
+Gymnasium imports this package if the name has it as a prefix:
 
 >>> import gymnasium
 >>> env = gymnasium.make("amc.envs:amc/Toy-v0")

@@ -1,4 +1,4 @@
-"""Sites and what is kept of them, as text and as a picture."""
+"""Draw the sites of a policy and their kept sizes, as text or as an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEPT, REMOVED, UNDECIDED, PAPER = (47, 95, 196), (226, 229, 236), (243, 244, 247
 
 
 def text(sites: Sequence[SiteSettings], kept: Sequence[int]) -> str:
-    """One line a site: its name, a bar, and the size that is ``kept`` of it; the sites after those are open.
+    """One line per site: name, bar, and the ``kept`` size; sites after those in ``kept`` are undecided.
 
     >>> from amc.space.sites import numeric_sites
     >>> print(text(numeric_sites(["conv1", "conv2"], [(2, 4), (4, 8)]), [2]))
@@ -34,7 +34,7 @@ def text(sites: Sequence[SiteSettings], kept: Sequence[int]) -> str:
 
 
 def picture(sites: Sequence[SiteSettings], kept: Sequence[int]) -> NDArray[np.uint8]:
-    """One bar a site from top to bottom, ``[H, W, 3]``: filled by the share that is ``kept``; pale where it is open."""
+    """An image ``[H, W, 3]`` with one bar per site, filled by the ``kept`` share; undecided sites are pale."""
     image = np.full((GAP + len(sites) * (ROW + GAP), WIDTH + 2 * GAP, 3), PAPER, np.uint8)
     for number, site in enumerate(sites):
         top = GAP + number * (ROW + GAP)

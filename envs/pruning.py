@@ -1,35 +1,35 @@
-"""AMC's environment (arXiv:1802.03494, sections 3.1 to 3.3): one step a site, in forward order.
+"""AMC's environment (arXiv:1802.03494, sections 3.1 to 3.3): one step per site, in forward order.
 
-Observation, ``Box(0, 1, (11,))``, of the site about to be decided. Every feature is divided by its largest
-value over the sites, so all lie in [0, 1]:
+Observation, ``Box(0, 1, (11,))``: features of the next site. Each feature is divided by its largest value over all
+sites or by the network's value, so all are in [0, 1]:
 
 ===  ===========  ===================================================================  ==================
  #   name         meaning                                                              unit before scaling
 ===  ===========  ===================================================================  ==================
- 0   t            the site's number                                                    sites
+ 0   t            index of the site                                                    sites
  1   n            output channels of the site's first layer                            channels
  2   c            its input channels                                                   channels
  3   h            height of its input                                                  pixels
  4   w            width of its input                                                   pixels
  5   stride       its stride                                                           pixels
  6   k            its kernel size                                                      pixels
- 7   FLOPs[t]     MACs of the layers that the site's channels come out of              MACs, of the largest
- 8   reduced      MACs saved by the sites decided so far (later ones whole)            MACs, of the network
- 9   rest         MACs of the layers that later sites' channels come out of            MACs, of the network
-10   a[t-1]       the share of its size that was kept at the site before (0 at first)  share
+ 7   FLOPs[t]     MACs of the layers that produce the site's channels                  MACs
+ 8   reduced      MACs saved by the decided sites, with later ones unchanged           MACs, of the network
+ 9   rest         MACs of the layers that produce later sites' channels                MACs, of the network
+10   a[t-1]       kept share of the previous site (0 at first)                         share
 ===  ===========  ===================================================================  ==================
 
-Action, ``Box(0, 1, (1,))``: the share of the site's size to keep, for a channel group the share of its channels. It
-becomes the setting of the nearest size among those that leave every limit of the budget within reach (Algorithm 1,
-exact; see `amc.space.budget.Space.allowed`). Where latency is limited and a larger one takes no more time, it becomes
-that. ``info["setting"]`` and ``info["share"]`` tell what was done. Sites of every operator are decided alike: what a
-setting is, the environment does not know. What features 1 to 7 tell is of the layers that the site is found in.
+Action, ``Box(0, 1, (1,))``: the share of the site's size to keep; for a channel group, the share of its channels. It is
+mapped to the setting with the nearest size among those with which every limit can still be met (Algorithm 1, exact; see
+`amc.space.budget.Space.allowed`). With a limit on latency, it is the largest setting that takes no more time than this
+one. ``info["setting"]`` and ``info["share"]`` are the applied setting and its share. The environment does not interpret
+settings, so it works with the sites of any operator. Features 1 to 7 describe the layers at the site.
 
-Reward: 0 until the last site, then the problem's reward of the policy. AMC gives this last reward to every
-step of the episode, which an environment cannot do in hindsight; the agent does (see `amc.search.ddpg`).
+Reward: 0 until the last site, then the problem's reward of the policy. AMC gives this reward to every step of the
+episode. An environment cannot do that, so the agent does (see `amc.search.ddpg`).
 
-An episode ends (``terminated``) after the last site; ``info["evaluation"]`` then holds the evaluation. A failed
-evaluation is rewarded with the worst reward seen so far, or -1.
+An episode ends (``terminated``) after the last site; ``info["evaluation"]`` then has the evaluation. The reward of a
+failed evaluation is the worst reward so far, or -1.
 """
 
 from __future__ import annotations
@@ -50,12 +50,20 @@ Observation = NDArray[np.float32]
 
 
 class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
-    """The environment over one problem."""
+    """The environment for one problem.
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012  (as Gymnasium has it)
+    >>> from amc.envs.toy import toy_problem
+    >>> env = PruningEnv(toy_problem(sites=2)[0])
+    >>> observation, info = env.reset()
+    >>> observation, reward, terminated, truncated, info = env.step(np.array([0.5], np.float32))
+    >>> info, terminated
+    ({'setting': 4, 'share': 0.5}, False)
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012  (Gymnasium's convention)
 
     def __init__(self, problem: Problem, render_mode: str | None = None) -> None:
-        """``render_mode``: ``ansi`` draws the sites decided so far as text, ``rgb_array`` as a picture."""
+        """``render_mode``: ``ansi`` draws the decided sites as text, ``rgb_array`` as an image."""
         self.observation_space = spaces.Box(0.0, 1.0, (11,), np.float32)
         self.action_space = spaces.Box(0.0, 1.0, (1,), np.float32)
         self.render_mode = render_mode
@@ -91,7 +99,7 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return self._observe(), reward, done, False, info
 
     def render(self) -> Any:
-        """The share that every site keeps, of those decided so far; as text, or as a picture ``[H, W, 3]``, uint8."""
+        """Draw the kept share of every decided site, as text or as an image ``[H, W, 3]``, uint8."""
         kept = [site.sizes[p] for site, p in zip(self._space.sites, self._decided(), strict=False)]
         if self.render_mode == "ansi":
             return drawing.text(self._space.sites, kept)
@@ -101,9 +109,9 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return [self._space.settings[site].index(setting) for site, setting in enumerate(self._prefix)]
 
     def setting(self, share: float) -> Setting:
-        """The next site's setting whose size is nearest to ``share`` of the original's and leaves the budget reachable.
+        """The setting of the next site for an action: the nearest size with which the budget can still be met.
 
-        Where latency is limited, the largest that takes no more time.
+        With a limit on latency, it is the largest setting that takes no more time than this one.
         """
         allowed, site = self._space.allowed(self._prefix), self._space.sites[len(self._prefix)]
         sizes = dict(zip(site.settings, site.sizes, strict=True))
@@ -122,7 +130,7 @@ class PruningEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
 
 def _static_features(problem: Problem) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Features 0 to 7 of every site ``[S, 8]``, scaled, and each site's MACs ``[S]``."""
+    """Features 0 to 7 of every site ``[S, 8]``, scaled, and the MACs of every site ``[S]``."""
     rows = np.array(
         [(t, f.n, f.c, f.h, f.w, f.stride, f.k, f.macs) for t, f in enumerate(problem.features)], np.float64
     )

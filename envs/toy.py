@@ -1,7 +1,7 @@
-"""A problem with a computable optimum, for tests of environments and searchers.
+"""A toy problem with a known optimum, for tests of environments and searchers.
 
-Site s of width w gains ``importance[s] · log2(1 + w)`` and costs ``price[s] · w`` MACs; the metric is the gain as
-a share of the full network's. Few sites with few settings: the optimum is found by trying all.
+Site s of width w gains ``importance[s] · log2(1 + w)`` and costs ``price[s] · w`` MACs. The metric is the gain as a
+share of the original's. There are few sites and settings, so the optimum is found by exhaustive search.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from amc.space.sites import Choice, Floats, Setting, numeric_sites
 
 
 class ToyCosts:
-    """``macs = price · w``, ``params = Σ w``, and ``latency`` moves in steps of two channels: ``Σ ⌈w / 2⌉`` ms."""
+    """``macs = price · w``, ``params = Σ w``, and ``latency = Σ ⌈w / 2⌉`` ms, with steps of two channels.
+
+    >>> ToyCosts([1.0, 2.0]).costs([[3, 4]])["latency"].tolist()
+    [4.0]
+    """
 
     def __init__(self, price: ArrayLike) -> None:
         self._price = np.asarray(price, np.float64)
@@ -36,7 +40,7 @@ class ToyCosts:
 def toy_problem(
     share: float = 0.5, sites: int = 5, channels: int = 8, seed: int = 0, resources: Sequence[str] = ("macs",)
 ) -> tuple[Problem, float]:
-    """A problem at ``share`` of the MACs, or of other resources, and the metric of its best policy."""
+    """A problem with a budget of ``share`` of the MACs, or of other resources, and the metric of its best policy."""
     rng = np.random.default_rng(seed)
     price, importance = rng.uniform(0.5, 2.0, sites), rng.uniform(0.1, 1.0, sites) ** 2
     settings = tuple(range(1, channels + 1))
@@ -62,5 +66,5 @@ def toy_problem(
 
 
 def toy_environment(render_mode: str | None = None, **of: Any) -> PruningEnv:
-    """The environment ``amc/Toy-v0`` over `toy_problem`, which is given the other arguments."""
+    """Create ``amc/Toy-v0``; the other arguments are those of `toy_problem`."""
     return PruningEnv(toy_problem(**of)[0], render_mode)

@@ -1,4 +1,4 @@
-"""Reports of runs and batches, made from result.json and the journals alone."""
+"""Reports of runs and batches, generated from result.json and the journals alone."""
 
 from amc.reports.table import columns, final_table, was_trained
 from amc.reports.write import write_reports

@@ -13,7 +13,7 @@ from amc.errors import BundleError
 from amc.reports import human
 from amc.reports.charts import front_chart
 from amc.reports.read import read_batch_journal
-from amc.reports.table import judged_on, outcome
+from amc.reports.table import outcome, reported_split
 from amc.runtime.files import write_text
 
 CHOICES = ("searcher", "seed")
@@ -62,12 +62,12 @@ class Times:
 def times(result: Mapping[str, Any]) -> Times:
     """Times measured by the run; for a device with its own latency model, that model's predictions."""
     latency, original, final = result.get("latency") or {}, result["original"], result["final"]
-    said = latency.get("prediction")
-    told = next((line for line in result["proof"] if line["resource"] == "latency"), None)
-    if told is not None and isinstance(said, Mapping) and said.get("model") != "profile":
-        before = said.get("original_ms")
+    prediction = latency.get("prediction")
+    proof = next((line for line in result["proof"] if line["resource"] == "latency"), None)
+    if proof is not None and isinstance(prediction, Mapping) and prediction.get("model") != "profile":
+        before = prediction.get("original_ms")
         if isinstance(before, float):
-            return Times(before, told["exported"], human.quotient(told["exported"], before))
+            return Times(before, proof["exported"], human.quotient(proof["exported"], before))
     ratio = latency["ratio"]["value"] if latency else None
     return Times(original.get("latency_ms"), final.get("latency_ms"), ratio)
 
@@ -111,7 +111,7 @@ def _row(place: Mapping[str, str], members: Sequence[Network]) -> BatchRow:
     runs = f"{done} of {len(members)}"
     if found is None or found.result is None:
         return BatchRow(place, ["–", "none", *["–"] * (len(COLUMNS) - 3), runs], None)
-    original, final, split = found.result["original"], found.result["final"], judged_on(found.result)
+    original, final, split = found.result["original"], found.result["final"], reported_split(found.result)
     spent = times(found.result)
     cells = [
         ", ".join(found.place[axis] for axis in CHOICES if axis in found.place) or "–",
@@ -159,12 +159,12 @@ def _charts(networks: Sequence[Network]) -> Iterator[tuple[str, str]]:
 def _timed(results: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
     """Milliseconds and metric of all networks, including the originals."""
     spent = [(r, which, getattr(times(r), which)) for r in results for which in ("original", "final")]
-    return [(ms, r[which][judged_on(r)]) for r, which, ms in spent if ms is not None]
+    return [(ms, r[which][reported_split(r)]) for r, which, ms in spent if ms is not None]
 
 
 def _counted(results: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
     """Millions of MACs and metric of all networks, including the originals."""
-    return [(1e-6 * r[which]["macs"], r[which][judged_on(r)]) for r in results for which in ("original", "final")]
+    return [(1e-6 * r[which]["macs"], r[which][reported_split(r)]) for r in results for which in ("original", "final")]
 
 
 def html_batch(name: str, networks: Sequence[Network]) -> str:

@@ -107,7 +107,7 @@ def tradeoff_chart(result: Mapping[str, Any], journal: SearchHistory) -> str:
 
 
 def _evaluations(axes: Any, found: Sequence[SearchPoint], places: Sequence[float]) -> None:
-    """Points by how much is known of them: filled, hollow, or a cross."""
+    """Draw one point per evaluation: filled for exact scores, hollow for estimates, a cross for rejected policies."""
     kinds: dict[str, tuple[dict[str, Any], list[bool]]] = {
         "all samples read": (_POINTS, [e.share >= 1 and not e.rejected for e in found]),
         "estimated from a part": (_HOLLOW, [e.share < 1 and not e.rejected for e in found]),
@@ -120,7 +120,7 @@ def _evaluations(axes: Any, found: Sequence[SearchPoint], places: Sequence[float
 
 
 def _finish_losses(axes: Any, found: Sequence[SearchPoint]) -> None:
-    """Objectives of a search differ by orders of magnitude: their axis is logarithmic, where all are above 0."""
+    """Finish an axis of search objectives. It is logarithmic if all values are above 0."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if found and min(e.loss for e in found) > 0:

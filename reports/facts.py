@@ -41,18 +41,20 @@ def _search(search: Mapping[str, Any], journal: SearchHistory) -> str:
 
 def _latency(latency: Mapping[str, Any]) -> str:
     """The accuracy of the predictions, if latency was limited."""
-    said = latency.get("prediction")
-    if not isinstance(said, dict):
+    prediction = latency.get("prediction")
+    if not isinstance(prediction, dict):
         return ""
-    parts, error = [str(said.get("model"))], said.get("error")
+    parts, error = [str(prediction.get("model"))], prediction.get("error")
     if isinstance(error, dict):
         mean, worst = (human.percent(error.get(key)) for key in ("mean", "worst"))
-        parts.append(f"fitted on {said.get('networks')} networks, cross-validated error {mean}, worst {worst}")
-    if said.get("measured_error") is not None:
-        off = human.percent(said["measured_error"])
-        parts.append(f"{said.get('measured_policies')} policies measured in the search, mean prediction error {off}")
-    if said.get("corrections"):
-        parts.append(f"corrected {len(said['corrections'])} times")
+        parts.append(f"fitted on {prediction.get('networks')} networks, cross-validated error {mean}, worst {worst}")
+    if prediction.get("measured_error") is not None:
+        off = human.percent(prediction["measured_error"])
+        parts.append(
+            f"{prediction.get('measured_policies')} policies measured in the search, mean prediction error {off}"
+        )
+    if prediction.get("corrections"):
+        parts.append(f"corrected {len(prediction['corrections'])} times")
     return "; ".join(parts)
 
 

@@ -12,7 +12,7 @@ from amc.reports.charts import progress_chart, tradeoff_chart, widths_chart
 from amc.reports.facts import facts
 from amc.reports.markdown import as_yaml
 from amc.reports.read import SearchHistory
-from amc.reports.table import columns, final_table, judged_on, outcome, time_ratio, was_trained
+from amc.reports.table import columns, final_table, outcome, reported_split, time_ratio, was_trained
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def html_report(result: Mapping[str, Any], journal: SearchHistory) -> str:
 
 def tiles(result: Mapping[str, Any]) -> Iterator[Tile]:
     """The four key figures: metric, MACs, size and time."""
-    original, final, split = result["original"], result["final"], judged_on(result)
+    original, final, split = result["original"], result["final"], reported_split(result)
     change = human.points(final[split] - original[split]).replace("-", "−")
     detail = f"{human.percent(original[split])} → {human.percent(final[split])}"
     yield Tile(f"{split} {result['metric']}, points", change, detail)

@@ -99,4 +99,4 @@ def difference(after: float | None, before: float | None) -> float | None:
 FILTERS: dict[str, Callable[..., object]] = {
     f.__name__: f for f in (count, size, exact, milliseconds, seconds, percent, short_percent, points, ratio, quotient)
 }
-"""For the templates."""
+"""Filters for the templates."""

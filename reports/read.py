@@ -24,9 +24,9 @@ class SearchPoint:
     choice: list[Any]
     costs: Mapping[str, float]
     share: float = 1.0
-    """Of the search split that was read; less than 1: loss and metric are estimates."""
+    """Share of the search split that was evaluated; below 1, loss and metric are estimates."""
     rejected: bool = False
-    """Whether a race was decided against it."""
+    """Whether the policy lost a race before all samples were evaluated."""
 
 
 @dataclass(frozen=True)

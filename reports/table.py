@@ -82,7 +82,7 @@ def budgeted(result: Mapping[str, Any]) -> list[str]:
     return [name for name in NAMES if name in result["budget"]["limits"]] or ["macs"]
 
 
-def judged_on(result: Mapping[str, Any]) -> str:
+def reported_split(result: Mapping[str, Any]) -> str:
     """The split that the outcome is reported on: test if it was measured, else search."""
     measured = all(result[stage].get("test") is not None for stage in ("original", "final"))
     return "test" if measured else "search"
@@ -90,7 +90,7 @@ def judged_on(result: Mapping[str, Any]) -> str:
 
 def outcome(result: Mapping[str, Any]) -> str:
     """The run in one sentence: remaining share of the limited resources, metric, time."""
-    original, final, split = result["original"], result["final"], judged_on(result)
+    original, final, split = result["original"], result["final"], reported_split(result)
     parts = [
         f"{human.short_percent(human.quotient(final[name], original[name]))} of the {NAMES[name]}"
         for name in budgeted(result)

@@ -195,7 +195,7 @@ def on_meta() -> nn.Module:
         (lambda: with_seen(_exchanged), "changes its tensor 'seen'"),
         (lambda: with_seen(_rewritten), "changes its tensor 'b.0.weight'"),
         (lambda: nn.Sequential(nn.LazyConv2d(6, 3)), "'0.weight' has no shape yet: run the network once"),
-        (lambda: Net(torch.inference_mode()(lambda m, x: m.b(x)), b=plain()), r"turns on torch\.inference_mode"),
+        (lambda: Net(torch.inference_mode()(lambda m, x: m.b(x)), b=plain()), r"uses torch\.inference_mode"),
         (lambda: Net(lambda m, x: m.b(x) * torch.nan, b=plain()), "NaN"),
         (exported, "has no evaluation mode"),
         (lambda: plain, "is a function, but must be a torch.nn.Module"),

@@ -100,7 +100,7 @@ def test_what_cannot_be_done_with_it_is_refused_before_the_search(tmp_path, name
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (["branches"], "adds settings to the sites of channels: name channels before it"),
+        (["branches"], "adds settings to the sites of channels: name channels first"),
         (["channels", "channels"], "which is named twice"),
         (["chanels"], "Did you mean 'channels'"),
         ([], "no operator is named"),

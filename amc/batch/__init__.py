@@ -1,5 +1,5 @@
-"""Many runs: models × data × budgets × devices × searchers × seeds, described in one file.
+"""Batches of runs: models × data × budgets × devices × searchers × seeds, described in one file.
 
-``matrix`` reads the file, ``plan`` finds the state of every run, ``pool`` runs the rest in processes of their own
-(``worker``), and ``run`` is the flow. Only a run itself imports torch.
+``matrix`` reads the file, ``plan`` finds the state of every run, ``pool`` starts the unfinished ones in separate
+processes (``worker``), and ``run`` is the whole flow. Only the processes of runs import torch.
 """

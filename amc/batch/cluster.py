@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster, each a task with resources. The only module that knows Ray.
+"""Run a batch on a Ray cluster, each run as a task with resources. No other module imports Ray.
 
 A task works in a folder on its node. It starts with the batch's files of its run, and sends back what it writes while
 it runs. If a node dies, the next attempt continues on another node from the last state that was sent. Networks,
@@ -35,7 +35,7 @@ _EVERY = 0.5  # seconds between two messages of a task
 _LEAST_ROOM = 4  # minimum number of tasks submitted at a time; otherwise twice the cluster's processors
 _GROWING = "journal.jsonl"
 _SENT = (_GROWING, "progress.json", "checkpoint.pt", "config.yaml", "original.onnx", "profile.json")
-"""Files that are sent while a run is running: all that the next attempt needs and that `amc status` reads."""
+"""Files that are sent during a run: those that the next attempt needs and those that ``amc status`` reads."""
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ def _reach(address: str) -> None:
 
 
 class RayTasks:
-    """A workforce of the nodes of the connected cluster."""
+    """A `Workforce` that executes runs on the connected cluster."""
 
     def __init__(self, limits: Limits, logs: Path) -> None:
         import ray
@@ -113,16 +113,16 @@ def resources_of(job: Job, limits: Limits) -> dict[str, float]:
     return {"CPU": float(unless_auto(job.config.threads) or limits.threads or 1), **memory, **job.resources}
 
 
-def refuse_impossible(jobs: Sequence[Job], limits: Limits) -> None:
-    """Raise ConfigError for a run that no node of the cluster can take. Ray would wait for ever."""
+def check_resources(jobs: Sequence[Job], limits: Limits) -> None:
+    """Raise ConfigError for a run that no node of the cluster can execute. Ray would wait forever."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for job in jobs:
         needs = resources_of(job, limits)
         if not any(all(node.get(name, 0) >= amount for name, amount in needs.items()) for node in nodes):
-            told = ", ".join(f"{amount:g} {name}" for name, amount in needs.items())
-            raise ConfigError(f"run {job.name} needs {told}, but no node of the Ray cluster has that.")
+            needed = ", ".join(f"{amount:g} {name}" for name, amount in needs.items())
+            raise ConfigError(f"run {job.name} needs {needed}, but no node of the Ray cluster has that.")
 
 
 def _token(job: Job, attempt: int) -> str:
@@ -142,11 +142,11 @@ def _submit(job: Job, attempt: int, limits: Limits, mailbox: Any) -> Any:
 
 
 def _result(ref: Any, job: Job, logs: Path) -> Failure | None:
-    """Write the files of a task that ended. Returns its failure; the death of a node is one that is tried again."""
+    """Write the files of a task that ended and return its failure. After the death of a node, it is tried again."""
     import ray
 
     try:
-        failure, files, said = ray.get(ref)
+        failure, files, output = ray.get(ref)
     except ray.exceptions.OutOfMemoryError:
         return Failure("out of memory: Ray ended the run because its node had no memory left", False)
     except ray.exceptions.RayError as error:
@@ -155,7 +155,7 @@ def _result(ref: Any, job: Job, logs: Path) -> Failure | None:
     for name, content in files.items():
         _write(job.folder / name, content)
     with (logs / f"{job.name}.log").open("a", encoding="utf-8") as log:
-        log.write(said)
+        log.write(output)
     return failure  # type: ignore[no-any-return]
 
 
@@ -204,7 +204,7 @@ class RayBackend(Forwarding):
         return False
 
     def announce(self, choices: Sequence[Choice]) -> None:
-        """Begin with these policies, each at the evaluator with the fewest policies to score."""
+        """Start to score these policies, each on the evaluator with the shortest queue."""
         for choice in choices:
             if choice not in self._asked:
                 index = self._waiting.index(min(self._waiting))
@@ -212,7 +212,7 @@ class RayBackend(Forwarding):
                 self._asked[choice] = (index, self._actors[index].score.remote(choice))
 
     def score(self, choice: Choice) -> Score:
-        """Wait for a policy's score. Raises what evaluating raised, or ExportError when the cluster lost it."""
+        """Wait for a policy's score. Raises RuntimeError if evaluating failed, ExportError if the cluster lost it."""
         import ray
 
         self.announce([choice])
@@ -227,7 +227,7 @@ class RayBackend(Forwarding):
 
 
 class RemoteEvaluator:
-    """On a node: an evaluator with the settings of the caller's evaluator."""
+    """An evaluator on a node, with the settings of the caller's evaluator."""
 
     def __init__(self, values: dict[str, Any], settings: EvaluationSettings, place: str) -> None:
         from amc.batch.worker import evaluator_of
@@ -244,7 +244,7 @@ class RemoteEvaluator:
 
 
 class Mailbox:
-    """On the cluster: keeps the messages of tasks until the batch takes them."""
+    """An actor that stores the messages of tasks until the batch takes them."""
 
     def __init__(self) -> None:
         self._messages: list[tuple[str, str, int, bytes]] = []
@@ -260,7 +260,7 @@ class Mailbox:
 
 
 class Courier:
-    """In a task: a monitor that sends changes in the run's folder. It does not wait for an answer."""
+    """A monitor in a task that sends changed files of the run's folder, without waiting for an answer."""
 
     def __init__(self, folder: Path, token: str, mailbox: Any) -> None:
         self._folder, self._token, self._mailbox = folder, token, mailbox
@@ -301,7 +301,7 @@ class Courier:
 def remote_run(
     values: dict[str, Any], memory: int, files: Files, token: str, mailbox: Any, place: str
 ) -> tuple[Failure | None, Files, str]:
-    """On a node: run in a folder of the node. Returns the failure if any, the files and the output."""
+    """Execute a run on a node, in a temporary folder. Returns the failure or None, the files and the output."""
     import traceback
 
     import torch
@@ -315,11 +315,11 @@ def remote_run(
         folder = Path(temporary, *Path(str(values["out"])).parts[-2:])  # the same name as in the batch
         for file, content in files.items():
             _write(folder / file, content)
-        failure, said = None, f"on {socket.gethostname()}, process {os.getpid()}\n"
+        failure, output = None, f"on {socket.gethostname()}, process {os.getpid()}\n"
         try:
             config = from_dict({**values, "out": str(folder)})
             work(keeping_to(memory, config) if memory else config, Courier(folder, token, mailbox))
         except Exception as error:  # noqa: BLE001  (reported as the failure of this run)
-            failure, said = described(error), said + "".join(traceback.format_exception(error))
+            failure, output = described(error), output + "".join(traceback.format_exception(error))
         sys.stdout.flush()
-        return failure, _contents(folder) if folder.exists() else {}, said
+        return failure, _contents(folder) if folder.exists() else {}, output

@@ -94,7 +94,11 @@ def drive(jobs: Sequence[Job], retries: int, force: Workforce, observer: Observe
 
 
 def described(error: Exception) -> Failure:
-    """The failure for an exception of a run. A user's mistake is not tried again."""
+    """The failure for an exception in a run. Errors of the user are not tried again.
+
+    >>> described(ValueError("bad value"))
+    Failure(reason='ValueError: bad value', again=True)
+    """
     if is_out_of_memory(error):
         return Failure(f"out of memory: {first_line(error)}", False)
     if isinstance(error, AmcError):

@@ -17,18 +17,18 @@ AXES = {"models": "model", "data": "data", "budgets": "budget", "devices": "devi
 _KEYS = (*AXES, "common", "exclude", "overrides", "out", "retries")
 _LIMITS = set(BudgetConfig.model_fields)
 LONGEST_NAME, LONGEST_FOLDER = 100, 200
-"""Characters of an entry's name, and of a run's, which names its folder."""
+"""Most characters of an entry's name, and of a run's name, which is also that of its folder."""
 MOST_RETRIES = 1000
 MOST_OF_A_RESOURCE = 1e15
 MANY_BUDGETS = 3
-"""From so many on it may be worth to search them together (`amc.search.transfer`), where no searcher is named."""
+"""Number of budgets from which a common search (`amc.search.transfer`) is suggested if no searcher is named."""
 _LATENCY = ("latency_model", "latency_timeout")
 _TOP = set(Config.model_fields) - {"model", "data", "budget", "search", "seed", "out"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a batch: its place in the matrix, its configuration, its folder."""
+    """One run of a batch: its place in the matrix, its configuration and its folder."""
 
     name: str
     place: Mapping[str, str]
@@ -36,12 +36,12 @@ class Job:
     config: Config
     folder: Path
     resources: Mapping[str, float] = field(default_factory=dict)
-    """What it needs of a cluster's node besides a processor: ``{"GPU": 1, "phone": 1}``."""
+    """Resources that it needs on a cluster's node besides CPUs: ``{"GPU": 1, "phone": 1}``."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """What a batch file says. ``axes`` holds, for every axis, its entries by name."""
+    """The content of a batch file. ``axes`` maps every axis to its entries by name."""
 
     axes: Mapping[str, Mapping[str, Mapping[str, Any]]]
     common: Mapping[str, Any]
@@ -50,21 +50,21 @@ class Matrix:
     out: Path
     retries: int
     resources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Device → what a run for it needs of a cluster's node."""
+    """Device → resources that its runs need on a cluster's node."""
 
     @property
     def could_share(self) -> bool:
-        """Whether there are many budgets that each get a search of their own, and nobody has said how to search."""
+        """Whether many budgets would be searched separately although the file names no searcher."""
         named = "searcher" in self.axes or "searcher" in (self.common.get("search") or {})
         return len(self.axes.get("budget", ())) >= MANY_BUDGETS and not named
 
     @property
     def size(self) -> int:
-        """Runs before anything is excluded."""
+        """Number of runs before exclusion."""
         return math.prod(len(entries) for entries in self.axes.values())
 
     def jobs(self) -> list[Job]:
-        """Every run that is not excluded, the last axis changing fastest. Raises ConfigError, naming the run."""
+        """All runs that are not excluded; the last axis changes fastest. Raises ConfigError with the run's name."""
         found = []
         for names in itertools.product(*self.axes.values()):
             place = dict(zip(self.axes, names, strict=True))
@@ -80,7 +80,7 @@ class Matrix:
             needs = self.resources.get(place.get("device", ""), {})
             found.append(Job(name, place, config, self.out / name, needs))
         if not found:
-            raise ConfigError("nothing is left to run: 'exclude' takes every run away.")
+            raise ConfigError("nothing is left to run: 'exclude' removes every run.")
         return found
 
     def _values(self, place: Mapping[str, str]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Matrix:
             double = set(entry.get("budget") or {}) & set(values.get("budget") or {})
             if double:
                 word = min(double)
-                raise ConfigError(f"both the {axis} '{name}' and something else limit '{word}': say it in one place.")
+                raise ConfigError(f"both the {axis} '{name}' and another entry limit '{word}': set it in one place.")
             values = merge(values, entry)
         for rule, change in self.overrides:
             if _matches(rule, place):
@@ -103,7 +103,7 @@ def _matches(rule: Mapping[str, str], place: Mapping[str, str]) -> bool:
 
 
 def read_matrix(path: str | Path, out: str | None = None) -> Matrix:
-    """The matrix in a YAML file. Raises ConfigError for whatever is not understood in it."""
+    """Read the matrix in a YAML file. Raises ConfigError for invalid content."""
     values = read_yaml(path)
     for key in values:
         if key not in _KEYS:
@@ -132,7 +132,7 @@ def read_matrix(path: str | Path, out: str | None = None) -> Matrix:
 
 
 def _whole_settings(common: Mapping[str, Any]) -> None:
-    """Raise ConfigError for settings that no run could have: those of an axis are put over them, and would hide it."""
+    """Raise ConfigError for invalid common settings, which the settings of an axis could otherwise hide."""
     try:
         from_dict(common, quiet=True)
     except ConfigError as error:
@@ -140,29 +140,29 @@ def _whole_settings(common: Mapping[str, Any]) -> None:
 
 
 def _entries(axis: str, given: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """An axis' entries, name → part of a configuration. Lists of values name themselves."""
+    """Yield an axis's entries: name and part of a configuration. In a list, a value is also its name."""
     if isinstance(given, Mapping):
         pairs = [(str(name), value) for name, value in given.items()]
     elif isinstance(given, list):
         pairs = [(_named(axis, value), value) for value in given]
     else:
-        raise ConfigError(f"{axis} is {shown(given)}, but must be a list, or names with what they stand for.")
+        raise ConfigError(f"{axis} is {shown(given)}, but must be a list or a mapping of names to entries.")
     if not pairs:
-        raise ConfigError(f"{axis} is empty: leave it out, or name something.")
+        raise ConfigError(f"{axis} is empty: remove it or add an entry.")
     seen: set[str] = set()
     for name, value in pairs:
         if not name or name != _slug(name):
-            raise ConfigError(f"{axis}: the name {shown(name)} must be of letters, digits, '.', '_' and '-'.")
+            raise ConfigError(f"{axis}: the name {shown(name)} must consist of letters, digits, '.', '_' and '-'.")
         if len(name) > LONGEST_NAME:
             raise ConfigError(f"{axis}: the name {shown(name)} is longer than {LONGEST_NAME} characters.")
         if name in seen:
-            raise ConfigError(f"{axis}: there are two of the name '{name}'.")
+            raise ConfigError(f"{axis}: there are two entries with the name '{name}'.")
         seen.add(name)
         yield name, _part(axis, name, value)
 
 
 def _named(axis: str, value: Any) -> str:
-    """The name of a list's entry: the value itself, or what a budget limits (``flops-0.5``)."""
+    """The name of a list's entry: the value itself, or for a budget its limits (``flops-0.5``)."""
     if isinstance(value, Mapping):
         if axis != "budgets":
             raise ConfigError(f"{axis}: {shown(value)} has no name: write NAME: {{…}} instead of a list.")
@@ -175,7 +175,7 @@ def _slug(text: str) -> str:
 
 
 def _part(axis: str, name: str, value: Any) -> dict[str, Any]:
-    """The part of a configuration that an entry stands for."""
+    """The part of a configuration that an entry sets."""
     if axis == "seeds":
         return {"seed": name if value is None else value}
     if axis in ("models", "data", "searchers"):
@@ -192,7 +192,7 @@ def _part(axis: str, name: str, value: Any) -> dict[str, Any]:
 
 
 def _device(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A device: limits, ``threads`` of ONNX Runtime, its latency model, and whatever else of a run depends on it."""
+    """The settings of a device: limits, ``threads`` of ONNX Runtime, a latency model, and other settings of a run."""
     part: dict[str, Any] = {}
     for key, value in entry.items():
         if key in _LIMITS:
@@ -212,7 +212,7 @@ def _device(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _resources(devices: Any) -> Iterator[tuple[str, dict[str, float]]]:
-    """What the devices' runs need of a cluster's node, by device."""
+    """Yield every device and the resources that its runs need on a cluster's node."""
     for name, entry in devices.items() if isinstance(devices, Mapping) else ():
         where = f"devices.{name}.resources"
         needs = _mapping((entry or {}).get("resources") or {}, where)
@@ -234,7 +234,7 @@ def _override(entry: Any, axes: Mapping[str, Mapping[str, Any]]) -> tuple[dict[s
 
 
 def _rule(rule: Any, axes: Mapping[str, Mapping[str, Any]], where: str) -> dict[str, str]:
-    """Axis → name; a run is meant when all agree."""
+    """Parse a rule, axis → name. It matches the runs with all of these names."""
     found = {}
     for axis, name in _mapping(rule, where).items():
         if axis not in axes:
@@ -243,7 +243,7 @@ def _rule(rule: Any, axes: Mapping[str, Mapping[str, Any]], where: str) -> dict[
             raise ConfigError(f"{where}: there is no {axis} {shown(str(name))}.{did_you_mean(str(name), axes[axis])}")
         found[axis] = str(name)
     if not found:
-        raise ConfigError(f"{where}: an empty rule would mean every run.")
+        raise ConfigError(f"{where}: an empty rule would match every run.")
     return found
 
 

@@ -55,9 +55,9 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any], where: str = 
     for key, value in now.items():
         old = before.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
-            told = _difference(old, value, f"{where}{key}.")
-            if told:
-                return told
+            inner = _difference(old, value, f"{where}{key}.")
+            if inner:
+                return inner
         elif old != value:
             return f"{where}{key} was {old}, now {value}"
     return ""

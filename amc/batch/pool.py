@@ -1,7 +1,7 @@
-"""Runs in processes of their own, several at a time. A crash ends only its own run.
+"""Execute runs in separate processes, several at a time. A crash ends only its own run.
 
-The processes are forked from a server that has imported everything, so that a start takes milliseconds instead of the
-seconds for importing torch. The server never computes, so it has no threads that a fork would lose.
+Processes are forked from a server that has imported everything, so a start takes milliseconds instead of the seconds
+for importing torch. The server never computes, so it has no threads that a fork would lose.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from amc.errors import is_out_of_memory
 
 
 class Processes:
-    """A workforce of processes on this machine."""
+    """A `Workforce` of processes on this machine."""
 
     def __init__(self, limits: Limits, logs: Path) -> None:
         self._limits, self._logs = limits, logs
@@ -44,10 +44,10 @@ class Processes:
 
     def ended(self, seconds: float) -> list[tuple[Hashable, Failure | None]]:
         found = [sentinel for sentinel in wait(list(self._running), seconds) if isinstance(sentinel, int)]
-        return [(sentinel, self._told(*self._running.pop(sentinel))) for sentinel in found]
+        return [(sentinel, self._failure(*self._running.pop(sentinel))) for sentinel in found]
 
-    def _told(self, job: Job, process: Any, pipe: Connection) -> Failure | None:
-        failure = told(process, pipe)
+    def _failure(self, job: Job, process: Any, pipe: Connection) -> Failure | None:
+        failure = reported_failure(process, pipe)
         if failure is not None and process.exitcode != 0:  # it sent no message: its last output is in the log
             last = _last_line(self._logs / f"{job.name}.log")
             if is_out_of_memory(RuntimeError(last)):
@@ -98,7 +98,7 @@ def end_with_parent(pipe: Connection) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def told(process: Any, pipe: Connection) -> Failure | None:
+def reported_failure(process: Any, pipe: Connection) -> Failure | None:
     """The failure that a process reported, or else one from its exit code."""
     process.join()
     try:
@@ -116,7 +116,11 @@ def _last_line(log: Path) -> str:
 
 
 def describe_exit(code: int | None) -> Failure:
-    """What a process's exit code says, where it has said nothing itself."""
+    """The failure for the exit code of a process that sent no message.
+
+    >>> describe_exit(1).reason
+    'ended with exit code 1 and no message'
+    """
     if code == -signal.SIGKILL:
         return Failure("killed (SIGKILL), which the system does when memory runs out", True)
     if code is not None and code < 0:

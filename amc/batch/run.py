@@ -31,10 +31,10 @@ class Ended:
 
 
 def refuse_many(matrix: Matrix, yes: bool) -> None:
-    """Raise ConfigError for a matrix so large that it may be a mistake."""
+    """Raise ConfigError without ``yes`` for a matrix so large that it may be a mistake."""
     if matrix.size > MANY and not yes:
         shape = " × ".join(f"{len(entries):,} {axis}" for axis, entries in matrix.axes.items())
-        raise ConfigError(f"this is a matrix of {matrix.size:,} runs ({shape}): if you mean it, add --yes.")
+        raise ConfigError(f"this is a matrix of {matrix.size:,} runs ({shape}): add --yes if that is intended.")
 
 
 def examine(planned: Sequence[Planned]) -> None:
@@ -85,10 +85,10 @@ def _workforce(jobs: Sequence[Job], limits: Limits, logs: Path, ray: str | None)
     if ray is None:
         yield Processes(limits, logs)
         return
-    from amc.batch.cluster import RayTasks, connected, refuse_impossible
+    from amc.batch.cluster import RayTasks, check_resources, connected
 
     with connected(ray):
-        refuse_impossible(jobs, limits)
+        check_resources(jobs, limits)
         yield RayTasks(limits, logs)
 
 

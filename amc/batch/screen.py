@@ -43,13 +43,13 @@ def status_table(runs: Sequence[Status]) -> Table:
 def summary_line(runs: Sequence[Status]) -> str:
     """The number of runs in every state, and the time left."""
     counts = {state: sum(run.state == state for run in runs) for state in _ORDER}
-    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    numbers = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     left = time_left(runs)
     open_runs = counts["running"] + counts["waiting"] + counts["stopped"]
     hidden = f" (the first {_ROWS} are shown)" if len(runs) > _ROWS else ""
     when = "" if not open_runs else "; time left unknown until one finishes" if left is None else (
         f"; about {seconds(left)} left, if the others take as long as the finished ones")  # fmt: skip
-    return f"{len(runs)} run{'' if len(runs) == 1 else 's'}: {told}{when}{hidden}"
+    return f"{len(runs)} run{'' if len(runs) == 1 else 's'}: {numbers}{when}{hidden}"
 
 
 class Screen(Observer):

@@ -58,13 +58,14 @@ def status(folder: Path, failure: str | None = None) -> Status:
     rate = (
         60 * (len(times[-10:]) - 1) / (times[-1] - times[-10:][0]) if len(times) > 1 and times[-1] > times[0] else None
     )
-    told = read_progress(folder)
+    progress = read_progress(folder)
     if any(r["kind"] == "done" for r in records):
         return Status(name, "done", evaluations=len(times), rate=None, seconds=spent)
-    if told is not None and told.alive:
-        inside = now - told.began
-        left = inside * (1 - told.share) / told.share if told.share > 0.02 else None
-        return Status(name, "running", told.stage, told.share, told.note, len(times), rate, spent + inside, left)
+    if progress is not None and progress.alive:
+        inside = now - progress.began
+        left = inside * (1 - progress.share) / progress.share if progress.share > 0.02 else None
+        stage, share, note = progress.stage, progress.share, progress.note
+        return Status(name, "running", stage, share, note, len(times), rate, spent + inside, left)
     if failure is not None:
         return Status(name, "failed", note=failure, evaluations=len(times), seconds=spent)
     return Status(name, "stopped" if records else "waiting", evaluations=len(times), seconds=spent)

@@ -50,7 +50,7 @@ def evaluator_of(config: Config, folder: Path, settings: EvaluationSettings | No
 
 
 def examine(configs: Iterable[Config]) -> Iterator[str | None]:
-    """For every run, the mistake that can be found without executing it, or None."""
+    """For every run, the error that can be found without executing it, or None."""
 
     def same(config: Config) -> Any:
         return [to_dict(config)[key] for key in ("model", "data", "device", "objective")]
