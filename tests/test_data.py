@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from amc.config import DataConfig
+from amc.config import Config, DataConfig
 from amc.errors import ConfigError, DataError
+from amc.pipeline.pipeline import open_task
 from amc.task.data import load_data
 from amc.task.datasets import DatasetSplit, splits_of
 from amc.task.images import ImageFiles
@@ -226,6 +227,30 @@ def test_two_folders(tmp_path: Path, second: str) -> None:
     assert splits.search.images is splits.train.images is not splits.test.images
     members = [getattr(splits, part).members for part in PARTS[:3]]
     assert sorted(torch.cat(members).tolist()) == list(range(16))
+
+
+def test_grey_images(tmp_path: Path) -> None:
+    """As the network's first convolution takes them, or as the user's one mean says."""
+    root = folder(tmp_path / "photos", each=20)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))\n"
+        "def ready():\n"
+        "    import torch\n"
+        "    net = make()\n"
+        "    net(torch.zeros(1, 1, 8, 8))\n"
+        "    return net\n"
+    )
+    config = Config().replace(
+        model={"name": f"{tmp_path}/net.py:ready"}, data={"name": f"imagefolder:{root}", "image_size": 8}
+    )
+    assert open_task(config).example.shape[1:] == (1, 8, 8)
+    grey = load_data(DataConfig(name=f"imagefolder:{root}", mean=(0.0,), std=(1.0,)))
+    colour = load_data(DataConfig(name=f"imagefolder:{root}", mean=(0.0,) * 3, std=(1.0,) * 3))
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    one, three = (splits.train.fetch(torch.arange(4))[0] for splits in (grey, colour))
+    assert torch.allclose(one, (weights * three).sum(1, keepdim=True), atol=1 / 255)
 
 
 def test_a_folder_per_class(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from amc.config import Config, from_run, unless_auto
 from amc.errors import AmcError, BundleError, ConfigError, Interrupted, first_line
@@ -119,11 +120,17 @@ def check(config: Config) -> None:
 
 
 def open_task(config: Config) -> Task:
-    """The task that the configuration names: data, network and device."""
+    """The task that the configuration names: data, network and device.
+
+    An image folder is read in grey where the network's first convolution takes one channel.
+    """
     splits = load_data(config.data)
     first = nested.leaves(splits.search.fetch(torch.tensor([0]))[0])[0]
     channels = first.shape[1] if first.ndim > 1 else 1
     model = load_model(config.model.name, config.model.weights, channels, splits.classes, config.data.name)
+    first_layer = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if config.data.name.startswith("imagefolder:") and channels == 3 and getattr(first_layer, "in_channels", 3) == 1:
+        splits = load_data(config.data, channels=1)
     name, objective = f"{Path(config.model.name).name} on {splits.source}", load_objective(config.objective)
     return make_task(name, model, splits, pick_device(config.device), objective)
 

@@ -25,11 +25,11 @@ from amc.task.images import imagefolder
 from amc.task.splits import Augmentation, Splits, from_arrays, split_members
 
 
-def load_data(config: DataConfig) -> Splits:
-    """Load the configured splits."""
+def load_data(config: DataConfig, channels: int | None = None) -> Splits:
+    """Load the configured splits. Image folders are read with so many ``channels``, if given: 1 or 3."""
     name, seed = config.name, config.seed
     if name.startswith("imagefolder:"):
-        return imagefolder(Path(name.removeprefix("imagefolder:")), config, seed)
+        return imagefolder(Path(name.removeprefix("imagefolder:")), config, seed, channels)
     entry = DATA.entry(name)
     if entry.own:
         splits: Splits = entry.load()(config, seed)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_GREY = (0.456,), (0.224,)
 
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
@@ -33,12 +34,15 @@ MOST_PIXELS = 1 << 26
 class ImageFiles:
     """Image files, decoded by a pool of threads; kept in memory as uint8 if all of them fit into ``keep_bytes``."""
 
-    def __init__(self, files: Sequence[str], size: tuple[int, int], keep_bytes: int = 2 << 30) -> None:
+    def __init__(
+        self, files: Sequence[str], size: tuple[int, int], keep_bytes: int = 2 << 30, channels: int = 3
+    ) -> None:
+        """``size`` is height and width; ``channels`` is 3 for RGB, 1 for grey."""
         self._files = list(files)
-        self._size = size
+        self._size, self._mode = size, "L" if channels == 1 else "RGB"
         self._pool = ThreadPoolExecutor(thread_name_prefix="decode")
-        keeps = len(files) * 3 * size[0] * size[1] <= keep_bytes
-        self._kept = torch.empty((len(files), 3, *size), dtype=torch.uint8) if keeps else None
+        keeps = len(files) * channels * size[0] * size[1] <= keep_bytes
+        self._kept = torch.empty((len(files), channels, *size), dtype=torch.uint8) if keeps else None
         self._present = torch.zeros(len(files), dtype=torch.bool)
 
     def __len__(self) -> int:
@@ -59,16 +63,17 @@ class ImageFiles:
 
         height, width = self._size
         with _image(self._files[index]) as image:
-            rgb = image.convert("RGB")
-        if rgb.size != (width, height):
-            rgb = ImageOps.fit(rgb, (width, height), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+            decoded = image.convert(self._mode)
+        if decoded.size != (width, height):
+            decoded = ImageOps.fit(decoded, (width, height), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(decoded)).reshape(height, width, -1).permute(2, 0, 1)
 
 
-def imagefolder(root: Path, config: DataConfig, seed: int) -> Splits:
+def imagefolder(root: Path, config: DataConfig, seed: int, channels: int | None = None) -> Splits:
     """Splits from ``root/train``, ``root/val`` and ``root/test``, each with CLASS/image, or from ``root/CLASS/image``.
 
-    With only one of ``val`` and ``test``, it is the test split, and the search split is held out from ``train``.
+    With only one of ``val`` and ``test``, it is the test split, and the search split is held out from ``train``. Images
+    are read in grey if ``channels`` is 1, or if the user's mean and deviation have one value; else in RGB.
     """
     parts = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()} or {"train": root}
     if "train" not in parts:
@@ -81,8 +86,12 @@ def imagefolder(root: Path, config: DataConfig, seed: int) -> Splits:
         if names != classes:
             raise DataError(f"{parts[part]} has the classes {names}, but {parts['train']} has {classes}.")
     size = _image_size(listed["train"][0][0], config.image_size)
-    sets = {part: (ImageFiles(files, size), torch.tensor(labels)) for part, (files, labels, _) in listed.items()}
-    mean, std = normalisation(config, (IMAGENET_MEAN, IMAGENET_STD), 3)
+    channels = channels or (1 if len(config.mean or config.std or "RGB") == 1 else 3)
+    sets = {
+        part: (ImageFiles(files, size, channels=channels), torch.tensor(labels))
+        for part, (files, labels, _) in listed.items()
+    }
+    mean, std = normalisation(config, _GREY if channels == 1 else (IMAGENET_MEAN, IMAGENET_STD), channels)
     train, labels = sets["train"]
     count = len(train)
     if len(sets) == 3:
