@@ -109,7 +109,7 @@ def test_many_budgets_are_told_of_the_search_that_they_could_share(tmp_path: Pat
         ({"models": {"a": {"nme": "resnet8"}}}, "unknown key 'model.nme'. Did you mean 'name'?"),
         ({"budgets": {"a": {"flop": 1}}}, "unknown key 'budget.flop'. Did you mean 'flops'?"),
         ({"devices": {"a": {"thread": 1}}}, "unknown key 'devices.a.thread'. Did you mean 'threads'?"),
-        ({"devices": {"d": {"flops": 1}}, "budgets": {"b": {"flops": 0.5}}}, "both the device 'd' and something else"),
+        ({"devices": {"d": {"flops": 1}}, "budgets": {"b": {"flops": 0.5}}}, "both the device 'd' and another entry"),
         ({"seeds": ["x"]}, "seed is 'x', but must be a whole number"),
         ({"seeds": [0], "exclude": [{"sead": 0}]}, "unknown key 'exclude.sead'. Did you mean 'seed'?"),
         ({"seeds": [0], "exclude": [{"seed": 1}]}, "there is no seed '1'"),

@@ -111,7 +111,7 @@ def _odd_shape(samples: Iterable[Any]) -> int | None:
 def _nested(value: Any, what: str, kinds: tuple[torch.dtype, ...], wanted: torch.dtype) -> Nested:
     found = nested.nested(value)
     if found is None:
-        raise DataError(f"the data must give {what} as tensors, or as tuples or dicts of tensors.")
+        raise DataError(f"the {what} in the data must be tensors, or tuples or dicts of tensors.")
     return nested.mapped(lambda leaf: leaf.to(wanted) if leaf.dtype in kinds else leaf, found)
 
 
