@@ -72,6 +72,7 @@ def _main(arguments: Sequence[str]) -> int:
     wrong = next((word for word in arguments if not word or "\0" in word), None)
     if wrong is not None:
         raise ConfigError(f"an argument is {shown(wrong)}: {'it must not hold NUL' if wrong else 'leave it out'}.")
+    arguments = _command_first(arguments)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         raise ConfigError(f"unknown command '{arguments[0]}'.{did_you_mean(arguments[0], COMMANDS)}")
     parser, subs = make_parser(COMMANDS)
@@ -85,6 +86,17 @@ def _main(arguments: Sequence[str]) -> int:
         raise ConfigError("--quiet and --verbose exclude each other: leave one out.")
     with logging_to_stderr() if parsed.verbose else contextlib.nullcontext():
         return _answer(parsed)
+
+
+def _command_first(arguments: Sequence[str]) -> list[str]:
+    """The words in the order that the parser wants: ``amc -v search`` and ``amc help search`` are understood, too."""
+    words = list(arguments)
+    leading = []
+    while words and words[0] in ("-q", "--quiet", "-v", "--verbose", "--json"):
+        leading.append(words.pop(0))
+    if words[:1] == ["help"]:
+        return [*words[1:2], "--help"]
+    return [*words, *leading] if words else []
 
 
 def _answer(parsed: argparse.Namespace) -> int:

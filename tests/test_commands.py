@@ -92,8 +92,10 @@ def test_an_option_without_effect_is_accepted_with_a_warning(capsys):
         (["train", "--flops", "0.5"], "amc: --flops is no option of amc train, but of amc search."),
         (["status", "a", "b"], "amc: unexpected argument 'b' (see amc status --help)"),
         (["cache", "--quiet", "--verbose"], "amc: --quiet and --verbose exclude each other: leave one out."),
-        (["measure", "--json", "a.onnx"], "amc: the following arguments are required: MODEL.onnx (see amc measure"
-                                          " --help)"),
+        (["measure", "--json", "a.onnx"], "amc: MODEL.onnx is missing (see amc measure --help)"),
+        (["search", "--flops"], "amc: --flops needs a value (see amc search --help)"),
+        (["list"], "amc: name what to list: searchers, criteria, rewards, data, schedules, recoveries, operators, "
+                   "latency-models."),
         (["measure", "a.onnx", "--json", "b.onnx"], "amc: --json would write over b.onnx: put --json at the end, or "
                                                     "name a .json file after it."),
         (["completion", "bsh"], "amc: unknown shell 'bsh'. Did you mean 'bash'?"),
@@ -118,6 +120,13 @@ def test_every_command_and_common_option_is_documented():
         assert name == "searchers" or f"amc {name}" in text
     for word in ("--quiet", "--verbose", "--json", "--help-all", "NO_COLOR", "CI"):
         assert word in text
+
+
+def test_the_command_need_not_come_first(capsys):
+    assert help_of(capsys, "help", "search") == help_of(capsys, "search", "--help")
+    assert help_of(capsys, "help") == help_of(capsys, "--help")
+    assert main(["--json", "cache", "--folder", "nothing"]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes"] == 0
 
 
 # output

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -118,9 +120,17 @@ def commented(given: Mapping[str, Any]) -> str:
         lines += textwrap.wrap(option.help.replace("%%", "%"), 100, initial_indent=f"{indent}# ",
                                subsequent_indent=f"{indent}#   ")  # fmt: skip
         example = _EXAMPLES.get(path, option.default)
-        written = json.dumps(example if value == {} else value, ensure_ascii=False)
+        written = _scalar(example if value == {} else value, top)
         lines.append(f"{indent}{'# ' if value == {} else ''}{option.path[-1]}: {written}")
     return "\n".join(lines) + "\n"
+
+
+def _scalar(value: Any, section: str) -> str:
+    """A value as YAML; a limit that is a number without quotes."""
+    with contextlib.suppress(ValueError):
+        value = float(value) if section == "budget" else value
+    text: str = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**6)
+    return text.strip()[1:-1]
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,8 @@ class Written(Answer):
         from amc.pipeline.trust import code_named
 
         trust = " --trust" if code_named(self.config) else ""
-        print(f"{self.path} is written. Look it over, then run: amc search --config {self.path}{trust}")
+        name = printable(str(self.path))
+        print(f"{name} is written. Look it over, then run: amc search --config {name}{trust}")
 
     def document(self) -> dict[str, Any]:
         return {"file": str(self.path), "config": to_dict(self.config)}
@@ -144,7 +155,7 @@ def _init(parsed: argparse.Namespace) -> Answer:
     if parsed.schema:
         return Text(json.dumps(json_schema(), indent=2, ensure_ascii=False))
     path = Path(parsed.file)
-    if path.exists():
+    if os.path.lexists(path):
         raise ConfigError(f"{path} is there already: name another file, or remove it.")
     given: dict[str, dict[str, Any]] = {}
     lines, interactive = (iter(()), False) if parsed.defaults else (iter(sys.stdin.readline, ""), sys.stdin.isatty())
@@ -155,9 +166,11 @@ def _init(parsed: argparse.Namespace) -> Answer:
             given.setdefault(section, {}).update(values)
     text = commented(given)
     config = from_dict(yaml.safe_load(text))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}.") from None
     return Written(path, config)
 
 

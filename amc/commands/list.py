@@ -28,7 +28,7 @@ KINDS = {
 
 
 def _add_list(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("what", metavar="KIND", nargs="?", help=", ".join(KINDS))
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def _add_nothing(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(parsed: argparse.Namespace) -> Listed:
+    if parsed.what is None:
+        raise ConfigError(f"name what to list: {', '.join(KINDS)}.")
     if parsed.what not in KINDS:
         raise ConfigError(f"unknown kind {shown(parsed.what)}.{did_you_mean(parsed.what, KINDS)}")
     return Listed(_entries(parsed.what))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -44,7 +45,11 @@ class Parser(argparse.ArgumentParser):
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
             raise ConfigError(self._unknown((message.removeprefix(prefix).split() or [""])[0].partition("=")[0]))
-        raise ConfigError(f"{message} (see {self.prog} --help)" if "--help" not in message else message)
+        if found := re.fullmatch(r"argument (.+): expected (one|at least one) argument", message):
+            message = f"{found[1]} needs a value"
+        elif found := re.fullmatch(r"the following arguments are required: (.+)", message):
+            message = f"{found[1]} is missing"
+        raise ConfigError(f"{message} (see {self.prog} --help)")
 
     def flags(self) -> Iterator[tuple[str, argparse.Action]]:
         """Every long option that is not hidden, with what it does."""

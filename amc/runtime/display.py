@@ -113,8 +113,10 @@ class Display:
     def _picture(self) -> RenderableType:
         """The rows, and how much of all is done. The notes take the room that is left of the line."""
         table = Table.grid(padding=(0, 1))
-        for justify in ("left", "left", "left", "right", "right", "right"):
-            table.add_column(justify=justify, no_wrap=True)
+        for least in (1, 9, 12):
+            table.add_column(no_wrap=True, min_width=least)
+        for least in (5, 5, 9):  # fixed, so that nothing moves while numbers grow
+            table.add_column(justify="right", no_wrap=True, min_width=least)
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         table.expand = True
         for row in self._rows:

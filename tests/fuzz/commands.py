@@ -88,6 +88,8 @@ def options(rng: random.Random, folder: Path) -> None:
             rng.choice(("x", ".", "a\0b", "")),
             *[w for w in words[1:] if w in ("--clear", "--x")],
         ]
+    if name == "init":  # which otherwise writes a file, as it should
+        words.append("--schema")
     _commanded(words, folder)
 
 
