@@ -27,7 +27,7 @@ from amc.reconstruction.sequential import FULL
 from amc.runtime.memory import Memory
 from amc.task import Splits, make_task
 from amc.task.models import build_model
-from amc.task.splits import HeldSplit
+from amc.task.splits import InMemorySplit
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = build_model(asked.model, False, 3, 1000)
-    split = HeldSplit(torch.randn(asked.images, 3, asked.size, asked.size), torch.randint(0, 1000, (asked.images,)))
+    split = InMemorySplit(torch.randn(asked.images, 3, asked.size, asked.size), torch.randint(0, 1000, (asked.images,)))
     task = make_task(asked.model, model, Splits(split, split, split, split, None, "noise"), torch.device("cpu"))
     told("loaded")
     graph = build_graph(task.model, task.example)

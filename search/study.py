@@ -31,7 +31,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from amc.config import masked
 from amc.errors import BundleError, ConfigError, first_line
-from amc.evaluation.problem import Problem, StudyPlace, from_record, to_record
+from amc.evaluation.problem import Problem, StudyLocation, from_record, to_record
 from amc.evaluation.reward import Evaluation
 from amc.space.sites import Choice
 
@@ -79,7 +79,7 @@ def _alone(
     evaluations: int,
     sampler: optuna.samplers.BaseSampler,
     design: Design,
-    place: StudyPlace | None,
+    place: StudyLocation | None,
 ) -> None:
     study = _create(design, sampler)
     kept = _kept(design, place) if place else None
@@ -96,7 +96,7 @@ def _alone(
 
 
 def _together(
-    problem: Problem, evaluations: int, sampler: optuna.samplers.BaseSampler, design: Design, place: StudyPlace
+    problem: Problem, evaluations: int, sampler: optuna.samplers.BaseSampler, design: Design, place: StudyLocation
 ) -> None:
     """Work on a shared study until it has ``evaluations`` evaluations, those of other processes included."""
     study = _create(design, sampler, open_storage(place.url), place.name)
@@ -166,7 +166,7 @@ def _create(
     return study
 
 
-def _kept(design: Design, place: StudyPlace) -> optuna.Study:
+def _kept(design: Design, place: StudyLocation) -> optuna.Study:
     for stale in (place.url, f"{place.url}.lock"):  # a process that was killed leaves its lock
         Path(stale).unlink(missing_ok=True)
     return _create(design, None, open_storage(place.url), place.name)
@@ -204,7 +204,7 @@ def _running(study: optuna.Study, own: int) -> list[list[int]]:
     return [t.user_attrs["choice"] for t in trials if t.number != own and "choice" in t.user_attrs]
 
 
-def _bind(study: optuna.Study, place: StudyPlace) -> None:
+def _bind(study: optuna.Study, place: StudyLocation) -> None:
     """Bind a new study to the network, data and search; raise ConfigError if it is bound to others."""
     if "amc" not in study.user_attrs:
         study.set_user_attr("amc", place.identity)

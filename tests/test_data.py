@@ -19,7 +19,7 @@ from amc.pipeline.pipeline import open_task
 from amc.task.data import load_data
 from amc.task.datasets import DatasetSplit, splits_of
 from amc.task.images import ImageFiles
-from amc.task.splits import Augmentation, HeldSplit, ImageSplit, Split, Splits, digest, hold, split_members
+from amc.task.splits import Augmentation, ImageSplit, InMemorySplit, Split, Splits, digest, hold, split_members
 
 PARTS = ("train", "calibration", "search", "test")
 
@@ -470,7 +470,7 @@ def test_missing_cifar(tmp_path: Path, name: str) -> None:
 def test_a_held_split_reads_what_the_split_reads(indices: list[int]) -> None:
     split = digits(search=10).search
     held, asked = hold(split, torch.device("cpu")), torch.tensor(indices, dtype=torch.long)
-    assert isinstance(held, HeldSplit)
+    assert isinstance(held, InMemorySplit)
     assert len(held) == 10
     for found, expected in zip(held.fetch(asked), split.fetch(asked), strict=True):
         assert torch.equal(found, expected)

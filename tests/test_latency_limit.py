@@ -14,7 +14,7 @@ from amc.latency.operators import Operator
 from amc.latency.prediction import LatencyPrediction
 from amc.latency.profile import policies
 from amc.latency.reference import Timing
-from amc.latency.verification import BesideOriginal, Verifier
+from amc.latency.verification import MeasuredProof, Verifier
 from amc.operators.channels import legal_widths
 from amc.runtime.journal import Journal
 from amc.space.budget import Space
@@ -86,7 +86,7 @@ def limited(device: Device, share: float, removed: bool = True, evaluations: int
     """A run's limit on that device."""
     tables, journal, asked = learned(device, 25, removed), Journal(None), f"{share:.3f}"
     prediction = LatencyPrediction(tables, WHOLE, {}, tables)
-    verifier, proof = Verifier(device, prediction, journal), BesideOriginal(asked, WHOLE)
+    verifier, proof = Verifier(device, prediction, journal), MeasuredProof(asked, WHOLE)
     return LatencyConstraint(share * WHOLE, prediction, verifier, proof, Corrections(journal, evaluations))
 
 

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amc.errors import LatencyError
-from amc.latency.constraint import limited_here
+from amc.latency.constraint import constraint_here
 from amc.latency.correction import MARGIN, ROUNDS, RoundOver
 from amc.latency.learned import Sample, errors, features, fit, learn, levels
 from amc.latency.operators import Operator, names, operators, read_events
 from amc.latency.prediction import CorrectedCosts, effective_widths
 from amc.latency.profile import LEAST, LearnedModel, Profile, collect, policies
-from amc.latency.reference import Reference, Timing, Usual
+from amc.latency.reference import Reference, Timing, UsualTime
 from amc.latency.verification import VerifiedLatency
 from amc.operators.channels import legal_widths
 from amc.runtime.journal import Journal
@@ -296,7 +296,7 @@ class TestReference:
         assert device.calls > 90
 
     def test_a_machine_that_becomes_noisy_is_taken_as_it_is(self):
-        device, usual = Clockwork(range(100_000)), Usual()
+        device, usual = Clockwork(range(100_000)), UsualTime()
         for _ in range(10_000):
             usual.add(1.0)
         reference = Reference(lambda: device.time(1.0, 1.5), usual)
@@ -311,7 +311,7 @@ class TestReference:
         assert (timing.ratio, timing.undisturbed, timing.original_ms) == (0.5, 1.0, 1.0)
 
     def test_a_machine_that_stays_slower_becomes_the_usual_one(self):
-        device, usual = Clockwork(range(100_000)), Usual()
+        device, usual = Clockwork(range(100_000)), UsualTime()
         for ms in [*[1.0] * 10_000, *[1.5] * 100_000]:
             usual.add(ms)
         timing = Reference(lambda: device.time(1.0, 1.5), usual).compare(lambda: device.time(0.5, 0.9), 20)
@@ -335,7 +335,7 @@ class TestConstraint:
     def limited(self, model, tmp_path, factor=1.1, journal=None, asked="0.6", evaluations=8):
         bench = FakeBench(factor)
         journal = journal or Journal(tmp_path / "journal.jsonl")
-        return limited_here(model, bench, asked, journal, evaluations), bench, journal
+        return constraint_here(model, bench, asked, journal, evaluations), bench, journal
 
     def space(self, latency) -> Space:
         legal = effective_widths(latency.prediction.predict, SETTINGS)

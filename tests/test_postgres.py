@@ -13,7 +13,7 @@ import pytest
 
 from amc.envs.toy import toy_problem
 from amc.evaluation.backend import FunctionBackend
-from amc.evaluation.problem import Problem, StudyPlace
+from amc.evaluation.problem import Problem, StudyLocation
 from amc.evaluation.score import Score
 from amc.search import load_searcher, study
 
@@ -67,7 +67,7 @@ def search(url: str, name: str, evaluations: int, pipe, hang_at: int = -1) -> No
         time.sleep(600 if done == hang_at else 0.02)
         return toy.backend.score(choice)
 
-    place = StudyPlace(url, name, "same", shared=True)
+    place = StudyLocation(url, name, "same", shared=True)
     problem = Problem(toy.space, toy.features, FunctionBackend(score, toy.site_error), study=place)
     load_searcher("tpe")(problem, evaluations, 0)
     pipe.send([e.choice for e in problem.evaluations])

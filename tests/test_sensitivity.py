@@ -15,7 +15,7 @@ from amc.reconstruction.rows import elements
 from amc.reconstruction.sensitivity import sensitivities
 from amc.runtime.memory import Memory
 from amc.task import make_task
-from amc.task.splits import HeldSplit, Splits
+from amc.task.splits import InMemorySplit, Splits
 
 SAMPLES = 40
 
@@ -25,7 +25,7 @@ LOSS = EvaluationSettings("loss")
 def task_of(model: nn.Module, *shape: int, classes: int = 4):
     torch.manual_seed(1)
     x = torch.randn(4 * SAMPLES, *shape)
-    parts = [HeldSplit(x[i::4], torch.arange(SAMPLES) % classes) for i in range(4)]
+    parts = [InMemorySplit(x[i::4], torch.arange(SAMPLES) % classes) for i in range(4)]
     return make_task("small", model.eval(), Splits(*parts, classes=classes, source="noise"), torch.device("cpu"))
 
 
@@ -88,7 +88,7 @@ def test_data_in_the_order_of_their_classes_are_not_judged_by_the_first_classes(
     model = network()
     task = task_of(model, 3, 8, 8)
     x, labels = task.splits.calibration.fetch(torch.arange(SAMPLES))
-    ordered = HeldSplit(x, labels.sort().values)
+    ordered = InMemorySplit(x, labels.sort().values)
     seen: list[int] = []
 
     def listening(outputs, targets):

@@ -19,7 +19,7 @@ from amc.reconstruction.moments import collect, readers, solvable
 from amc.reconstruction.residuals import find_output_uses
 from amc.reconstruction.sequential import FULL, SequentialReconstruction
 from amc.task import make_task
-from amc.task.splits import HeldSplit, Splits
+from amc.task.splits import InMemorySplit, Splits
 
 SAMPLES = 64
 REFINING = EvaluationSettings("loss", reconstruction=Reconstruction(final=FULL))
@@ -45,7 +45,7 @@ class Residual(nn.Module):
 def linear_task():
     torch.manual_seed(0)
     x = torch.randn(4 * SAMPLES, 12)
-    parts = [HeldSplit(x[i::4], torch.arange(SAMPLES) % 3) for i in range(4)]
+    parts = [InMemorySplit(x[i::4], torch.arange(SAMPLES) % 3) for i in range(4)]
     return make_task("linear", Residual(), Splits(*parts, classes=3, source="noise"), torch.device("cpu"))
 
 
@@ -217,7 +217,7 @@ def test_a_network_that_runs_other_operators_when_cut_is_refined_all_the_same():
     model = VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=5).eval()
     nn.init.normal_(model.heads.head.weight)
     x = torch.randn(64, 3, 32, 32)
-    parts = [HeldSplit(x[i::4], torch.arange(16) % 5) for i in range(4)]
+    parts = [InMemorySplit(x[i::4], torch.arange(16) % 5) for i in range(4)]
     task = make_task("vit", model, Splits(*parts, classes=5, source="noise"), torch.device("cpu"))
     graph = build_graph(task.model, task.example)
     orders = [torch.arange(site.channels) for site in graph.sites]
@@ -250,7 +250,7 @@ class InParts(nn.Module):
 
 def small_task(model: nn.Module, shape: tuple[int, ...], classes: int = 5):
     x = torch.randn(4 * SAMPLES, *shape)
-    parts = [HeldSplit(x[i::4], torch.arange(SAMPLES) % classes) for i in range(4)]
+    parts = [InMemorySplit(x[i::4], torch.arange(SAMPLES) % classes) for i in range(4)]
     return make_task("small", model, Splits(*parts, classes=classes, source="noise"), torch.device("cpu"))
 
 

@@ -12,7 +12,7 @@ from amc.cli import main
 from amc.envs.toy import toy_problem
 from amc.errors import ConfigError
 from amc.evaluation.backend import FunctionBackend
-from amc.evaluation.problem import Problem, StudyPlace
+from amc.evaluation.problem import Problem, StudyLocation
 from amc.evaluation.score import Score
 from amc.runtime.journal import Journal
 from amc.search import keeps_study, load_searcher, searchers
@@ -21,7 +21,7 @@ from amc.search.study import check_storage, open_storage
 STUDIES = sorted(filter(keeps_study, searchers()))
 
 
-def problem(place: StudyPlace | None, score=None, journal=None) -> Problem:
+def problem(place: StudyLocation | None, score=None, journal=None) -> Problem:
     toy, _ = toy_problem()
     return Problem(
         toy.space,
@@ -32,13 +32,13 @@ def problem(place: StudyPlace | None, score=None, journal=None) -> Problem:
     )
 
 
-def load(place: StudyPlace) -> optuna.Study:
+def load(place: StudyLocation) -> optuna.Study:
     return optuna.load_study(study_name=place.name, storage=open_storage(place.url))
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_run_keeps_its_study_and_resuming_does_not_fill_it_twice(name, tmp_path):
-    place = StudyPlace(str(tmp_path / "study.log"), "toy")
+    place = StudyLocation(str(tmp_path / "study.log"), "toy")
     for evaluations in (5, 9):
         with Journal(tmp_path / "journal.jsonl") as journal:
             searched = problem(place, journal=journal)
@@ -49,7 +49,7 @@ def test_a_run_keeps_its_study_and_resuming_does_not_fill_it_twice(name, tmp_pat
 
 
 def test_a_study_says_what_was_found(tmp_path):
-    place = StudyPlace(str(tmp_path / "study.log"), "toy")
+    place = StudyLocation(str(tmp_path / "study.log"), "toy")
     searched = problem(place)
     load_searcher("tpe")(searched, 12, 0)
     study, best = load(place), searched.best(1)[0]
@@ -60,7 +60,7 @@ def test_a_study_says_what_was_found(tmp_path):
 
 @pytest.mark.parametrize("name", ["nsga2", "nsga3"])
 def test_the_front_of_the_study_is_the_problems(name, tmp_path):
-    place = StudyPlace(str(tmp_path / "study.log"), "toy")
+    place = StudyLocation(str(tmp_path / "study.log"), "toy")
     searched = problem(place)
     load_searcher(name)(searched, 60, 0)
     ours = searched.front()
@@ -102,7 +102,7 @@ def _work(url: str, evaluations: int, seed: int, pipe) -> None:
         return Score(1.0, 0.5) if sum(choice) % 7 else toy.backend.score(choice)
 
     searched = Problem(
-        toy.space, toy.features, FunctionBackend(score), study=StudyPlace(url, "toy", "same", shared=True)
+        toy.space, toy.features, FunctionBackend(score), study=StudyLocation(url, "toy", "same", shared=True)
     )
     load_searcher("tpe")(searched, evaluations, seed)
     pipe.send((done, [e.choice for e in searched.evaluations]))
@@ -118,7 +118,7 @@ def test_two_processes_fill_one_study_and_evaluate_nothing_twice(file, tmp_path)
     done = [choice for own, _ in found for choice in own]
     assert len(done) == len(set(done))
     assert all(own for own, _ in found)  # both worked
-    trials = load(StudyPlace(url, "toy")).get_trials(deepcopy=False)
+    trials = load(StudyLocation(url, "toy")).get_trials(deepcopy=False)
     told = [t for t in trials if "costs" in t.user_attrs]
     assert 16 <= len(told) <= 17
     for _, seen in found:
@@ -141,11 +141,13 @@ def problem_of(url: str) -> Problem:
     def score(choice):
         raise AssertionError("nothing is left to evaluate")
 
-    return Problem(toy.space, toy.features, FunctionBackend(score), study=StudyPlace(url, "toy", "same", shared=True))
+    return Problem(
+        toy.space, toy.features, FunctionBackend(score), study=StudyLocation(url, "toy", "same", shared=True)
+    )
 
 
 def test_a_process_that_was_killed_leaves_its_trial_to_another(tmp_path):
-    place = StudyPlace(str(tmp_path / "study.db"), "toy", "same", shared=True)
+    place = StudyLocation(str(tmp_path / "study.db"), "toy", "same", shared=True)
     load_searcher("qmc")(problem(place), 2, 0)
     storage = open_storage(place.url)
     study = optuna.load_study(study_name="toy", storage=storage)
@@ -167,10 +169,10 @@ def test_a_process_that_was_killed_leaves_its_trial_to_another(tmp_path):
 
 
 def test_a_study_of_another_network_is_refused(tmp_path):
-    place = StudyPlace(str(tmp_path / "study.log"), "toy", "one", shared=True)
+    place = StudyLocation(str(tmp_path / "study.log"), "toy", "one", shared=True)
     load_searcher("qmc")(problem(place), 1, 0)
     with pytest.raises(ConfigError, match="another network"):
-        load_searcher("qmc")(problem(StudyPlace(place.url, "toy", "two", shared=True)), 1, 0)
+        load_searcher("qmc")(problem(StudyLocation(place.url, "toy", "two", shared=True)), 1, 0)
     with pytest.raises(ConfigError, match="other objectives"):
         load_searcher("nsga2")(problem(place), 1, 0)
 
@@ -181,7 +183,7 @@ def test_a_storage_that_is_not_there_is_told_in_one_line_without_its_password(tm
         ("nosuchbase://me:secret@host/db", "nosuchbase"),
     ):
         with pytest.raises(ConfigError, match=said) as error:
-            load_searcher("qmc")(problem(StudyPlace(url, "toy", shared=True)), 1, 0)
+            load_searcher("qmc")(problem(StudyLocation(url, "toy", shared=True)), 1, 0)
         assert "secret" not in str(error.value)
         assert "\n" not in str(error.value)
 
@@ -199,7 +201,7 @@ def test_a_failed_evaluation_is_in_the_shared_study_too(tmp_path):
     def score(choice):
         raise RuntimeError("broken")
 
-    place = StudyPlace(str(tmp_path / "study.db"), "toy", shared=True)
+    place = StudyLocation(str(tmp_path / "study.db"), "toy", shared=True)
     searched = problem(place, score)
     load_searcher("qmc")(searched, 3, 0)
     assert searched.proposals == 3

@@ -58,7 +58,7 @@ class Processes:
         _stop([process for _, process, _ in self._running.values()])
 
 
-def ask(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def run_in_process(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """The result of a function that runs in its own process, or the Failure of that process."""
     process, pipe = start(_answer, (function, arguments), None)
     answer = None

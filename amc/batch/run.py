@@ -12,7 +12,7 @@ from pathlib import Path
 from amc.batch.drive import Failure, Limits, Observer, Outcome, Workforce, drive
 from amc.batch.matrix import Job, Matrix
 from amc.batch.plan import Planned, plan
-from amc.batch.pool import Processes, ask
+from amc.batch.pool import Processes, run_in_process
 from amc.config import from_dict, to_dict
 from amc.errors import ConfigError
 from amc.runtime.journal import Journal
@@ -42,7 +42,7 @@ def examine(planned: Sequence[Planned]) -> None:
     jobs = [p.job for p in planned if p.state == "new"]
     if not jobs:
         return
-    found = ask(_examine, ([to_dict(job.config) for job in jobs],))
+    found = run_in_process(_examine, ([to_dict(job.config) for job in jobs],))
     if isinstance(found, Failure):
         raise ConfigError(f"the runs could not be checked: {found.reason}.")
     wrong = [f"run {job.name}: {message}" for job, message in zip(jobs, found, strict=True) if message]

@@ -58,7 +58,7 @@ class Screen(Observer):
     def __init__(
         self, folder: Path, console: Console | None = None, quiet: bool = False, live: bool | None = None
     ) -> None:
-        """``quiet``: only failures are told. ``live``: a picture that changes, or lines; None: by the terminal."""
+        """``quiet``: report failures only. ``live``: update a table in place, or print lines; None: if interactive."""
         self._folder, self._quiet = folder, quiet
         self._console = console or progress_console()
         wanted = self._console.is_interactive if live is None else live

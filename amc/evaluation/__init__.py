@@ -5,7 +5,7 @@ from amc.evaluation.cached import CachedBackend, CachedSearch
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.memo import Memo, open_cache
 from amc.evaluation.networks import PolicyNetworks
-from amc.evaluation.problem import Problem, StudyPlace
+from amc.evaluation.problem import Problem, StudyLocation
 from amc.evaluation.reward import Evaluation, Reward, load_reward
 from amc.evaluation.score import Race, Score
 from amc.evaluation.settings import EvaluationSettings, Reconstruction, SearchObjective
@@ -29,7 +29,7 @@ __all__ = [
     "Score",
     "SearchObjective",
     "SiteErrors",
-    "StudyPlace",
+    "StudyLocation",
     "load_reward",
     "open_cache",
 ]

@@ -28,7 +28,7 @@ Observer = Callable[["Problem", Evaluation], None]
 
 
 @dataclass(frozen=True)
-class StudyPlace:
+class StudyLocation:
     """Where a searcher stores its study."""
 
     url: str
@@ -51,7 +51,7 @@ class Problem:
         reward: Reward = error_reward,
         journal: Journal | None = None,
         observer: Observer | None = None,
-        study: StudyPlace | None = None,
+        study: StudyLocation | None = None,
         races: bool = True,
         kind: str = "evaluation",
         latency_weight: LatencyWeight | None = None,

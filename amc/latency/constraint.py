@@ -27,12 +27,12 @@ from amc.latency.model import LatencyProblem, Predictor
 from amc.latency.prediction import CorrectedCosts, LatencyPrediction
 from amc.latency.profile import LearnedModel
 from amc.latency.verification import (
-    BesideOriginal,
-    ByPrediction,
     DeviceMeter,
+    DeviceProof,
+    MeasuredProof,
     Meter,
     Observation,
-    OnDevice,
+    PredictedProof,
     Proof,
     VerifiedLatency,
     Verifier,
@@ -222,7 +222,7 @@ class LatencyConstraint:
         }
 
 
-def limited_here(
+def constraint_here(
     model: LearnedModel, meter: Meter, asked: str, journal: Journal, evaluations: int
 ) -> LatencyConstraint:
     """A constraint on the latency of this machine: a learned model, verified here.
@@ -230,12 +230,12 @@ def limited_here(
     ``asked`` is the limit as the user wrote it, such as ``0.5`` or ``3ms``.
     """
     prediction = LatencyPrediction.learned(model, meter.original_ms)
-    limit_ms, proof = parse_limit("latency", asked, meter.original_ms), BesideOriginal(asked, meter.original_ms)
+    limit_ms, proof = parse_limit("latency", asked, meter.original_ms), MeasuredProof(asked, meter.original_ms)
     verifier = Verifier(meter, prediction, journal)
     return LatencyConstraint(limit_ms, prediction, verifier, proof, Corrections(journal, evaluations))
 
 
-def limited_on_device(
+def constraint_on_device(
     predictor: Predictor, problem: LatencyProblem, asked: str, journal: Journal, evaluations: int
 ) -> LatencyConstraint:
     """A constraint on the latency of a device that measures: a fitted model, verified on the device.
@@ -246,13 +246,13 @@ def limited_on_device(
     prediction = LatencyPrediction.fitted(predictor, problem)
     limit_ms = parse_limit("latency", asked, prediction.original_ms)
     verifier = Verifier(DeviceMeter(predictor, problem), prediction, journal)
-    proof = OnDevice(predictor, limit_ms, verifier)
+    proof = DeviceProof(predictor, limit_ms, verifier)
     return LatencyConstraint(limit_ms, prediction, verifier, proof, Corrections(journal, evaluations))
 
 
-def limited_by_model(predictor: Predictor, asked: str, journal: Journal, evaluations: int) -> LatencyConstraint:
+def constraint_by_model(predictor: Predictor, asked: str, journal: Journal, evaluations: int) -> LatencyConstraint:
     """A constraint on the latency of a device that cannot be measured here: predictions are taken as they are."""
     prediction = LatencyPrediction.of_device(predictor)
     limit_ms = parse_limit("latency", asked, prediction.original_ms)
-    proof = ByPrediction(prediction, limit_ms)
+    proof = PredictedProof(prediction, limit_ms)
     return LatencyConstraint(limit_ms, prediction, None, proof, Corrections(journal, evaluations))

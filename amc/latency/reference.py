@@ -39,10 +39,10 @@ class Timing:
     """Milliseconds of the original, measured at the same time."""
 
 
-class Usual:
-    """Usual time of the original: the 10th percentile of its past times, with exponentially decaying weights.
+class UsualTime:
+    """UsualTime time of the original: the 10th percentile of its past times, with exponentially decaying weights.
 
-    >>> usual = Usual()
+    >>> usual = UsualTime()
     >>> for ms in (2.0, 2.0, 9.0):
     ...     usual.add(ms)
     >>> round(usual.ms, 1)
@@ -67,10 +67,10 @@ class Usual:
 class Reference:
     """The original network, which shows how fast the machine currently is."""
 
-    def __init__(self, call: Call, known: Usual | None = None) -> None:
+    def __init__(self, call: Call, known: UsualTime | None = None) -> None:
         """``known``: times of earlier sessions; this session's calls are added to them."""
         self._call, self._patience = call, 1e3 * PATIENCE / 5
-        self.usual = known or Usual()
+        self.usual = known or UsualTime()
         with denormals_as_zero():
             for number in range(WARMUP if known else 4 * WARMUP):
                 if number < WARMUP:  # the first calls of a session are slow

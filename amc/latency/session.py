@@ -27,7 +27,7 @@ LARGEST_INPUT = 1 << 30
 
 
 def providers() -> list[str]:
-    """Where ONNX Runtime can compute. Latency is measured on its CPU provider, whatever else there is."""
+    """The execution providers of ONNX Runtime. Latency is always measured on the CPU provider."""
     return list(onnxruntime.get_available_providers())
 
 

@@ -135,7 +135,7 @@ class Proof(Protocol):
         ...
 
 
-class BesideOriginal:
+class MeasuredProof:
     """Checks the upper end of the 95 % interval of a measurement beside the original."""
 
     def __init__(self, asked: str, usual_ms: float) -> None:
@@ -158,7 +158,7 @@ class BesideOriginal:
         return measured.latencies["original"].p10_ms > BUSY * self._usual_ms
 
 
-class OnDevice:
+class DeviceProof:
     """Checks a measurement on the device: of the exported file if the model can measure files, else of the policy."""
 
     def __init__(self, predictor: Predictor, limit_ms: float, verifier: Verifier) -> None:
@@ -175,7 +175,7 @@ class OnDevice:
         return False
 
 
-class ByPrediction:
+class PredictedProof:
     """Checks the prediction for a device that cannot be measured here."""
 
     def __init__(self, prediction: LatencyPrediction, limit_ms: float) -> None:

@@ -61,7 +61,7 @@ class Record:
         trouble = self.memo.cache.trouble()
         for note in (*task.splits.notes, *([f"warning: {trouble}"] if trouble else [])):
             monitor.say(note)
-        monitor.say(f"{task.name}: {task.splits.told()}")
+        monitor.say(f"{task.name}: {task.splits.summary()}")
         monitor.say(f"everything goes to {folder} (after an interruption: amc search --resume {folder})")
 
     def _identity(self) -> dict[str, Any]:

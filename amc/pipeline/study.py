@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 
 from amc.config import binding
-from amc.evaluation.problem import StudyPlace
+from amc.evaluation.problem import StudyLocation
 from amc.operators.policy import fingerprint
 from amc.pipeline.record import Record
 from amc.runtime.plugins import file_digests
 
 
-def study_place(record: Record) -> StudyPlace:
+def study_place(record: Record) -> StudyLocation:
     """Where a searcher's study is kept: in the run's folder, unless the user names a storage."""
     config, name = record.config, record.config.search.study_name
     stem = f"{Path(config.model.name).name} on {Path(config.data.name).name}"
@@ -21,7 +21,7 @@ def study_place(record: Record) -> StudyPlace:
     if again > 0:  # under a corrected latency model the same proportions are other policies
         stem += f", search {again + 1}"
     if config.search.storage is None:
-        return StudyPlace(str(record.folder / "study.log"), name or stem)
+        return StudyLocation(str(record.folder / "study.log"), name or stem)
     said = binding(config)
     search = {k: v for k, v in said["search"].items() if k not in ("evaluations", "storage", "study_name")}
     task = record.task
@@ -30,4 +30,4 @@ def study_place(record: Record) -> StudyPlace:
     same = [fingerprint(task.model), dict(task.splits.provenance), said["budget"], search, config.seed,
             config.objective, files]  # fmt: skip
     identity = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:32]
-    return StudyPlace(config.search.storage, name or f"{stem}, {identity[:8]}", identity, shared=True)
+    return StudyLocation(config.search.storage, name or f"{stem}, {identity[:8]}", identity, shared=True)

@@ -11,7 +11,7 @@ from amc.errors import ConfigError
 from amc.evaluation.scorer import compares_logits
 from amc.graph.sites import Graph
 from amc.latency import Predictor, is_profile, load_latency_model
-from amc.latency.constraint import LatencyConstraint, limited_by_model, limited_here, limited_on_device
+from amc.latency.constraint import LatencyConstraint, constraint_by_model, constraint_here, constraint_on_device
 from amc.latency.prediction import LatencyPrediction
 from amc.latency.profiling import Bench, latency_problem, learn_latency, profile_key
 from amc.pipeline.original import original_onnx
@@ -52,7 +52,7 @@ class RunTiming:
         if named is None or is_profile(named):
             key = profile_key(bench, record.config.latency_threads, record.task)
             path = self._profile(bench, key, record.config.profile_seconds) if named is None else Path(named)
-            return limited_here(
+            return constraint_here(
                 learn_latency(bench, self._graph, key, path, 0, progress), bench, asked, journal, evaluations
             )
         remember = DeviceTimes(record)
@@ -61,8 +61,8 @@ class RunTiming:
         )
         predictor = Predictor(load_latency_model(named), problem)
         if predictor.measures:
-            return limited_on_device(predictor, problem, asked, journal, evaluations)
-        return limited_by_model(predictor, asked, journal, evaluations)
+            return constraint_on_device(predictor, problem, asked, journal, evaluations)
+        return constraint_by_model(predictor, asked, journal, evaluations)
 
     def prediction(self) -> LatencyPrediction | None:
         """What predicts latency for a search that takes it into account without a limit; None: it does not."""

@@ -43,7 +43,7 @@ def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
     epochs = 5 * task.splits.epochs if asked is None else asked
     plan = replace(make_plan(config.finetune, task, epochs, config.seed), distillation=0.0)
     checkpoint = path.with_suffix(".checkpoint.pt")
-    show.say(f"{task.name}: {task.splits.told()}")
+    show.say(f"{task.name}: {task.splits.summary()}")
     show.begin("train")
     precision = asked_precision(config.finetune) or checkpoint_precision(checkpoint)
     plan = replace(plan, precision=precision or fastest_precision(task.model, task, plan, None))

@@ -10,7 +10,7 @@ from torch import nn
 
 from amc.errors import AmcError, DataError, ModelError, first_line
 from amc.task import nested
-from amc.task.checks import prepared, trains, tried
+from amc.task.checks import check_forward, check_training_step, prepared
 from amc.task.data import load_data
 from amc.task.datasets import check_classes
 from amc.task.metrics import CLASSIFICATION, Objective, load_objective
@@ -73,7 +73,7 @@ def make_task(
     task = Task(name, model.to(device), splits, objective, device)
     inputs, targets = _first_samples(splits.search)
     try:
-        outputs = tried(name, model, nested.to(inputs, device))
+        outputs = check_forward(name, model, nested.to(inputs, device))
     except AmcError:
         raise
     except Exception as error:  # a user's network may raise anything
@@ -92,7 +92,7 @@ def check_training(task: Task) -> None:
     with torch.inference_mode():
         outputs = nested.call(task.model, nested.mapped(torch.clone, inputs))
     task.objective.check(task.name, outputs, targets, task.splits.classes)
-    trains(task.model, task.objective, inputs, targets)
+    check_training_step(task.model, task.objective, inputs, targets)
 
 
 def _first_samples(split: Split, count: int = 64) -> tuple[Nested, Nested]:

@@ -153,9 +153,9 @@ def _has_other_strides(tensor: Tensor) -> bool:
     return tensor.stride() != torch.empty(tensor.shape, device="meta").stride()
 
 
-def tried(name: str, model: nn.Module, inputs: Nested) -> Any:
+def check_forward(name: str, model: nn.Module, inputs: Nested) -> Any:
     """The network's outputs. Raises ModelError if it has side effects or is not deterministic."""
-    _drop_watchers(model, inputs)
+    _remove_observing_hooks(model, inputs)
     own = nested.mapped(torch.clone, inputs)
     before = _versions(model)
     with torch.no_grad():
@@ -187,7 +187,7 @@ def tried(name: str, model: nn.Module, inputs: Nested) -> Any:
     return outputs
 
 
-def trains(model: nn.Module, objective: Objective, inputs: Nested, targets: Nested) -> None:
+def check_training_step(model: nn.Module, objective: Objective, inputs: Nested, targets: Nested) -> None:
     """Try one training step on a copy: a forward pass in training mode, the loss, and its gradients.
 
     ``inputs`` and ``targets`` are some samples on the model's device. The state of random generators is preserved.
@@ -270,7 +270,7 @@ def _checksum(tensor: Tensor) -> int:
     return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
-def _drop_watchers(model: nn.Module, inputs: Nested) -> None:
+def _remove_observing_hooks(model: nn.Module, inputs: Nested) -> None:
     """Remove a user's hooks that only observe, because the data they collect would grow with every evaluation.
 
     Hooks that change the outputs are part of the network and stay, and so do torch's own (weight norm).

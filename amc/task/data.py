@@ -26,7 +26,7 @@ from amc.task.splits import Augmentation, Splits, from_arrays, split_members
 
 
 def load_data(config: DataConfig, channels: int | None = None) -> Splits:
-    """Load the configured splits. Image folders are read with so many ``channels``, if given: 1 or 3."""
+    """Load the configured splits. ``channels`` (1 or 3) converts the images of folders."""
     name, seed = config.name, config.seed
     if name.startswith("imagefolder:"):
         return imagefolder(Path(name.removeprefix("imagefolder:")), config, seed, channels)

@@ -86,7 +86,7 @@ class ImageSplit:
 
 
 @dataclass(frozen=True, eq=False)
-class HeldSplit:
+class InMemorySplit:
     """A split in memory, ready for the network, ``[N, ...]``; it cannot be augmented."""
 
     inputs: Nested
@@ -97,7 +97,7 @@ class HeldSplit:
 
     def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Nested, Nested]:
         if augment is not None:
-            raise ValueError("a held split is for evaluation and is not augmented")
+            raise ValueError("a split in memory is for evaluation and cannot be augmented")
         part: slice | Tensor = indices
         if len(indices) and bool((indices.diff() == 1).all()):  # consecutive: a view suffices
             part = slice(int(indices[0]), int(indices[-1]) + 1)
@@ -119,7 +119,7 @@ def hold(split: Split, device: torch.device, seed: int = 0) -> Split:
             return split
         parts = [split.fetch(torch.arange(i, min(i + 500, len(split)))) for i in range(0, len(split), 500)]
     inputs, targets = (nested.to(nested.joined(column), device) for column in zip(*parts, strict=True))
-    return HeldSplit(nested.channels_last(inputs), targets)
+    return InMemorySplit(nested.channels_last(inputs), targets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +157,8 @@ class Splits:
     notes: tuple[str, ...] = ()
     """Notes about the data for the user."""
 
-    def told(self) -> str:
-        """How many samples every split has, for people."""
+    def summary(self) -> str:
+        """The sizes of all splits, as text."""
         return (
             f"{len(self.train):,} samples to train on, {len(self.calibration):,} for calibration, "
             f"{len(self.search):,} for the search, {len(self.test):,} for the test"
@@ -208,7 +208,7 @@ def from_arrays(
     source: str,
     epochs: float = 2.0,
 ) -> Splits:
-    """Splits of images ``[N, C, H, W]``, uint8, and labels ``[N]``; what is held out comes from ``train``."""
+    """Splits of uint8 images ``[N, C, H, W]`` with labels ``[N]``; search and calibration come from ``train``."""
     mean, std = normalisation(config, defaults, train[0].shape[1])
     calibration, search, rest = holdout(len(train[0]), config, seed, 5000)
     everything = torch.arange(len(test[0]))
@@ -227,7 +227,7 @@ def from_arrays(
 def normalisation(
     config: DataConfig, defaults: tuple[tuple[float, ...], tuple[float, ...]], channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Means and deviations of the channels: the user's, or the data set's. Raises ConfigError."""
+    """Mean and standard deviation per channel: the user's, or the defaults. Raises ConfigError."""
     mean, std = config.mean or defaults[0], config.std or defaults[1]
     for word, values in (("--mean", mean), ("--std", std)):
         if len(values) != channels:
