@@ -14,7 +14,7 @@ import yaml
 
 from amc.cli import main
 from amc.commands import COMMANDS
-from amc.commands.doctor import Diagnosis, findings
+from amc.commands.doctor import DoctorAnswer, findings
 from amc.commands.parser import make_parser
 from amc.config import from_dict, from_yaml, options, to_dict
 from amc.config.schema import json_schema
@@ -291,8 +291,8 @@ def test_what_follows_from_a_machine():
     assert "problem: " not in told()
     assert "problem: only 1 MB are free" in told(free_disk=1_000_000)
     assert "note: The cache x cannot be written to" in told(cache_trouble="the cache x cannot be written to")
-    assert Diagnosis(here, ()).code == 0
-    assert Diagnosis(replace(here, folder_writable=False), ()).code == 2
+    assert DoctorAnswer(here, ()).code == 0
+    assert DoctorAnswer(replace(here, folder_writable=False), ()).code == 2
 
 
 def test_doctor_says_what_the_machine_has(capsys):

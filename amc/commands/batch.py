@@ -42,14 +42,14 @@ def _batch(parsed: argparse.Namespace) -> Answer:
     memory = amount(parsed.worker_memory, "--worker-memory") if parsed.worker_memory else 0
     jobs = matrix.jobs()
     if parsed.dry_run:
-        return Plan(plan(jobs), workers, matrix.could_share)
+        return PlanAnswer(plan(jobs), workers, matrix.could_share)
     if not parsed.trust:
         for job in jobs:
             refuse_plugins(job.config, Path(parsed.file))
     threads = 1 if parsed.ray else threads_of(workers)
     with _screen(parsed, matrix.out) as screen:
         ended = run_batch(jobs, matrix.out, Limits(workers, threads, memory, retries), screen, parsed.ray)
-    return Batch(ended.folder, bool(ended.failed))
+    return BatchAnswer(ended.folder, bool(ended.failed))
 
 
 def _screen(parsed: argparse.Namespace, folder: Path) -> Any:
@@ -59,7 +59,7 @@ def _screen(parsed: argparse.Namespace, folder: Path) -> Any:
 
 
 @dataclass(frozen=True)
-class Plan(Answer):
+class PlanAnswer(Answer):
     """What a batch would run."""
 
     planned: Sequence[Any]
@@ -109,7 +109,7 @@ def _estimate(planned: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Batch(Answer):
+class BatchAnswer(Answer):
     """The networks of a batch."""
 
     folder: Path
@@ -167,7 +167,7 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class States(Answer):
+class StatusAnswer(Answer):
     """How far runs are."""
 
     runs: Sequence[Any]
@@ -185,10 +185,10 @@ class States(Answer):
         return {"runs": [asdict(run) for run in self.runs], "left": time_left(self.runs)}
 
 
-def _status(parsed: argparse.Namespace) -> States:
+def _status(parsed: argparse.Namespace) -> StatusAnswer:
     from amc.batch.status import statuses
 
-    return States(statuses(Path(parsed.folder)))
+    return StatusAnswer(statuses(Path(parsed.folder)))
 
 
 BATCH = Command(

@@ -18,7 +18,7 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Cached(Answer):
+class CacheAnswer(Answer):
     """What a cache holds, or what was removed from it."""
 
     folder: Path
@@ -54,7 +54,7 @@ class Cached(Answer):
         }
 
 
-def _cache(parsed: argparse.Namespace) -> Cached:
+def _cache(parsed: argparse.Namespace) -> CacheAnswer:
     from amc.runtime.cache import Cache, cache_folder
 
     cache = Cache(Path(parsed.folder) if parsed.folder else cache_folder())
@@ -63,7 +63,7 @@ def _cache(parsed: argparse.Namespace) -> Cached:
     kinds: dict[str, list[int]] = {}
     for entry in cache.entries():
         kinds.setdefault(entry.kind, []).append(entry.size)
-    return Cached(cache.folder, cache.limit, kinds, freed)
+    return CacheAnswer(cache.folder, cache.limit, kinds, freed)
 
 
 CACHE = Command(

@@ -90,7 +90,7 @@ def _folders(machine: Machine) -> Iterator[Finding]:
 
 
 @dataclass(frozen=True)
-class Diagnosis(Answer):
+class DoctorAnswer(Answer):
     """What the machine has, and what follows."""
 
     machine: Machine
@@ -143,11 +143,11 @@ def _add_nothing(parser: argparse.ArgumentParser) -> None:
     return None
 
 
-def _doctor(parsed: argparse.Namespace) -> Diagnosis:
+def _doctor(parsed: argparse.Namespace) -> DoctorAnswer:
     from amc.latency.session import providers
     from amc.runtime.machine import Machine
 
-    return Diagnosis(Machine.here(), providers())
+    return DoctorAnswer(Machine.here(), providers())
 
 
 DOCTOR = Command(

@@ -16,7 +16,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Evaluated(Answer):
+class EvaluateAnswer(Answer):
     """What a bundle scores now, and what its run recorded."""
 
     scores: Any
@@ -29,10 +29,10 @@ class Evaluated(Answer):
         return asdict(self.scores)
 
 
-def _evaluate(parsed: argparse.Namespace) -> Evaluated:
+def _evaluate(parsed: argparse.Namespace) -> EvaluateAnswer:
     from amc.pipeline.training import evaluate_bundle
 
-    return Evaluated(evaluate_bundle(Path(parsed.bundle), parsed.trust))
+    return EvaluateAnswer(evaluate_bundle(Path(parsed.bundle), parsed.trust))
 
 
 EVALUATE = Command(

@@ -134,7 +134,7 @@ def _scalar(value: Any, section: str) -> str:
 
 
 @dataclass(frozen=True)
-class Written(Answer):
+class InitAnswer(Answer):
     """The file that was written."""
 
     path: Path
@@ -171,7 +171,7 @@ def _init(parsed: argparse.Namespace) -> Answer:
             file.write(text)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}.") from None
-    return Written(path, config)
+    return InitAnswer(path, config)
 
 
 INIT = Command(

@@ -25,7 +25,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Inspected(Answer):
+class InspectAnswer(Answer):
     """The sites of a network with their legal widths, and what cannot be pruned."""
 
     task: str
@@ -67,7 +67,7 @@ def _listed(widths: Sequence[int]) -> str:
     return f"{widths[0]}…{widths[-2]}, {widths[-1]}" if len(widths) > 3 else ", ".join(map(str, widths))
 
 
-def _inspect(parsed: argparse.Namespace) -> Inspected:
+def _inspect(parsed: argparse.Namespace) -> InspectAnswer:
     from amc.graph.build import build_graph
     from amc.operators.channels import legal_widths
     from amc.pipeline.pipeline import open_task
@@ -82,7 +82,7 @@ def _inspect(parsed: argparse.Namespace) -> Inspected:
     costs = ResourceModel(graph, task.model).cost([s.channels for s in graph.sites])
     step = unless_auto(config.search.channel_step)
     widths = [legal_widths(site.channels, config.search.least_share, step) for site in graph.sites]
-    return Inspected(task.name, costs, graph, widths)
+    return InspectAnswer(task.name, costs, graph, widths)
 
 
 INSPECT = Command(

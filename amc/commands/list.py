@@ -32,7 +32,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Listed(Answer):
+class ListAnswer(Answer):
     """What can be chosen by name, of one kind."""
 
     entries: Mapping[str, Any]
@@ -63,12 +63,12 @@ def _add_nothing(parser: argparse.ArgumentParser) -> None:
     return None
 
 
-def _list(parsed: argparse.Namespace) -> Listed:
+def _list(parsed: argparse.Namespace) -> ListAnswer:
     if parsed.what is None:
         raise ConfigError(f"name what to list: {', '.join(KINDS)}.")
     if parsed.what not in KINDS:
         raise ConfigError(f"unknown kind {shown(parsed.what)}.{did_you_mean(parsed.what, KINDS)}")
-    return Listed(_entries(parsed.what))
+    return ListAnswer(_entries(parsed.what))
 
 
 def _entries(kind: str) -> Mapping[str, Any]:
@@ -96,9 +96,9 @@ def _lines(entry: Any, settings: bool) -> Iterator[str]:
             yield printable(f"  {setting.name}={setting.default}: {setting.help}")
 
 
-def _searchers(parsed: argparse.Namespace) -> Listed:
+def _searchers(parsed: argparse.Namespace) -> ListAnswer:
     warnings.warn(RenamedWarning("amc searchers is now called amc list searchers"), stacklevel=2)
-    return Listed(_entries("searchers"), settings=False)
+    return ListAnswer(_entries("searchers"), settings=False)
 
 
 LIST = Command(

@@ -31,7 +31,7 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Measured(Answer):
+class MeasureAnswer(Answer):
     """Times and peak memory of models, side by side."""
 
     found: Any
@@ -65,7 +65,7 @@ class Measured(Answer):
                 "too_noisy": self.too_noisy, **self.where}  # fmt: skip
 
 
-def _measure(parsed: argparse.Namespace) -> Measured:
+def _measure(parsed: argparse.Namespace) -> MeasureAnswer:
     from amc.latency import ConfinedRunner, measure, peak_memory
 
     threads = whole(parsed.threads, "--threads", 1)
@@ -91,7 +91,7 @@ def _measure(parsed: argparse.Namespace) -> Measured:
         memory = {name: peak_memory(path, inputs.shape, threads)
                   for name, path in zip(names, paths, strict=True)}  # fmt: skip
     where["load_after"] = os.getloadavg()[0]
-    return Measured(found, memory, where, precision, file)
+    return MeasureAnswer(found, memory, where, precision, file)
 
 
 def _where(threads: int, shape: Sequence[int]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Profiled(Answer):
+class ProfileAnswer(Answer):
     """What was learned of a network's times."""
 
     path: Path
@@ -59,7 +59,7 @@ class Profiled(Answer):
         }  # fmt: skip
 
 
-def _profile(parsed: argparse.Namespace) -> Profiled:
+def _profile(parsed: argparse.Namespace) -> ProfileAnswer:
     from amc.latency.prediction import effective_widths
     from amc.latency.profiling import profile_network
     from amc.operators.channels import legal_widths
@@ -73,7 +73,7 @@ def _profile(parsed: argparse.Namespace) -> Profiled:
         monitor.begin("profile")
         model = profile_network(open_task(config), config, path, monitor.progress)
     legal = effective_widths(model.predict_all, [legal_widths(c, 0.1) for c in model.profile.full])
-    return Profiled(path, model, legal)
+    return ProfileAnswer(path, model, legal)
 
 
 PROFILE = Command(

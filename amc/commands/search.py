@@ -27,7 +27,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--workers", metavar="N", default="2", help="with --ray: policies evaluated at a time [2]")
 
 
-def _search(parsed: argparse.Namespace) -> Searched:
+def _search(parsed: argparse.Namespace) -> SearchAnswer:
     from amc.pipeline.pipeline import run
 
     given = given_values(parsed)
@@ -36,7 +36,7 @@ def _search(parsed: argparse.Namespace) -> Searched:
     config = Config() if parsed.resume else configuration(parsed)
     with progress(parsed) as monitor, _remote(parsed) as remote:
         result = run(config, parsed.resume, monitor, parsed.trust, remote)
-    return Searched(result.summary, result.folder)
+    return SearchAnswer(result.summary, result.folder)
 
 
 @contextlib.contextmanager
@@ -53,7 +53,7 @@ def _remote(parsed: argparse.Namespace) -> Iterator[Any]:
 
 
 @dataclass(frozen=True)
-class Searched(Answer):
+class SearchAnswer(Answer):
     """The result of a run."""
 
     summary: Mapping[str, Any]

@@ -29,7 +29,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True)
-class Trained(Answer):
+class TrainAnswer(Answer):
     """Where the weights are and what they score."""
 
     report: Any
@@ -44,14 +44,14 @@ class Trained(Answer):
         return {"weights": str(report.path), "metric": report.metric, "search": report.search, "test": report.test}
 
 
-def _train(parsed: argparse.Namespace) -> Trained:
+def _train(parsed: argparse.Namespace) -> TrainAnswer:
     from amc.pipeline.training import train_network
 
     given = given_values(parsed)
     given.setdefault("model", {}).setdefault("weights", "random")
     config = configuration(parsed, given)
     with progress(parsed) as monitor:
-        return Trained(train_network(config, monitor))
+        return TrainAnswer(train_network(config, monitor))
 
 
 TRAIN = Command(

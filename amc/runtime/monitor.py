@@ -56,7 +56,7 @@ class Logged:
 
 
 @runtime_checkable
-class Planned(Protocol):
+class StagesMonitor(Protocol):
     """A monitor that shows the stages to come."""
 
     def plan(self, stages: Sequence[str]) -> None:
@@ -65,5 +65,5 @@ class Planned(Protocol):
 
 def announce(monitor: Monitor, stages: Sequence[str]) -> None:
     """Tell the stages to come, where the monitor shows them."""
-    if isinstance(monitor, Planned):
+    if isinstance(monitor, StagesMonitor):
         monitor.plan(stages)
