@@ -474,7 +474,7 @@ def test_a_held_split_reads_what_the_split_reads(indices: list[int]) -> None:
     assert len(held) == 10
     for found, expected in zip(held.fetch(asked), split.fetch(asked), strict=True):
         assert torch.equal(found, expected)
-    with pytest.raises(ValueError, match="not augmented"):
+    with pytest.raises(ValueError, match="cannot be augmented"):
         held.fetch(asked, generator())
 
 

@@ -109,7 +109,7 @@ def test_objectives_per_sample() -> None:
     [
         (torch.full((103,), 10), "do not match net's outputs"),
         (torch.zeros(103, 2, dtype=torch.long), "do not match net's outputs"),
-        (torch.full((103, 10), torch.nan), "losses of shape"),
+        (torch.full((103, 10), torch.nan), "losses have shape"),
         (None, "must be tensors"),
         (ValueError("no\nlabels"), "cannot be read: ValueError: no$"),
     ],
