@@ -144,7 +144,7 @@ def first_step(change: Callable[[list], Any]) -> Callable[[dict], Any]:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda p: p.update(format="x"), "is not one"),
+        (lambda p: p.update(format="x"), "is not a program"),
         (lambda p: p.update(version=2), "version 2, but this amc reads version 1"),
         (first_step(lambda s: s.__setitem__(1, "aten.from_file.default")), "not allowed"),
         (first_step(lambda s: s.__setitem__(1, "aten.save.default")), "not allowed|does not have"),
@@ -199,7 +199,7 @@ def test_words_in_a_program_stay_words(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(RuntimeError):
         loaded(torch.zeros(1, 3))
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(BundleError, match="is not one"):
+    with pytest.raises(BundleError, match="is not a program"):
         read_program(pickle.dumps(3), state)
 
 
