@@ -38,12 +38,21 @@ _COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
 
 def was_trained(result: Mapping[str, Any]) -> bool:
     """Whether the network was trained after pruning."""
-    return any(stage["name"].startswith("fine-tun") for stage in result["stages"])
+    return _trained(result) is not None
+
+
+def _trained(result: Mapping[str, Any]) -> str | None:
+    """What the trained network is called; None without training."""
+    names = [stage["name"] for stage in result["stages"]]
+    if "distil" in names:
+        return "distilled"
+    return "fine-tuned" if any(name.startswith("fine-tun") for name in names) else None
 
 
 def columns(result: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of `Row.cells`."""
-    return "original", *(("pruned", "fine-tuned") if was_trained(result) else ("pruned",)), "ratio"
+    trained = _trained(result)
+    return "original", "pruned", *((trained,) if trained else ()), "ratio"
 
 
 def final_table(result: Mapping[str, Any]) -> list[Row]:
@@ -63,6 +72,11 @@ def final_table(result: Mapping[str, Any]) -> list[Row]:
     rows = [
         row(split, f"{result['metric']}, {split} split", human.percent, gained(split)) for split in ("search", "test")
     ]
+    trained_on = result.get("trained_original")
+    if trained_on is not None:
+        gain = human.points(human.difference(final.get("test"), trained_on["test"]))
+        label = f"{result['metric']}, test split; original trained on"
+        rows.append(Row(label, human.percent(trained_on["test"]), human.NOTHING, human.percent(final["test"]), gain))
     rows += [row(key, label, write, share(key)) for key, label, write in _COSTS]
     if "branches" in final:
         rows.append(row("branches", "residual branches", human.count, share("branches")))
@@ -100,6 +114,10 @@ def outcome(result: Mapping[str, Any]) -> str:
         f"{result['metric']} {100 * original[split]:.2f} → {human.percent(final[split])} ({change} points) "
         f"on the {split} split"
     )
+    trained_on = result.get("trained_original")
+    if trained_on is not None:
+        change = human.points(final["test"] - trained_on["test"]).replace("-", "−")
+        parts.append(f"{change} points against the original trained on for as long")
     time = time_ratio(result)
     if time is not None:
         parts.append(f"{time:.2f} of the time")

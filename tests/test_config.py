@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from amc.config import (
+    RECIPES,
     Auto,
     Config,
     DataConfig,
@@ -114,8 +115,9 @@ def test_defaults_survive() -> None:
 def test_any_part_may_be_given(chosen: dict[str, None]) -> None:
     values = {path: other(OPTIONS[path]) for path in chosen}
     config = from_dict(nested(values))
+    of_recipe = {f"finetune.{name}": value for name, value in RECIPES[config.finetune.recipe].settings.items()}
     for path, option in OPTIONS.items():
-        assert look_up(config, path) == values.get(path, option.default)
+        assert look_up(config, path) == values.get(path, of_recipe.get(path, option.default))
     assert from_dict(to_dict(config)) == config
 
 

@@ -2,15 +2,18 @@
 
 from amc.config.base import AUTO, Auto, unless_auto
 from amc.config.files import from_run, from_yaml, merge, read_yaml
+from amc.config.finetune import FinetuneConfig
 from amc.config.flags import Option, checked, options
+from amc.config.recipes import RECIPES, Recipe
 from amc.config.renamed import current, renamed_flags
 from amc.config.secrets import masked, public
-from amc.config.settings import BudgetConfig, Config, DataConfig, FinetuneConfig, ModelConfig, SearchConfig
+from amc.config.settings import BudgetConfig, Config, DataConfig, ModelConfig, SearchConfig
 from amc.config.tree import binding, from_dict, to_dict
 from amc.config.values import convert, shown
 
 __all__ = [
     "AUTO",
+    "RECIPES",
     "Auto",
     "BudgetConfig",
     "Config",
@@ -18,6 +21,7 @@ __all__ = [
     "FinetuneConfig",
     "ModelConfig",
     "Option",
+    "Recipe",
     "SearchConfig",
     "binding",
     "checked",

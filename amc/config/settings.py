@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from amc.config.base import AUTO, Auto, Limit, Settings, Share, Threads, setting
+from amc.config.finetune import FinetuneConfig
 
 
 class ModelConfig(Settings):
@@ -216,54 +217,6 @@ class SearchConfig(Settings):
     def least_share(self) -> float:
         """Of a site's channels, where its branch stays."""
         return 0.2 if self.min_keep == AUTO else self.min_keep
-
-
-class FinetuneConfig(Settings):
-    """Training after pruning."""
-
-    section = "finetune"
-
-    epochs: Annotated[float, Field(ge=0, le=10**6)] | Auto = setting(
-        AUTO,
-        "epochs of fine-tuning, fractions allowed; 0: none [auto: 20 on digits, 2 elsewhere]",
-        "--finetune-epochs",
-    )
-    lr: float = setting(0.03, "peak learning rate (SGD with Nesterov momentum, one cycle)", "--lr", gt=0, le=1000)
-    batch_size: int = setting(128, "images per step", "--batch-size", ge=2, le=1 << 24)
-    weight_decay: float = setting(5e-4, "L2 weight decay", "--weight-decay", ge=0, le=1000)
-    distillation: float = setting(
-        0.5, "weight of the original's soft targets in the loss; 0: labels only", "--distillation", ge=0, le=1
-    )
-    temperature: float = setting(4.0, "temperature of the soft targets", "--temperature", gt=0, le=10**6)
-    candidates: int = setting(
-        3, "policies that are fine-tuned briefly before one is chosen", "--candidates", ge=1, le=10**6
-    )
-    trial_share: float = setting(
-        0.1, "length of the brief fine-tuning, as a share of the full one", "--trial-share", ge=0, le=1
-    )
-    schedule: str = setting(
-        "one-shot",
-        "how the chosen policy is reached: one-shot, iterative (prune and train by turns), or "
-        "path/to/file.py:function (see amc list schedules)",
-        "--schedule",
-    )
-    schedule_options: dict[str, Any] = setting(
-        {}, "a setting of the schedule, as in steps=3; may be given several times", "--schedule-option"
-    )
-    recover: str = setting(
-        "finetune",
-        "what the pruned network is trained from, and by which learning rates: finetune, none, rewind-lr, "
-        "rewind-weights, scratch, or path/to/file.py:function (see amc list recoveries)",
-        "--recover",
-    )
-    recover_options: dict[str, Any] = setting(
-        {}, "a setting of the recovery, as in share=0.5; may be given several times", "--recover-option"
-    )
-    precision: Literal["auto", "float32", "bfloat16"] = setting(
-        "auto",
-        "auto (time both and take the faster), float32 or bfloat16",
-        "--precision",
-    )
 
 
 class Config(Settings):

@@ -61,6 +61,23 @@ class Measured(ResultPart):
     latency_ms: Number | None = described("time of one inference, 10th percentile, in milliseconds", None)
 
 
+class TrainedOriginal(ResultPart):
+    search: Number = described("metric on the search split")
+    test: Number = described("metric on the test split")
+
+
+class Difference(ResultPart):
+    search: Number = described("on the search split")
+    test: Number = described("on the test split")
+
+
+class Differences(ResultPart):
+    given: Difference = described("from the original as given")
+    trained_on: Difference | None = described(
+        "from the original after further training; null if it was not trained", None
+    )
+
+
 class BeforeTraining(ResultPart):
     search: Number | None = described("metric of the pruned network on the search split, before fine-tuning", None)
 
@@ -163,6 +180,8 @@ class CandidateLine(ResultPart):
 
 class TrainingDone(ResultPart):
     precision: str = described("precision of training")
+    recipe: str = described("the recipe, before single settings", "quick")
+    epochs: Number | None = described("epochs over what was trained on; 0: no training", None)
 
 
 class StageLine(ResultPart):
@@ -192,6 +211,10 @@ class ResultFile(ResultPart):
     original: Measured = described("the original network")
     pruned: BeforeTraining = described("the pruned network before training")
     final: Measured = described("the delivered network")
+    trained_original: TrainedOriginal | None = described(
+        "the original, trained for as long and in the same way; null if it was not", None
+    )
+    differences: Differences | None = described("metric of the delivered network minus that of the original", None)
     latency: LatencyFound | None = described("latency of both networks, measured side by side", None)
     int8: EightBits | None = described("model.int8.onnx, if it was requested and could be made", None)
     proof: list[ProofLine] = described("one entry per limit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,23 +81,38 @@ class Choosing:
         refined = self._refine(found, evaluator)
         best = sorted(refined, key=lambda choice: (-refined[choice].metric, refined[choice].loss))
         best = best[: record.config.finetune.candidates]
-        share = record.config.finetune.trial_share
-        if record.epochs == 0 or share == 0 or len(best) == 1:
+        finetune = record.config.finetune
+        if record.epochs == 0 or finetune.trial_share == 0 or len(best) == 1:
             return best[0], [_candidate(c, refined[c], None, i == 0) for i, c in enumerate(best)]
-        known = {_choice(r): (r["loss"], r["metric"]) for r in record.journal.records("trial")}
-        scores = []
-        for index, choice in enumerate(best):
-            if choice not in known:
+        scores: dict[Choice, Score] = {}
+        left = best
+        for count, share in rungs(len(best), finetune.trial_share, finetune.halving):
+            left = left[:count]
+            tried = self._try(left, share, evaluator)
+            left = sorted(left, key=lambda choice: (-tried[choice].metric, tried[choice].loss))
+            scores |= tried
+        return left[0], [_candidate(c, refined[c], scores[c].metric, c == left[0]) for c in best]
+
+    def _try(self, candidates: Sequence[Choice], share: float, evaluator: Evaluator) -> dict[Choice, Score]:
+        """The scores of candidates after a ``share`` of the training, from the pruned networks on."""
+        record = self.record
+        first = record.config.finetune.trial_share
+        known = {(_choice(r), r.get("share", first)): Score(r["loss"], r["metric"])
+                 for r in record.journal.records("trial")}  # fmt: skip
+        scores: dict[Choice, Score] = {}
+        for index, choice in enumerate(candidates):
+            if (choice, share) not in known:
                 model = recover(record, evaluator, choice, evaluator.pruned(choice), share * record.epochs,
-                                progress=TrialProgress(record, index, len(best)))  # fmt: skip
+                                progress=TrialProgress(record, index, len(candidates)))  # fmt: skip
                 loss, metric = evaluate(model, record.task, record.task.splits.search)
-                record.journal.append("trial", choice=list(choice), loss=loss, metric=metric)
-                known[choice] = (loss, metric)
-            scores.append(known[choice])
-            top = max(metric for _, metric in scores)
-            record.step((index + 1) / len(best), f"best {100 * top:.2f} % after {100 * share:.0f} % of the training")
-        winner = min(range(len(best)), key=lambda i: (-scores[i][1], scores[i][0]))
-        return best[winner], [_candidate(c, refined[c], scores[i][1], i == winner) for i, c in enumerate(best)]
+                longer = {} if share == first else {"share": share}
+                record.journal.append("trial", choice=list(choice), loss=loss, metric=metric, **longer)
+                known[choice, share] = Score(loss, metric)
+            scores[choice] = known[choice, share]
+            top = max(score.metric for score in scores.values())
+            record.step((index + 1) / len(candidates),
+                        f"best {100 * top:.2f} % after {100 * share:.0f} % of the training")  # fmt: skip
+        return scores
 
     def _refine(self, best: Sequence[Evaluation], evaluator: Evaluator) -> dict[Choice, Score]:
         """The best policies with their scores as refined networks."""
@@ -108,6 +124,22 @@ class Choosing:
                 record.journal.append("refined", choice=list(found.choice), loss=score.loss, metric=score.metric)
             record.step((index + 1) / len(best), "refining the best policies")
         return {e.choice: known[e.choice] for e in best}
+
+
+def rungs(candidates: int, share: float, halving: bool) -> list[tuple[int, float]]:
+    """How many candidates are tried, and for which share of the training, one trial after the other.
+
+    Successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943, algorithm 1): the better half is trained for twice
+    as long, until two were compared. Deviation: each trial starts from the pruned network, because its learning rates
+    are a cycle of its own.
+
+    >>> rungs(6, 0.02, halving=True), rungs(3, 0.1, halving=False)
+    ([(6, 0.02), (3, 0.04), (2, 0.08)], [(3, 0.1)])
+    """
+    found = [(candidates, share)]
+    while halving and found[-1][0] > 2 and 2 * found[-1][1] <= 1:
+        found.append((math.ceil(found[-1][0] / 2), 2 * found[-1][1]))
+    return found
 
 
 def best_first(found: Sequence[Evaluation]) -> list[Evaluation]:

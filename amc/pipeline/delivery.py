@@ -39,11 +39,14 @@ class Delivery:
         evaluations = tuple(recorded(record.journal))
         return Result(model, policy, evaluations, read_result(record.folder / "result.json"), record.folder)
 
-    def test(self, model: nn.Module, policy: Policy) -> dict[str, float]:
-        """Both on the search split and, once, on the test split. The network is kept where that cannot be read."""
+    def test(self, model: nn.Module, policy: Policy, reference: nn.Module | None = None) -> dict[str, float]:
+        """All networks on the search split and, once, on the test split. The network is kept where that fails.
+
+        ``reference``: the original as it was trained on.
+        """
         record, model = self.record, model.to(self.record.task.device)
         try:
-            scores = record.once("test", partial(self._scores, model))
+            scores = record.once("test", partial(self._scores, model, reference))
         except DataError as error:
             bundle.save_weights(model, record.folder / "model.safetensors")
             policy.save(record.folder / "policy.json")
@@ -55,12 +58,14 @@ class Delivery:
         record.step(1.0, f"{record.task.objective.name} {100 * scores['final_test']:.2f} % on the test split")
         return dict(scores)
 
-    def _scores(self, model: nn.Module) -> dict[str, float]:
+    def _scores(self, model: nn.Module, reference: nn.Module | None) -> dict[str, float]:
         """Metrics by network and split."""
         record, scores = self.record, dict[str, float]()
         for part, split in (("search", record.task.splits.search), ("test", record.task.splits.test)):
             scores[f"original_{part}"] = record.memo.original_score(part, split)[1]
             scores[f"final_{part}"] = evaluate(model, record.task, split)[1]
+            if reference is not None:
+                scores[f"trained_original_{part}"] = evaluate(reference, record.task, split)[1]
         if record.config.int8 and (record.folder / INT8).exists():
             scores["int8_test"] = onnx_metric(record.folder / INT8, record.task.objective, record.task.splits.test)
         return scores

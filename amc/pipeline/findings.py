@@ -42,6 +42,7 @@ def findings(
         scores=scores,
         stages=record.seconds(),
         precision=record.precision(),
+        epochs=record.epochs,
         int8=int8,
         unwritten=exported.unwritten,
         macs=exported.macs,

@@ -22,6 +22,7 @@ from amc.pipeline.delivery import Delivery
 from amc.pipeline.findings import findings
 from amc.pipeline.measuring import Measuring
 from amc.pipeline.record import Record
+from amc.pipeline.recovering import train_original
 from amc.pipeline.result import Result
 from amc.pipeline.rounds import Prepared, run_rounds
 from amc.pipeline.spaces import branches_go, check_operators
@@ -277,10 +278,14 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
     with record.stage("calibrate"):
         evaluator = stages.calibrate(graph, space)
     found = run_rounds(record, stages, Prepared(graph, evaluator, latency), space)
+    reference = None
+    with record.optional_stage("train original", record.trains_original):
+        if record.trains_original:
+            reference = train_original(record, record.phases(space, found.chosen))
     with record.optional_stage("quantise", record.config.int8):
         int8 = Measuring(record).quantise()
     with record.stage("test"):
         policy = Policy.of(record.task.model, evaluator.recorded(found.chosen), record.task.example)
-        scores = delivery.test(found.model, policy)
+        scores = delivery.test(found.model, policy, reference)
     summary = summarise(record.task, record.config, policy, findings(record, evaluator, latency, found, scores, int8))
     return delivery.deliver(found.model, policy, found.evaluations, summary)

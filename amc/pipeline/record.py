@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from amc.config import Config, binding, public, to_dict, unless_auto
+from amc.config import RECIPES, Config, binding, public, to_dict, unless_auto
 from amc.errors import BundleError
 from amc.evaluation.memo import Memo, open_cache
 from amc.latency.instruments import Instruments
@@ -26,7 +26,7 @@ from amc.runtime.locks import MeasurementLock
 from amc.runtime.monitor import Monitor
 from amc.space.sites import Choice, PolicyGrid
 from amc.task import Task
-from amc.train import NO_TRAINING, Phase, Plan, asked_precision, fastest_precision, make_plan, phases
+from amc.train import NO_TRAINING, Phase, Plan, asked_precision, fastest_precision, make_plan, phases, training_task
 
 
 def _digest(values: Mapping[str, Any]) -> str:
@@ -117,12 +117,30 @@ class Record:
         return known["found"]
 
     @property
+    def training_task(self) -> Task:
+        """The task with the samples that the settings train on as its training split."""
+        return training_task(self.config.finetune, self.task)
+
+    @property
     def epochs(self) -> float:
         """Epochs of training after pruning: the user's, or what suits the data."""
         if self.config.finetune.recover == NO_TRAINING:
             return 0.0
-        asked = unless_auto(self.config.finetune.epochs)
-        return self.task.splits.epochs if asked is None else asked
+        finetune = self.config.finetune
+        if finetune.recipe == "none" and self.task.objective.logits is None:  # no labels and no soft targets
+            return 0.0
+        asked = unless_auto(finetune.epochs)
+        return RECIPES[finetune.recipe].length * self.task.splits.epochs if asked is None else asked
+
+    @property
+    def training_stage(self) -> str:
+        """The name of the stage that trains the pruned network."""
+        return "distil" if self.config.finetune.recipe == "none" else "fine-tune"
+
+    @property
+    def trains_original(self) -> bool:
+        """Whether the original is trained on, too, to compare."""
+        return self.config.finetune.train_original and self.epochs > 0
 
     def precision(self) -> str:
         """The precision of training that was chosen or asked for."""
@@ -136,10 +154,11 @@ class Record:
 
     def plan(self, epochs: float, model: nn.Module) -> Plan:
         """A training of so many epochs, by the run's settings."""
-        plan = make_plan(self.config.finetune, self.task, epochs, self.config.seed)
+        task = self.training_task
+        plan = make_plan(self.config.finetune, task, epochs, self.config.seed)
         precision = asked_precision(self.config.finetune)
         if precision is None:
-            precision = self.once("precision", lambda: fastest_precision(model, self.task, plan, self.task.model))
+            precision = self.once("precision", lambda: fastest_precision(model, task, plan, task.model))
         return replace(plan, precision=precision)
 
     def seconds(self) -> list[dict[str, Any]]:

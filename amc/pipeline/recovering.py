@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from amc.graph.narrowing import narrowed
 from amc.graph.sites import Graph
 from amc.pipeline.record import Record
 from amc.space.sites import Choice
-from amc.train import Phase, Pruned, held, make_plan, recovered, train, try_recovery
+from amc.train import HeldSettings, Phase, Pruned, held, make_plan, recovered, train, training_hooks, try_recovery
 
 PHASE_SEEDS = 7919
 """By so much the seeds of two phases of a schedule differ: they see their samples in another order."""
@@ -24,9 +25,10 @@ LOSSES = 20
 class LossReport:
     """Shows how far a training is, and journals its loss now and then."""
 
-    def __init__(self, record: Record, before: float, share: float) -> None:
-        """The training is a ``share`` of all training, of which the share ``before`` is done."""
+    def __init__(self, record: Record, before: float, share: float, kind: str = "training") -> None:
+        """The training is a ``share`` of all training, of which the share ``before`` is done. ``kind``: of records."""
         self._record, self._before, self._share, self._told = record, before, share, 0
+        self._kind = kind
 
     def __call__(self, done: float, loss: float) -> None:
         """So much of this training is done, with such a running loss."""
@@ -34,14 +36,14 @@ class LossReport:
         self._record.step(overall, f"loss {loss:.3f}")
         if int(LOSSES * done) > self._told:
             self._told = int(LOSSES * done)
-            self._record.journal.append("training", done=round(overall, 4), loss=loss)
+            self._record.journal.append(self._kind, done=round(overall, 4), loss=loss)
 
 
 def try_own_recovery(record: Record) -> None:
     """See that the run's recovery can be had of its network, before anything is spent. Raises AmcError."""
     finetune, model = record.config.finetune, record.task.model
     if finetune.recover != "finetune":
-        plan = make_plan(finetune, record.task, record.epochs, record.config.seed)
+        plan = make_plan(finetune, record.training_task, record.epochs, record.config.seed)
         try_recovery(finetune.recover, finetune.recover_options, model, plan)
 
 
@@ -57,20 +59,48 @@ def recover(
 ) -> nn.Module:
     """Train ``model``, pruned to ``choice``, for so many epochs, and give what has become of it.
 
-    The training goes on from ``checkpoint`` where there is one. ``progress``: see `amc.train.train`.
+    The training goes on from ``checkpoint`` where there is one; one without a checkpoint is a trial, along which the
+    search split is not read. ``progress``: see `amc.train.train`.
     """
     holding = held(evaluator.recorded(choice), evaluator.operators)
     if epochs > 0:
-        plan, finetune = record.plan(epochs, model), record.config.finetune
-        plan = replace(plan, seed=plan.seed + PHASE_SEEDS * phase)
         pruned = Pruned(model, record.task.model, lambda network: evaluator.cut(network, choice))
-        start = recovered(finetune.recover, finetune.recover_options, pruned, plan)
-        for hook in holding:
-            hook.apply(start.model)
-        hooks = [*start.hooks, *holding]
-        return train(start.model, record.task, start.plan, record.task.model, checkpoint, progress, hooks)
+        return _trained(record, pruned, epochs, phase, checkpoint, progress, holding)
     for hook in holding:
         hook.apply(model)
+    return model
+
+
+def _trained(
+    record: Record,
+    pruned: Pruned,
+    epochs: float,
+    phase: int,
+    checkpoint: Path | None,
+    progress: Callable[[float, float], None] | None,
+    holding: Sequence[HeldSettings] = (),
+) -> nn.Module:
+    """Train a network by the run's recovery and recipe, within the settings that ``holding`` keeps it to."""
+    finetune, task = record.config.finetune, record.training_task
+    plan = record.plan(epochs, pruned.model)
+    plan = replace(plan, seed=plan.seed + PHASE_SEEDS * phase)
+    start = recovered(finetune.recover, finetune.recover_options, pruned, plan)
+    for hook in holding:
+        hook.apply(start.model)
+    asked = training_hooks(finetune, start.model, task, checked=checkpoint is not None)
+    # what holds the settings comes before what keeps weights, and again after it
+    hooks = [*start.hooks, *holding, *asked, *holding] if asked else [*start.hooks, *holding]
+    return train(start.model, task, start.plan, task.model, checkpoint, progress, hooks)
+
+
+def train_original(record: Record, phases: Sequence[Phase]) -> nn.Module:
+    """The original, trained on as the pruned network was: as long, by the same recipe, from checkpoints of its own."""
+    model = copy.deepcopy(record.task.model)
+    for number, phase in enumerate(phases):
+        pruned = Pruned(model, record.task.model, copy.deepcopy)
+        report = LossReport(record, number / len(phases), 1 / len(phases), "original-training")
+        checkpoint = record.folder / f"checkpoint.original.{number + 1}.pt"
+        model = _trained(record, pruned, phase.epochs, number, checkpoint, report)
     return model
 
 

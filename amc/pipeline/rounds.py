@@ -77,7 +77,7 @@ def run_round(record: Record, stages: Stages, prepared: Prepared, space: Space) 
         if shortlist is None:
             return None
         chosen, candidates = choosing.choose(shortlist.evaluations, evaluator)
-    with record.optional_stage("fine-tune", record.epochs > 0):
+    with record.optional_stage(record.training_stage, record.epochs > 0):
         model = recover_in_phases(record, evaluator, record.phases(space, chosen), graph)
     with record.stage("export"):
         exported = export_network(record, model, graph, evaluator.kept(chosen), space.limits)

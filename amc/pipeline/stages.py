@@ -29,6 +29,7 @@ from amc.latency.correction import RoundOver
 from amc.latency.prediction import LatencyPrediction
 from amc.operators.operator import NetworkFacts
 from amc.pipeline.backends import RemoteBackend, RoundObserver, search_backend
+from amc.pipeline.cost import training_cost
 from amc.pipeline.original import original_onnx
 from amc.pipeline.record import Record
 from amc.pipeline.recovering import try_own_recovery
@@ -63,6 +64,7 @@ class Stages:
         if self.record.epochs > 0:
             check_training(self.record.task)
             try_own_recovery(self.record)
+            self.record.monitor.say(f"{training_cost(self.record)}.")
 
     def inspect(self) -> Graph:
         """The channel groups, and how many samples may be in the network at once."""

@@ -42,6 +42,8 @@ class Findings:
     stages: Sequence[Mapping[str, Any]]
     precision: str
     """Of training."""
+    epochs: float
+    """Of training, over what was trained on."""
     macs: Mapping[str, Any]
     """Of the delivered network, counted by amc and by fvcore."""
     int8: Mapping[str, Any] | None = None
@@ -66,6 +68,11 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
         "original": _row("original", found.original, found),
         "pruned": {"search": found.pruned_metric},
         "final": _row("final", found.final, found),
+        "trained_original": _trained_original(found.scores),
+        "differences": {
+            "given": _difference("original", found.scores),
+            "trained_on": _difference("trained_original", found.scores),
+        },
         "latency": {**_latency(found.latency), "prediction": found.prediction},
         "int8": _int8(found),
         "proof": list(found.proof),
@@ -80,7 +87,7 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
             "reward": plain["search"]["reward"],
         },
         "candidates": list(found.candidates),
-        "finetune": {"precision": found.precision},
+        "finetune": {"precision": found.precision, "recipe": config.finetune.recipe, "epochs": found.epochs},
         "stages": list(found.stages),
         "environment": environment(),
         "config": plain,
@@ -125,6 +132,19 @@ def _site(name: str, setting: PolicySetting) -> dict[str, Any]:
 def _row(name: str, costs: Mapping[str, float], found: Findings) -> dict[str, float]:
     scores = {part: found.scores[f"{name}_{part}"] for part in ("search", "test")}
     return {**scores, **costs, "latency_ms": found.latency.latencies[name].p10_ms}
+
+
+def _trained_original(scores: Mapping[str, float]) -> dict[str, float] | None:
+    """The original as it was trained on; None where it was not."""
+    known = {part: scores.get(f"trained_original_{part}") for part in ("search", "test")}
+    return {part: score for part, score in known.items() if score is not None} or None
+
+
+def _difference(network: str, scores: Mapping[str, float]) -> dict[str, float] | None:
+    """By how much the delivered network is better than another; None where there is no such network."""
+    if f"{network}_test" not in scores:
+        return None
+    return {part: scores[f"final_{part}"] - scores[f"{network}_{part}"] for part in ("search", "test")}
 
 
 def _latency(measured: Measurement) -> dict[str, Any]:

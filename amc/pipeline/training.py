@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from amc.config import Config, from_run, unless_auto
+from amc.config import RECIPES, Config, from_run, unless_auto
 from amc.deploy.bundle import save_weights, verified
 from amc.deploy.result import read_result
-from amc.errors import BundleError
+from amc.errors import BundleError, ConfigError
 from amc.latency import ConfinedRunner, onnx_metric
 from amc.pipeline.pipeline import open_task, use_threads
 from amc.pipeline.trust import is_own, refuse_plugins, without_download
 from amc.runtime.monitor import Monitor, Silent
 from amc.task import check_training, evaluate, load_data, load_objective, nested
-from amc.train import asked_precision, checkpoint_precision, fastest_precision, make_plan, train
+from amc.train import asked_precision, checkpoint_precision, fastest_precision, make_plan, train, training_hooks
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,22 @@ def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
     torch.manual_seed(config.seed)
     task = open_task(config)
     check_training(task)
+    if config.finetune.images != "train":
+        raise ConfigError("amc train trains on the labels of the training split: leave --recipe none out.")
     path = Path(config.out or f"{Path(config.model.name).stem.replace(':', '-')}.safetensors")
     if path.suffix != ".safetensors" or path.is_dir():
         raise BundleError(f"--out is {path}, but must be a .safetensors file.")
     asked = unless_auto(config.finetune.epochs)
-    epochs = 5 * task.splits.epochs if asked is None else asked
+    epochs = 5 * RECIPES[config.finetune.recipe].length * task.splits.epochs if asked is None else asked
     plan = replace(make_plan(config.finetune, task, epochs, config.seed), distillation=0.0)
     checkpoint = path.with_suffix(".checkpoint.pt")
     show.say(f"{task.name}: {task.splits.summary()}")
     show.begin("train")
     precision = asked_precision(config.finetune) or checkpoint_precision(checkpoint)
     plan = replace(plan, precision=precision or fastest_precision(task.model, task, plan, None))
-    model = train(task.model, task, plan, None, checkpoint, lambda done, loss: show.progress(done, f"loss {loss:.3f}"))
+    hooks = training_hooks(config.finetune, task.model, task)
+    model = train(task.model, task, plan, None, checkpoint, lambda done, loss: show.progress(done, f"loss {loss:.3f}"),
+                  hooks)  # fmt: skip
     save_weights(model, path)
     checkpoint.unlink(missing_ok=True)
     search = evaluate(model, task, task.splits.search)[1]

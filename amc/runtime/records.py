@@ -39,6 +39,10 @@ class _Score(_Record):
     metric: Finite
 
 
+class _Trial(_Score):
+    share: Share | None = None
+
+
 class _Evaluation(_Record):
     choice: Choice
     loss: Finite | None = None
@@ -99,6 +103,10 @@ class _Test(_Record):
     found: dict[str, Finite]
 
 
+class _Number(_Record):
+    found: Finite
+
+
 class _Recalibrate(_Record):
     found: bool
 
@@ -122,8 +130,9 @@ class _Attempt(_Record):
 
 KINDS: dict[str, type[_Record]] = {
     "run": _Run, "stage": _Stage, "evaluation": _Evaluation, "other-evaluation": _Evaluation, "refined": _Score,
-    "trial": _Score, "training": _Training, "latency": _Latency, "correction": _Correction, "latency-scale": _Scale,
-    "device-latency": _DeviceLatency, "original": _Original, "int8": _Int8, "test": _Test, "recalibrate": _Recalibrate,
+    "trial": _Trial, "training": _Training, "original-training": _Training, "training-cost": _Number,
+    "latency": _Latency, "correction": _Correction, "latency-scale": _Scale, "device-latency": _DeviceLatency,
+    "original": _Original, "int8": _Int8, "test": _Test, "recalibrate": _Recalibrate,
     "evaluation-precision": _Word, "precision": _Word, "batch": _Batch, "start": _Attempt, "end": _Attempt,
 }  # fmt: skip
 

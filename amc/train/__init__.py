@@ -1,9 +1,12 @@
 """Training with gradients: of a network from scratch, and of a pruned one with the original as its teacher."""
 
+from amc.train.averaging import WeightAverage
+from amc.train.best_weights import BestWeights
 from amc.train.checkpoint import checkpoint_precision
-from amc.train.holding import held
+from amc.train.holding import HeldSettings, held
 from amc.train.hooks import Hook, Step
 from amc.train.plan import Constant, OneCycle, Plan, Sgd, asked_precision, make_plan
+from amc.train.recipe import training_hooks, training_task
 from amc.train.recovery import (
     NO_TRAINING,
     Pruned,
@@ -16,22 +19,27 @@ from amc.train.recovery import (
 )
 from amc.train.schedule import Phase, check_schedule, phases, schedules
 from amc.train.sparse_norms import SparseNorms
-from amc.train.trainer import Trainer, fastest_precision, train
+from amc.train.statistics import RecomputedStatistics
+from amc.train.trainer import Trainer, fastest_precision, step_seconds, train
 
 __all__ = [
     "NO_TRAINING",
+    "BestWeights",
     "Constant",
+    "HeldSettings",
     "Hook",
     "OneCycle",
     "Phase",
     "Plan",
     "Pruned",
+    "RecomputedStatistics",
     "Recovered",
     "Recovery",
     "Sgd",
     "SparseNorms",
     "Step",
     "Trainer",
+    "WeightAverage",
     "asked_precision",
     "check_schedule",
     "checkpoint_precision",
@@ -43,6 +51,9 @@ __all__ = [
     "recoveries",
     "recovery_settings",
     "schedules",
+    "step_seconds",
     "train",
+    "training_hooks",
+    "training_task",
     "try_recovery",
 ]

@@ -22,6 +22,10 @@ class HeldSettings(Hook):
         """See `amc.operators.operator.CompressionOperator.hold`."""
         self.apply(step.model)
 
+    def after_training(self, model: nn.Module) -> None:
+        """Other hooks may have put other weights there, as averages."""
+        self.apply(model)
+
     def apply(self, model: nn.Module) -> None:
         """Bring a network back to the settings now."""
         hold_settings(model, self._settings, self._operators)

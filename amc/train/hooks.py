@@ -52,6 +52,9 @@ class Hook:
     def after_epoch(self, step: Step) -> None:
         """After an epoch's last step."""
 
+    def after_training(self, model: nn.Module) -> None:
+        """Once all steps are done: what becomes of the trained network, in place. It is in evaluation mode."""
+
     def state(self) -> Mapping[str, Any]:
         """What must survive an interruption: tensors and numbers by name."""
         return {}

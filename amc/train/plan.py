@@ -92,6 +92,8 @@ class Plan:
     seed: int
     precision: str = "float32"
     """``float32``, ``channels_last`` (float32) or ``bfloat16`` (with channels_last)."""
+    label_smoothing: float = 0.0
+    """Share of every label that is spread evenly over all classes."""
     rate: Rate = field(default_factory=OneCycle)
     optimizer: Optimizer = field(default_factory=Sgd)
 
@@ -100,7 +102,16 @@ def make_plan(config: FinetuneConfig, task: Task, epochs: float, seed: int) -> P
     """The plan for so many epochs over the training split."""
     batch = min(config.batch_size, len(task.splits.train))
     steps = math.ceil(epochs * (len(task.splits.train) // batch))
-    return Plan(steps, config.lr, batch, config.weight_decay, config.distillation, config.temperature, seed)
+    return Plan(
+        steps,
+        config.lr,
+        batch,
+        config.weight_decay,
+        config.distillation,
+        config.temperature,
+        seed,
+        label_smoothing=config.label_smoothing,
+    )
 
 
 def asked_precision(config: FinetuneConfig) -> str | None:

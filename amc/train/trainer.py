@@ -23,7 +23,7 @@ from amc.task import Task, nested
 from amc.task.checks import copied
 from amc.task.nested import Nested
 from amc.train.checkpoint import restore, save
-from amc.train.distillation import soft_targets
+from amc.train.distillation import soft_targets, uniform_targets
 from amc.train.hooks import Hook, Step
 from amc.train.plan import Plan
 
@@ -42,8 +42,8 @@ def train(
 ) -> nn.Module:
     """Train ``model`` in place and leave it in evaluation mode, contiguous, in float32.
 
-    ``progress`` is told the share of steps done and the running loss. Goes on from ``checkpoint`` where it is of the
-    same training. Raises ModelError when the loss is no longer finite.
+    Hooks have the last word (`Hook.after_training`). ``progress`` is told the share of steps done and the running loss.
+    Goes on from ``checkpoint`` where it is of the same training. Raises ModelError when the loss is no longer finite.
     """
     trainer = Trainer(model, task, plan, teacher, hooks)
     start = restore(checkpoint, model, trainer.optimizer, plan, hooks) if checkpoint else 0
@@ -59,6 +59,8 @@ def train(
             save(checkpoint, step + 1, model, trainer.optimizer, plan, hooks)
             saved = time.monotonic()
     model.to(memory_format=torch.contiguous_format).eval()
+    for hook in hooks:
+        hook.after_training(model)
     _flush_tiny(model)
     return model
 
@@ -69,7 +71,7 @@ def fastest_precision(model: nn.Module, task: Task, plan: Plan, teacher: nn.Modu
     for precision in ("float32", "channels_last", "bfloat16"):
         tried = replace(plan, steps=4, lr=1e-9, weight_decay=0.0, precision=precision)
         try:
-            seconds[precision] = _step_seconds(Trainer(copied(model), task, tried, teacher), tried.steps)
+            seconds[precision] = step_seconds(model, task, tried, teacher)
         except RuntimeError:  # some operator has no kernel for another precision or memory layout
             if precision == "float32":
                 raise
@@ -77,10 +79,10 @@ def fastest_precision(model: nn.Module, task: Task, plan: Plan, teacher: nn.Modu
     return best if seconds[best] < 0.9 * seconds["float32"] else "float32"
 
 
-def _step_seconds(trainer: Trainer, steps: int) -> float:
-    """What a step takes at least, the first one left out."""
-    times = []
-    for step in range(steps):
+def step_seconds(model: nn.Module, task: Task, plan: Plan, teacher: nn.Module | None) -> float:
+    """What a step of the plan takes at least, the first one left out. All of its steps are taken, on a copy."""
+    trainer, times = Trainer(copied(model), task, plan, teacher), []
+    for step in range(plan.steps):
         start = time.perf_counter()
         trainer.step(step)  # gives the loss, and so waits for the device
         times.append(time.perf_counter() - start)
@@ -154,13 +156,20 @@ class Trainer:
         return contextlib.nullcontext()
 
     def _loss(self, inputs: Nested, outputs: Any, targets: Nested) -> Tensor:
-        loss, logits = self._task.objective.loss(outputs, targets).mean(), self._task.objective.logits
+        logits, share = self._task.objective.logits, self._plan.distillation
         if self._teacher is None or logits is None:
-            return loss
+            return self._loss_by_labels(outputs, targets)
         with torch.no_grad():
             wanted = nested.call(self._teacher, inputs)
-        share, t = self._plan.distillation, self._plan.temperature
-        return (1 - share) * loss + share * soft_targets(logits(outputs), logits(wanted), t)
+        soft = soft_targets(logits(outputs), logits(wanted), self._plan.temperature)
+        return soft if share == 1 else (1 - share) * self._loss_by_labels(outputs, targets) + share * soft
+
+    def _loss_by_labels(self, outputs: Any, targets: Nested) -> Tensor:
+        loss, logits = self._task.objective.loss(outputs, targets).mean(), self._task.objective.logits
+        smoothing = self._plan.label_smoothing
+        if smoothing == 0 or logits is None:
+            return loss
+        return (1 - smoothing) * loss + smoothing * uniform_targets(logits(outputs))
 
 
 def _flush_tiny(model: nn.Module) -> None:
