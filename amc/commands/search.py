@@ -122,7 +122,7 @@ SEARCH = Command(
         "--size",
         "--latency",
         "--evaluations",
-        "--finetune-epochs",
+        "--recipe",
         "--int8",
         "--config",
         "--out",

@@ -17,10 +17,10 @@ TIMED = 3
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Steps of a run's training, and what they take at most.
+    """Steps of a run's training, and about what they take.
 
     >>> str(TrainingCost("standard", 100, 30, 100, 0.5))
-    'recipe standard: 100 training steps, 30 of trials and 100 of the original, 1 min 55 s at most (0.5 s a step)'
+    'recipe standard: 100 training steps, 30 of trials and 100 of the original, about 1 min 55 s (0.5 s a step)'
     """
 
     recipe: str
@@ -28,7 +28,7 @@ class TrainingCost:
     trials: int
     original: int
     seconds_per_step: float
-    """Of the unpruned network: pruned ones take less."""
+    """Of the unpruned network, as the machine is now: pruned ones take less."""
 
     @property
     def seconds(self) -> float:
@@ -40,7 +40,7 @@ class TrainingCost:
         others += [f"{self.original:,} of the original"] if self.original else []
         steps = f"{self.final:,} training steps" + "".join(f", {part}" for part in others[:-1])
         steps += f"{' and' if len(others) > 1 else ','} {others[-1]}" if others else ""
-        return (f"recipe {self.recipe}: {steps}, {human.seconds(self.seconds)} at most "
+        return (f"recipe {self.recipe}: {steps}, about {human.seconds(self.seconds)} "
                 f"({self.seconds_per_step:.2g} s a step)")  # fmt: skip
 
 
