@@ -7,15 +7,39 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("amc", deadline=None, derandomize=True, database=None, max_examples=25)
 settings.load_profile("amc")
-LONG = ("test_ray.py", "test_batch.py", "test_promise.py", "test_search.py", "test_run.py", "test_kill.py")
+LONG = (
+    "test_ray.py", "test_batch.py", "test_recovery.py", "test_promise.py", "test_search.py", "test_run.py",
+    "test_kill.py", "test_fuzz.py", "test_own_operators.py",
+)  # fmt: skip
 SLOW_FILES = frozenset(
     f"test_{name}.py"
     for name in (
         "batch", "benchmarks", "branches", "device", "docs", "elsewhere", "export", "fuzz", "int8", "kill", "postgres",
-        "promise", "ray", "run", "schedule", "scope", "search", "tiny", "tracking", "zoo",
+        "own_operators", "promise", "ray", "recovery", "run", "schedule", "scope", "search", "tiny", "tracking", "zoo",
     )
 )  # fmt: skip
 SLOW_TESTS = frozenset((
+    "test_a_machine_too_noisy_to_tell_says_so",
+    "test_a_network_that_the_runtime_computes_otherwise_is_refused_before_the_search",
+    "test_a_program_is_an_ordinary_module",
+    "test_a_run_keeps_its_study_and_resuming_does_not_fill_it_twice",
+    "test_a_search_as_json_quiet_and_verbose",
+    "test_an_lstm_is_called_with_weights_and_states_that_fit",
+    "test_an_operator_of_another_kind_keeps_the_contract",
+    "test_any_value_anywhere_is_read_or_refused",
+    "test_by_name_alone_on_the_embedded_example",
+    "test_costs_are_those_of_the_pruned_network",
+    "test_episodes_on_a_real_network_end_within_the_limits",
+    "test_every_operator_keeps_the_contract",
+    "test_examples_give_what_they_say",
+    "test_it_stands_the_contract",
+    "test_measure_prints_the_ratio_and_where_it_was_measured",
+    "test_of_a_quadratic_loss_it_is_the_loss",
+    "test_operators_of_a_network",
+    "test_rounds_lead_to_the_least_matching_loss",
+    "test_the_cut_file_is_the_policys",
+    "test_the_example_is_a_real_network",
+    "test_timing_leaves_denormals_as_they_are",
     "test_a_fault_late_in_the_test_split_names_the_sample_and_loses_nothing",
     "test_a_file_that_holds_widths_elsewhere_is_cut_or_exported_anew",
     "test_a_folder_that_holds_a_run_is_not_touched",

@@ -1,7 +1,6 @@
 """The allocator is exact: no policy within the budget has a smaller sum of errors."""
 
 from itertools import product
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +9,8 @@ from hypothesis import strategies as st
 
 from amc.envs.toy import toy_problem
 from amc.errors import BudgetError
+from amc.evaluation.backend import FunctionBackend
+from amc.evaluation.problem import Problem
 from amc.search import load_searcher
 from amc.search.allocate import decode, error_tables, fast_decoder, front, greedy_decode
 from amc.search.exact import pair_costs, solve_front, solve_programme
@@ -150,7 +151,8 @@ def test_the_allocator_finds_the_best_policy_where_errors_add_up():
 def test_errors_are_shares_of_all_that_can_be_lost():
     """However little the loss minds: a network that is never wrong has the same tables."""
     problem, _ = toy_problem()
-    tiny = SimpleNamespace(space=problem.space, site_error=lambda *at: 1e-12 * problem.site_error(*at))
+    backend = FunctionBackend(problem.backend.score, lambda *at: 1e-12 * problem.site_error(*at))
+    tiny = Problem(problem.space, problem.features, backend)
     tables, small = error_tables(problem), error_tables(tiny)
     assert sum(table[0] for table in tables) == pytest.approx(1)
     for one, other in zip(tables, small, strict=True):
