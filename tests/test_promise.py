@@ -220,7 +220,7 @@ def test_a_profile_serves_many_runs_but_not_other_threads(device, tmp_path, caps
     with Journal(tmp_path / "run" / "journal.jsonl") as journal:
         assert journal.last("latency") is not None
     assert main([*arguments[:-1], str(tmp_path / "other"), "--latency-threads", "2"]) == 2
-    assert "of another threads (1; here it is 2)" in capsys.readouterr().err
+    assert "for another number of threads (1; here it is 2)" in capsys.readouterr().err
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "samples": content["samples"][:3]}))
     assert main([*arguments[:-1], str(tmp_path / "other")]) == 2

@@ -294,7 +294,7 @@ class TestAgent:
         widths = shares * 8
         np.testing.assert_allclose(widths, widths.round(), atol=1e-5)
         episodes = widths.reshape(20, 5).round().astype(int)
-        evaluated = {e.choice for e in agent.env.get_attr("_problem")[0].evaluations}
+        evaluated = {e.choice for e in agent.env.get_attr("problem")[0].evaluations}
         assert {tuple(map(int, row)) for row in episodes} == evaluated
 
     def test_the_next_observation_is_the_next_sites(self, agent):

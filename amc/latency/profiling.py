@@ -32,6 +32,8 @@ from amc.runtime.provenance import cpu_name, runtime_version
 from amc.task import Task, nested
 from amc.task.checks import copied
 
+_CALLED = {"threads": "number of threads", "inputs": "shape of inputs"}
+
 
 class Bench:
     """Measures policies on ONNX Runtime: cuts the original's file, or exports again where the cut file does not run."""
@@ -136,9 +138,10 @@ def learn_latency(
         known = Profile.load(path)
         other = [name for name in key if known.key.get(name) != key[name]]
         if other:
+            what, theirs = _CALLED.get(other[0], other[0]), known.key.get(other[0])
             raise LatencyError(
-                f"the profile {path} is for another {other[0]} ({known.key.get(other[0])}; here it is "
-                f"{key[other[0]]}): make a new one with amc profile, in another file."
+                f"the profile {path} is for another {what} ({theirs}; here it is {key[other[0]]}): make a new one with "
+                "amc profile, in another file."
             )
         profile = replace(known, operators=tuple(bench.operators))  # older profiles do not record removable branches
         bench.set_original_ms(profile.original_ms)
