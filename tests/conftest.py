@@ -15,7 +15,8 @@ SLOW_FILES = frozenset(
     f"test_{name}.py"
     for name in (
         "batch", "benchmarks", "branches", "device", "docs", "elsewhere", "export", "fuzz", "int8", "kill", "postgres",
-        "own_operators", "promise", "ray", "recovery", "run", "schedule", "scope", "search", "tiny", "tracking", "zoo",
+        "own_operators", "promise", "ray", "recipes", "recovery", "run", "schedule", "scope", "search", "tiny",
+        "tracking", "zoo",
     )
 )  # fmt: skip
 SLOW_TESTS = frozenset((
