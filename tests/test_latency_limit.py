@@ -1,5 +1,7 @@
 """A limit on latency is never said to be kept when it is not: properties over random profiles, devices and policies."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -206,3 +208,16 @@ class TestRuns:
         assert latency.fast_enough([FULL, small], 2, lambda *_: None) == [small]
         device.factor = 1.5
         assert latency.closest([FULL, space.smallest, small]) == small  # it was measured, the smallest was not
+
+    def test_a_smallest_network_that_was_measured_within_the_limit_is_not_refused(self):
+        """Networks near the budget take 1.9 times what is predicted; the smallest one takes what was predicted."""
+        device = Device(1.0, 1.0, 0.0, 0)
+        latency = limited(device, 0.9)
+        smallest = space_of(latency).smallest
+        latency = replace(latency, limit_ms=1.8 * latency.prediction.ms(smallest))
+        predicted_ratio = device.ratio
+        device.ratio = lambda widths: predicted_ratio(widths) * (1.0 if tuple(widths) == smallest else 1.9)
+        latency.measure_near_budget(space_of(latency), 0, lambda *_: None)
+        assert latency.verifier.known(smallest).ms <= latency.limit_ms
+        assert latency.now.scale == pytest.approx(1.8, rel=0.01)
+        assert space_of(latency).costs(smallest)["latency"] <= latency.limit_ms

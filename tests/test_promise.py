@@ -211,6 +211,40 @@ def test_a_model_of_another_device_is_believed(device, tmp_path):
     assert not (tmp_path / "run" / "profile.json").exists()
 
 
+def test_a_search_for_macs_takes_latency_into_account(device, tmp_path, capsys):
+    """The device computes channels in blocks of 8: of networks of 0.6 of the MACs, some are faster."""
+    profile, times = tmp_path / "resnet8.profile.json", {}
+    assert main(["profile", "--out", str(profile)]) == 0
+    common = ["search", "--flops", "0.6", *QUICK[:2], "--evaluations", "12", "--finetune-epochs", "0"]
+    aware = ["--latency-aware", "--latency-weight", "4"]
+    for name, more in (("plain", []), ("aware", aware), ("by profile", [*aware, "--latency-model", str(profile)])):
+        assert main([*common, *more, "--out", str(tmp_path / name)]) == 0
+        found = result(tmp_path / name)
+        assert [(p["resource"], p["met"]) for p in found["proof"]] == [("macs", True)]
+        times[name] = total_ms(onnx.load(str(tmp_path / name / "model.onnx")))
+        with Journal(tmp_path / name / "journal.jsonl") as journal:
+            assert all(("latency" in r["costs"]) == (name != "plain") for r in journal.records("evaluation"))
+        assert (tmp_path / name / "profile.json").exists() == (name == "aware")
+    assert max(times["aware"], times["by profile"]) < times["plain"]
+
+
+@pytest.mark.parametrize(
+    ("more", "other"),
+    [
+        (["--latency", "0.5"], "--latency"),
+        (["--reward", "error"], "--reward error"),
+        (["--criterion-scope", "global"], "--criterion-scope global"),
+        (["--searcher", "tpe", "--storage", "study.db"], "--storage"),
+        (["--latency-model", "table.csv"], "--latency-model table.csv"),
+    ],
+)
+def test_what_cannot_be_had_beside_that_is_refused(more, other, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["search", "--flops", "0.5", "--latency-aware", *more]) == 2
+    assert f"--latency-aware cannot be had together with {other}: leave one" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_profile_serves_many_runs_but_not_other_threads(device, tmp_path, capsys):
     path = tmp_path / "resnet8.profile.json"
     assert main(["profile", "--out", str(path)]) == 0

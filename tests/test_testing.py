@@ -131,6 +131,10 @@ def test_few_measurements_predict_the_rest(problem):
     rng = np.random.default_rng(3)
     rows = np.array([[rng.choice(s) for s in problem.settings.values()] for _ in range(100)])
     errors = np.abs(model.predict_all(rows) / predictor(rows) - 1)
+    ends = [[settings[end] for settings in problem.settings.values()] for end in (0, -1)]
+    assert model.predict_all(ends) == pytest.approx(
+        predictor(ends)
+    )  # limits are shares of the one, and end at the other
     assert errors.mean() < 0.03
     assert errors.mean() / 3 < model.error < 0.1
 

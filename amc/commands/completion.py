@@ -48,6 +48,13 @@ def _value_flags(parser: Parser) -> list[tuple[str, argparse.Action]]:
     return [(flag, action) for flag, action in parser.flags() if action.nargs != 0]
 
 
+def _values_after(command: str, parser: Parser) -> list[tuple[str, str]]:
+    """Every option, or the command itself for a positional argument, and the words that may follow it."""
+    places = [*_value_flags(parser), *((command, action) for action in parser.positionals())]
+    found = [(word, " ".join(_choices(action, command))) for word, action in places]
+    return [(word, values) for word, values in found if values]
+
+
 _BASH = """# amc for bash: eval "$(amc completion bash)", or save it to ~/.local/share/bash-completion/completions/amc
 _amc() {
     local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command=${COMP_WORDS[1]}
@@ -81,12 +88,8 @@ def bash(summaries: Mapping[str, str], parsers: Mapping[str, Parser]) -> str:
     choices, flags = [], []
     for name, parser in parsers.items():
         flags.append(f'            {name}) words="{" ".join(flag for flag, _ in parser.flags())}" ;;')
-        for flag, action in _value_flags(parser):
-            if words := _choices(action, name):
-                choices.append(f'        "{name} {flag}") words="{" ".join(words)}" ;;')
-        for action in parser.positionals():
-            if words := _choices(action, name):
-                choices.append(f'        "{name} {name}") words="{" ".join(words)}" ;;')
+        for word, values in _values_after(name, parser):
+            choices.append(f'        "{name} {word}") words="{values}" ;;')
     parts = {"COMMANDS": " ".join(summaries), "CHOICES": "\n".join(choices), "FLAGS": "\n".join(flags)}
     return _filled(_BASH, parts)
 
@@ -128,12 +131,8 @@ def zsh(summaries: Mapping[str, str], parsers: Mapping[str, Parser]) -> str:
     for name, parser in parsers.items():
         told = "\n".join(f"            {_quoted(_escaped(flag, action.help))}" for flag, action in parser.flags())
         flags.append(f"        {name}) options=(\n{told}\n        ) ;;")
-        for flag, action in _value_flags(parser):
-            if words := _choices(action, name):
-                choices.append(f'        "{name} {flag}") compadd -- {" ".join(words)}; return ;;')
-        for action in parser.positionals():
-            if words := _choices(action, name):
-                choices.append(f'        "{name} {name}") compadd -- {" ".join(words)}; return ;;')
+        for word, values in _values_after(name, parser):
+            choices.append(f'        "{name} {word}") compadd -- {values}; return ;;')
     commands = "\n".join(f"        {_quoted(_escaped(name, text))}" for name, text in summaries.items())
     return _filled(_ZSH, {"COMMANDS": commands, "CHOICES": "\n".join(choices), "FLAGS": "\n".join(flags)})
 

@@ -153,7 +153,7 @@ class SearchConfig(Settings):
     latency_aware: bool = setting(
         False,
         "prefer policies that are faster on this machine's ONNX Runtime, where the budget does not limit latency; it "
-        "takes up to 20 s to learn what policies take",
+        "profiles for about 20 s, or uses the profile that --latency-model names",
         "--latency-aware",
     )
     latency_weight: float = setting(

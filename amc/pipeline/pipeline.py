@@ -107,17 +107,29 @@ def check(config: Config) -> None:
                 "takes without some of its branches. Leave one of the two out."
             )
         load_latency_model(named)
-    if config.search.latency_aware and (config.budget.latency or config.search.reward != "loss"):
-        raise ConfigError(
-            "--latency-aware is for a budget that does not limit latency, and for --reward loss: leave one of the two "
-            "out."
-        )
+    if config.search.latency_aware:
+        check_latency_aware(config)
     criterion = load_criterion(config.search.criterion)
     if config.search.criterion_scope in ("global", "flops"):
         check_scores(criterion)
     load_reward(config.search.reward)
     load_objective(config.objective)
     check_log(config.log)
+
+
+def check_latency_aware(config: Config) -> None:
+    """Raise ConfigError for what cannot be had together with ``--latency-aware``."""
+    search = config.search
+    named = search.latency_model
+    others = {
+        "--latency": config.budget.latency is not None,
+        f"--reward {search.reward}": search.reward != "loss",
+        f"--criterion-scope {search.criterion_scope}": search.criterion_scope != "site",
+        "--storage": search.storage is not None,
+        f"--latency-model {named}": named is not None and not is_profile(named),
+    }
+    for option in (option for option, given in others.items() if given):
+        raise ConfigError(f"--latency-aware cannot be had together with {option}: leave one of the two out.")
 
 
 def open_task(config: Config) -> Task:

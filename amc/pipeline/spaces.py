@@ -29,7 +29,7 @@ def make_space(
     """
     search, asked = config.search, config.budget.replace(latency=None)
     bounds = SettingBounds(search.least_share, unless_auto(search.channel_step))
-    operators = used_operators(config, aware=predicted is not None)
+    operators = used_operators(config)
     sites = offered_sites(network, bounds, operators)
     if not sites:
         kinds = ", ".join(operator.kind for operator in operators)
@@ -91,26 +91,24 @@ def check_operators(config: Config) -> None:
         )
 
 
-def used_operators(config: Config, aware: bool = False) -> Operators:
-    """The operators that a search uses. Raises ConfigError.
-
-    ``aware``: it takes latency into account without a limit, whatever the configuration says.
-    """
+def used_operators(config: Config) -> Operators:
+    """The operators that a search uses. Raises ConfigError."""
     named = config.search.operator_names
     if named is None:
-        named = ("channels", "branches") if branches_go(config, aware) else ("channels",)
+        named = ("channels", "branches") if branches_go(config) else ("channels",)
     return load_operators(named)
 
 
-def branches_go(config: Config, aware: bool = False) -> bool:
+def branches_go(config: Config) -> bool:
     """Whether residual branches may be removed whole, which saves more time than narrow ones do.
 
-    Without ``--operators``: where they are limited, or latency is. Latency models of the user's know nothing of them.
+    Without ``--operators``: where they are limited, or latency is limited or taken into account. Latency models of the
+    user's know nothing of them.
     """
     operators = config.search.operator_names
     if operators is not None:
         return "branches" in operators
     budget, named, least = config.budget, config.search.latency_model, config.search.min_keep
-    if budget.branches is not None or (budget.latency is None and not (aware or config.search.latency_aware)):
+    if budget.branches is not None or (budget.latency is None and not config.search.latency_aware):
         return budget.branches is not None or least == 0
     return least in (AUTO, 0) and (named is None or is_profile(named))

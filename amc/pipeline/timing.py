@@ -20,7 +20,7 @@ from amc.runtime.cache import Table
 from amc.runtime.files import replacing
 
 AWARE_SECONDS = 20.0
-"""Longest that a search that only takes latency into account learns what this machine takes."""
+"""For a search that takes latency into account without a limit: about how long it learns what this machine takes."""
 
 
 class RunTiming:
@@ -74,9 +74,10 @@ class RunTiming:
                 "--latency-aware is for networks that give one vector of logits a sample, with --search-objective "
                 "logit_mse: of other losses nobody can say what time is worth. Leave it out, or limit --latency."
             )
-        bench = self.bench()
+        bench, named = self.bench(), search.latency_model
         key = profile_key(bench, record.config.latency_threads, record.task)
-        path = self._profile(bench, key, min(AWARE_SECONDS, record.config.profile_seconds))
+        seconds = min(AWARE_SECONDS, record.config.profile_seconds)
+        path = self._profile(bench, key, seconds) if named is None else Path(named)
         model = learn_latency(bench, self._graph, key, path, 0, record.step)
         return LatencyPrediction.learned(model, bench.original_ms)
 
