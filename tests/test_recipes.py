@@ -121,19 +121,27 @@ def test_label_smoothing_is_in_the_loss(task):
 
 
 def test_the_best_of_all_checks_is_kept(task):
-    """The score is told by the test, so that the second of four checks is the best."""
+    """The score is told by the test, so that the second of four checks along the training is the best."""
     model, networks = copy.deepcopy(task.model), []
 
     def score(network):
         assert not network.training
         networks.append(copy.deepcopy(network))
-        return 1.0, (0.5, 0.9, 0.9 - 1e-9, 0.1)[len(networks) - 1]
+        return 1.0, (0.3, 0.5, 0.9, 0.9 - 1e-9, 0.1)[len(networks) - 1]
 
     hook = BestWeights(model, score, 4)
     trained = train(model, task, PLAN, task.model, hooks=[hook])
-    assert [metric for _, metric in hook.scores] == [0.5, 0.9, 0.9 - 1e-9, 0.1]
-    assert same(trained, networks[1])
-    assert not same(trained, networks[3])
+    assert [metric for _, metric in hook.scores] == [0.3, 0.5, 0.9, 0.9 - 1e-9, 0.1]
+    assert same(trained, networks[2])
+    assert not same(trained, networks[4])
+
+
+def test_a_training_that_only_harms_is_undone(task):
+    model = copy.deepcopy(task.model)
+    hook = BestWeights(model, lambda _: (float(len(hook.scores)), 0.5), 4)
+    trained = train(model, task, PLAN, task.model, hooks=[hook])
+    assert len(hook.scores) == 5
+    assert same(trained, task.model)
 
 
 def test_checks_change_nothing_of_the_training(task):

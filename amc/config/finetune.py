@@ -47,7 +47,8 @@ class FinetuneConfig(Settings):
     )  # fmt: skip
     checks: int = setting(
         0,
-        "times that the search split is read along the training: the best weights are kept; 0: the last ones",
+        "times that the search split is read along the training, besides once before it: the best weights are kept; "
+        "0: the last ones",
         "--checks",
         ge=0,
         le=1000,

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from amc.train.averaging import WeightAverage, checked, put
@@ -25,7 +26,10 @@ def is_check(number: int, steps: int, checks: int) -> bool:
 
 
 class BestWeights(Hook):
-    """Scores the network ``checks`` times along the training, and leaves the best weights when it ends."""
+    """Scores the network before the training and ``checks`` times along it, and leaves the best weights at its end.
+
+    So no training ends with a network that scores worse than the one that it began with.
+    """
 
     def __init__(self, model: nn.Module, score: Score, checks: int, average: WeightAverage | None = None) -> None:
         """With an ``average``, which is called before this hook, its weights are scored and kept."""
@@ -33,13 +37,22 @@ class BestWeights(Hook):
         self._shapes = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         self._weights: dict[str, Tensor] = {}
         self.scores: list[tuple[float, float]] = []
-        """Loss and metric at every check so far."""
+        """Loss and metric before the training, and at every check so far."""
+
+    def before_step(self, step: Step) -> None:
+        """Score the network as it is before the first step."""
+        if step.number == 0:
+            with torch.random.fork_rng(devices=[]):  # what is read must not change what the step draws
+                self._check(step.model)
 
     def after_step(self, step: Step) -> None:
         """Score the network where a check is due."""
-        if not is_check(step.number, step.steps, self._checks):
-            return
-        network = copy.deepcopy(step.model).eval()
+        if is_check(step.number, step.steps, self._checks):
+            self._check(step.model)
+
+    def _check(self, model: nn.Module) -> None:
+        """Score a network, and keep its weights if it is the best so far."""
+        network = copy.deepcopy(model).eval()
         if self._average is not None:
             put(self._average.values, network)
         self.scores.append(self._score(network))
