@@ -10,7 +10,7 @@ import pytest
 
 from amc.deploy.result import ResultFile, as_markdown, read_result, rows
 from amc.errors import BundleError
-from amc.pipeline.summary import trained_notes
+from amc.pipeline.summary import notes, trained_notes
 
 HERE = Path(__file__).parent
 OLD = HERE / "data" / "bundle-1" / "result.json"
@@ -80,3 +80,27 @@ def test_a_gain_is_said_to_come_from_training():
     assert "comes from the training" in note
     assert trained_notes({**summary, "stages": summary["stages"][:1]}) == []
     assert trained_notes({**summary, "final": {"test": 0.97}}) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"avx2", "avx512f"}, "2 of 3 widths are not multiples of 16"),
+        ({"avx2"}, "1 of 3 widths is not a multiple of 8"),
+    ],
+)
+def test_why_fewer_macs_are_not_less_time(monkeypatch, flags, told):
+    """Widths count against what this CPU computes at once. Those that were kept whole do not."""
+    monkeypatch.setattr("amc.pipeline.summary.cpu_flags", lambda: frozenset(flags))
+    summary = {
+        "original": {"macs": 100.0, "latency_ms": 2.0},
+        "final": {"macs": 50.0},
+        "latency": {"ratio": {"value": 0.8, "low": 0.79, "high": 0.81}},
+        "sites": [{"name": "a", "width": 8, "of": 16}, {"name": "b", "width": 12, "of": 16},
+                  {"name": "c", "width": 3, "of": 3}],
+    }  # fmt: skip
+    (note,) = notes(summary)
+    assert note == (
+        f"MACs fell to 0.50 of the original, but the measured time only to 0.80: {told}, the channels that ONNX "
+        "Runtime computes at once on this CPU; layers that move more data than they compute gain less."
+    )

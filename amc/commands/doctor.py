@@ -45,7 +45,7 @@ def findings(machine: Machine) -> Iterator[Finding]:
 def _vectors(machine: Machine) -> Finding:
     if machine.has("avx512f"):
         return Finding("good", "ONNX Runtime computes channels in blocks of 16 (AVX-512): widths that are multiples of "
-                               "16 are fastest, and 12 channels take as long as 16.")  # fmt: skip
+                               "16 are fastest, and 12 channels take no less time than 16.")  # fmt: skip
     if machine.has("avx2"):
         return Finding("good", "ONNX Runtime computes channels in blocks of 8 (AVX2): widths that are multiples of 8 "
                                "are fastest.")  # fmt: skip

@@ -15,7 +15,7 @@ from amc.latency.int8 import TOLERANCE
 from amc.operators.channels import ChannelSetting
 from amc.operators.operator import PolicySetting
 from amc.operators.policy import Policy
-from amc.runtime.provenance import environment
+from amc.runtime.provenance import cpu_flags, environment, vector_width
 from amc.space.budget import format_cost, is_absolute, parse_limit
 from amc.task import Task
 
@@ -244,12 +244,13 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
 def _reasons(summary: Mapping[str, Any]) -> list[str]:
     reasons = []
     groups = [s for s in summary["sites"] if "setting" not in s]
-    off = [s for s in groups if s["width"] % 16 and s["width"] != s["of"]]
+    block = vector_width(cpu_flags())
+    off = [s for s in groups if s["width"] % block and s["width"] != s["of"]]
     if off:
         verb = "is not a multiple" if len(off) == 1 else "are not multiples"
         reasons.append(
-            f"{len(off)} of {len(groups)} widths {verb} of 16, the vector width that ONNX Runtime rounds up to with "
-            "AVX-512 (8 with AVX2)"
+            f"{len(off)} of {len(groups)} widths {verb} of {block}, the channels that ONNX Runtime computes at once on "
+            "this CPU"
         )
     if summary["original"]["latency_ms"] < 0.5:
         reasons.append("in so small a network much of the time is spent starting operators, whatever their width")

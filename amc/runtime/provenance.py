@@ -89,6 +89,15 @@ def cpu_flags() -> frozenset[str]:
     return frozenset((fields.get("flags") or fields.get("Features", "")).split())
 
 
+def vector_width(flags: frozenset[str]) -> int:
+    """Channels that ONNX Runtime computes at once on a CPU with these instruction sets.
+
+    >>> vector_width(frozenset({"avx2", "avx512f"})), vector_width(frozenset({"avx2"})), vector_width(frozenset())
+    (16, 8, 8)
+    """
+    return 16 if "avx512f" in flags else 8
+
+
 def _cpu() -> dict[str, str]:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
