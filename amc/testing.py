@@ -2,7 +2,8 @@
 
 ::
 
-    from amc.testing import check_criterion, check_latency_model, check_operator, check_recovery, check_search
+    from amc.testing import (check_criterion, check_latency_model, check_operator, check_preparation, check_recovery,
+                             check_search)
 
     def test_my_model():
         check_latency_model(MyModel)
@@ -18,6 +19,9 @@
 
     def test_my_recovery():
         check_recovery("my_recovery.py:slowly", {"lr": 0.01})
+
+    def test_my_preparation():
+        check_preparation("my_preparation.py:mine", {"strength": 0.01})
 """
 
 from __future__ import annotations
@@ -42,11 +46,13 @@ from amc.operators.operator import NetworkFacts
 from amc.search.contract import check_search
 from amc.task.models import build_model
 from amc.train.contract import check_recovery
+from amc.train.sparsify.contract import check_preparation
 
 __all__ = [
     "check_criterion",
     "check_latency_model",
     "check_operator",
+    "check_preparation",
     "check_recovery",
     "check_search",
     "example_network",

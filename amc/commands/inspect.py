@@ -21,7 +21,7 @@ _UNUSED = tuple(
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, ("budget", "finetune"), _UNUSED)
+    add_options(parser, ("budget", "finetune", "train"), _UNUSED)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ KINDS = {
     "data": "amc.task.data:data_sources",
     "schedules": "amc.train:schedules",
     "recoveries": "amc.train:recoveries",
+    "preparations": "amc.train:preparations",
     "operators": "amc.operators.registry:operators",
     "latency-models": "amc.latency.load:latency_models",
 }

@@ -32,6 +32,7 @@ _GROUPS = {
     "budget": "the budget (at least one limit; all that are given must hold)",
     "search": "the search",
     "finetune": "fine-tuning",
+    "train": "preparing for pruning",
     "": "the run",
 }
 
@@ -124,7 +125,8 @@ def _warn_unused(flag: str, command: str) -> None:
     warnings.warn(RenamedWarning(text), stacklevel=2)
 
 
-_EXAMPLES = {"--searcher-option": "population=32", "--schedule-option": "steps=3", "--recover-option": "share=0.5"}
+_EXAMPLES = {"--searcher-option": "population=32", "--schedule-option": "steps=3", "--recover-option": "share=0.5",
+             "--sparsify-option": "strength=0.001"}  # fmt: skip
 
 
 def _pair(text: str, flag: str) -> tuple[str, Any]:

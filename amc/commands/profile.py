@@ -17,7 +17,7 @@ _UNUSED = ("objective", "int8", "cache", "log")
 
 
 def _add_profile(parser: argparse.ArgumentParser) -> None:
-    add_options(parser, ("budget", "search", "finetune"), _UNUSED,
+    add_options(parser, ("budget", "search", "finetune", "train"), _UNUSED,
                 {"--out": "the file of the profile [profile.json]",
                  "--profile-seconds": "most seconds of measuring, above 0 [60]"})  # fmt: skip
 

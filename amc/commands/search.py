@@ -19,7 +19,7 @@ from amc.errors import ConfigError
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
-    run = add_options(parser)
+    run = add_options(parser, ("train",))
     run.add_argument("--no-finetune", dest="finetune.epochs", action="store_const", const=0,
                      help="no training at all: the best network before it (--finetune-epochs 0)")  # fmt: skip
     run.add_argument("--resume", metavar="DIR", help="go on with the run in DIR, as it was configured")

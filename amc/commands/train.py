@@ -38,10 +38,14 @@ class TrainAnswer(Answer):
         report = self.report
         print(f"{report.path}: {report.metric} {100 * report.search:.2f} % on the search split, "
               f"{100 * report.test:.2f} % on the test split")  # fmt: skip
+        if report.ranking is not None:
+            print(f"{report.ranking}: the channels' scores; amc search --weights {report.path} "
+                  f"--criterion ranking:{report.ranking} ranks by them")  # fmt: skip
 
     def document(self) -> dict[str, Any]:
         report = self.report
-        return {"weights": str(report.path), "metric": report.metric, "search": report.search, "test": report.test}
+        found = {"weights": str(report.path), "metric": report.metric, "search": report.search, "test": report.test}
+        return found if report.ranking is None else {**found, "ranking": str(report.ranking)}
 
 
 def _train(parsed: argparse.Namespace) -> TrainAnswer:
@@ -63,6 +67,7 @@ TRAIN = Command(
   amc train --model resnet20 --data fashion-mnist --finetune-epochs 5 \\
       --out resnet20.safetensors
   amc train --model my_net.py:make --data imagefolder:photos
+  amc train --model resnet8 --sparsify group-lasso --out sparse.safetensors
 After an interruption the same command goes on. Then:
   amc search --flops 0.5 --model resnet20 --weights resnet20.safetensors ...""",
     main=(
@@ -72,6 +77,7 @@ After an interruption the same command goes on. Then:
         "--data-root",
         "--finetune-epochs",
         "--lr",
+        "--sparsify",
         "--batch-size",
         "--seed",
         "--device",

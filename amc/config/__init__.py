@@ -8,6 +8,7 @@ from amc.config.recipes import RECIPES, Recipe
 from amc.config.renamed import current, renamed_flags
 from amc.config.secrets import masked, public
 from amc.config.settings import BudgetConfig, Config, DataConfig, ModelConfig, SearchConfig
+from amc.config.training import TrainConfig
 from amc.config.tree import binding, from_dict, to_dict
 from amc.config.values import convert, shown
 
@@ -23,6 +24,7 @@ __all__ = [
     "Option",
     "Recipe",
     "SearchConfig",
+    "TrainConfig",
     "binding",
     "checked",
     "convert",

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from amc.config.base import AUTO, Auto, Limit, Settings, Share, Threads, setting
 from amc.config.finetune import FinetuneConfig
+from amc.config.training import TrainConfig
 
 
 class ModelConfig(Settings):
@@ -127,8 +128,8 @@ class SearchConfig(Settings):
     )
     criterion: str = setting(
         "obs",
-        "how channels are ranked by importance: obs, l1, taylor, fpgm … (see amc list criteria), or "
-        "path/to/file.py:function",
+        "how channels are ranked by importance: obs, l1, taylor, fpgm … (see amc list criteria), ranking:FILE of amc "
+        "train --sparsify, or path/to/file.py:function",
         "--criterion",
     )
     criterion_scope: Literal["site", "local", "global", "flops"] = setting(
@@ -227,6 +228,7 @@ class Config(Settings):
     budget: BudgetConfig = Field(default_factory=BudgetConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
     objective: str = setting(
         "classification",
         "the loss and the metric: classification, or path/to/file.py:factory of an amc.Objective",

@@ -21,7 +21,7 @@ from amc.config import Config
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.settings import Dtype, EvaluationSettings, SearchObjective
 from amc.graph.sites import Graph
-from amc.importance import COLLECTORS, Need, load_criterion, rank, score
+from amc.importance import COLLECTORS, Need, criterion_files, load_criterion, rank, score
 from amc.importance import collect as collect_statistics
 from amc.latency.command import COMMAND
 from amc.operators.policy import fingerprint
@@ -206,7 +206,7 @@ class Memo:
 
     def _ordered(self) -> dict[str, Any]:
         name = self._config.search.criterion
-        found = {**self._calibrated(), "criterion": [name, file_digests([name])]}
+        found = {**self._calibrated(), "criterion": [name, criterion_files(name)]}
         uses_loss = load_criterion(name).needs & {Need.GRADIENTS, Need.CURVATURE}
         return {**found, "task": self._objective_identity} if uses_loss else found
 

@@ -4,7 +4,8 @@ from amc.importance.collectors import COLLECTORS, collect
 from amc.importance.criterion import Criterion, Lacking, Need, descending, required
 from amc.importance.group import Activations, Norm, Part, Producer, Reader, SiteView
 from amc.importance.ranking import check_scores, rank, score, view
-from amc.importance.registry import CRITERIA, criteria, load_criterion
+from amc.importance.registry import CRITERIA, criteria, criterion_files, load_criterion
+from amc.importance.saved import write_ranking
 from amc.importance.scope import ScopedPolicy, select
 from amc.importance.statistics import Statistics
 
@@ -25,6 +26,7 @@ __all__ = [
     "check_scores",
     "collect",
     "criteria",
+    "criterion_files",
     "descending",
     "load_criterion",
     "rank",
@@ -32,4 +34,5 @@ __all__ = [
     "score",
     "select",
     "view",
+    "write_ranking",
 ]

@@ -104,6 +104,8 @@ class SiteView:
     """``[C]``: mean attention, in (0, 1)."""
     seed: int = 0
     """The seed of this site, for random numbers."""
+    name: str = ""
+    """The site's."""
 
     @property
     def parts(self) -> tuple[Part, ...]:

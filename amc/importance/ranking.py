@@ -146,6 +146,7 @@ def view(
         known.get(Need.FLOW, {}).get(here) if Need.FLOW in needs else None,
         known.get(Need.ATTENTION, {}).get(here) if Need.ATTENTION in needs else None,
         seed * 1_000_003 + index,
+        graph.sites[index].name,
     )
 
 

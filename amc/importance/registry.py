@@ -11,6 +11,8 @@ from torch import Tensor
 from amc.importance import activations, attention, chance, damage, fpgm, magnitude, obs, slimming, snip, synflow, taylor
 from amc.importance.criterion import Criterion, Need
 from amc.importance.group import SiteView
+from amc.importance.saved import PREFIX, ranking_digest, saved_criterion
+from amc.runtime.plugins import file_digests
 from amc.runtime.registry import Entry, Registry
 
 _TABLE: tuple[Criterion, ...] = (
@@ -35,6 +37,7 @@ _REGISTRY: Registry[Criterion] = Registry(
     "criterion",
     "amc.criteria",
     [Entry(c.name, c.summary, reference=c.reference, loader=partial(CRITERIA.__getitem__, c.name)) for c in _TABLE],
+    ["ranking:FILE"],
 )
 
 
@@ -48,16 +51,23 @@ def criteria() -> dict[str, Entry[Criterion]]:
 
 
 def load_criterion(name: str) -> Criterion:
-    """A criterion by name, or what ``file.py:object`` names: a `Criterion`, or a function of a `SiteView`.
+    """A criterion by name, ``ranking:FILE``, or what ``file.py:object`` names: a `Criterion`, or a function.
 
-    A function gives the site's channels, the most important first, and is given readers and their moments.
-    Raises ConfigError.
+    A function takes a `SiteView`, with readers and their moments, and gives the site's channels, the most important
+    first. Raises ConfigError.
 
     >>> load_criterion("obs").gives
     'order'
     """
+    if name.startswith(PREFIX):
+        return saved_criterion(name)
     found: object = _REGISTRY.load(name)
     if isinstance(found, Criterion):
         return found
     function = cast(Callable[[SiteView], Tensor], found)
     return Criterion(name, "of your own", "", function, frozenset({Need.READERS, Need.MOMENTS}), "order")
+
+
+def criterion_files(name: str) -> dict[str, str]:
+    """SHA-256 of the files that a criterion is made of: what one version of them ranks is not the other's."""
+    return {**file_digests([name]), **ranking_digest(name)}

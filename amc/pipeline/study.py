@@ -8,6 +8,7 @@ from pathlib import Path
 
 from amc.config import binding
 from amc.evaluation.problem import StudyLocation
+from amc.importance import criterion_files
 from amc.operators.policy import fingerprint
 from amc.pipeline.record import Record
 from amc.runtime.plugins import file_digests
@@ -25,8 +26,11 @@ def study_place(record: Record) -> StudyLocation:
     said = binding(config)
     search = {k: v for k, v in said["search"].items() if k not in ("evaluations", "storage", "study_name")}
     task = record.task
-    files = file_digests([config.model.name, config.data.name, config.objective, config.search.criterion,
-                          config.search.reward, *(config.search.operator_names or ())])  # fmt: skip
+    named = [config.model.name, config.data.name, config.objective, config.search.reward]
+    files = {
+        **file_digests([*named, *(config.search.operator_names or ())]),
+        **criterion_files(config.search.criterion),
+    }
     same = [fingerprint(task.model), dict(task.splits.provenance), said["budget"], search, config.seed,
             config.objective, files]  # fmt: skip
     identity = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:32]

@@ -11,12 +11,26 @@ from amc.config import RECIPES, Config, from_run, unless_auto
 from amc.deploy.bundle import save_weights, verified
 from amc.deploy.result import read_result
 from amc.errors import BundleError, ConfigError
+from amc.graph import build_graph
+from amc.importance import write_ranking
 from amc.latency import ConfinedRunner, onnx_metric
 from amc.pipeline.pipeline import open_task, use_threads
 from amc.pipeline.trust import is_own, refuse_plugins, without_download
 from amc.runtime.monitor import Monitor, Silent
-from amc.task import check_training, evaluate, load_data, load_objective, nested
-from amc.train import asked_precision, checkpoint_precision, fastest_precision, make_plan, train, training_hooks
+from amc.task import Task, check_training, evaluate, load_data, load_objective, nested
+from amc.train import (
+    DenseNetwork,
+    Plan,
+    Sparsifier,
+    asked_precision,
+    checkpoint_precision,
+    fastest_precision,
+    make_plan,
+    preparation_settings,
+    prepared,
+    train,
+    training_hooks,
+)
 
 
 @dataclass(frozen=True)
@@ -27,11 +41,14 @@ class Trained:
     metric: str
     search: float
     test: float
+    ranking: Path | None = None
+    """The file with the channels' scores, where the training prepared for pruning."""
 
 
 def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
     """Train the configuration's network and write its weights to ``config.out``; resumes where it stopped."""
     show = monitor or Silent()
+    check_sparsify(config)
     use_threads(config)
     torch.manual_seed(config.seed)
     task = open_task(config)
@@ -49,13 +66,42 @@ def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
     show.begin("train")
     precision = asked_precision(config.finetune) or checkpoint_precision(checkpoint)
     plan = replace(plan, precision=precision or fastest_precision(task.model, task, plan, None))
-    hooks = training_hooks(config.finetune, task.model, task)
+    sparsifier = _sparsifier(config, task, plan)
+    hooks = [*([sparsifier] if sparsifier else []), *training_hooks(config.finetune, task.model, task)]
     model = train(task.model, task, plan, None, checkpoint, lambda done, loss: show.progress(done, f"loss {loss:.3f}"),
                   hooks)  # fmt: skip
+    ranking = None
+    if sparsifier:
+        sparsifier.finish(model)
+        ranking = path.with_suffix(".ranking.safetensors")
+        write_ranking(ranking, sparsifier.scores(model))
     save_weights(model, path)
     checkpoint.unlink(missing_ok=True)
     search = evaluate(model, task, task.splits.search)[1]
-    return Trained(path, task.objective.name, search, evaluate(model, task, task.splits.test)[1])
+    return Trained(path, task.objective.name, search, evaluate(model, task, task.splits.test)[1], ranking)
+
+
+def check_sparsify(config: Config) -> None:
+    """Raise ConfigError for a preparation that there is not, or that cannot be had with other settings."""
+    name = config.train.sparsify
+    if name is None:
+        if config.train.sparsify_options:
+            raise ConfigError("--sparsify-option is for a preparation: name one with --sparsify.")
+        return
+    preparation_settings(name, config.train.sparsify_options)
+
+
+def _sparsifier(config: Config, task: Task, plan: Plan) -> Sparsifier | None:
+    """The hook that prepares for pruning; None where the training is plain. Raises ConfigError."""
+    name = config.train.sparsify
+    if name is None:
+        return None
+    graph = build_graph(task.model, task.example)
+    found = prepared(name, config.train.sparsify_options, DenseNetwork(task, graph), plan)
+    if found.changes_forward and config.finetune.checks > 0:
+        raise ConfigError(f"--checks cannot be had together with --sparsify {name}: what is scored "
+                          "along the training is not what it ends with. Leave --checks out.")  # fmt: skip
+    return found
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ def code_named(config: Config) -> list[str]:
         config.search.searcher,
         config.finetune.schedule,
         config.finetune.recover,
+        config.train.sparsify or "",
     ]
     found = [name for name in named if is_plugin(name)]
     if config.search.latency_model and runs_code(config.search.latency_model):

@@ -19,6 +19,7 @@ from amc.train.recovery import (
 )
 from amc.train.schedule import Phase, check_schedule, phases, schedules
 from amc.train.sparse_norms import SparseNorms
+from amc.train.sparsify import DenseNetwork, Preparation, Sparsifier, preparation_settings, preparations, prepared
 from amc.train.statistics import RecomputedStatistics
 from amc.train.trainer import Trainer, fastest_precision, step_seconds, train
 
@@ -26,17 +27,20 @@ __all__ = [
     "NO_TRAINING",
     "BestWeights",
     "Constant",
+    "DenseNetwork",
     "HeldSettings",
     "Hook",
     "OneCycle",
     "Phase",
     "Plan",
+    "Preparation",
     "Pruned",
     "RecomputedStatistics",
     "Recovered",
     "Recovery",
     "Sgd",
     "SparseNorms",
+    "Sparsifier",
     "Step",
     "Trainer",
     "WeightAverage",
@@ -47,6 +51,9 @@ __all__ = [
     "held",
     "make_plan",
     "phases",
+    "preparation_settings",
+    "preparations",
+    "prepared",
     "recovered",
     "recoveries",
     "recovery_settings",
