@@ -20,15 +20,16 @@ from amc.config import BudgetConfig, Config, ModelConfig, from_dict
 from amc.envs import PruningEnv
 from amc.errors import BundleError, ConfigError
 from amc.evaluation import Problem
-from amc.pipeline.pipeline import check, compress_task, open_task, pick_device
+from amc.pipeline.pipeline import check, check_without_labels, compress_task, open_task, pick_device
 from amc.pipeline.problems import problem_of
 from amc.pipeline.result import Result
 from amc.runtime.arguments import PATH, expect
 from amc.runtime.monitor import Monitor
 from amc.space.budget import LONGEST, Budget
-from amc.task import Objective, make_task
+from amc.task import Objective, Splits, make_task
 from amc.task.checks import copied, unwrapped
 from amc.task.datasets import splits_of
+from amc.task.inputs import splits_of_inputs
 from amc.task.metrics import CLASSIFICATION
 
 _MONITOR = ("begin", "progress", "end", "say")
@@ -37,8 +38,8 @@ _MONITOR = ("begin", "progress", "end", "say")
 def compress(
     model: nn.Module,
     train: Any,
-    test: Any,
-    budget: Budget | Mapping[str, Any] | float | str,
+    test: Any = None,
+    budget: Budget | Mapping[str, Any] | float | str | None = None,
     search: Any = None,
     *,
     config: Config | Mapping[str, Any] | None = None,
@@ -51,12 +52,18 @@ def compress(
 
     ``train``, ``search`` and ``test`` are map-style datasets of (input, target), or DataLoaders over them, of
     which the dataset and the collate function are used. Calibration images are held out of ``train``, and so
-    is the search split where none is given. ``test`` is read once, at the end. ``budget`` may also be its limits in a
+    is the search split where none is given. ``test`` is read once, at the end. Without ``test`` (and ``search``),
+    ``train`` are inputs without labels: tensors or arrays ``[N, ...]``, tuples or dicts of them, a dataset or a loader
+    of inputs. All splits are parts of them, training distils from the original, and the metric is agreement with it.
+
+    ``budget`` may also be its limits in a
     dict, or one limit on MACs (0.5). ``config``, an `amc.Config` or nested dicts as in YAML, sets everything else; its
     model, data and budget are not used. Without ``out`` the bundle is in a temporary folder. Nothing is
     printed: what happens is told to ``monitor``, or logged (`logging`, the logger ``amc``). Raises AmcError.
     """
     expect("model", model, nn.Module, "a torch.nn.Module")
+    if budget is None:
+        raise ConfigError("there is no budget: pass one, such as budget=0.5, half of the MACs.")
     limits = Budget.of(budget)
     expect("config", config, (Config, Mapping), "an amc.Config or a dict", optional=True)
     expect("objective", objective, Objective, "an amc.Objective")
@@ -65,15 +72,25 @@ def compress(
     if monitor is not None and not all(callable(getattr(monitor, word, None)) for word in _MONITOR):
         raise ConfigError(f"monitor is a {type(monitor).__name__}, but must have the methods {', '.join(_MONITOR)}.")
     config = _config_of(config, limits)
-    own_data = config.data.replace(name="own data")
+    own_data = config.data.replace(name="own data", inputs=None)
     config = config.replace(model=ModelConfig(name=name), data=own_data)
     check(config)
-    splits = splits_of(train, test, search, config.data)
+    splits = _splits(train, test, search, config)
     task = make_task(name, copied(unwrapped(model)), splits, pick_device(config.device), objective)
     if out is not None and Path(out).exists() and not Path(out).is_dir():
         raise BundleError(f"{out} is a file: name a folder with out.")
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="amc-"))
     return compress_task(task, config, folder, monitor)
+
+
+def _splits(train: Any, test: Any, search: Any, config: Config) -> Splits:
+    """The splits of data with labels, or without where there is no ``test``."""
+    if test is not None:
+        return splits_of(train, test, search, config.data)
+    if search is not None:
+        raise ConfigError("search is given without test: give both for data with labels, or none for inputs only.")
+    check_without_labels(config)
+    return splits_of_inputs(train, config.data)
 
 
 def make_problem(

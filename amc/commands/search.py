@@ -116,6 +116,7 @@ SEARCH = Command(
         "--model",
         "--weights",
         "--data",
+        "--calibration",
         "--data-root",
         "--flops",
         "--params",

@@ -44,6 +44,12 @@ class DataConfig(Settings):
         "per class) or path/to/file.py:factory",
         "--data",
     )
+    inputs: str | None = setting(
+        None,
+        "inputs without labels, in place of --data: a folder of images, arrays (.npy, .npz with one array for each "
+        "input) or path/to/file.py:name of a loader, a data set or a function that gives them",
+        "--calibration",
+    )
     root: str | None = setting(None, "folder with the files of fashion-mnist, cifar10 or cifar100", "--data-root")
     download: bool = setting(False, "let torchvision download the data set into --data-root", "--download")
     image_size: int | None = setting(
@@ -62,6 +68,15 @@ class DataConfig(Settings):
     )
     search: int = setting(5000, "most images of the search split", "--search-images", ge=1, le=1 << 40)
     seed: int = setting(0, "seed of the splits", "--split-seed", ge=0, le=2**63 - 1)
+
+    @property
+    def source(self) -> str:
+        """The name of the data: of the inputs without labels, if they are given.
+
+        >>> DataConfig(inputs="photos").source
+        'photos'
+        """
+        return self.name if self.inputs is None else self.inputs
 
 
 class BudgetConfig(Settings):

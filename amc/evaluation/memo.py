@@ -64,7 +64,7 @@ class Memo:
             "outputs": digest(outputs),
             "device": task.device.type,
             "code": code_version(),
-            "plugins": file_digests([self._config.model.name, self._config.data.name]),
+            "plugins": file_digests([self._config.model.name, self._config.data.source]),
             "libraries": library_versions(),
         }
 

@@ -78,7 +78,7 @@ class Scorer:
 
     @cached_property
     def compares_logits(self) -> bool:
-        """Whether losses are distances from the original's logits, so that the original's own losses are 0."""
+        """Whether losses are distances from the original's outputs, so that the original's own losses are 0."""
         return compares_logits(self._samples.task, self._objective)
 
     def _logit_mse(self, outputs: Any, indices: Tensor) -> Tensor | None:
@@ -92,7 +92,9 @@ class Scorer:
 
 
 def compares_logits(task: Task, objective: SearchObjective) -> bool:
-    """Whether the objective of the search is the distance from the original's logits, which is 0 for the original."""
+    """Whether the objective of the search is a distance from the original's outputs, which is 0 for the original."""
+    if task.objective.projection is not None:  # its loss is a distance from the original's outputs
+        return True
     if objective != "logit_mse":
         return False
     with torch.inference_mode():

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from amc.config import Config, from_run, unless_auto
+from amc.config import Config, DataConfig, from_run, unless_auto
 from amc.errors import AmcError, BundleError, ConfigError, Interrupted, first_line
 from amc.evaluation.reward import load_reward
-from amc.importance import check_scores, load_criterion
+from amc.importance import Need, check_scores, load_criterion
 from amc.latency import is_profile, load_latency_model
 from amc.latency.instruments import Instruments
 from amc.operators.policy import Policy
@@ -114,6 +114,10 @@ def check(config: Config) -> None:
         check_scores(criterion)
     load_reward(config.search.reward)
     load_objective(config.objective)
+    if config.data.inputs is not None:
+        if config.data.name != DataConfig().name:
+            raise ConfigError(f"--calibration takes the place of --data {config.data.name}: leave one of the two out.")
+        check_without_labels(config)
     check_log(config.log)
 
 
@@ -132,6 +136,28 @@ def check_latency_aware(config: Config) -> None:
         raise ConfigError(f"--latency-aware cannot be had together with {option}: leave one of the two out.")
 
 
+def check_without_labels(config: Config) -> None:
+    """Raise ConfigError for what needs labels, where the data have none."""
+    finetune = config.finetune
+    asked = {
+        "--search-objective loss": config.search.objective == "loss" and config.objective == Config().objective,
+        f"--label-smoothing {finetune.label_smoothing:g}": finetune.label_smoothing > 0,
+        f"--distillation {finetune.distillation:g}": finetune.distillation == 0,
+    }
+    for option in (option for option, given in asked.items() if given):
+        raise ConfigError(f"{option} needs labels, but the data are inputs only: leave it out, or give labelled data.")
+
+
+def check_gradients(task: Task, config: Config) -> None:
+    """Raise ConfigError for a criterion that has nothing to go by: the gradient of a distance is 0 at the original."""
+    name = config.search.criterion
+    if task.objective.projection is not None and Need.GRADIENTS in load_criterion(name).needs:
+        raise ConfigError(
+            f"--criterion {name} needs the gradient of a loss by labels, but the data are inputs only: use obs or "
+            "another that does not (amc list criteria)."
+        )
+
+
 def open_task(config: Config) -> Task:
     """The task that the configuration names: data, network and device.
 
@@ -140,9 +166,10 @@ def open_task(config: Config) -> Task:
     splits = load_data(config.data)
     first = nested.leaves(splits.search.fetch(torch.tensor([0]))[0])[0]
     channels = first.shape[1] if first.ndim > 1 else 1
-    model = load_model(config.model.name, config.model.weights, channels, splits.classes, config.data.name)
+    model = load_model(config.model.name, config.model.weights, channels, splits.classes, config.data.source)
     first_layer = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if config.data.name.startswith("imagefolder:") and channels == 3 and getattr(first_layer, "in_channels", 3) == 1:
+    folder = config.data.name.startswith("imagefolder:") or Path(config.data.inputs or "").is_dir()
+    if folder and channels == 3 and getattr(first_layer, "in_channels", 3) == 1:
         splits = load_data(config.data, channels=1)
     name, objective = f"{Path(config.model.name).name} on {splits.source}", load_objective(config.objective)
     return make_task(name, model, splits, pick_device(config.device), objective)
@@ -173,7 +200,7 @@ def pick_device(name: str) -> torch.device:
 def new_folder(config: Config) -> Path:
     """A folder for a new run; one that holds a run already is refused."""
     if config.out is None:
-        words = [config.model.name, config.data.name.partition(":")[0]]
+        words = [config.model.name, config.data.source.partition(":")[0]]
         stem = "-".join("".join(c if c.isalnum() else "-" for c in Path(w).name) for w in words)
         for number in count(1):
             with contextlib.suppress(FileExistsError):
@@ -224,6 +251,7 @@ def compress_task(
 
     The configuration has been checked (`check`).
     """
+    check_gradients(task, config)
     use_threads(config)
     torch.manual_seed(config.seed)
     folder.mkdir(parents=True, exist_ok=True)

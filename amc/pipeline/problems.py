@@ -12,6 +12,7 @@ from amc.errors import ConfigError
 from amc.evaluation.cached import CachedSearch
 from amc.evaluation.problem import Problem
 from amc.evaluation.reward import load_reward
+from amc.pipeline.pipeline import check_gradients
 from amc.pipeline.record import Record
 from amc.pipeline.stages import Stages, site_features
 from amc.runtime.journal import Journal
@@ -27,6 +28,7 @@ def problem_of(task: Task, config: Config) -> Problem:
     """
     if config.budget.latency is not None or config.search.latency_aware or config.search.reward == "error-latency":
         raise ConfigError("a problem without a run has no latency: limit MACs, parameters, size or memory.")
+    check_gradients(task, config)
     folder = Path(tempfile.mkdtemp(prefix="amc-"))
     try:
         record = Record(task, config, folder, Journal(None), Logged(), MeasurementLock())

@@ -127,7 +127,8 @@ class Record:
         if self.config.finetune.recover == NO_TRAINING:
             return 0.0
         finetune = self.config.finetune
-        if finetune.recipe == "none" and self.task.objective.logits is None:  # no labels and no soft targets
+        objective = self.task.objective
+        if finetune.recipe == "none" and objective.logits is None and not objective.without_labels:  # no soft targets
             return 0.0
         asked = unless_auto(finetune.epochs)
         return RECIPES[finetune.recipe].length * self.task.splits.epochs if asked is None else asked
@@ -135,12 +136,14 @@ class Record:
     @property
     def training_stage(self) -> str:
         """The name of the stage that trains the pruned network."""
-        return "distil" if self.config.finetune.recipe == "none" else "fine-tune"
+        no_labels = self.config.finetune.recipe == "none" or self.task.objective.without_labels
+        return "distil" if no_labels else "fine-tune"
 
     @property
     def trains_original(self) -> bool:
         """Whether the original is trained on, too, to compare."""
-        return self.config.finetune.train_original and self.epochs > 0
+        without_labels = self.task.objective.without_labels  # then the original has nothing to learn
+        return self.config.finetune.train_original and self.epochs > 0 and not without_labels
 
     def precision(self) -> str:
         """The precision of training that was chosen or asked for."""

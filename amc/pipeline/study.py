@@ -17,7 +17,7 @@ from amc.runtime.plugins import file_digests
 def study_place(record: Record) -> StudyLocation:
     """Where a searcher's study is kept: in the run's folder, unless the user names a storage."""
     config, name = record.config, record.config.search.study_name
-    stem = f"{Path(config.model.name).name} on {Path(config.data.name).name}"
+    stem = f"{Path(config.model.name).name} on {Path(config.data.source).name}"
     again = sum(1 for _ in record.journal.records("correction")) - 1
     if again > 0:  # under a corrected latency model the same proportions are other policies
         stem += f", search {again + 1}"
@@ -26,7 +26,7 @@ def study_place(record: Record) -> StudyLocation:
     said = binding(config)
     search = {k: v for k, v in said["search"].items() if k not in ("evaluations", "storage", "study_name")}
     task = record.task
-    named = [config.model.name, config.data.name, config.objective, config.search.reward]
+    named = [config.model.name, config.data.source, config.objective, config.search.reward]
     files = {
         **file_digests([*named, *(config.search.operator_names or ())]),
         **criterion_files(config.search.criterion),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from amc.config import RECIPES, Config, from_run, unless_auto
 from amc.deploy.bundle import save_weights, verified
@@ -17,7 +20,9 @@ from amc.latency import ConfinedRunner, onnx_metric
 from amc.pipeline.pipeline import open_task, use_threads
 from amc.pipeline.trust import is_own, refuse_plugins, without_download
 from amc.runtime.monitor import Monitor, Silent
-from amc.task import Task, check_training, evaluate, load_data, load_objective, nested
+from amc.task import Objective, Split, Splits, Task, check_training, evaluate, load_data, load_objective, nested
+from amc.task.nested import Nested
+from amc.task.unlabelled import without_labels
 from amc.train import (
     DenseNetwork,
     Plan,
@@ -51,6 +56,8 @@ def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
     check_sparsify(config)
     use_threads(config)
     torch.manual_seed(config.seed)
+    if config.data.inputs is not None:
+        raise ConfigError("amc train needs labels, but --calibration gives inputs only: give --data.")
     task = open_task(config)
     check_training(task)
     if config.finetune.images != "train":
@@ -124,10 +131,37 @@ def evaluate_bundle(folder: Path, trust: bool = False) -> Rerun:
         refuse_plugins(config, folder)
         config = without_download(config)
     result = read_result(path)
-    split, objective = load_data(config.data).test, load_objective(config.objective)
+    splits, objective = load_data(config.data), load_objective(config.objective)
+    if not splits.labelled:
+        return _rerun_without_labels(folder, splits, objective, result)
+    split = splits.test
     with ConfinedRunner(folder / "model.onnx") as runner:
-        runner.structured(nested.feeds(split.fetch(torch.tensor([0]))[0]))  # a loop without an end is seen early
-        found = onnx_metric(runner, objective, split)
+        return _rerun(runner, objective, split, result, path)
+
+
+def _rerun(runner: ConfinedRunner, objective: Objective, split: Split, result: Mapping[str, Any], path: Path) -> Rerun:
+    runner.structured(nested.feeds(split.fetch(torch.tensor([0]))[0]))  # a loop without an end is seen early
+    found = onnx_metric(runner, objective, split)
     if result["final"].get("test") is None:
         raise BundleError(f"{path} is damaged: it has no final test score.")
     return Rerun(result["metric"], found, result["final"]["test"])
+
+
+class _OnFile(nn.Module):
+    """A network that a runner computes."""
+
+    def __init__(self, runner: ConfinedRunner) -> None:
+        super().__init__()
+        self._runner = runner
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Nested:
+        inputs = kwargs or (args[0] if len(args) == 1 else args)
+        return self._runner.structured(nested.feeds(inputs))
+
+
+def _rerun_without_labels(folder: Path, splits: Splits, objective: Objective, result: Mapping[str, Any]) -> Rerun:
+    """With what original.onnx gives as targets."""
+    verified(folder, "original.onnx")
+    with ConfinedRunner(folder / "original.onnx") as original, ConfinedRunner(folder / "model.onnx") as runner:
+        own, goal = without_labels("original.onnx", _OnFile(original), splits, torch.device("cpu"), objective)
+        return _rerun(runner, goal, own.test, result, folder / "result.json")

@@ -25,7 +25,7 @@ def code_named(config: Config) -> list[str]:
     named = [
         *(config.search.operator_names or ()),
         config.model.name,
-        config.data.name,
+        config.data.source,
         config.objective,
         config.search.criterion,
         config.search.reward,

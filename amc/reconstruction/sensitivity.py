@@ -5,8 +5,9 @@ For an error e of a layer's outputs that is small and independent of the gradien
 et al. 2018, arXiv:1801.05787, for channels; here for the errors that reconstruction leaves).
 
 The mean squared difference of K logits, ‖J e‖² / K to second order, has the same form with the gradient of
-√(2 / K) sᵀ logits for random signs s, of which E s sᵀ = 1 (Hutchinson 1990). Most of a confident network's loss, and so
-of its gradient, comes from the samples that it gets wrong; its logits count on all samples.
+√(2 / K) sᵀ logits for random signs s, of which E s sᵀ = 1 (Hutchinson 1990). So has any other squared distance of
+outputs, with the projection that its objective gives (`amc.task.Objective.projection`). Most of a confident network's
+loss, and so of its gradient, comes from the samples that it gets wrong; its logits count on all samples.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ def _value_of(objective: Objective, logit_mse: bool) -> _Value:
 
     def value(outputs: Any, targets: Any) -> Tensor:
         logits = objective.vectors(outputs) if logit_mse else None
+        if logits is None and objective.projection is not None:
+            return objective.projection(outputs, generator)
         if logits is None:
             return objective.loss(outputs, targets).sum()
         signs = 1 - 2 * torch.randint(2, logits.shape, generator=generator).to(logits)

@@ -25,6 +25,11 @@ def file_digests(names: Iterable[str]) -> dict[str, str]:
 
 def load_plugin(name: str) -> Callable[..., Any]:
     """The callable that ``file.py:object`` names. The file is run as Python: name only files you trust."""
+    return load_object(name, callable)  # type: ignore[no-any-return]
+
+
+def load_object(name: str, wanted: Callable[[Any], bool] = lambda found: True) -> Any:
+    """Whatever ``file.py:object`` names, if it is as ``wanted``. Raises ConfigError."""
     file, _, attribute = name.rpartition(":")
     path = Path(file)
     if not path.is_file():
@@ -46,10 +51,11 @@ def load_plugin(name: str) -> Callable[..., Any]:
         finally:
             sys.path.remove(str(path.resolve().parent))
     found = getattr(module, attribute, None)
-    if not callable(found):
-        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ConfigError(f"{file} has nothing callable named '{attribute}'.{did_you_mean(attribute, names)}")
-    return found  # type: ignore[no-any-return]
+    if found is None or not wanted(found):
+        names = [key for key, value in vars(module).items() if wanted(value) and not key.startswith("_")]
+        kind = "nothing callable" if wanted is callable else "nothing"
+        raise ConfigError(f"{file} has {kind} named '{attribute}'.{did_you_mean(attribute, names)}")
+    return found
 
 
 def made_by_plugin(name: str, wrong: type[AmcError]) -> Any:

@@ -17,6 +17,7 @@ from amc.task.metrics import CLASSIFICATION, Objective, load_objective
 from amc.task.models import load_model
 from amc.task.nested import Nested
 from amc.task.splits import Split, Splits
+from amc.task.unlabelled import without_labels
 
 __all__ = [
     "Objective",
@@ -70,7 +71,10 @@ def make_task(
             )
     if next(model.parameters(), None) is None:
         raise ModelError(f"{name}: the network has no parameters.")
-    task = Task(name, model.to(device), splits, objective, device)
+    model = model.to(device)
+    if not splits.labelled:
+        splits, objective = _without_labels(name, model, splits, device, objective)
+    task = Task(name, model, splits, objective, device)
     inputs, targets = _first_samples(splits.search)
     try:
         outputs = check_forward(name, model, nested.to(inputs, device))
@@ -84,6 +88,20 @@ def make_task(
         for part in ("train", "calibration", "search", "test"):
             check_classes(part, getattr(splits, part), outputs.shape[1])
     return task
+
+
+def _without_labels(
+    name: str, model: nn.Module, splits: Splits, device: torch.device, objective: Objective
+) -> tuple[Splits, Objective]:
+    """See `amc.task.unlabelled.without_labels`. What a user's network raises becomes a DataError."""
+    inputs, _ = _first_samples(splits.search)
+    try:
+        return without_labels(name, model, splits, device, objective)
+    except AmcError:
+        raise
+    except Exception as error:
+        reason = first_line(error)
+        raise DataError(f"{name} does not take these inputs of shape {nested.shape(inputs)}: {reason}") from error
 
 
 def check_training(task: Task) -> None:

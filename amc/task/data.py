@@ -22,11 +22,14 @@ from amc.runtime.plugins import made_by
 from amc.runtime.registry import Entry, Registry
 from amc.task.datasets import splits_of
 from amc.task.images import imagefolder
+from amc.task.inputs import load_inputs
 from amc.task.splits import Augmentation, Splits, from_arrays, split_members
 
 
 def load_data(config: DataConfig, channels: int | None = None) -> Splits:
     """Load the configured splits. ``channels`` (1 or 3) converts the images of folders."""
+    if config.inputs is not None:
+        return load_inputs(config, channels)
     name, seed = config.name, config.seed
     if name.startswith("imagefolder:"):
         return imagefolder(Path(name.removeprefix("imagefolder:")), config, seed, channels)

@@ -162,7 +162,10 @@ def splits_of(train: Any, test: Any, search: Any, config: DataConfig, source: st
     for part in ("calibration", "search"):  # read once, because random augmentation would change them
         parts[part] = _readable(parts[part], part)
     provenance = record(config.seed, **members)
-    return Splits(**parts, classes=None, source=source, epochs=2.0, provenance=provenance, notes=tuple(notes))
+    return Splits(
+        parts["train"], parts["calibration"], parts["search"], parts["test"], None, source,
+        provenance=provenance, notes=tuple(notes),
+    )  # fmt: skip
 
 
 def _check_tensors(dataset: Any, part: str) -> None:

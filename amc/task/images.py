@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,18 @@ from torch import Tensor
 from amc.config import DataConfig
 from amc.errors import ConfigError, DataError, first_line, is_out_of_memory
 from amc.runtime.files import opened
-from amc.task.splits import Augmentation, ImageSplit, Splits, holdout, normalisation, record, split_members
+from amc.task.splits import (
+    LEAST_SAMPLES,
+    Augmentation,
+    ImageSplit,
+    Splits,
+    hold_out_all,
+    holdout,
+    normalisation,
+    record,
+    split_members,
+    unlabelled_splits,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,6 +38,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _GREY = (0.456,), (0.224,)
 
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 MOST_PIXELS = 1 << 26
 """Most pixels of one image, which takes 192 MiB when decoded."""
@@ -104,9 +117,8 @@ def imagefolder(root: Path, config: DataConfig, seed: int, channels: int | None 
         search_set, test_set = sets["train"], sets["test"]
         test = torch.arange(len(test_set[0]))
     else:
-        held = min(5000, count // 5)
-        sizes = [held, min(config.search, held), min(config.calibration, held)]
-        test, search, calibration, rest = split_members(count, sizes, seed)
+        found = hold_out_all(count, config.replace(seed=seed))
+        test, search, calibration, rest = (found[part] for part in ("test", "search", "calibration", "train"))
         search_set = test_set = sets["train"]
     for part, members in (("train", rest), ("calibration", calibration), ("search", search), ("test", test)):
         if len(members) < 2:
@@ -122,6 +134,36 @@ def imagefolder(root: Path, config: DataConfig, seed: int, channels: int | None 
         2.0,
         record(seed, train=rest, calibration=calibration, search=search, test=test),
     )
+
+
+def unlabelled_folder(
+    root: Path, config: DataConfig, channels: int | None = None, size: tuple[int, int] | None = None
+) -> Splits:
+    """Splits without labels of all images in a folder and the folders in it, in the order of their paths.
+
+    ``size`` (height, width) is used where the user gives no size; the default is that of the first image. See
+    `imagefolder` for ``channels`` and normalisation.
+    """
+    files = sorted(
+        str(Path(folder, name))
+        for folder, _, names in os.walk(root)
+        for name in names
+        if name.lower().endswith(SUFFIXES)
+    )
+    if len(files) < LEAST_SAMPLES:
+        raise DataError(f"{root} has {len(files)} images, but the splits need at least {LEAST_SAMPLES}.")
+    if config.image_size is not None or size is None:
+        size = _image_size(files[0], config.image_size)
+    channels = channels or (1 if len(config.mean or config.std or "RGB") == 1 else 3)
+    mean, std = normalisation(config, _GREY if channels == 1 else (IMAGENET_MEAN, IMAGENET_STD), channels)
+    images, none = ImageFiles(files, size, channels=channels), torch.zeros(len(files), dtype=torch.long)
+    members = hold_out_all(len(files), config)
+    augmentation = Augmentation(pad=max(1, size[0] // 8), flip=True)
+    parts = {part: ImageSplit(images, none, chosen, mean, std) for part, chosen in members.items()}
+    return unlabelled_splits(
+        {**parts, "train": replace(parts["train"], augmentation=augmentation)}, members, config.seed,
+        f"images in {root.name}",
+    )  # fmt: skip
 
 
 def _list_images(folder: Path) -> tuple[list[str], list[int], list[str]]:

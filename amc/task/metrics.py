@@ -36,6 +36,11 @@ class Objective:
     logits: Callable[[Any], Tensor] | None = None
     """Extracts the logits, with classes along axis 1, from the outputs; needed for distillation from the original.
     None: no distillation."""
+    without_labels: bool = False
+    """Whether the targets are the original's outputs, because the data have no labels."""
+    projection: Callable[[Any, torch.Generator], Tensor] | None = None
+    """If the loss is a squared distance from the original's outputs: a random projection of the outputs, summed over
+    samples, whose squared gradient is twice the loss's curvature on average (`amc.reconstruction.sensitivity`)."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not callable(self.loss) or not callable(self.metric):
@@ -93,10 +98,11 @@ def _shapes(outputs: Any) -> str:
 
 def load_objective(name: str) -> Objective:
     """An objective by its name or from ``file.py:factory``. Raises ConfigError."""
-    if name == "classification":
-        return CLASSIFICATION
+    known = {"classification": CLASSIFICATION, "cosine": COSINE}
+    if name in known:
+        return known[name]
     if not is_plugin(name):
-        raise ConfigError(f"unknown objective '{name}'.{did_you_mean(name, ['classification', 'file.py:factory'])}")
+        raise ConfigError(f"unknown objective '{name}'.{did_you_mean(name, [*known, 'file.py:factory'])}")
     found = made_by_plugin(name, ConfigError)
     if not isinstance(found, Objective):
         raise ConfigError(f"{name} gave a {type(found).__name__}, but must give an amc.Objective.")
@@ -114,3 +120,43 @@ def top1(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 CLASSIFICATION = Objective("accuracy", cross_entropy, top1, logits=lambda outputs: outputs)
+
+
+def agreement(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Top-1 agreement ``[N]`` of logits with the original's, both ``[N, K]``."""
+    return top1(outputs, targets.argmax(1))
+
+
+def cross_entropy_with_original(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy ``[N]`` of logits ``[N, K]`` with the class that the original's logits name."""
+    return cross_entropy(outputs, targets.argmax(1))
+
+
+def cosine(outputs: Any, targets: Nested) -> Tensor:
+    """Cosine ``[N]`` of the angle between two vectors for each sample, at least 0: all outputs, and the original's.
+
+    >>> cosine(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+    tensor([0.7071, 1.0000])
+    """
+    count = nested.length(targets)
+    first, second = (
+        torch.cat([leaf.flatten(1).float() for leaf in tree_leaves(value)
+                   if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.shape[:1] == (count,)], 1)
+        for value in (outputs, targets)
+    )  # fmt: skip
+    return F.cosine_similarity(first, second, 1, 1e-12).clamp(0, 1)
+
+
+def squared_distance(outputs: Any, targets: Nested) -> Tensor:
+    """Squared distance ``[N]`` of outputs from targets of their shape."""
+    count = nested.length(targets)
+    pairs = zip(tree_leaves(outputs), tree_leaves(targets), strict=True)
+    return torch.stack([(a.float() - b.float()).square().reshape(count, -1).sum(1) for a, b in pairs]).sum(0)
+
+
+AGREEMENT = Objective(
+    "agreement with the original", cross_entropy_with_original, agreement, lambda outputs: outputs, without_labels=True
+)
+"""The objective of classifiers if the data have no labels; targets are the original's logits."""
+COSINE = Objective("cosine similarity", squared_distance, cosine)
+"""For networks whose outputs are embeddings; targets are vectors, or the original's outputs."""

@@ -6,7 +6,7 @@ Because a split is read by index, any order of training is a permutation, and tr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -114,8 +114,8 @@ def hold(split: Split, device: torch.device, seed: int = 0) -> Split:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        first, _ = split.fetch(torch.tensor([0]))
-        if sum(leaf.numel() for leaf in nested.leaves(first)) * 4 * len(split) > HOLD_BYTES:
+        first = split.fetch(torch.tensor([0]))
+        if sum(leaf.numel() for part in first for leaf in nested.leaves(part)) * 4 * len(split) > HOLD_BYTES:
             return split
         parts = [split.fetch(torch.arange(i, min(i + 500, len(split)))) for i in range(0, len(split), 500)]
     inputs, targets = (nested.to(nested.joined(column), device) for column in zip(*parts, strict=True))
@@ -156,6 +156,8 @@ class Splits:
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """Notes about the data for the user."""
+    labelled: bool = True
+    """Whether samples have targets. Without, `amc.task.make_task` takes the original's outputs for targets."""
 
     def summary(self) -> str:
         """The sizes of all splits, as text."""
@@ -198,6 +200,31 @@ def holdout(count: int, config: DataConfig, seed: int, search: int) -> list[Tens
     return split_members(count, [calibration, min(search, config.search, count // 4)], seed)
 
 
+LEAST_SAMPLES = 10
+"""Fewest samples that make four splits of at least two."""
+
+
+def epochs_for(count: int) -> float:
+    """Epochs of distillation on ``count`` samples: 20,000 samples in all, but at least 2 epochs and at most 20.
+
+    >>> epochs_for(500), epochs_for(4000), epochs_for(50000)
+    (20.0, 5.0, 2.0)
+    """
+    return float(min(20, max(2, 20_000 / count)))
+
+
+def hold_out_all(count: int, config: DataConfig) -> dict[str, Tensor]:
+    """Split one set into test, search, calibration and train; the first three get at most a fifth each.
+
+    >>> {part: len(members) for part, members in hold_out_all(100, DataConfig()).items()}
+    {'test': 20, 'search': 20, 'calibration': 20, 'train': 40}
+    """
+    held = min(5000, count // 5)
+    sizes = [held, min(config.search, held), min(config.calibration, held)]
+    parts = split_members(count, sizes, config.seed)
+    return dict(zip(("test", "search", "calibration", "train"), parts, strict=True))
+
+
 def from_arrays(
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
@@ -235,3 +262,11 @@ def normalisation(
     if min(std) <= 0:
         raise ConfigError(f"--std is {std}, but must be above 0.")
     return mean, std
+
+
+def unlabelled_splits(parts: Mapping[str, Split], members: Mapping[str, Tensor], seed: int, source: str) -> Splits:
+    """The parts of one set without labels (`hold_out_all`), with their indices ``members`` recorded."""
+    train, calibration, search, test = (parts[part] for part in ("train", "calibration", "search", "test"))
+    epochs = epochs_for(len(members["train"]))
+    provenance = record(seed, **members)
+    return Splits(train, calibration, search, test, None, source, epochs, provenance, labelled=False)

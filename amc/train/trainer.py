@@ -157,6 +157,10 @@ class Trainer:
 
     def _loss(self, inputs: Nested, outputs: Any, targets: Nested) -> Tensor:
         logits, share = self._task.objective.logits, self._plan.distillation
+        if self._task.objective.without_labels:  # the targets are what the teacher would give
+            if logits is None:
+                return self._task.objective.loss(outputs, targets).mean()
+            return soft_targets(logits(outputs), logits(targets), self._plan.temperature)
         if self._teacher is None or logits is None:
             return self._loss_by_labels(outputs, targets)
         with torch.no_grad():
