@@ -25,7 +25,12 @@ from amc.train.sparsify.gates import GateLaw, Gates, fold, gated_channels
 from amc.train.sparsify.lasso import GroupLasso
 
 PLAN = Plan(steps=150, lr=0.05, batch_size=64, weight_decay=5e-4, distillation=0.0, temperature=4.0, seed=3)
-STRONG = {"bn-l1": {"strength": 0.05}, "group-lasso": {"strength": 0.005}, "hard-concrete": {"lr": 0.05}}
+STRONG = {
+    "bn-l1": {"strength": 0.05}, "group-lasso": {"strength": 0.005}, "half-norm": {"strength": 0.003},
+    "selective-decay": {}, "learning-compression": {}, "variational-dropout": {}, "bayesian-compression": {},
+    "hard-concrete": {"lr": 0.05}, "structured-bayesian": {"lr": 0.1}, "continuous-sparsification": {},
+    "trained-widths": {},
+}  # fmt: skip
 """Settings with which a training of few steps shows an effect."""
 
 
@@ -197,7 +202,7 @@ def plain(task):
     return removal_losses(train(own.model, own.task, PLAN), task)
 
 
-@pytest.mark.parametrize("name", STRONG)
+@pytest.mark.parametrize("name", preparations())
 def test_a_preparation_concentrates_what_channels_are_worth(task, plain, name):
     network = dense(task)
     hook = prepared(name, STRONG[name], network, PLAN)

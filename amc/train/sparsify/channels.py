@@ -38,14 +38,18 @@ class ChannelWeights:
         >>> own.total(model, torch.ones_like)[0].tolist()  # two that produce it, one that reads it
         [3.0, 3.0, 3.0]
         """
-        parameters = dict(model.named_parameters())
-        return [self._summed(group, count, parameters, value)
+        return self.total_of(dict(model.named_parameters()), value)
+
+    def total_of(self, tensors: Mapping[str, Tensor], value: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """The same of tensors shaped as the network's parameters, by their names; those that lack count nothing."""
+        return [self._summed(group, count, tensors, value)
                 for group, count in zip(self.slots, self.channels, strict=True)]  # fmt: skip
 
     def _summed(
         self, group: Sequence[Slot], count: int, parameters: Mapping[str, Tensor], value: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        found = [_by_channel(slot, value(parameters[slot.tensor]), count) for slot in group]
+        found = [_by_channel(slot, value(parameters[slot.tensor]), count)
+                 for slot in group if slot.tensor in parameters]  # fmt: skip
         return torch.stack(found).sum(0) if found else torch.zeros(count)
 
     def scale(self, model: nn.Module, factors: Sequence[Tensor | None]) -> None:
