@@ -6,7 +6,7 @@ arXiv:1912.04427, equation 7 and algorithm 2).
 As β grows the gates become steps, and in the end they are 1 where s > 0, else 0. The penalty is λ times the share of
 the weights behind the gates, Σ_g p_g m_g / Σ_g p_g.
 
-A channel's score is sigmoid(s). Deviations: a gate is a whole coupled channel, where the paper has one for every weight;
+A channel's score is sigmoid(s). Deviations: a gate is a whole coupled channel, where the paper has one for each weight;
 one round; gates have an optimiser of their own; BatchNorm statistics are recomputed with the final gates.
 """
 
