@@ -22,6 +22,7 @@ KINDS = {
     "schedules": "amc.train:schedules",
     "recoveries": "amc.train:recoveries",
     "preparations": "amc.train:preparations",
+    "sparse-rules": "amc.train:sparse_rules",
     "operators": "amc.operators.registry:operators",
     "latency-models": "amc.latency.load:latency_models",
 }

@@ -126,7 +126,7 @@ def _warn_unused(flag: str, command: str) -> None:
 
 
 _EXAMPLES = {"--searcher-option": "population=32", "--schedule-option": "steps=3", "--recover-option": "share=0.5",
-             "--sparsify-option": "strength=0.001"}  # fmt: skip
+             "--sparsify-option": "strength=0.001", "--sparse-option": "changes=50"}  # fmt: skip
 
 
 def _pair(text: str, flag: str) -> tuple[str, Any]:

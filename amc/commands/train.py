@@ -68,6 +68,7 @@ TRAIN = Command(
       --out resnet20.safetensors
   amc train --model my_net.py:make --data imagefolder:photos
   amc train --model resnet8 --sparsify group-lasso --out sparse.safetensors
+  amc train --model resnet8 --sparse rigl --density 0.1 --out rigl.safetensors
 After an interruption the same command goes on. Then:
   amc search --flops 0.5 --model resnet20 --weights resnet20.safetensors ...""",
     main=(
@@ -78,6 +79,8 @@ After an interruption the same command goes on. Then:
         "--finetune-epochs",
         "--lr",
         "--sparsify",
+        "--sparse",
+        "--density",
         "--batch-size",
         "--seed",
         "--device",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from amc.config.base import Settings, setting
 
 
 class TrainConfig(Settings):
-    """Training that prepares for pruning."""
+    """Training that prepares for pruning, or that is sparse from the start."""
 
     section = "train"
 
@@ -21,4 +21,19 @@ class TrainConfig(Settings):
     )
     sparsify_options: dict[str, Any] = setting(
         {}, "a setting of the preparation, as in strength=0.001; may be given several times", "--sparsify-option"
+    )
+    sparse: str | None = setting(
+        None,
+        "train few weights from the start, which change places by a rule: set, dsr, sparse-momentum, rigl (see amc "
+        "list sparse-rules), or path/to/file.py:function [all weights]",
+        "--sparse",
+    )
+    sparse_options: dict[str, Any] = setting(
+        {}, "a setting of the rule, as in changes=50; may be given several times", "--sparse-option"
+    )
+    density: float = setting(0.1, "with --sparse: share of the weights that there are", "--density", gt=0, le=1)
+    densities: Literal["erdos-renyi-kernel", "uniform"] = setting(
+        "erdos-renyi-kernel",
+        "with --sparse: how dense layers are: erdos-renyi-kernel (small ones denser) or uniform",
+        "--densities",
     )

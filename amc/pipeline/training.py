@@ -14,25 +14,20 @@ from amc.config import RECIPES, Config, from_run, unless_auto
 from amc.deploy.bundle import save_weights, verified
 from amc.deploy.result import read_result
 from amc.errors import BundleError, ConfigError
-from amc.graph import build_graph
 from amc.importance import write_ranking
 from amc.latency import ConfinedRunner, onnx_metric
 from amc.pipeline.pipeline import open_task, use_threads
+from amc.pipeline.sparsity import check_sparsity, make_sparse, make_sparsifier
 from amc.pipeline.trust import is_own, refuse_plugins, without_download
 from amc.runtime.monitor import Monitor, Silent
-from amc.task import Objective, Split, Splits, Task, check_training, evaluate, load_data, load_objective, nested
+from amc.task import Objective, Split, Splits, check_training, evaluate, load_data, load_objective, nested
 from amc.task.nested import Nested
 from amc.task.unlabelled import without_labels
 from amc.train import (
-    DenseNetwork,
-    Plan,
-    Sparsifier,
     asked_precision,
     checkpoint_precision,
     fastest_precision,
     make_plan,
-    preparation_settings,
-    prepared,
     train,
     training_hooks,
 )
@@ -53,7 +48,7 @@ class Trained:
 def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
     """Train the configuration's network and write its weights to ``config.out``; resumes where it stopped."""
     show = monitor or Silent()
-    check_sparsify(config)
+    check_sparsity(config)
     use_threads(config)
     torch.manual_seed(config.seed)
     if config.data.inputs is not None:
@@ -73,8 +68,13 @@ def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
     show.begin("train")
     precision = asked_precision(config.finetune) or checkpoint_precision(checkpoint)
     plan = replace(plan, precision=precision or fastest_precision(task.model, task, plan, None))
-    sparsifier = _sparsifier(config, task, plan)
-    hooks = [*([sparsifier] if sparsifier else []), *training_hooks(config.finetune, task.model, task)]
+    sparsifier, sparse = make_sparsifier(config, task, plan), make_sparse(config, task.model)
+    first = [
+        hook for hook in (sparsifier, sparse) if hook is not None
+    ]  # what follows sees the network as they leave it
+    hooks = [*first, *training_hooks(config.finetune, task.model, task)]
+    if sparse:
+        show.say(f"{sparse.weights:,} of {sparse.possible:,} weights in matrices and kernels are trained.")
     model = train(task.model, task, plan, None, checkpoint, lambda done, loss: show.progress(done, f"loss {loss:.3f}"),
                   hooks)  # fmt: skip
     ranking = None
@@ -86,29 +86,6 @@ def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
     checkpoint.unlink(missing_ok=True)
     search = evaluate(model, task, task.splits.search)[1]
     return Trained(path, task.objective.name, search, evaluate(model, task, task.splits.test)[1], ranking)
-
-
-def check_sparsify(config: Config) -> None:
-    """Raise ConfigError for a preparation that there is not, or that cannot be had with other settings."""
-    name = config.train.sparsify
-    if name is None:
-        if config.train.sparsify_options:
-            raise ConfigError("--sparsify-option is for a preparation: name one with --sparsify.")
-        return
-    preparation_settings(name, config.train.sparsify_options)
-
-
-def _sparsifier(config: Config, task: Task, plan: Plan) -> Sparsifier | None:
-    """The hook that prepares for pruning; None where the training is plain. Raises ConfigError."""
-    name = config.train.sparsify
-    if name is None:
-        return None
-    graph = build_graph(task.model, task.example)
-    found = prepared(name, config.train.sparsify_options, DenseNetwork(task, graph), plan)
-    if found.changes_forward and config.finetune.checks > 0:
-        raise ConfigError(f"--checks cannot be had together with --sparsify {name}: what is scored "
-                          "along the training is not what it ends with. Leave --checks out.")  # fmt: skip
-    return found
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ def code_named(config: Config) -> list[str]:
         config.finetune.schedule,
         config.finetune.recover,
         config.train.sparsify or "",
+        config.train.sparse or "",
     ]
     found = [name for name in named if is_plugin(name)]
     if config.search.latency_model and runs_code(config.search.latency_model):

@@ -18,6 +18,7 @@ from amc.train.recovery import (
     try_recovery,
 )
 from amc.train.schedule import Phase, check_schedule, phases, schedules
+from amc.train.sparse import SparseRule, SparseTraining, sparse_rule, sparse_rules
 from amc.train.sparse_norms import SparseNorms
 from amc.train.sparsify import DenseNetwork, Preparation, Sparsifier, preparation_settings, preparations, prepared
 from amc.train.statistics import RecomputedStatistics
@@ -40,6 +41,8 @@ __all__ = [
     "Recovery",
     "Sgd",
     "SparseNorms",
+    "SparseRule",
+    "SparseTraining",
     "Sparsifier",
     "Step",
     "Trainer",
@@ -58,6 +61,8 @@ __all__ = [
     "recoveries",
     "recovery_settings",
     "schedules",
+    "sparse_rule",
+    "sparse_rules",
     "step_seconds",
     "train",
     "training_hooks",

@@ -1,0 +1,60 @@
+"""The hooks of ``amc train --sparsify`` and ``--sparse``, as the configuration asks for them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from amc.config import Config
+from amc.errors import ConfigError
+from amc.graph import build_graph
+from amc.task import Task
+from amc.train import (
+    DenseNetwork,
+    Plan,
+    SparseTraining,
+    Sparsifier,
+    preparation_settings,
+    prepared,
+    sparse_rule,
+)
+
+
+def check_sparsity(config: Config) -> None:
+    """Raise ConfigError for a preparation or a rule that there is not, or that cannot be had with other settings."""
+    train, finetune = config.train, config.finetune
+    if train.sparsify_options and train.sparsify is None:
+        raise ConfigError("--sparsify-option is for a preparation: name one with --sparsify.")
+    if train.sparse_options and train.sparse is None:
+        raise ConfigError("--sparse-option is for a rule: name one with --sparse.")
+    if train.sparsify is not None:
+        preparation_settings(train.sparsify, train.sparsify_options)
+    if train.sparse is not None:
+        sparse_rule(train.sparse, train.sparse_options)
+        if train.sparsify is not None:
+            raise ConfigError("--sparse cannot be had together with --sparsify: both say which weights are to vanish. "
+                              "Leave one of the two out.")  # fmt: skip
+        if finetune.ema_decay > 0:
+            raise ConfigError("--sparse cannot be had together with --ema-decay: an average of weights that change "
+                              "places is dense. Leave --ema-decay out.")  # fmt: skip
+
+
+def make_sparsifier(config: Config, task: Task, plan: Plan) -> Sparsifier | None:
+    """The hook that prepares for pruning; None where the configuration names none. Raises ConfigError."""
+    name = config.train.sparsify
+    if name is None:
+        return None
+    graph = build_graph(task.model, task.example)
+    found = prepared(name, config.train.sparsify_options, DenseNetwork(task, graph), plan)
+    if found.changes_forward and config.finetune.checks > 0:
+        raise ConfigError(f"--checks cannot be had together with --sparsify {name}: what is scored along the training "
+                          "is not what it ends with. Leave --checks out.")  # fmt: skip
+    return found
+
+
+def make_sparse(config: Config, model: nn.Module) -> SparseTraining | None:
+    """The hook that keeps a network sparse, which it is at once; None where it is to be dense. Raises ConfigError."""
+    train = config.train
+    if train.sparse is None:
+        return None
+    rule = sparse_rule(train.sparse, train.sparse_options)
+    return SparseTraining(model, rule, train.density, train.densities, config.seed)
