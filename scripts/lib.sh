@@ -8,7 +8,7 @@ if [ -z "${PY:-}" ]; then
   stamp="$root/.venv/installed-$(sha256sum pyproject.toml | cut -c1-16)"
   if [ ! -e "$stamp" ]; then
     python3 -m venv "$root/.venv"
-    "$PY" -m pip install --quiet --no-compile --editable ".[dev]"
+    "$PY" -m pip install --quiet --no-compile --editable ".[dev,docs]"
     touch "$stamp"
   fi
 fi

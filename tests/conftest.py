@@ -16,7 +16,7 @@ SLOW_FILES = frozenset(
     for name in (
         "batch", "benchmarks", "branches", "device", "docs", "elsewhere", "export", "fuzz", "int8", "kill", "postgres",
         "own_operators", "promise", "ray", "recipes", "recovery", "run", "schedule", "scope", "search", "tiny",
-        "tracking", "zoo",
+        "tracking", "tutorials", "zoo",
     )
 )  # fmt: skip
 SLOW_TESTS = frozenset((

@@ -17,6 +17,7 @@ from amc.errors import BundleError
 from amc.reports import columns, final_table, human, was_trained, write_reports
 from amc.reports.charts import progress_chart
 from amc.reports.markdown import escape, fenced, markdown_report
+from amc.reports.notebook import notebook_html
 from amc.reports.read import SearchHistory, SearchPoint, read_journal
 from amc.reports.table import outcome
 
@@ -399,3 +400,12 @@ def test_the_chart_tells_estimates_and_rejected_policies_apart() -> None:
     assert [label for label in labels if f">{label}</text>" in progress_chart(history)] == labels
     whole = SearchHistory(history.evaluations[:1], 0)
     assert [label for label in labels if f">{label}</text>" in progress_chart(whole)] == [labels[0], labels[3]]
+
+
+def test_a_notebook_shows_the_final_table_and_hostile_texts_stay_texts(result: dict[str, Any]) -> None:
+    shown = notebook_html({**result, "task": HOSTILE})
+    assert "<script" not in shown
+    assert "&lt;script&gt;" in shown
+    assert "<td>MACs</td><td>40.81 M</td><td>–</td><td>20.30 M</td><td>0.497</td>" in shown
+    assert f"<td>{result['sites'][0]['name']}</td>" in shown
+    assert shown.count("<table>") == shown.count("</table>") == 2

@@ -17,7 +17,7 @@ from amc.runtime.arguments import PATH, expect
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a run gives."""
+    """What a run gives. A notebook shows it as a table."""
 
     model: nn.Module
     """The pruned, fine-tuned network: an ordinary module, in evaluation mode."""
@@ -26,6 +26,12 @@ class Result:
     summary: Mapping[str, Any]
     """What result.json holds."""
     folder: Path
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the outcome, the final table and the widths."""
+        from amc.reports.notebook import notebook_html
+
+        return notebook_html(self.summary)
 
     def save(self, folder: str | Path) -> Path:
         """Copy the bundle to another folder."""
