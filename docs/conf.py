@@ -1,16 +1,20 @@
 """How Sphinx builds the site: `scripts/docs`."""
 
+import logging
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "_ext"))
 
+import a11y_pygments  # noqa: E402, F401
 from pygments.lexers.special import TextLexer  # noqa: E402
 from sphinx.application import Sphinx  # noqa: E402
 from sphinx_gallery.sorting import FileNameSortKey  # noqa: E402
 
 import amc  # noqa: E402
+
+logging.getLogger().setLevel(logging.WARNING)  # a11y_pygments, which the theme imports, shows all records
 
 project, author, copyright = "amc", "the authors of amc", "the authors of amc"
 release = version = amc.__version__

@@ -19,7 +19,6 @@ config = amc.Config(
     search={"evaluations": 8},
     finetune={"epochs": 1, "candidates": 1},
     threads=1,
-    out="first-search",
 )
 result = amc.run(config)
 result

@@ -21,7 +21,6 @@ def halved(share):
         search={"searcher": "allocate", "evaluations": 1, "refine": 1},
         finetune={"epochs": 0, "candidates": 1},
         threads=1,
-        out=f"macs-{share}",
     )
     return amc.run(config).summary
 

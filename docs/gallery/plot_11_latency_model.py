@@ -72,7 +72,6 @@ result = amc.run(
         search={"latency_model": "accelerator.py:Accelerator", "evaluations": 6},
         finetune={"epochs": 0, "candidates": 1},
         threads=1,
-        out="accelerator-run",
     )
 )
 for name, setting in result.policy.settings.items():

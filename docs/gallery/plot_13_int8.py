@@ -21,7 +21,6 @@ result = amc.run(
         finetune={"epochs": 3, "candidates": 1},
         int8=True,
         threads=1,
-        out="int8-run",
     )
 )
 summary = result.summary
