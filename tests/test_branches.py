@@ -14,7 +14,8 @@ from torch import nn
 from amc.cli import main
 from amc.config import BudgetConfig, Config, SearchConfig
 from amc.deploy.bundle import apply
-from amc.deploy.export import check_parity, count_onnx_macs, export_onnx, export_pruned, file_layout, read_onnx
+from amc.deploy.export import check_parity, export_onnx, export_pruned, file_layout, read_onnx
+from amc.deploy.onnx_macs import count_onnx_macs
 from amc.errors import BudgetError, PolicyError
 from amc.evaluation.backend import FunctionBackend
 from amc.evaluation.evaluator import Evaluator

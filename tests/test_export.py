@@ -3,13 +3,18 @@
 import copy
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from networks import Net
+from onnx import numpy_helper
 from torch import nn
 
-from amc.deploy.export import check_parity, count_onnx_macs, export_onnx, file_layout, read_onnx
+from amc.deploy.export import check_parity, export_onnx, file_layout, read_onnx
+from amc.deploy.onnx_macs import count_onnx_macs
 from amc.errors import ExportError
 from amc.graph.surgery import ChannelCutter
+from amc.graph.trace import trace
 from amc.latency import Runner, measure
 from amc.operators.channels import legal_widths
 from amc.space.resources import ResourceModel
@@ -73,6 +78,40 @@ def test_transposed_weights_are_found_by_what_they_hold(tmp_path):
     export_onnx(own, example, tmp_path / "pruned.onnx")
     assert resources.cost([9])["size"] == (tmp_path / "pruned.onnx").stat().st_size
     assert resources.cost([9])["macs"] == count_onnx_macs(tmp_path / "pruned.onnx", example) == 2 * 5 * 6 * 9
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_of_a_file_are_counted(kind, tmp_path):
+    model = kind(8, 5, 2, bidirectional=True, batch_first=True).eval()
+    example = torch.randn(1, 6, 8)
+    export_onnx(model, example, tmp_path / "model.onnx")
+    assert count_onnx_macs(tmp_path / "model.onnx", example) == trace(model, example).macs
+
+
+def test_an_einsum_of_a_file_is_counted(tmp_path):
+    model = Net(lambda m, x: torch.einsum("bij,bkj->bik", x, m.l(x)), l=nn.Linear(8, 8)).eval()
+    example = torch.randn(1, 6, 8)
+    export_onnx(model, example, tmp_path / "model.onnx")
+    assert count_onnx_macs(tmp_path / "model.onnx", example) == trace(model, example).macs == 6 * 6 * 8 + 6 * 8 * 8
+
+
+def write_onnx(path, nodes):
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in "xy")
+    weights = [numpy_helper.from_array(np.zeros((4, 4), np.float32), "w")]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [x], [y], weights)), path)
+
+
+def test_what_cannot_be_counted_in_a_file_is_not_counted_as_0(tmp_path):
+    path, make = tmp_path / "model.onnx", onnx.helper.make_node
+    z = onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, [1, 4])
+    inside = onnx.helper.make_graph([make("MatMul", ["x", "w"], ["z"])], "inside", [], [z])
+    yes = make("Constant", [], ["c"], value=numpy_helper.from_array(np.array(True)))
+    write_onnx(path, [yes, make("If", ["c"], ["y"], then_branch=inside, else_branch=inside)])
+    with pytest.raises(ExportError, match=r"the MACs of If in the ONNX file cannot be counted"):
+        count_onnx_macs(path, torch.ones(1, 4))
+    write_onnx(path, [make("Other", ["x"], ["h"], domain="own"), make("MatMul", ["h", "w"], ["y"])])
+    with pytest.raises(ExportError, match=r"the shape of 'h' in model.onnx is not known"):
+        count_onnx_macs(path, torch.ones(1, 4))
 
 
 def test_a_network_that_differs_from_its_file_is_refused(resnet8, tmp_path):

@@ -340,7 +340,7 @@ def _eight(x: Tensor) -> Tensor:
         (Function(lambda x: x * torch.linspace(1, 2, 8)[:, None, None]), 8, "it meets a constant with a fixed number"),
         (Function(lambda x: x.view(-1, 2, 4, 8, 8).transpose(1, 2).reshape(-1, 8, 8, 8)), 8, "the network breaks"),
         (Function(lambda x: x.cumsum(1)), 8, "cumsum runs over its channels"),
-        (nn.LocalResponseNorm(3), 8, "it is padded to a fixed number"),
+        (nn.LocalResponseNorm(3), 8, "a pooling runs over its channels"),
         (Function(gram), 8, "its channels are multiplied with one another"),
         (Function(_eight), 8, "the network breaks without some of its channels (eight channels, please)"),
     ],

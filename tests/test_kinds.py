@@ -160,6 +160,31 @@ def recurrent(kind: type) -> Net:
     )  # fmt: skip
 
 
+def by_words(look_up: Callable[[Any, Tensor], Tensor], **table: Any) -> Net:
+    """Words become rows of 8 numbers, which linear layers ``f`` and ``o`` read."""
+    return Net(lambda m, x: m.o(F.relu(m.f(look_up(m, x)))), **table, f=nn.Linear(8, 12), o=nn.Linear(12, 4))
+
+
+def shuffled_by_hand(x: Tensor) -> Tensor:
+    """Four channels become one of twice the height and width."""
+    n, _, h, w = x.shape
+    return x.view(n, -1, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, -1, 2 * h, 2 * w)
+
+
+def shuffled_beside() -> Net:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x)
+        beside = [shuffled_by_hand(m.up(x)), F.interpolate(x, scale_factor=2)]
+        return m.fc(pool(m.c(torch.cat(beside, 1))))
+
+    return Net(forward, a=nn.Conv2d(3, 8, 3), up=nn.Conv2d(8, 16, 1), c=nn.Conv2d(12, 6, 3), fc=nn.Linear(6, 10))
+
+
+def by_position(function: Callable[[Tensor], Tensor]) -> Net:
+    """An operator without a rule that works on the positions of every channel by themselves."""
+    return over(lambda x: function(x))
+
+
 OFFERED: dict[str, tuple[Callable[[], nn.Module], list[str], Tensor]] = {
     "norm over [C, H, W]": (lambda: chain(nn.LayerNorm([8, 8, 8])), ["a", "c"], EXAMPLE),
     "norm over [C, H, W] without parameters": (
@@ -190,6 +215,39 @@ OFFERED: dict[str, tuple[Callable[[], nn.Module], list[str], Tensor]] = {
         lambda: chain(nn.Conv2d(8, 8, 3, 1, 1, padding_mode="circular")), ["a", "middle.0", "c"], EXAMPLE
     ),
     "written in parts": (lambda: over(written_in_parts), ["a", "c"], EXAMPLE),
+    "norm over positions": (lambda: chain(nn.LayerNorm([8, 8])), ["a", "c"], EXAMPLE),
+    "quantile over positions": (lambda: pooled(lambda x: x.flatten(2).quantile(0.5, 2)), ["a.0", "b"], EXAMPLE),
+    "gathered positions": (
+        lambda: pooled(lambda x: (y := x.flatten(2)).gather(2, y.argmax(2, True)).squeeze(2)), ["a.0", "b"], EXAMPLE
+    ),
+    "turned": (lambda: by_position(lambda x: x.rot90(1, (2, 3))), ["a", "c"], EXAMPLE),
+    "a spectrum of positions": (lambda: by_position(lambda x: torch.fft.fft2(x).abs()), ["a", "c"], EXAMPLE),
+    "a power of matrices of positions": (lambda: by_position(lambda x: torch.linalg.matrix_exp(x / 9)), ["a", "c"],
+                                         EXAMPLE),
+    "blurred": (
+        lambda: over(lambda x: F.conv2d(x, torch.ones(1, 1, 3, 3).expand(x.shape[1], 1, 3, 3), groups=x.shape[1])),
+        ["a", "c"], EXAMPLE,
+    ),
+    "blurred by what is repeated": (
+        lambda: Net(lambda m, x: m.fc(pool(m.c(F.conv2d(x := m.a(x), m.k.repeat(x.shape[1], 1, 1, 1),
+                                                        groups=x.shape[1])))),
+                    a=nn.Conv2d(3, 8, 3), k=nn.Parameter(torch.rand(1, 1, 3, 3)), c=nn.Conv2d(8, 6, 3),
+                    fc=nn.Linear(6, 10)), ["a", "c"], EXAMPLE,
+    ),
+    "pixel shuffle by hand beside": (shuffled_beside, ["a", "up", "c"], EXAMPLE),
+    "words looked up in a parameter": (
+        lambda: by_words(lambda m, x: m.w[x].mean(1), w=nn.Parameter(torch.randn(50, 8))), ["w", "f"], WORDS
+    ),
+    "words looked up by what is computed of them": (
+        lambda: by_words(lambda m, x: m.w[(x * 3 + 1) % 50].mean(1), w=nn.Parameter(torch.randn(50, 8))), ["w", "f"],
+        WORDS,
+    ),
+    "bags of words": (
+        lambda: by_words(lambda m, x: m.e(x), e=nn.EmbeddingBag(50, 8)), ["e.weight", "f"], WORDS
+    ),
+    "largest of bags of words": (
+        lambda: by_words(lambda m, x: m.e(x), e=nn.EmbeddingBag(50, 8, mode="max")), ["e.weight", "f"], WORDS
+    ),
     "normalised": (lambda: pooled(lambda x: F.normalize(pool(x), dim=1)), ["a.0", "b"], EXAMPLE),
     "normalised by hand": (
         lambda: pooled(lambda x: (y := pool(x)) / y.norm(dim=1, keepdim=True)), ["a.0", "b"], EXAMPLE
@@ -250,6 +308,27 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, str, Tensor]] = {
                     a=nn.Conv2d(3, 8, 3), r=nn.Linear(8, 3), w=nn.Parameter(torch.randn(3, 64)), c=nn.Conv2d(8, 6, 3),
                     fc=nn.Linear(6, 10)),
         "a", "the weights of a convolution that reads it are made while the network runs", EXAMPLE,
+    ),
+    "computed from a parameter": (
+        lambda: Net(lambda m, x: m.fc(pool(F.conv2d(m.a(x), m.w * m.mask, padding=1))), a=nn.Conv2d(3, 8, 3),
+                    w=nn.Parameter(torch.randn(8, 8, 3, 3)), mask=nn.Parameter(torch.ones(1, 1, 3, 3)),
+                    fc=nn.Linear(8, 10)),
+        "a", "the weights of a convolution that reads it are made while the network runs, from w", EXAMPLE,
+    ),
+    "a spectrum of channels": (
+        lambda: over(lambda x: torch.fft.fft(x, dim=1).abs()), "a",
+        "it runs through torch.fft, which is not understood", EXAMPLE,
+    ),
+    "distances": (
+        lambda: pooled(lambda x: torch.cdist(pool(x), torch.ones(8, 8))), "b", "it runs through torch.cdist", EXAMPLE
+    ),
+    "sizes by value": (
+        lambda: over(lambda x: x * x[x > 0].mean()), "a",
+        "the sizes of tensors depend on values of its input (x[mask], masked_select, nonzero or unique)", EXAMPLE,
+    ),
+    "orthogonal weights": (
+        lambda: through(b=nn.Conv2d(8, 8, 1), u=parametrizations.orthogonal(nn.Conv2d(8, 8, 1))), "b",
+        "the network breaks without some of its channels", EXAMPLE,
     ),
     "a branch by value": (
         lambda: over(lambda x: x * 2 if x.mean() > 0 else x.neg().exp()), "a",

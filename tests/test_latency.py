@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from amc.cli import main
-from amc.deploy.export import count_onnx_macs, export_onnx, export_pruned, file_layout
+from amc.deploy.export import export_onnx, export_pruned, file_layout
+from amc.deploy.onnx_macs import count_onnx_macs
 from amc.latency import LatencyProbe, measure, peak_memory
 from amc.latency.measurement import time_call
 from amc.runtime.journal import Journal

@@ -31,6 +31,10 @@ BY_HAND = {
     "Manhattan distances": (Net(lambda m, x: torch.cdist(x, x, p=1)), ROWS, 6 * 6 * 8),
     "one matrix for a batch": (Net(lambda m, x: torch.ones(4, 6) @ x.expand(3, 6, 8)), ROWS, 3 * 4 * 6 * 8),
     "einsum": (Net(lambda m, x: torch.einsum("bij,bkj->bik", x, x)), ROWS, 6 * 6 * 8),
+    "einsum of odd sizes": (
+        Net(lambda m, x: torch.einsum("...dn, ...dm -> ...nm", x, x)), torch.randn(1, 3, 7, 61), 3 * 7 * 61 * 61
+    ),
+    "einsum of one": (Net(lambda m, x: torch.einsum("bij->bj", x)), ROWS, 0),
     "einsum of three": (Net(lambda m, x: torch.einsum("bij,bkj,bkl->bil", x, x, x)), ROWS, 2 * 6 * 6 * 8),
     "baddbmm": (Net(lambda m, x: torch.baddbmm(torch.ones(6, 6), x, x.mT)), ROWS, 6 * 6 * 8),
     "addbmm": (Net(lambda m, x: torch.addbmm(torch.ones(6, 6), x, x.mT)), ROWS, 6 * 6 * 8),

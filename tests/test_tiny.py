@@ -13,7 +13,7 @@ import amc
 from amc.cli import main
 from amc.config import DataConfig, from_dict
 from amc.deploy.bundle import FILES
-from amc.deploy.export import count_onnx_macs
+from amc.deploy.onnx_macs import count_onnx_macs
 from amc.task import evaluate, load_data, load_model, make_task
 
 QUICK = ["--evaluations", "3", "--candidates", "2", "--finetune-epochs", "1", "--precision", "float32"]

@@ -243,36 +243,3 @@ def _difference(found: NDArray[Any], wanted: NDArray[Any], whole: NDArray[Any]) 
         return 0.0
     scale = float(np.abs(whole.astype(np.float64)).max()) or 1.0
     return float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max()) / scale
-
-
-def count_onnx_macs(path: Path, example: Nested) -> int:
-    """MACs of one inference of an ONNX file: its convolutions and matrix products. Raises ExportError."""
-    proto, sizes = read_onnx(path), {name: array.shape for name, array in nested.feeds(example).items()}
-    for value in proto.graph.input:
-        for dim, size in zip(value.type.tensor_type.shape.dim, sizes[value.name], strict=True):
-            dim.ClearField("dim_param")
-            dim.dim_value = size
-    for value in proto.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    shapes = {
-        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
-        for v in [*inferred.value_info, *inferred.input, *inferred.output]
-    }
-    shapes |= {t.name: list(t.dims) for t in inferred.initializer}
-    try:
-        return sum(_node_macs(node, shapes) for node in inferred.node)
-    except KeyError as error:
-        raise ExportError(f"the shape of {error} in {path.name} is not known, so its MACs cannot be counted.") from None
-
-
-def _node_macs(node: Any, shapes: Mapping[str, list[int]]) -> int:
-    if node.op_type == "Conv":
-        return int(np.prod(shapes[node.output[0]])) * int(np.prod(shapes[node.input[1]][1:]))
-    if node.op_type == "ConvTranspose":
-        return int(np.prod(shapes[node.input[0]])) * int(np.prod(shapes[node.input[1]][1:]))
-    if node.op_type in ("MatMul", "Gemm"):
-        first = shapes[node.input[0]]
-        inner = first[0] if node.op_type == "Gemm" and _attribute(node, "transA", 0) else first[-1]
-        return int(np.prod(shapes[node.output[0]])) * inner
-    return 0

@@ -13,6 +13,7 @@ from collections.abc import Container, Iterator, Mapping
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from amc.errors import ModelError, first_line
 from amc.graph.assembly import Attributes, GraphAssembler
@@ -120,7 +121,11 @@ def _select(
     reasons = {
         group: flow.ids.why_tied(grouping.roots, root) or "it has one channel only" for group, root in single.items()
     }
-    return assembler, chosen, reasons | selection.reasons
+    assumed = [(set(grouping.of(ids).reshape(-1).tolist()), told) for ids, told in flow.assumed]
+    for group, reason in selection.reasons.items():
+        why = next((told for found, told in assumed if not found.isdisjoint(group.roots.tolist())), None)
+        reasons[group] = why or reason
+    return assembler, chosen, reasons
 
 
 def _tie_failed_heads(flow: Flow, grouping: Grouping, chosen: Attributes, reasons: Mapping[Group, str]) -> bool:
@@ -158,7 +163,19 @@ def _refusals(flow: Flow, grouping: Grouping, chosen: Attributes, reasons: Mappi
         if roots <= seen and layer.refused is None:
             continue
         seen |= roots
-        yield Refusal(layer.name, len(layer.output), reason or _why(roots, failed, grouping.frozen))
+        reason = reason or _why(roots, failed, grouping.frozen)
+        computed = next(_parametrised(flow, grouping, roots & set(failed)), None)
+        if computed is not None:
+            reason += f"; {computed} is parametrised: torch.nn.utils.parametrize.remove_parametrizations may help"
+        yield Refusal(layer.name, len(layer.output), reason)
+
+
+def _parametrised(flow: Flow, grouping: Grouping, roots: set[int]) -> Iterator[str]:
+    """The layers that make or read these channels and whose weights are computed by a parametrisation."""
+    for layer in flow.layers.by_name.values():
+        found = [root for ids in (layer.output, layer.input) if ids is not None for root in grouping.of(ids).tolist()]
+        if not (layer.bare or roots.isdisjoint(found)) and is_parametrized(flow.own.holder(f"{layer.name}.weight")):
+            yield layer.name
 
 
 def _why(roots: set[int], failed: Mapping[int, str], frozen: Mapping[int, str]) -> str:

@@ -51,7 +51,8 @@ class ElementIds:
         if not different.any():
             return
         a, b = a[different], b[different]
-        self.freeze(torch.from_numpy(np.concatenate([a[b == FIXED], b[a == FIXED]])), "it is padded to a fixed number")
+        padded = torch.from_numpy(np.concatenate([a[b == FIXED], b[a == FIXED]]))
+        self.freeze(padded, reason or "it is padded to a fixed number")
         loose = (a != FIXED) & (b != FIXED)
         self._first.append(a[loose])
         self._second.append(b[loose])

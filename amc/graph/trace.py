@@ -65,7 +65,7 @@ class Trace:
     uncounted: tuple[str, ...] = ()
     """Operators whose MACs are unknown: ``macs`` lacks them."""
     reads_values: bool = False
-    """Whether Python reads values of activations: what runs next may depend on them."""
+    """Whether Python reads values of activations, or the sizes of tensors depend on values (`x[x > 0]`, `nonzero`)."""
 
     @property
     def peak(self) -> int:
@@ -121,6 +121,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif macs:
             self.macs[name] += macs
         if name == "_local_scalar_dense" and args[0].untyped_storage()._cdata not in self._constant:
+            self.reads_values = True
+        if torch.Tag.dynamic_output_shape in func.tags:
             self.reads_values = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

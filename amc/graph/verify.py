@@ -72,20 +72,22 @@ class Trial:
         if [o.shape for o in after.outputs] != [o.shape for o in before.outputs]:
             return "it changes the shape of the network's output"
         if after.sizes.shape != before.sizes.shape or after.live.shape != before.live.shape:
-            decides = "the network decides by values of its input (an if on a tensor, .item(), int(...) or float(...))"
-            return decides if before.reads_values else "the network runs differently without some of its channels"
+            return _DECIDES if before.reads_values else "the network runs differently without some of its channels"
         macs = before.macs - _saved_macs(graph.layers, kept)
         if after.macs != macs:
             return f"its cost is not what its layers say ({after.macs} MACs, not {macs})"
         removed = np.array([s.channels - len(k) for s, k in zip(graph.sites, kept, strict=True)])
         if not np.allclose(before.sizes - graph.growth @ removed, after.sizes):
-            return "its activations do not grow with its channels"
+            return _SIZES_DECIDED if before.reads_values else _DO_NOT_GROW
         expected = masked_outputs(self._copy, graph, kept, self._inputs)
         if not all(map(_close, after.outputs, expected)):
             return "removing its channels is not the same as ignoring them"
         return None
 
 
+_DECIDES = "the network decides by values of its input (an if on a tensor, .item(), int(...) or float(...))"
+_SIZES_DECIDED = "the sizes of tensors depend on values of its input (x[mask], masked_select, nonzero or unique)"
+_DO_NOT_GROW = "tensors do not shrink with its channels (is a number of channels or heads written in its code?)"
 _SHARES = (0.67, 0.5, 0.84, 0.34, 0.75)
 
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from amc.deploy.export import Parity, check_parity, check_program, count_onnx_macs, export_pruned, read_onnx
+from amc.deploy.export import Parity, check_parity, check_program, export_pruned, read_onnx
 from amc.deploy.fvcore_macs import count_with_fvcore
+from amc.deploy.onnx_macs import count_onnx_macs
 from amc.deploy.program import read_program, write_program
 from amc.errors import BundleError, ExportError
 from amc.graph.channels import Kept
@@ -79,8 +80,12 @@ def _export_program(record: Record, model: nn.Module, inputs: nested.Nested) -> 
 def _count(record: Record, model: nn.Module, graph: Graph, gone: frozenset[str], traced: Trace) -> dict[str, Counted]:
     """What was exported costs, by resource. Of the layers ``gone`` torch holds one zeroed channel."""
     path = record.folder / "model.onnx"
-    in_file = count_onnx_macs(path, record.task.example)
-    from_file = gone or in_file >= traced.macs
+    try:
+        in_file = count_onnx_macs(path, record.task.example)
+    except ExportError:  # as the pruned network, which holds the removed layers with one channel each
+        in_file, from_file = traced.macs, False
+    else:
+        from_file = bool(gone) or in_file >= traced.macs
     held = [p for name, p in model.named_parameters() if gone.isdisjoint((name, name.rpartition(".")[0]))]
     pruned, file = "in the pruned network", "in model.onnx"
     return {

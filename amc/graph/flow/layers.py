@@ -20,6 +20,9 @@ def _convolution(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: 
     transposed, groups = bool(args[6]), int(args[8])
     ids = flow.ids.channels_along(flow.planes.of(x), 1, x.shape[1], "a convolution runs over its channels")
     layer = flow.layers.of(weight, out.shape[1])
+    if layer is None and ids is not None and not transposed and _is_one_kernel(weight, groups, x.shape[1]):
+        flow.count_product(func, args, kwargs, out, ids)
+        return ids.reshape(1, -1, *[1] * (out.ndim - 2)).expand(out.shape)
     if layer is None or (transposed and groups > 1 and weight.shape[:2] != (groups, 1)):
         if ids is not None:
             flow.ids.freeze(ids, _why_unread(flow, layer, weight, groups))
@@ -42,13 +45,21 @@ def _convolution(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: 
     return found
 
 
+def _is_one_kernel(weight: Tensor, groups: int, channels: int) -> bool:
+    """Whether every channel is filtered by itself, all with the same kernel, as a blur does: it is expanded or repeated
+    while the network runs.
+    """
+    alike = weight.stride(0) == 0 or bool((weight == weight[:1]).all())
+    return groups == channels == len(weight) and weight.shape[1] == 1 and alike
+
+
 def _why_unread(flow: Flow, layer: WeightedLayer | None, weight: Tensor, groups: int) -> str:
     """Why the channels that a convolution reads are frozen."""
     if layer is not None:
         return f"{layer.name}, which reads it, is a transposed convolution of {groups} groups of channels"
-    own = flow.own.find(weight)
+    own, origin = flow.own.find(weight), flow.origin(weight)
     where = f"in {flow.running.name} " if flow.running.name else ""
-    source = f"from a part of {own[0]}" if own else "while the network runs"
+    source = f"from a part of {own[0]}" if own else "while the network runs" + (f", from {origin}" if origin else "")
     return f"the weights of a convolution {where}that reads it are made {source}"
 
 
@@ -56,6 +67,15 @@ def _why_unread(flow: Flow, layer: WeightedLayer | None, weight: Tensor, groups:
 def _embedding(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
     table = flow.layers.of_table(args[0])
     return None if table is None else table.output.expand(out.shape)
+
+
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def _embedding_bag(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    """Sums, means or maxima of the rows that are looked up."""
+    table = flow.layers.of_table(args[0])
+    return None if table is None else [
+        table.output.expand(t.shape) if t.shape == out[0].shape else None for t in out
+    ]  # fmt: skip
 
 
 def _grouped(flow: Flow, layer: WeightedLayer, ids: Vector | None, groups: int) -> None:

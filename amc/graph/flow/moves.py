@@ -125,6 +125,11 @@ def _split(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -
 
 @rule("index")
 def _index(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    chosen = args[1]
+    if len(chosen) == 1 and flow.is_chosen_by_input(chosen[0]):  # words are looked up in a parameter
+        table = flow.layers.of_table(args[0])
+        if table is not None:
+            return table.output.expand(out.shape)
     plane = flow.planes.of(args[0])
     return None if plane is None else tidy(func(plane, *args[1:], **kwargs))
 
@@ -139,15 +144,26 @@ def _cat(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) 
         planes = [None if p is None else p.unsqueeze(dim) for p in planes]
     if all(p is None for p in planes):
         return None
-    if any(set(varying(p)) - {dim} for p in planes if p is not None):
+    if any(set(varying(p)) - {dim} for p in planes if p is not None) and not _by_channel(flow, planes, dim):
         return _cat_beside(flow, tensors, planes, dim, out)
     found = []
     for tensor, plane in zip(tensors, planes, strict=True):
-        flat = torch.full((1,), FIXED) if plane is None else core(plane).reshape(-1)
+        reason = "several of its channels are concatenated as one"
+        ids = None if plane is None else core(flow.ids.only_along(plane, [dim], reason))
+        flat = torch.full((1,), FIXED) if ids is None else ids.reshape(-1)
         found.append(flat if len(flat) == tensor.shape[dim] else flat[:1].expand(tensor.shape[dim]))
     shape = [1] * out.ndim
     shape[dim] = -1
     return tidy(torch.cat(found).reshape(shape).expand(out.shape))
+
+
+def _by_channel(flow: Flow, planes: list[Tensor | None], dim: int) -> bool:
+    """Whether channels lie along ``dim`` in all parts, and in some along it alone.
+
+    In others they may lie along positions too, as behind a pixel shuffle that is written by hand.
+    """
+    followed = [varying(p) for p in planes if p is not None and varying(p)]
+    return all(dim in dims for dims in followed) and any(dims == [dim] for dims in followed)
 
 
 def _cat_beside(flow: Flow, tensors: Any, planes: list[Tensor | None], dim: int, out: Tensor) -> Tensor | None:

@@ -49,7 +49,11 @@ def _layer_norm(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: A
             plane = flow.ids.join(plane, own.reshape(*[1] * (args[0].ndim - own.ndim), *own.shape))
     if args[2] is None and over:
         flow.plain_norms[flow.running.name] = core(plane).reshape(-1)  # type: ignore[arg-type]
-    return [plane]
+    if over:
+        return [plane]
+    for dim in inner:  # over positions only: mean and deviation of every channel
+        plane = plane.narrow(dim, 0, 1)  # type: ignore[union-attr]
+    return [plane.expand(t.shape) if t.ndim == plane.ndim else None for t in out]  # type: ignore[union-attr]
 
 
 @rule("native_group_norm")

@@ -23,7 +23,7 @@ def _pointwise(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: An
     return None if joined is None else joined.expand(first.shape)
 
 
-@rule("_softmax", "_log_softmax")
+@rule("_softmax", "_log_softmax", "_safe_softmax")
 def _softmax(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
     plane = flow.planes.of(args[0])
     if plane is None:
@@ -94,6 +94,25 @@ def _ordered(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Any)
         (plane if t.ndim == plane.ndim else plane.select(dim, 0)).expand(t.shape)
         for t in tree_leaves(out) if isinstance(t, Tensor)
     ]  # fmt: skip
+
+
+@rule("gather")
+def _gather(flow: Flow, name: str, func: Any, args: Any, kwargs: Any, out: Tensor) -> Any:
+    """Places along one dimension are taken by indices, as `torch.quantile` does. Other dimensions may be cut short."""
+    plane, dim = flow.planes.of(args[0]), args[1] % max(1, out.ndim)
+    if plane is None:
+        return None
+    others = [d for d in varying(plane) if d != dim]
+    if (dim in varying(plane) and not others) or any(out.shape[d] != plane.shape[d] for d in others):
+        flow.ids.freeze(core(plane), f"{name} runs over its channels")
+        return None
+    plane = flow.ids.only_along(plane, others, f"{name} runs over its channels").narrow(dim, 0, 1)
+    chosen = flow.planes.of(args[2])
+    if chosen is not None:
+        chosen = flow.ids.only_along(chosen, [d for d in varying(chosen) if d != dim], f"{name} runs over its channels")
+        chosen = chosen.narrow(dim, 0, 1)
+    found = flow.ids.combine([(plane, args[0].narrow(dim, 0, 1)), (chosen, args[2].narrow(dim, 0, 1))])
+    return None if found is None else found.expand(out.shape)
 
 
 @rule("glu")
