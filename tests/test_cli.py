@@ -1,5 +1,6 @@
 """A user's mistake is one line that names it and the way out, exit code 2, and nothing is written."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from amc.cli import main
 from amc.config import options
+from amc.errors import Interrupted
 from amc.search import searchers
 
 NOTHING_TO_PRUNE = """
@@ -25,6 +27,18 @@ def complaint(capsys, *arguments: str) -> str:
     assert len(lines) == 1
     assert "Traceback" not in captured.err
     return lines[0]
+
+
+def test_ctrl_c_tells_the_command_that_goes_on_on_the_same_cluster(capsys, monkeypatch) -> None:
+    def stopped(*_: object) -> None:
+        raise Interrupted("amc search --resume here")
+
+    monkeypatch.setattr("amc.pipeline.pipeline.run", stopped)
+    monkeypatch.setattr("amc.batch.cluster.connected", lambda _: contextlib.nullcontext())
+    assert main(["search", "--flops", "0.5", "--ray", "a:1", "--workers", "4"]) == 130
+    assert capsys.readouterr().err.endswith("Go on with: amc search --resume here --ray a:1 --workers 4\n")
+    assert main(["search", "--flops", "0.5"]) == 130
+    assert capsys.readouterr().err.endswith("Go on with: amc search --resume here\n")
 
 
 @pytest.fixture(autouse=True)

@@ -82,7 +82,7 @@ def test_transposed_weights_are_found_by_what_they_hold(tmp_path):
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_layers_of_a_file_are_counted(kind, tmp_path):
-    model = kind(8, 5, 2, bidirectional=True, batch_first=True).eval()
+    model = kind(8, 5, bidirectional=True, batch_first=True).eval()
     example = torch.randn(1, 6, 8)
     export_onnx(model, example, tmp_path / "model.onnx")
     assert count_onnx_macs(tmp_path / "model.onnx", example) == trace(model, example).macs
@@ -96,7 +96,7 @@ def test_an_einsum_of_a_file_is_counted(tmp_path):
 
 
 def write_onnx(path, nodes):
-    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in "xy")
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("input", "y"))
     weights = [numpy_helper.from_array(np.zeros((4, 4), np.float32), "w")]
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [x], [y], weights)), path)
 
@@ -104,12 +104,12 @@ def write_onnx(path, nodes):
 def test_what_cannot_be_counted_in_a_file_is_not_counted_as_0(tmp_path):
     path, make = tmp_path / "model.onnx", onnx.helper.make_node
     z = onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, [1, 4])
-    inside = onnx.helper.make_graph([make("MatMul", ["x", "w"], ["z"])], "inside", [], [z])
+    inside = onnx.helper.make_graph([make("MatMul", ["input", "w"], ["z"])], "inside", [], [z])
     yes = make("Constant", [], ["c"], value=numpy_helper.from_array(np.array(True)))
     write_onnx(path, [yes, make("If", ["c"], ["y"], then_branch=inside, else_branch=inside)])
     with pytest.raises(ExportError, match=r"the MACs of If in the ONNX file cannot be counted"):
         count_onnx_macs(path, torch.ones(1, 4))
-    write_onnx(path, [make("Other", ["x"], ["h"], domain="own"), make("MatMul", ["h", "w"], ["y"])])
+    write_onnx(path, [make("Other", ["input"], ["h"], domain="own"), make("MatMul", ["h", "w"], ["y"])])
     with pytest.raises(ExportError, match=r"the shape of 'h' in model.onnx is not known"):
         count_onnx_macs(path, torch.ones(1, 4))
 

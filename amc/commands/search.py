@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from amc.commands.options import add_options, configuration, given_values, whole
 from amc.commands.progress import progress
 from amc.commands.show import table, terminal
 from amc.config import Config
-from amc.errors import ConfigError
+from amc.errors import ConfigError, Interrupted
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,11 @@ def _search(parsed: argparse.Namespace) -> SearchAnswer:
         raise ConfigError("--resume goes on with a run as it was configured: give no other options with it.")
     config = Config() if parsed.resume else configuration(parsed)
     with progress(parsed) as monitor, _remote(parsed) as remote:
-        result = run(config, parsed.resume, monitor, parsed.trust, remote)
+        try:
+            result = run(config, parsed.resume, monitor, parsed.trust, remote)
+        except Interrupted as stop:
+            cluster = f" --ray {shlex.quote(parsed.ray)} --workers {parsed.workers}" if parsed.ray else ""
+            raise Interrupted(f"{stop}{cluster}") from None
     return SearchAnswer(result.summary, result.folder)
 
 
