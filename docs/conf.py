@@ -37,14 +37,17 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 copybutton_prompt_text = r">>> |\$ "
 copybutton_prompt_is_regexp = True
 
+smartquotes = False  # options begin with two hyphens
 default_role = "py:obj"  # `amc.run` in docstrings is a link where there is such a name, and code elsewhere
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True

@@ -22,10 +22,13 @@ class Result:
     model: nn.Module
     """The pruned, fine-tuned network: an ordinary module, in evaluation mode."""
     policy: Policy
+    """The setting of every site: which channels it keeps."""
     evaluations: tuple[Evaluation, ...]
+    """Every policy that the search evaluated, with its score and its costs."""
     summary: Mapping[str, Any]
     """What result.json holds."""
     folder: Path
+    """Where the run and its bundle lie."""
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the outcome, the final table and the widths."""
