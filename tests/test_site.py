@@ -13,6 +13,7 @@ import amc.testing
 from amc.commands import COMMANDS
 from amc.commands.parser import make_parser
 from amc.config.schema import json_schema
+from benchmarks.picture import ROW, measured
 
 DOCS = Path(__file__).parent.parent / "docs"
 GALLERY = sorted((DOCS / "gallery").glob("plot_*.py"))
@@ -68,3 +69,11 @@ def test_the_gallery_uses_the_public_interface(path):
 def test_the_whole_public_interface_is_in_the_reference():
     pages = "".join((DOCS / "reference" / f"{name}.md").read_text(encoding="utf-8") for name in ("python", "errors"))
     assert [name for name in amc.__all__ if not re.search(rf"\bamc\.{name}\b", pages)] == []
+
+
+def test_the_picture_is_of_the_results():
+    row = measured((DOCS / "results.md").read_text(encoding="utf-8"), ROW)
+    alt = f"{row['accuracy']:.2f} and {row['fine-tuned']:.2f} %, half of the MACs, {row['model.onnx']:.0%} of the file"
+    for page in (DOCS.parent / "README.md", DOCS / "index.md"):
+        assert alt.replace("58%", "58 %") in page.read_text(encoding="utf-8")
+    assert abs(row["MACs"] - 0.5) < 0.01
