@@ -36,6 +36,34 @@ def test_iterative_goes_down_to_the_policy_in_equal_times(places, steps):
     assert all((later <= earlier).all() for earlier, later in pairwise(path))
 
 
+@given(
+    st.sampled_from(["gradual", "layerwise"]), st.tuples(st.integers(0, 3), st.integers(0, 2), st.just(0)),
+    st.integers(1, 9),
+)  # fmt: skip
+def test_every_schedule_goes_down_to_the_policy_in_equal_times(name, places, count):
+    chosen = GRID.choice(places)
+    found = phases(name, {"steps" if name == "gradual" else "sites": count}, GRID, chosen, 6.0)
+    assert found[-1].choice == chosen
+    assert [phase.epochs for phase in found] == pytest.approx([6.0 / len(found)] * len(found))
+    path = [GRID.positions(phase.choice) for phase in found]
+    assert all((later <= earlier).all() and (later < earlier).any() for earlier, later in pairwise(path))
+
+
+def test_gradual_is_the_papers_polynomial():
+    """From setting 40 to setting 8 in four phases: 8 + 32 (1 − t/4)³."""
+    grid = PolicyGrid(numeric_sites("a", [tuple(range(1, 42))]))
+    found = phases("gradual", {"steps": 4}, grid, (9,), 4.0)
+    assert [int(grid.positions(phase.choice)[0]) for phase in found] == [22, 12, 8]  # 21.5, 12, 8.5 and 8
+
+
+def test_layerwise_prunes_one_site_in_a_phase():
+    wanted = [(4, 16, 8), (4, 0, 8)]
+    assert [p.choice for p in phases("layerwise", {}, GRID, (4, 0, 8), 1.0)] == wanted
+    backward = [p.choice for p in phases("layerwise", {"order": "backward"}, GRID, (4, 0, 8), 1.0)]
+    assert backward == [(16, 0, 8), (4, 0, 8)]
+    assert [p.choice for p in phases("layerwise", {}, GRID, GRID.full, 1.0)] == [GRID.full]
+
+
 def test_without_training_there_is_one_phase():
     assert phases("iterative", {}, GRID, (4, 0, 8), 0.0) == [Phase((4, 0, 8), 0.0)]
 

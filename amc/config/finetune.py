@@ -75,7 +75,8 @@ class FinetuneConfig(Settings):
     )
     schedule: str = setting(
         "one-shot",
-        "how the chosen policy is reached: one-shot, iterative (prune and train by turns), or "
+        "how the chosen policy is reached: one-shot, iterative (prune and train by turns), gradual, layerwise, "
+        "before-training, or "
         "path/to/file.py:function (see amc list schedules)",
         "--schedule",
     )

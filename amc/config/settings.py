@@ -143,8 +143,8 @@ class SearchConfig(Settings):
     )
     criterion: str = setting(
         "obs",
-        "how channels are ranked by importance: obs, l1, taylor, fpgm … (see amc list criteria), ranking:FILE of amc "
-        "train --sparsify, or path/to/file.py:function",
+        "how channels are ranked by importance: obs, l1, taylor, fpgm … (see amc list criteria), search (at every site "
+        "the best of several), ranking:FILE of amc train --sparsify, or path/to/file.py:function",
         "--criterion",
     )
     criterion_scope: Literal["site", "local", "global", "flops"] = setting(

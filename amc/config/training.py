@@ -31,9 +31,9 @@ class TrainConfig(Settings):
     sparse_options: dict[str, Any] = setting(
         {}, "a setting of the rule, as in changes=50; may be given several times", "--sparse-option"
     )
-    density: float = setting(0.1, "with --sparse: share of the weights that there are", "--density", gt=0, le=1)
+    density: float = setting(0.1, "share of the weights that there are in sparse training", "--density", gt=0, le=1)
     densities: Literal["erdos-renyi-kernel", "uniform"] = setting(
         "erdos-renyi-kernel",
-        "with --sparse: how dense layers are: erdos-renyi-kernel (small ones denser) or uniform",
+        "how dense layers are in sparse training: erdos-renyi-kernel (small ones denser) or uniform",
         "--densities",
     )

@@ -18,10 +18,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from amc.config import Config
+from amc.errors import ConfigError
+from amc.evaluation.criterion_search import best_orders
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.settings import Dtype, EvaluationSettings, SearchObjective
 from amc.graph.sites import Graph
-from amc.importance import COLLECTORS, Need, criterion_files, load_criterion, rank, score
+from amc.importance import COLLECTORS, SEARCH, Need, compared, criterion_files, is_search, load_criterion, rank, score
 from amc.importance import collect as collect_statistics
 from amc.latency.command import COMMAND
 from amc.operators.policy import fingerprint
@@ -52,6 +54,8 @@ class Memo:
 
     def __init__(self, cache: Cache, task: Task, config: Config) -> None:
         self.cache, self._task, self._config = cache, task, config
+        self.chosen_criteria: dict[str, str] = {}
+        """With ``--criterion search``, which criterion was best at each site; empty where the cache held the orders."""
 
     @cached_property
     def _basis(self) -> dict[str, Any]:
@@ -116,9 +120,26 @@ class Memo:
     def _rank(self, graph: Graph, moments: Mapping[str, Moments]) -> dict[str, Tensor]:
         """Channel orders by names that sort as the sites do."""
         name = self._config.search.criterion
+        own = self._searched_orders if is_search(name) else partial(self._orders_by, name)
+        return {f"{index:04d}": order for index, order in enumerate(own(graph, moments))}
+
+    def _orders_by(self, name: str, graph: Graph, moments: Mapping[str, Moments]) -> list[Tensor]:
         statistics = {need: self._statistics(need, graph) for need in sorted(load_criterion(name).needs)}
-        found = rank(name, graph, self._task.model, moments, statistics, self._config.seed)
-        return {f"{index:04d}": order for index, order in enumerate(found)}
+        return rank(name, graph, self._task.model, moments, statistics, self._config.seed)
+
+    def _searched_orders(self, graph: Graph, moments: Mapping[str, Moments]) -> list[Tensor]:
+        """At every site the order of the best criterion. One of the usual criteria that finds nothing is left out."""
+        search, found = self._config.search, dict[str, list[Tensor]]()
+        for name in compared(search.criterion):
+            try:
+                found[name] = self._orders_by(name, graph, moments)
+            except ConfigError:
+                if search.criterion != SEARCH:
+                    raise
+        orders = list(found.values())
+        best = best_orders(self._task, graph, moments, orders, search.objective, search.least_share)
+        self.chosen_criteria = {site.name: list(found)[own] for site, own in zip(graph.sites, best, strict=True)}
+        return [orders[own][site] for site, own in enumerate(best)]
 
     def channel_scores(self, graph: Graph, moments: Mapping[str, Moments]) -> list[Tensor]:
         """See `amc.importance.score`."""
@@ -207,6 +228,9 @@ class Memo:
     def _ordered(self) -> dict[str, Any]:
         name = self._config.search.criterion
         found = {**self._calibrated(), "criterion": [name, criterion_files(name)]}
+        if is_search(name):
+            search = self._config.search
+            return {**found, "task": self._objective_identity, "compared": [search.objective, search.least_share]}
         uses_loss = load_criterion(name).needs & {Need.GRADIENTS, Need.CURVATURE}
         return {**found, "task": self._objective_identity} if uses_loss else found
 

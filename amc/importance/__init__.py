@@ -7,11 +7,14 @@ from amc.importance.ranking import check_scores, rank, score, view
 from amc.importance.registry import CRITERIA, criteria, criterion_files, load_criterion
 from amc.importance.saved import write_ranking
 from amc.importance.scope import ScopedPolicy, select
+from amc.importance.searched import COMPARED, SEARCH, compared, is_search
 from amc.importance.statistics import Statistics
 
 __all__ = [
     "COLLECTORS",
+    "COMPARED",
     "CRITERIA",
+    "SEARCH",
     "Activations",
     "Criterion",
     "Lacking",
@@ -25,9 +28,11 @@ __all__ = [
     "Statistics",
     "check_scores",
     "collect",
+    "compared",
     "criteria",
     "criterion_files",
     "descending",
+    "is_search",
     "load_criterion",
     "rank",
     "required",

@@ -12,6 +12,7 @@ from amc.importance import activations, attention, chance, damage, fpgm, magnitu
 from amc.importance.criterion import Criterion, Need
 from amc.importance.group import SiteView
 from amc.importance.saved import PREFIX, ranking_digest, saved_criterion
+from amc.importance.searched import SEARCH, compared, is_search, searched_criterion
 from amc.runtime.plugins import file_digests
 from amc.runtime.registry import Entry, Registry
 
@@ -36,8 +37,14 @@ CRITERIA: dict[str, Criterion] = {criterion.name: criterion for criterion in _TA
 _REGISTRY: Registry[Criterion] = Registry(
     "criterion",
     "amc.criteria",
-    [Entry(c.name, c.summary, reference=c.reference, loader=partial(CRITERIA.__getitem__, c.name)) for c in _TABLE],
-    ["ranking:FILE"],
+    [
+        *[
+            Entry(c.name, c.summary, reference=c.reference, loader=partial(CRITERIA.__getitem__, c.name))
+            for c in _TABLE
+        ],
+        Entry(SEARCH, "at every site the criterion with the least estimated error (search:obs,l1: of these)"),
+    ],
+    ["ranking:FILE", "search:NAME,NAME"],
 )
 
 
@@ -51,7 +58,7 @@ def criteria() -> dict[str, Entry[Criterion]]:
 
 
 def load_criterion(name: str) -> Criterion:
-    """A criterion by name, ``ranking:FILE``, or what ``file.py:object`` names: a `Criterion`, or a function.
+    """A criterion by name, ``ranking:FILE``, ``search``, or what ``file.py:object`` names: it, or a function.
 
     A function takes a `SiteView`, with readers and their moments, and gives the site's channels, the most important
     first. Raises ConfigError.
@@ -61,6 +68,8 @@ def load_criterion(name: str) -> Criterion:
     """
     if name.startswith(PREFIX):
         return saved_criterion(name)
+    if is_search(name):
+        return searched_criterion(name, load_criterion)
     found: object = _REGISTRY.load(name)
     if isinstance(found, Criterion):
         return found
@@ -70,4 +79,6 @@ def load_criterion(name: str) -> Criterion:
 
 def criterion_files(name: str) -> dict[str, str]:
     """SHA-256 of the files that a criterion is made of: what one version of them ranks is not the other's."""
+    if is_search(name):
+        return {key: value for part in compared(name) for key, value in criterion_files(part).items()}
     return {**file_digests([name]), **ranking_digest(name)}

@@ -13,11 +13,12 @@ from torch import nn
 from amc.config import Config, DataConfig, from_run, unless_auto
 from amc.errors import AmcError, BundleError, ConfigError, Interrupted, first_line
 from amc.evaluation.reward import load_reward
-from amc.importance import Need, check_scores, load_criterion
+from amc.importance import Need, load_criterion
 from amc.latency import is_profile, load_latency_model
 from amc.latency.instruments import Instruments
 from amc.operators.policy import Policy
 from amc.pipeline.backends import RemoteBackend
+from amc.pipeline.combinations import check_combination
 from amc.pipeline.delivery import Delivery
 from amc.pipeline.findings import findings
 from amc.pipeline.measuring import Measuring
@@ -40,7 +41,6 @@ from amc.runtime.tracking import check_log, tracked
 from amc.search import check_searcher, keeps_study, searchers
 from amc.space.budget import UNITS, Budget
 from amc.task import Task, load_data, load_model, load_objective, make_task, nested
-from amc.train import check_schedule, recovery_settings
 
 
 def run(
@@ -83,8 +83,7 @@ def check(config: Config) -> None:
     """Raise AmcError for what can be seen to be wrong before anything is loaded."""
     Budget.from_config(config.budget).limits(dict.fromkeys(UNITS, 1e12))
     check_searcher(config.search.searcher, config.search.searcher_options)
-    check_schedule(config.finetune.schedule, config.finetune.schedule_options)
-    recovery_settings(config.finetune.recover, config.finetune.recover_options)
+    check_combination(config)
     check_operators(config)
     if config.search.storage and not keeps_study(config.search.searcher):
         able = ", ".join(filter(keeps_study, searchers()))
@@ -109,9 +108,6 @@ def check(config: Config) -> None:
         load_latency_model(named)
     if config.search.latency_aware:
         check_latency_aware(config)
-    criterion = load_criterion(config.search.criterion)
-    if config.search.criterion_scope in ("global", "flops"):
-        check_scores(criterion)
     load_reward(config.search.reward)
     load_objective(config.objective)
     if config.data.inputs is not None:

@@ -26,7 +26,17 @@ from amc.runtime.locks import MeasurementLock
 from amc.runtime.monitor import Monitor
 from amc.space.sites import Choice, PolicyGrid
 from amc.task import Task
-from amc.train import NO_TRAINING, Phase, Plan, asked_precision, fastest_precision, make_plan, phases, training_task
+from amc.train import (
+    BEFORE_TRAINING,
+    NO_TRAINING,
+    Phase,
+    Plan,
+    asked_precision,
+    fastest_precision,
+    make_plan,
+    phases,
+    training_task,
+)
 
 
 def _digest(values: Mapping[str, Any]) -> str:
@@ -162,6 +172,8 @@ class Record:
         precision = asked_precision(self.config.finetune)
         if precision is None:
             precision = self.once("precision", lambda: fastest_precision(model, task, plan, task.model))
+        if self.config.finetune.schedule == BEFORE_TRAINING:  # the original has learned nothing that it could teach
+            plan = replace(plan, distillation=0.0)
         return replace(plan, precision=precision)
 
     def seconds(self) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -45,6 +46,7 @@ from amc.space.sites import Choice
 from amc.task import check_training, evaluate
 from amc.task.metrics import CLASSIFICATION
 from amc.task.splits import sample
+from amc.train import BEFORE_TRAINING
 
 FEW = 512
 """Samples by which an untrained network is recognised."""
@@ -74,7 +76,8 @@ class Stages:
         why = unprovable(graph.trace) if record.config.budget.flops is not None else None
         if why is not None:
             record.monitor.say(f"{why}.")
-        if not isinstance(record.monitor, Silent) and record.journal.last("evaluation") is None:
+        expected = record.config.finetune.schedule == BEFORE_TRAINING
+        if not expected and not isinstance(record.monitor, Silent) and record.journal.last("evaluation") is None:
             self._warn_of_chance()
         return graph
 
@@ -115,8 +118,14 @@ class Stages:
     def calibrate(self, graph: Graph, space: Space, settings: EvaluationSettings | None = None) -> Evaluator:
         """Moments and channel orders, and an evaluator by them; ``settings`` are this run's where not given."""
         record = self.record
+        early = None  # a criterion that finds nothing says so before moments are collected
+        if Need.MOMENTS not in load_criterion(record.config.search.criterion).needs:
+            early = record.memo.orders(graph, {})
         moments = record.memo.moments(graph, self.memory, record.folder, record.step)
-        orders = record.memo.orders(graph, moments)
+        orders = record.memo.orders(graph, moments) if early is None else early
+        if record.memo.chosen_criteria:
+            best = Counter(record.memo.chosen_criteria.values()).most_common()
+            record.monitor.say(f"criteria: {', '.join(f'{name} at {sites} sites' for name, sites in best)}.")
         given = settings or settings_of(record.config)
         evaluator = Evaluator(record.task, graph, orders, moments, given, self.memory, space.sites,
                               used_operators(record.config))  # fmt: skip
@@ -215,9 +224,10 @@ def site_features(graph: Graph, names: Sequence[str]) -> list[SiteFeatures]:
 def settings_of(config: Config) -> EvaluationSettings:
     """What a configuration says of evaluations; ``auto`` is decided later, by a trial evaluator."""
     search = config.search
-    sequential = search.sequential_reconstruction if search.reconstruct else "off"
+    re_solved = search.reconstruct and config.finetune.schedule != BEFORE_TRAINING  # which keeps the first weights
+    sequential = search.sequential_reconstruction if re_solved else "off"
     reconstruction = Reconstruction(
-        search.reconstruct,
+        re_solved,
         FAST if sequential == "search" else None,
         None if sequential == "off" else FULL,
         config.seed,

@@ -17,7 +17,7 @@ from amc.train.recovery import (
     recovery_settings,
     try_recovery,
 )
-from amc.train.schedule import Phase, check_schedule, phases, schedules
+from amc.train.schedule import BEFORE_TRAINING, Phase, check_schedule, phases, schedules
 from amc.train.sparse import SparseRule, SparseTraining, sparse_rule, sparse_rules
 from amc.train.sparse_norms import SparseNorms
 from amc.train.sparsify import DenseNetwork, Preparation, Sparsifier, preparation_settings, preparations, prepared
@@ -25,6 +25,7 @@ from amc.train.statistics import RecomputedStatistics
 from amc.train.trainer import Trainer, fastest_precision, step_seconds, train
 
 __all__ = [
+    "BEFORE_TRAINING",
     "NO_TRAINING",
     "BestWeights",
     "Constant",

@@ -5,10 +5,10 @@ A new schedule is a function beside these, and a line in the table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from amc.errors import ConfigError, first_line
 from amc.runtime.plugins import is_plugin
 from amc.runtime.registry import Entry, FunctionEntry, Registry, about, options
 from amc.space.sites import Choice, PolicyGrid
+
+BEFORE_TRAINING = "before-training"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,65 @@ def iterative(
     """
     first, last = grid.positions(grid.full), grid.positions(chosen)
     turns = [np.rint(first + (last - first) * turn / steps).astype(np.int64) for turn in range(1, steps + 1)]
-    distinct = list(dict.fromkeys(grid.choice(places) for places in turns))
+    return _equal_phases([grid.choice(places) for places in turns], epochs)
+
+
+def gradual(
+    grid: PolicyGrid,
+    chosen: Choice,
+    epochs: float,
+    *,
+    steps: Annotated[int, about("times that the network is pruned and trained", ge=1, le=100)] = 6,
+    power: Annotated[float, about("exponent; the higher, the more goes in the first phases", gt=0, le=10)] = 3.0,
+) -> list[Phase]:
+    """Prune much at first, then ever less (Zhu & Gupta 2017, arXiv:1710.01878, equation 1).
+
+    s_t = s_f + (s_i − s_f) (1 − t / n)³ along every site's settings, t from 1 to n. Every phase has an equal share of
+    the epochs. Deviations: whole channels go, in the order that the criterion gave once; the paper prunes every 100
+    steps of one training, here every phase has a learning-rate cycle of its own.
+
+    >>> from amc.space.sites import PolicyGrid, numeric_sites
+    >>> [phase.choice for phase in gradual(PolicyGrid(numeric_sites("a", [range(1, 30)])), (2,), 3.0, steps=3)]
+    [(10,), (3,), (2,)]
+    """
+    first, last = grid.positions(grid.full), grid.positions(chosen)
+    left = [(1 - turn / steps) ** power for turn in range(1, steps + 1)]
+    return _equal_phases(
+        [grid.choice(np.rint(last + (first - last) * share).astype(np.int64)) for share in left], epochs
+    )
+
+
+def layerwise(
+    grid: PolicyGrid,
+    chosen: Choice,
+    epochs: float,
+    *,
+    sites: Annotated[int, about("sites that are pruned in a phase", ge=1, le=10_000)] = 1,
+    order: Annotated[Literal["forward", "backward"], about("which come first: forward or backward")] = "forward",
+) -> list[Phase]:
+    """One channel group after the other, with training between (Luo et al. 2017, ThiNet, arXiv:1707.06342).
+
+    Sites that lose nothing have no phase; all others have equal shares of the epochs, and a learning-rate cycle each.
+
+    >>> from amc.space.sites import PolicyGrid, numeric_sites
+    >>> grid = PolicyGrid(numeric_sites("ab", [(4, 8), (8, 16)]))
+    >>> [phase.choice for phase in layerwise(grid, (4, 8), 2.0)]
+    [(4, 16), (4, 8)]
+    """
+    full = grid.full
+    losing = [site for site in range(len(full)) if chosen[site] != full[site]]
+    if order == "backward":
+        losing.reverse()
+    path, pruned = [], set[int]()
+    for start in range(0, len(losing), sites):
+        pruned.update(losing[start : start + sites])
+        path.append(tuple(chosen[site] if site in pruned else full[site] for site in range(len(full))))
+    return _equal_phases(path or [tuple(chosen)], epochs)
+
+
+def _equal_phases(path: Sequence[Choice], epochs: float) -> list[Phase]:
+    """Phases of equal length, without those that prune nothing."""
+    distinct = list(dict.fromkeys(path))
     return [Phase(choice, epochs / len(distinct)) for choice in distinct]
 
 
@@ -69,6 +129,12 @@ SCHEDULES: Registry[Schedule] = Registry("schedule", "amc.schedules", (
     FunctionEntry("one-shot", "prune at once, then train", "amc.train.schedule:one_shot"),
     FunctionEntry("iterative", "prune and train by turns", "amc.train.schedule:iterative",
                   "Han et al. 2015, arXiv:1506.02626"),
+    FunctionEntry("gradual", "prune much at first, then ever less, with training between",
+                  "amc.train.schedule:gradual", "Zhu & Gupta 2017, arXiv:1710.01878"),
+    FunctionEntry("layerwise", "prune one channel group after the other, with training between",
+                  "amc.train.schedule:layerwise", "Luo et al. 2017, ThiNet, arXiv:1707.06342"),
+    FunctionEntry(BEFORE_TRAINING, "prune a network that has not been trained, then train it",
+                  "amc.train.schedule:one_shot", "Lee et al. 2018, SNIP, arXiv:1810.02340"),
 ))  # fmt: skip
 
 
