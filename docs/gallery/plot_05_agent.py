@@ -34,6 +34,8 @@ plt.imshow(env.render())
 plt.axis("off")
 plt.show()
 
+# sphinx_gallery_thumbnail_number = 2
+
 # %%
 # The agent itself is the searcher ``amc``. The first quarter of its episodes is random; after that, its noise decays. A
 # policy that was evaluated before costs nothing and is not listed again.
