@@ -73,9 +73,9 @@ def configuration() -> str:
     ]  # fmt: skip
     sections = {key: found for key, value in schema["properties"].items() if (found := section(schema, value))}
     loose = {key: value for key, value in schema["properties"].items() if key not in sections}
-    lines += ["## Top level", "", *table(loose)]
     for key, found in sections.items():
         lines += [f"## `{key}`", "", plain(found.get("description", "")), "", *table(found["properties"])]
+    lines += ["## Top level", "", *table(loose)]
     return "\n".join(lines)
 
 
@@ -88,17 +88,22 @@ def table(properties: Mapping[str, Any]) -> Iterator[str]:
     yield from ("| key | type | default | meaning |", "|---|---|---|---|")
     for key, value in properties.items():
         default = value.get("default")
-        shown = "" if default is None or default in ({}, []) else f"`{json.dumps(default)}`"
+        shown = "" if default is None or default in ({}, []) else f"`{word(default)}`"
         yield f"| `{key}` | {plain(kind(value))} | {shown} | {plain(value.get('description', ''))} |"
     yield ""
+
+
+def word(value: Any) -> str:
+    """A value as YAML has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def kind(value: Mapping[str, Any]) -> str:
     """The type of a value, in words."""
     if "const" in value:
-        return json.dumps(value["const"])
+        return word(value["const"])
     if "enum" in value:
-        return ", ".join(map(json.dumps, value["enum"]))
+        return ", ".join(map(word, value["enum"]))
     if "anyOf" in value:
         return " or ".join(dict.fromkeys(kind(part) for part in value["anyOf"] if part.get("type") != "null"))
     words = {
