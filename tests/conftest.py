@@ -1,5 +1,12 @@
 """What all tests share: one thread, and property tests that do the same on every machine."""
 
+import functools
+import os
+
+# Before torch is imported, and for every process that a test starts. Two tests run at once on two cores: with two
+# threads each, they would spend most of their time waiting for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 from hypothesis import settings
@@ -81,6 +88,41 @@ def _own_cache(tmp_path_factory):
         patch.setenv("AMC_KEY", str(tmp_path_factory.mktemp("key") / "key"))
         patch.setenv("AMC_MEASURE_SECONDS", "0.2")
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fast_exports():
+    """Exports to ONNX are most of a small run's time: do once what is the same in many tests.
+
+    The exporter would build its table of translations anew for every network, and many runs begin with the same one.
+    """
+    from torch.onnx._internal.exporter import _registration
+
+    from amc.pipeline import original
+
+    with pytest.MonkeyPatch.context() as patch:
+        registry = _registration.ONNXRegistry
+        patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
+        patch.setattr(original, "export_onnx", remembered(original.export_onnx))
+        yield
+
+
+def remembered(export):
+    """``export``, done once for each original of amc's own architectures: those are their parameters and buffers."""
+    from amc.evaluation.memo import digest
+
+    files = {}
+
+    def write(model, example, path):
+        if type(model).__module__ != "amc.task.models":
+            return export(model, example, path)
+        key = str(model), digest(dict(model.state_dict())), digest(example)
+        if key not in files:
+            export(model, example, path)
+            files[key] = path.read_bytes()
+        path.write_bytes(files[key])
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -43,13 +43,16 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def cluster():
+    """A head without CPUs and two nodes. Their processes run at the usual priority, beside the other tests."""
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    found.phone = found.add_node(num_cpus=1, resources={"phone": 1})
-    found.other = found.add_node(num_cpus=1, resources={"phone": 1})
-    yield found
-    found.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        found.phone = found.add_node(num_cpus=1, resources={"phone": 1})
+        found.other = found.add_node(num_cpus=1, resources={"phone": 1})
+        yield found
+        found.shutdown()
 
 
 class Watcher(Observer):
