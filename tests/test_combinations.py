@@ -115,7 +115,7 @@ def test_what_cannot_be_had_is_told_with_the_way_out(choices, told):
 
 @pytest.mark.parametrize(
     ("schedule", "options", "weights"),
-    [("gradual", {"steps": 2}, None), ("layerwise", {}, None), ("before-training", {}, "random")],
+    [("gradual", {"steps": 2, "power": 1.0}, None), ("layerwise", {}, None), ("before-training", {}, "random")],
 )
 def test_every_schedule_resumes_at_every_point(task, tmp_path, monkeypatch, schedule, options, weights):
     own = config(schedule=schedule, schedule_options=options, weights=weights,

@@ -7,7 +7,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from amc.cli import main
+from amc.cli import COMMANDS, main
+from amc.commands.parser import make_parser
 from amc.latency import Predictor, load_latency_model
 from amc.testing import check_recovery, example_problem
 
@@ -40,6 +41,23 @@ def test_the_recovery_of_extending(tmp_path, monkeypatch):
     finetune = json.loads(Path("slow/result.json").read_text())["config"]["finetune"]
     assert (finetune["recover"], finetune["recover_options"]) == ("my_recovery.py:slowly", {"lr": 0.002})
     check_recovery("my_recovery.py:slowly", {"lr": 0.002})
+
+
+def test_the_preparation_of_extending(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / "extending.md").read_text().partition("## A preparation")[2].partition("\n## ")[0]
+    (code,), (command,) = blocks(text, "python"), blocks(text, "sh")
+    Path("my_preparation.py").write_text(code)
+    assert main([*shlex.split(command)[1:], "--search-images", "50"]) == 0
+    assert Path("mine.ranking.safetensors").exists()
+
+
+def test_the_commands_of_sparsity_are_understood(capsys):
+    """They are not run: every part of them is, in tests of its own."""
+    for block in blocks((DOCS / "sparsity.md").read_text(), "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line)[1:]
+            make_parser(COMMANDS)[0].parse_args(words)
 
 
 def test_the_latency_models_of_extending(tmp_path, monkeypatch, capsys):
