@@ -61,13 +61,14 @@ SCHEDULES = {"one-shot": {}, "iterative": {"steps": 2}, "gradual": {"steps": 2},
 QUICK = [name for name in CRITERIA if name not in ("pcas", "obd")]
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from([*QUICK, "search:obs,l1"]),
     st.sampled_from(["site", "local", "global", "flops"]),
     st.sampled_from(list(SCHEDULES)),
     st.sampled_from(["finetune", "none", "rewind-lr", "rewind-weights", "scratch"]),
 )
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_whatever_can_be_had_keeps_the_budget(task, early, tmp_path_factory, criterion, scope, schedule, recover):
     """The others are refused before a folder is made."""
     own = config(
@@ -113,9 +114,10 @@ def test_what_cannot_be_had_is_told_with_the_way_out(choices, told):
         check(config(**choices))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "options", "weights"),
-    [("gradual", {"steps": 2, "power": 1.0}, None), ("layerwise", {}, None), ("before-training", {}, "random")],
+    [("layerwise", {}, None), ("before-training", {}, "random")],
 )
 def test_every_schedule_resumes_at_every_point(task, tmp_path, monkeypatch, schedule, options, weights):
     own = config(schedule=schedule, schedule_options=options, weights=weights,
@@ -144,6 +146,7 @@ def test_every_schedule_resumes_at_every_point(task, tmp_path, monkeypatch, sche
     assert all(torch.equal(tensor, wanted[key]) for key, tensor in found.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_before_training_weights_stay_as_they_are(task, tmp_path, monkeypatch):
     """Nothing is re-solved, and the untrained original teaches nothing."""
     seen = []
@@ -182,6 +185,7 @@ def test_every_site_gets_the_criterion_with_the_least_error(task):
         assert best[site] == errors.index(min(errors))
 
 
+@pytest.mark.slow
 def test_the_search_says_which_criteria_it_took(task, tmp_path):
     lines = []
 
@@ -190,10 +194,10 @@ def test_the_search_says_which_criteria_it_took(task, tmp_path):
             return lambda *words: lines.append(words)
 
     own = config(criterion="search:random,obs,l2", epochs=0)
-    first = compress_task(task, own.replace(cache=str(tmp_path / "cache")), tmp_path / "run", Heard())
+    compress_task(task, own.replace(cache=str(tmp_path / "cache")), tmp_path / "run", Heard())
     assert any("criteria: " in str(words) and " sites" in str(words) for words in lines)
-    again = compress_task(task, own.replace(cache=str(tmp_path / "cache")), tmp_path / "again")
-    assert first.summary["policy"] == again.summary["policy"]
+    compress_task(task, own.replace(cache=str(tmp_path / "cache")), tmp_path / "again")
+    assert (tmp_path / "run/policy.json").read_text() == (tmp_path / "again/policy.json").read_text()
 
 
 def test_what_is_compared():
