@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from benchmarks import bench, evaluation, pays, proxy, search
+from benchmarks import bench, evaluation, literature, pays, proxy, search
 
 
 @pytest.fixture(autouse=True)
 def results(tmp_path, monkeypatch):
-    for module in (bench, evaluation, proxy, search):
+    for module in (bench, evaluation, literature, proxy, search):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     return tmp_path
 
@@ -36,6 +36,29 @@ def test_searchers_and_torch_pruning_side_by_side(results, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert "| random | 1 |" in told
     assert "The original's accuracy on the test split is" in told
+
+
+@pytest.mark.slow
+def test_the_literature_in_miniature(results, monkeypatch, capsys):
+    monkeypatch.setattr(literature, "DENSITIES", (0.1,))
+    words = ["--parts", "sparse", "schedules", "--seeds", "1", "--epochs", "0.1"]
+    call(literature, monkeypatch, *words)
+    path = results / "literature-resnet8.jsonl"
+    before = path.read_bytes()
+    call(literature, monkeypatch, *words)
+    assert path.read_bytes() == before, "what is there is not done again"
+    with bench.Records(path) as records:
+        rows = records.all()
+    assert all(0.05 < r["density"] <= 0.101 for r in rows if r["piece"].startswith("sparse"))
+    call(literature, monkeypatch, "--report")
+    told = capsys.readouterr().out
+    assert "| magnitude, 0.1 | 1 |" in told
+    assert "| one-shot, rewind-lr, 0.2 | 1 |" in told
+
+
+def test_the_literatures_tables():
+    rows = [{"piece": f"sparse rigl 0.1 {seed}", "accuracy": 0.9 + seed / 100, "density": 0.1} for seed in (0, 2)]
+    assert literature.report(rows) == "| rule, density | n | accuracy |\n|---|---|---|\n| rigl, 0.1 | 2 | 91.0 ± 1.4 |"
 
 
 def test_every_proxy_has_a_correlation(results, monkeypatch, capsys):
