@@ -88,6 +88,21 @@ def test_the_record_is_that_of_the_splits() -> None:
     assert splits.provenance == {"seed": 7, **expected}
 
 
+def test_fewer_images_to_train_on() -> None:
+    """They are drawn from those that would be trained on; the other splits stay as they are."""
+    whole, fewer = load_data(DataConfig()), load_data(DataConfig(train=100))
+    assert (len(fewer.train), fewer.provenance["train"]["count"]) == (100, 100)
+    assert fewer.provenance["train"]["of"] == len(whole.train)
+    everything = torch.arange(len(whole.train))
+    images = {image.numpy().tobytes() for image in whole.train.fetch(everything)[0]}
+    drawn = [image.numpy().tobytes() for image in fewer.train.fetch(torch.arange(100))[0]]
+    assert set(drawn) <= images
+    assert len(set(drawn)) > 95  # two of the images are equal in places
+    for name in ("calibration", "search", "test"):
+        assert fewer.provenance[name] == whole.provenance[name]
+    assert load_data(DataConfig(train=10**6)).summary() == whole.summary()
+
+
 def test_digits_are_about_normalised() -> None:
     images = digits().train.fetch(torch.arange(699))[0]
     assert abs(float(images.mean())) < 0.02

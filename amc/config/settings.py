@@ -67,6 +67,9 @@ class DataConfig(Settings):
         4096, "images set aside from training for calibration", "--calibration-images", ge=2, le=1 << 40
     )
     search: int = setting(5000, "most images of the search split", "--search-images", ge=1, le=1 << 40)
+    train: int | None = setting(
+        None, "most images to train on, drawn by the split seed [all that are left]", "--train-images", ge=2, le=1 << 40
+    )
     seed: int = setting(0, "seed of the splits", "--split-seed", ge=0, le=2**63 - 1)
 
     @property

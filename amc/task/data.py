@@ -28,6 +28,11 @@ from amc.task.splits import Augmentation, Splits, from_arrays, split_members
 
 def load_data(config: DataConfig, channels: int | None = None) -> Splits:
     """Load the configured splits. ``channels`` (1 or 3) converts the images of folders."""
+    splits = _load(config, channels)
+    return splits if config.train is None else splits.with_fewer_to_train_on(config.train, config.seed)
+
+
+def _load(config: DataConfig, channels: int | None) -> Splits:
     if config.inputs is not None:
         return load_inputs(config, channels)
     name, seed = config.name, config.seed

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -158,6 +158,14 @@ class Splits:
     """Notes about the data for the user."""
     labelled: bool = True
     """Whether samples have targets. Without, `amc.task.make_task` takes the original's outputs for targets."""
+
+    def with_fewer_to_train_on(self, most: int, seed: int) -> Splits:
+        """A copy that trains on at most ``most`` random samples of its own."""
+        if most >= len(self.train):
+            return self
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))[:most]
+        limited = {"count": most, "of": len(self.train), "digest": digest(order)}
+        return replace(self, train=Shuffled(self.train, order), provenance={**self.provenance, "train": limited})
 
     def summary(self) -> str:
         """The sizes of all splits, as text."""
