@@ -97,8 +97,11 @@ def test_an_einsum_of_a_file_is_counted(tmp_path):
 
 def write_onnx(path, nodes):
     x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("input", "y"))
+    versions = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("own", 1)]
     weights = [numpy_helper.from_array(np.zeros((4, 4), np.float32), "w")]
-    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [x], [y], weights)), path)
+    onnx.save(
+        onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [x], [y], weights), opset_imports=versions), path
+    )
 
 
 def test_what_cannot_be_counted_in_a_file_is_not_counted_as_0(tmp_path):

@@ -304,3 +304,13 @@ def test_a_tensor_of_an_odd_kind_is_named(told: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=f"'weight'.*{told}") as caught:
         load_weights(nn.Linear(3, 3), str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_to_its_end_leaves_nothing_for_the_next(tmp_path: Path) -> None:
+    """torch would check the first file's sparse tensor when it loads the second, with memory that is another's then."""
+    torch.save({"a": torch.eye(4).to_sparse(), "b": nn.Linear(2, 2)}, tmp_path / "bad.pt")
+    torch.save({"w": torch.ones(2)}, tmp_path / "good.pt")
+    with pytest.raises(ModelError, match="holds more than tensors"):
+        read_state_dict(str(tmp_path / "bad.pt"))
+    assert torch._utils._sparse_tensors_to_validate == []
+    assert torch.equal(read_state_dict(str(tmp_path / "good.pt"))["w"], torch.ones(2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,18 @@ def check_archive(path: Path, own: bool = False) -> None:
         return
     if inside > _GROWTH * size + _SLACK:
         raise ValueError(f"it has {size / MIB:.1f} MiB and would unpack to {inside / MIB:,.0f} MiB")
+
+
+def load_archive(path: Path | str) -> Any:
+    """What a file of torch holds, loaded without pickled code. Raises whatever torch raises for a damaged file.
+
+    torch checks the sparse tensors of a file at the end, and those of a file that it could not read to its end in the
+    next call, where their memory is no longer theirs: they are forgotten here.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    finally:
+        getattr(torch._utils, "_sparse_tensors_to_validate", []).clear()
 
 
 def check_plain(name: str, tensor: Tensor, size: int) -> None:

@@ -17,13 +17,12 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amc.errors import ConfigError, ModelError, did_you_mean, first_line
-from amc.runtime.archives import check_archive, check_plain
+from amc.runtime.archives import check_archive, check_plain, load_archive
 from amc.runtime.plugins import is_plugin, made_by_plugin
 
 EMBEDDED = Path(__file__).parent / "resnet8-digits.safetensors"
@@ -283,7 +282,7 @@ def read_state_dict(path: str, own: bool = False) -> dict[str, Tensor]:
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                state = torch.load(path, map_location="cpu", weights_only=True)
+                state = load_archive(path)
     except Exception as error:
         system = error.strerror if isinstance(error, OSError) else None
         reason = (system or first_line(error))[:200]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import BundleError, is_out_of_memory
-from amc.runtime.archives import check_archive, check_plain
+from amc.runtime.archives import check_archive, check_plain, load_archive
 from amc.runtime.files import replacing
 from amc.train.hooks import Hook
 from amc.train.plan import Plan
@@ -109,7 +109,7 @@ def _read(path: Path) -> dict[str, Any]:
     """A checkpoint, loaded safely. Raises BundleError."""
     try:
         check_archive(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_archive(path)
         if not isinstance(state, dict) or not {"step", "plan", "precision", "model", "optimizer"} <= state.keys():
             raise ValueError("not a checkpoint")
         if type(state["step"]) is not int or state["step"] < 0:

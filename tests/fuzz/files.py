@@ -6,6 +6,7 @@ that it leaves its folder as it was.
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -145,9 +146,14 @@ def changed(rng: random.Random, value: Any) -> Any:
         if change == 0:
             return {k: v for k, v in value.items() if k != key}
         if change == 1:
-            return {**value, rng.choice(("x", "[/x]", "\x1b[0m", "")): rng.choice(VALUES)}
+            return {**value, rng.choice(("x", "[/x]", "\x1b[0m", "")): any_value(rng)}
         return {**value, key: changed(rng, value[key])}
     if isinstance(value, list) and value and rng.random() < 0.7:
         at = rng.randrange(len(value))
         return [*value[:at], changed(rng, value[at]), *value[at + 1 :]]
-    return rng.choice(VALUES)
+    return any_value(rng)
+
+
+def any_value(rng: random.Random) -> Any:
+    """A value of no sense, the caller's own: what one case writes into it no other one sees."""
+    return copy.deepcopy(rng.choice(VALUES))

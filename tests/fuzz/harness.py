@@ -93,7 +93,7 @@ class _Worker:
                     found.append(Finding(kind, case, told))
         except EOFError:
             self._child.join()
-            if self._at < len(self._cases):
+            if self._at < len(self._cases) and self._child.exitcode:
                 kind, case = self._cases[self._at]
                 found.append(Finding(kind, case, f"the process ended with {self._child.exitcode}"))
                 self._at += 1

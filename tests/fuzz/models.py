@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.fuzz.files import BUNDLE, VALUES, damaged_bytes, readers
+from tests.fuzz.files import BUNDLE, any_value, damaged_bytes, readers
 from tests.fuzz.harness import Accepted
 
 sys.path.insert(0, str(BUNDLE.parent.parent))
@@ -139,7 +139,7 @@ def checkpoint(rng: random.Random, folder: Path) -> None:
         while isinstance(place.get(key), dict) and place[key] and rng.random() < 0.8:
             place, key = place[key], rng.choice(list(place[key]))
         value = place.get(key)
-        place[key] = _changed_tensor(rng, value) if isinstance(value, Tensor) else rng.choice(VALUES)
+        place[key] = _changed_tensor(rng, value) if isinstance(value, Tensor) else any_value(rng)
     _saved(rng, state, path)
     checkpoint_precision(path)
     steps = restore(path, model, optimizer, plan, [])
@@ -182,7 +182,7 @@ def _odd(rng: random.Random, state: dict[str, Any]) -> Any:
         elif change == 1:
             state[rng.choice(("x", "", "\x1b[31m", "a\0b", 3, None, ("a",)))] = state.pop(name)
         elif change == 2:
-            state[name] = rng.choice(VALUES)
+            state[name] = any_value(rng)
         else:
             state[name] = _changed_tensor(rng, state[name])
         if not state:
@@ -197,8 +197,13 @@ def _odd(rng: random.Random, state: dict[str, Any]) -> Any:
     return state
 
 
+_MOST_CHANGED = 1 << 20
+
+
 def _changed_tensor(rng: random.Random, value: Any) -> Any:
     if not isinstance(value, Tensor) or not value.ndim or not value.numel() or not value.is_floating_point():
+        return value
+    if value.numel() > _MOST_CHANGED:  # would take gigabytes here, before amc sees it
         return value
     try:
         return rng.choice(ODD)(value.detach())
