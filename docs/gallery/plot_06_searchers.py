@@ -36,13 +36,12 @@ for name, losses in best.items():
     axes.plot(np.arange(1, len(losses) + 1), losses, drawstyle="steps-post", label=name)
 axes.set_xlabel("distinct policies evaluated")
 axes.set_ylabel("best squared distance of logits so far")
-axes.set_yscale("log")
 axes.legend(frameon=False, ncols=2)
 plt.show()
 
 # %%
 # One seed on a tiny network says little. :doc:`/benchmarks/search` has the comparison on ResNet-20 and ResNet-56 with
-# several seeds. The searchers that know each site's estimated error (``hybrid``, ``spdy``) start where the others end.
+# several seeds. The searchers that know each site's estimated error (``hybrid``, ``spdy``) start near where the others end.
 
 for name, losses in sorted(best.items(), key=lambda item: item[1][-1]):
     print(f"{name:10} {losses[-1]:.4f}")

@@ -15,7 +15,7 @@ import amc
 from amc.search import load_searcher
 
 SHARES = [0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
-allocate = load_searcher("uniform")
+uniform = load_searcher("uniform")
 
 
 def accuracies(criterion, reconstruct):
@@ -25,7 +25,7 @@ def accuracies(criterion, reconstruct):
     full, found = problem.space.costs(problem.space.full)["macs"], []
     for share in SHARES:
         part = problem.under({"macs": share * full})
-        allocate(part, 1, 0)
+        uniform(part, 1, 0)
         found.append(part.best(1)[0].metric)
     return found
 
