@@ -41,7 +41,8 @@ plt.show()
 
 # %%
 # One seed on a tiny network says little. :doc:`/benchmarks/search` has the comparison on ResNet-20 and ResNet-56 with
-# several seeds. The searchers that know each site's estimated error (``hybrid``, ``spdy``) start near where the others end.
+# several seeds. The searchers that know each site's estimated error (``hybrid``, ``spdy``) start near where the others
+# end.
 
 for name, losses in sorted(best.items(), key=lambda item: item[1][-1]):
     print(f"{name:10} {losses[-1]:.4f}")
