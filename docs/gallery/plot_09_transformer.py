@@ -46,11 +46,11 @@ class Transformer(nn.Module):
         return self.head(self.norm(self.blocks(x)).mean(1))
 
 
-digits = load_digits()
-images, classes = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target)
+torch.manual_seed(0)
+digits, order = load_digits(), torch.randperm(1797)
+images, classes = torch.tensor(digits.images, dtype=torch.float32)[order, None] / 16, torch.tensor(digits.target)[order]
 train, test = TensorDataset(images[:1400], classes[:1400]), TensorDataset(images[1400:], classes[1400:])
 
-torch.manual_seed(0)
 model = Transformer()
 optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
 for _ in range(300):
@@ -71,7 +71,7 @@ result = amc.compress(
     config={
         "data": {"search": 200, "calibration": 256},
         "search": {"evaluations": 8},
-        "finetune": {"epochs": 5, "candidates": 1},
+        "finetune": {"epochs": 5, "lr": 0.003, "candidates": 1},
         "threads": 1,
     },
 )

@@ -67,7 +67,7 @@ plt.show()
 
 result = amc.run(
     amc.Config(
-        budget={"latency": 0.6},
+        budget={"latency": 0.85},
         data={"search": 200, "calibration": 256},
         search={"latency_model": "accelerator.py:Accelerator", "evaluations": 6},
         finetune={"epochs": 0, "candidates": 1},
