@@ -13,6 +13,7 @@ from amc.graph.sites import Graph
 from amc.operators.channels import all_widths, legal_widths
 from amc.operators.operator import NetworkFacts
 from amc.reconstruction.moments import Moments
+from amc.runtime.memory import Memory
 from amc.task import Task
 
 
@@ -23,23 +24,19 @@ def best_orders(
     orders: Sequence[Sequence[Tensor]],
     objective: SearchObjective,
     min_keep: float,
+    memory: Memory | None = None,
 ) -> list[int]:
     """For every site the place of the best of several criteria, each of which has given ``orders`` of all sites.
 
     The best has the least mean error over the site's legal widths below the full one; of equal ones it is the first.
+    ``memory`` limits the backward pass for sensitivities.
     """
-    errors = [_errors(task, graph, moments, own, objective) for own in orders]
+    facts = NetworkFacts(task.model, graph, orders=[order.numpy() for order in orders[0]])
+    first = SiteErrors(task, facts, all_widths(graph), moments, objective, memory)
+    tables = [first.with_orders(own) for own in orders]
     found = []
     for site, group in enumerate(graph.sites):
         widths = list(legal_widths(group.channels, min_keep))[:-1] or [group.channels]
-        found.append(int(torch.stack([own[site][widths].mean() for own in errors]).argmin()))
+        means = [errors.removing_channels(site)[widths].mean() for errors in tables]
+        found.append(int(torch.stack(means).argmin()))
     return found
-
-
-def _errors(
-    task: Task, graph: Graph, moments: Mapping[str, Moments], orders: Sequence[Tensor], objective: SearchObjective
-) -> list[Tensor]:
-    """Errors ``[C + 1]`` of every site by the number of kept channels, in such an order."""
-    facts = NetworkFacts(task.model, graph, orders=[order.numpy() for order in orders])
-    found = SiteErrors(task, facts, all_widths(graph), moments, objective)
-    return [found.removing_channels(site) for site in range(len(graph.sites))]

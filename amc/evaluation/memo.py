@@ -112,22 +112,24 @@ class Memo:
             return compute()
         return _moments(self.cache.tensors("moments", self._calibrated, lambda: _flat(compute())))
 
-    def orders(self, graph: Graph, moments: Mapping[str, Moments]) -> list[Tensor]:
-        """See `amc.importance.rank`."""
-        found = self.cache.tensors("orders", self._ordered, lambda: self._rank(graph, moments))
+    def orders(self, graph: Graph, moments: Mapping[str, Moments], memory: Memory | None = None) -> list[Tensor]:
+        """See `amc.importance.rank`; ``memory`` limits the choice of a criterion."""
+        found = self.cache.tensors("orders", self._ordered, lambda: self._rank(graph, moments, memory))
         return [found[name] for name in sorted(found)]
 
-    def _rank(self, graph: Graph, moments: Mapping[str, Moments]) -> dict[str, Tensor]:
+    def _rank(self, graph: Graph, moments: Mapping[str, Moments], memory: Memory | None) -> dict[str, Tensor]:
         """Channel orders by names that sort as the sites do."""
         name = self._config.search.criterion
-        own = self._searched_orders if is_search(name) else partial(self._orders_by, name)
-        return {f"{index:04d}": order for index, order in enumerate(own(graph, moments))}
+        found = (
+            self._searched_orders(graph, moments, memory) if is_search(name) else self._orders_by(name, graph, moments)
+        )
+        return {f"{index:04d}": order for index, order in enumerate(found)}
 
     def _orders_by(self, name: str, graph: Graph, moments: Mapping[str, Moments]) -> list[Tensor]:
         statistics = {need: self._statistics(need, graph) for need in sorted(load_criterion(name).needs)}
         return rank(name, graph, self._task.model, moments, statistics, self._config.seed)
 
-    def _searched_orders(self, graph: Graph, moments: Mapping[str, Moments]) -> list[Tensor]:
+    def _searched_orders(self, graph: Graph, moments: Mapping[str, Moments], memory: Memory | None) -> list[Tensor]:
         """At every site the order of the best criterion. One of the usual criteria that finds nothing is left out."""
         search, found = self._config.search, dict[str, list[Tensor]]()
         for name in compared(search.criterion):
@@ -137,7 +139,7 @@ class Memo:
                 if search.criterion != SEARCH:
                     raise
         orders = list(found.values())
-        best = best_orders(self._task, graph, moments, orders, search.objective, search.least_share)
+        best = best_orders(self._task, graph, moments, orders, search.objective, search.least_share, memory)
         self.chosen_criteria = {site.name: list(found)[own] for site, own in zip(graph.sites, best, strict=True)}
         return [orders[own][site] for site, own in enumerate(best)]
 

@@ -9,7 +9,9 @@ up.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -51,6 +53,14 @@ class SiteErrors:
         self._graph, self._orders = facts.graph, facts.orders
         self._objective, self._memory, self._operators = objective, memory, operators
         self._tables: dict[int, dict[Setting, float]] = {}
+
+    def with_orders(self, orders: Sequence[Tensor]) -> SiteErrors:
+        """The errors where channels are removed in other orders; sensitivities are shared."""
+        self.sensitivities  # noqa: B018  (computed once, for all of them)
+        other = copy.copy(self)
+        other._facts = replace(self._facts, orders=[order.numpy() for order in orders])
+        other._orders, other._tables = other._facts.orders, {}
+        return other
 
     def __call__(self, site: int, setting: Setting) -> float:
         """The error of a site at a setting; 0 at the original's."""

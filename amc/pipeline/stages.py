@@ -122,7 +122,7 @@ class Stages:
         if Need.MOMENTS not in load_criterion(record.config.search.criterion).needs:
             early = record.memo.orders(graph, {})
         moments = record.memo.moments(graph, self.memory, record.folder, record.step)
-        orders = record.memo.orders(graph, moments) if early is None else early
+        orders = record.memo.orders(graph, moments, self.memory) if early is None else early
         if record.memo.chosen_criteria:
             best = Counter(record.memo.chosen_criteria.values()).most_common()
             record.monitor.say(f"criteria: {', '.join(f'{name} at {sites} sites' for name, sites in best)}.")
