@@ -41,6 +41,8 @@ def test_searchers_and_torch_pruning_side_by_side(results, monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_literature_in_miniature(results, monkeypatch, capsys):
     monkeypatch.setattr(literature, "DENSITIES", (0.1,))
+    monkeypatch.setattr(literature, "SHARES", (0.5,))
+    monkeypatch.setattr(literature, "SCHEDULES", {"gradual": {"steps": 2}})
     words = ["--parts", "sparse", "schedules", "--seeds", "1", "--epochs", "0.1"]
     call(literature, monkeypatch, *words)
     path = results / "literature-resnet8.jsonl"
@@ -53,7 +55,7 @@ def test_the_literature_in_miniature(results, monkeypatch, capsys):
     call(literature, monkeypatch, "--report")
     told = capsys.readouterr().out
     assert "| magnitude, 0.1 | 1 |" in told
-    assert "| one-shot, rewind-lr, 0.2 | 1 |" in told
+    assert "| one-shot, rewind-lr, 0.5 | 1 |" in told
 
 
 def test_the_literatures_tables():
