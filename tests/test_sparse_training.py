@@ -227,6 +227,16 @@ def test_amc_train_writes_a_sparse_network(tmp_path):
     assert 0.045 * total < sum(int((tensor != 0).sum()) for tensor in kernels) <= round(0.05 * total)
 
 
+def test_early_weights_are_kept_on_the_way(tmp_path):
+    own = config(tmp_path, keep_early=0.25)
+    path = train_network(own.replace(finetune=own.finetune.replace(epochs=0.8))).path
+    early, late = load_file(tmp_path / "net.early.safetensors"), load_file(path)
+    assert early.keys() == late.keys()
+    steps = int(late["bn1.num_batches_tracked"])
+    assert int(early["bn1.num_batches_tracked"]) == round(0.25 * steps)
+    assert not torch.equal(early["conv1.weight"], late["conv1.weight"])
+
+
 @pytest.mark.parametrize(
     ("settings", "finetune", "told"),
     [
@@ -236,6 +246,8 @@ def test_amc_train_writes_a_sparse_network(tmp_path):
         ({"sparse": "rigl", "sparsify": "bn-l1"}, {}, "Leave one of the two out"),
         ({"sparse": "rigl"}, {"ema_decay": 0.9}, "Leave --ema-decay out"),
         ({"sparse": "rigl", "density": 1e-5}, {}, "give a higher one"),
+        ({"density": 0.2}, {}, "name a rule with --sparse"),
+        ({"sparsify": "hard-concrete", "keep_early": 0.1}, {}, "Leave --keep-early out"),
     ],
 )
 def test_what_cannot_be_sparse_is_told(tmp_path, settings, finetune, told):

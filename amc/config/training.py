@@ -37,3 +37,11 @@ class TrainConfig(Settings):
         "how dense layers are in sparse training: erdos-renyi-kernel (small ones denser) or uniform",
         "--densities",
     )
+    keep_early: float = setting(
+        0.0,
+        "share of the training after which its weights are written to NAME.early.safetensors as well, for --recover "
+        "rewind-weights; 0: not at all",
+        "--keep-early",
+        ge=0,
+        le=1,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from amc.config import Config
+from amc.config import Config, TrainConfig
 from amc.errors import ConfigError
 from amc.graph import build_graph
 from amc.task import Task
@@ -26,6 +26,8 @@ def check_sparsity(config: Config) -> None:
         raise ConfigError("--sparsify-option is for a preparation: name one with --sparsify.")
     if train.sparse_options and train.sparse is None:
         raise ConfigError("--sparse-option is for a rule: name one with --sparse.")
+    if train.sparse is None and train.density != TrainConfig().density:
+        raise ConfigError("--density is for sparse training: name a rule with --sparse.")
     if train.sparsify is not None:
         preparation_settings(train.sparsify, train.sparsify_options)
     if train.sparse is not None:
@@ -48,6 +50,9 @@ def make_sparsifier(config: Config, task: Task, plan: Plan) -> Sparsifier | None
     if found.changes_forward and config.finetune.checks > 0:
         raise ConfigError(f"--checks cannot be had together with --sparsify {name}: what is scored along the training "
                           "is not what it ends with. Leave --checks out.")  # fmt: skip
+    if found.changes_forward and config.train.keep_early > 0:
+        raise ConfigError(f"--keep-early cannot be had together with --sparsify {name}: early weights lack its "
+                          "gates or have its noise. Leave --keep-early out.")  # fmt: skip
     return found
 
 

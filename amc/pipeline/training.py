@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from amc.task import Objective, Split, Splits, check_training, evaluate, load_da
 from amc.task.nested import Nested
 from amc.task.unlabelled import without_labels
 from amc.train import (
+    EarlyWeights,
+    Hook,
     asked_precision,
     checkpoint_precision,
     fastest_precision,
@@ -69,9 +72,9 @@ def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
     precision = asked_precision(config.finetune) or checkpoint_precision(checkpoint)
     plan = replace(plan, precision=precision or fastest_precision(task.model, task, plan, None))
     sparsifier, sparse = make_sparsifier(config, task, plan), make_sparse(config, task.model)
-    first = [
-        hook for hook in (sparsifier, sparse) if hook is not None
-    ]  # what follows sees the network as they leave it
+    first: list[Hook] = [hook for hook in (sparsifier, sparse) if hook is not None]  # they see the network first
+    if config.train.keep_early > 0:
+        first.append(EarlyWeights(config.train.keep_early, partial(save_weights, path=early_path(path))))
     hooks = [*first, *training_hooks(config.finetune, task.model, task)]
     if sparse:
         show.say(f"{sparse.weights:,} of {sparse.possible:,} weights in matrices and kernels are trained.")
@@ -86,6 +89,15 @@ def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
     checkpoint.unlink(missing_ok=True)
     search = evaluate(model, task, task.splits.search)[1]
     return Trained(path, task.objective.name, search, evaluate(model, task, task.splits.test)[1], ranking)
+
+
+def early_path(path: Path) -> Path:
+    """Where the early weights of a training lie that writes its weights to ``path``.
+
+    >>> early_path(Path("net.safetensors")).name
+    'net.early.safetensors'
+    """
+    return path.with_suffix(".early.safetensors")
 
 
 @dataclass(frozen=True)

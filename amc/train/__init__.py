@@ -3,6 +3,7 @@
 from amc.train.averaging import WeightAverage
 from amc.train.best_weights import BestWeights
 from amc.train.checkpoint import checkpoint_precision
+from amc.train.early_weights import EarlyWeights
 from amc.train.holding import HeldSettings, held
 from amc.train.hooks import Hook, Step
 from amc.train.plan import Constant, OneCycle, Plan, Sgd, asked_precision, make_plan
@@ -30,6 +31,7 @@ __all__ = [
     "BestWeights",
     "Constant",
     "DenseNetwork",
+    "EarlyWeights",
     "HeldSettings",
     "Hook",
     "OneCycle",

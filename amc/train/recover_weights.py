@@ -1,8 +1,8 @@
 """Weight rewinding (Frankle & Carbin 2019, arXiv:1803.03635; late rewinding: Frankle et al. 2020, arXiv:1903.01611).
 
 The channels that stay get the values that they had early in the original's training, and are trained from there. Those
-values are in a file of the user's: of ``amc train --finetune-epochs 1 --out early.safetensors``, or of any other
-training that gave the original.
+values are in a file of the user's: of ``amc train --keep-early 0.03``, which writes it beside the original's weights,
+or of any other training that gave the original.
 """
 
 from __future__ import annotations
