@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from amc.api import compress, make_problem
+    from amc.api import compress, load_onnx, make_problem
     from amc.config import Config
     from amc.deploy.bundle import apply, load
     from amc.errors import AmcError
@@ -39,6 +39,7 @@ _HOME = {
     "apply": "amc.deploy.bundle",
     "compress": "amc.api",
     "load": "amc.deploy.bundle",
+    "load_onnx": "amc.api",
     "make_problem": "amc.api",
     "run": "amc.pipeline.pipeline",
 }
@@ -54,6 +55,7 @@ __all__ = [
     "apply",
     "compress",
     "load",
+    "load_onnx",
     "make_problem",
     "run",
 ]

@@ -20,6 +20,8 @@ from amc.config import BudgetConfig, Config, ModelConfig, from_dict
 from amc.envs import PruningEnv
 from amc.errors import BundleError, ConfigError
 from amc.evaluation import Problem
+from amc.pipeline.onnx_files import load_onnx as load_graph
+from amc.pipeline.onnx_files import open_onnx_alone
 from amc.pipeline.pipeline import check, check_without_labels, compress_task, open_task, pick_device
 from amc.pipeline.problems import problem_of
 from amc.pipeline.result import Result
@@ -36,7 +38,7 @@ _MONITOR = ("begin", "progress", "end", "say")
 
 
 def compress(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     train: Any,
     test: Any = None,
     budget: Budget | Mapping[str, Any] | float | str | None = None,
@@ -48,7 +50,7 @@ def compress(
     out: str | Path | None = None,
     monitor: Monitor | None = None,
 ) -> Result:
-    """Compress ``model`` to ``budget``. The model itself is not changed.
+    """Compress ``model``, or the network in an ONNX file, to ``budget``. The model itself is not changed.
 
     ``train``, ``search`` and ``test`` are map-style datasets of (input, target), or DataLoaders over them, of
     which the dataset and the collate function are used. Calibration images are held out of ``train``, and so
@@ -61,7 +63,7 @@ def compress(
     model, data and budget are not used. Without ``out`` the bundle is in a temporary folder. Nothing is
     printed: what happens is told to ``monitor``, or logged (`logging`, the logger ``amc``). Raises AmcError.
     """
-    expect("model", model, nn.Module, "a torch.nn.Module")
+    expect("model", model, (nn.Module, *PATH), "a torch.nn.Module or the path of an ONNX file")
     if budget is None:
         raise ConfigError("there is no budget: pass one, such as budget=0.5, half of the MACs.")
     limits = Budget.of(budget)
@@ -76,7 +78,11 @@ def compress(
     config = config.replace(model=ModelConfig(name=name), data=own_data)
     check(config)
     splits = _splits(train, test, search, config)
-    task = make_task(name, copied(unwrapped(model)), splits, pick_device(config.device), objective)
+    if isinstance(model, nn.Module):
+        own: nn.Module = copied(unwrapped(model))
+    else:
+        own, splits = load_graph(model, splits)
+    task = make_task(name, own, splits, pick_device(config.device), objective)
     if out is not None and Path(out).exists() and not Path(out).is_dir():
         raise BundleError(f"{out} is a file: name a folder with out.")
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="amc-"))
@@ -145,3 +151,17 @@ def _config_of(config: Config | Mapping[str, Any] | None, limits: Budget) -> Con
         config = from_dict(config)
     written = {field: None if v is None else str(v)[: LONGEST + 1] for field, v in vars(limits).items()}
     return (config or Config()).replace(budget=BudgetConfig(**written))
+
+
+def load_onnx(path: str | Path, inputs: Any = None) -> nn.Module:
+    """The network in an ONNX file as a torch module, compared with ONNX Runtime.
+
+    It is called with tensors in the order of the file's inputs, or by their names, and gives a tensor, or a dict of
+    them by the names of several outputs. ``inputs`` are at least 10 samples, as in `compress`; without them random ones
+    are used, of the shapes that the file says. Raises AmcError.
+    """
+    expect("path", path, PATH, "a path")
+    config = Config(model=ModelConfig(name=str(path)))
+    if inputs is None:
+        return open_onnx_alone(config)[0]
+    return load_graph(path, splits_of_inputs(inputs, config.data))[0]

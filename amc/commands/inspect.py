@@ -10,7 +10,7 @@ from typing import Any
 from amc.commands.command import Answer, Command
 from amc.commands.options import add_options, configuration, given_values
 from amc.commands.show import table, terminal
-from amc.config import options, unless_auto
+from amc.config import Config, options, unless_auto
 
 _USED = ("search.min_keep", "search.channel_step", "objective", "device")
 _UNUSED = tuple(
@@ -70,14 +70,14 @@ def _listed(widths: Sequence[int]) -> str:
 def _inspect(parsed: argparse.Namespace) -> InspectAnswer:
     from amc.graph.build import build_graph
     from amc.operators.channels import legal_widths
-    from amc.pipeline.pipeline import open_task
+    from amc.pipeline.pipeline import look_at
     from amc.space.resources import ResourceModel
 
     given = given_values(parsed)
     if given.get("model", {}).get("name"):
         given["model"].setdefault("weights", "random")
     config = configuration(parsed, given)
-    task = open_task(config)
+    task = look_at(config, with_data=config.data != Config().data)
     graph = build_graph(task.model, task.example)
     costs = ResourceModel(graph, task.model).cost([s.channels for s in graph.sites])
     step = unless_auto(config.search.channel_step)

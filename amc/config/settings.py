@@ -22,7 +22,7 @@ class ModelConfig(Settings):
     name: str = setting(
         "resnet8",
         "the network: resnet8, resnet20, resnet56, mobilenetv1, mobilenetv2, vgg16bn (for small images), "
-        "torchvision:NAME, timm:NAME, or path/to/file.py:factory",
+        "torchvision:NAME, timm:NAME, path/to/file.onnx or path/to/file.py:factory",
         "--model",
     )
     weights: str | None = setting(

@@ -26,6 +26,7 @@ from amc.graph.attention import without_fast_path
 from amc.graph.channels import Axis, BareParameter, Kept, Layer, ModuleKind
 from amc.graph.sites import Graph
 from amc.graph.surgery import axes_of, own_tensors, randomise_removed
+from amc.onnx_import import OnnxModel
 from amc.operators.branches import find_branches, owner, remove, removed, varint_bytes
 from amc.runtime.files import check_file, replacing
 from amc.runtime.silence import silenced
@@ -35,6 +36,11 @@ from amc.task.checks import copied
 from amc.task.nested import Nested
 
 _TRANSIENT = ("metadata_props", "doc_string")
+STRUCTURE = "amc.outputs"
+"""Key of the metadata that says what a network from an ONNX file gives, whose outputs have names of their own."""
+_STRUCTURE: Mapping[bool, dict[str, str]] = {True: {STRUCTURE: "tensor"}, False: {}}
+OPSETS = (18, 23)
+"""The first and the last opset that is written where a network comes from an ONNX file of one between them."""
 _LARGEST = 2**31  # bytes: protobuf's limit
 
 
@@ -45,6 +51,7 @@ def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
         raise ExportError(f"the network's tensors take {size / 2**30:.1f} GiB, and an ONNX file holds 2 GiB at most.")
     own = copied(model).cpu().eval()
     args, kwargs, shapes = arguments(own, example)
+    inputs, outputs, more = _interface(own, example)
     try:
         with silenced("torch", "onnxscript", "onnx_ir"), torch.no_grad(), without_fast_path():
             program = torch.onnx.export(
@@ -52,10 +59,11 @@ def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
                 args,
                 kwargs=kwargs,
                 dynamo=True,
-                input_names=nested.names(example, "input"),
-                output_names=nested.names(nested.call(own, nested.to(example, "cpu")), "output"),
+                input_names=inputs,
+                output_names=outputs,
                 dynamic_shapes=shapes,
                 verbose=False,
+                **more,
             )
     except Exception as error:  # the exporter raises many types
         cause = error.__cause__ or error
@@ -67,8 +75,21 @@ def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
         if dims and not dims[0].dim_param:
             raise ExportError(f"the network cannot be exported to ONNX: {FIXED_BATCH}")
     _strip(proto)
+    if isinstance(model, OnnxModel):
+        onnx.helper.set_model_props(proto, {**model.interface.metadata, **_STRUCTURE[len(outputs) == 1]})
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _interface(model: nn.Module, example: Nested) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Names of inputs and outputs, and options of the exporter: those of the file that a network comes from, if any."""
+    if not isinstance(model, OnnxModel):
+        outputs = nested.call(model, nested.to(example, "cpu"))
+        return nested.names(example, "input"), nested.names(outputs, "output"), {}
+    interface = model.interface
+    names = list(example) if isinstance(example, dict) else list(interface.inputs)
+    opset = {"opset_version": min(interface.opset, OPSETS[-1])} if interface.opset >= OPSETS[0] else {}
+    return names, list(interface.outputs), opset
 
 
 def export_pruned(model: nn.Module, example: Nested, path: Path, graph: Graph, kept: Kept) -> frozenset[str]:
@@ -201,7 +222,7 @@ PARITY_LIMIT = 1e-3
 """Largest accepted relative difference."""
 
 
-def check_parity(model: nn.Module, inputs: Nested, runner: Any) -> Parity:
+def check_parity(model: nn.Module, inputs: Nested, runner: Any, limit: float = PARITY_LIMIT) -> Parity:
     """Compare ``runner.outputs(feeds) -> arrays`` with torch, on a batch and on one sample. Raises ExportError."""
     model, worst = model.cpu(), 0.0
     first = nested.mapped(lambda leaf: leaf[:1], inputs)
@@ -214,10 +235,10 @@ def check_parity(model: nn.Module, inputs: Nested, runner: Any) -> Parity:
                 shapes = f"{list(found.shape)}, torch {list(wanted.shape)}"
                 raise ExportError(f"on ONNX Runtime the network's outputs have shape {shapes}.")
             worst = max(worst, _difference(found, wanted.numpy(), whole.numpy()))
-    if not worst <= PARITY_LIMIT:
+    if not worst <= limit:
         raise ExportError(
             f"on ONNX Runtime the network's outputs differ from torch's by {worst:.2g} of the largest output (at most "
-            f"{PARITY_LIMIT} is accepted)."
+            f"{limit} is accepted)."
         )
     return Parity(nested.length(inputs), worst)
 

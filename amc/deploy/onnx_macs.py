@@ -26,7 +26,9 @@ def count_onnx_macs(path: Path, example: Nested) -> int:
 
     Raises ExportError where a node that multiplies has no formula, or a shape that is not known.
     """
-    proto, sizes = read_onnx(path), {name: array.shape for name, array in nested.feeds(example).items()}
+    proto = read_onnx(path)
+    feeds = nested.under(nested.feeds(example), [value.name for value in proto.graph.input])
+    sizes = {name: array.shape for name, array in feeds.items()}
     for value in proto.graph.input:
         for dim, size in zip(value.type.tensor_type.shape.dim, sizes[value.name], strict=True):
             dim.ClearField("dim_param")

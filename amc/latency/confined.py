@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from amc.deploy.export import check_onnx
 from amc.errors import ExportError
 from amc.latency import confined_process
-from amc.latency.session import Inputs, SessionSignature, reason
+from amc.latency.session import Inputs, SessionSignature, gives_tensor, reason
 from amc.task import nested
 from amc.task.nested import Nested
 
@@ -40,7 +40,7 @@ class ConfinedRunner:
     def __init__(self, model: Path, threads: int = 1) -> None:
         self._model, self._threads = model, threads
         self._process: subprocess.Popen[bytes] | None = None
-        self._timed_out = False
+        self._timed_out = self._gives_tensor = False
         self.signature = SessionSignature(str(model), (), ())
         """Inputs and outputs of the model; set inside the ``with`` block."""
 
@@ -61,6 +61,7 @@ class ConfinedRunner:
                 tuple((n, t, tuple(s)) for n, t, s in description["inputs"]),
                 tuple(description["outputs"]),
             )
+            self._gives_tensor = gives_tensor(description.get("metadata", {}), self.signature.outputs)
         except BaseException:
             self._stop()
             raise
@@ -87,10 +88,12 @@ class ConfinedRunner:
     def structured(self, inputs: Inputs) -> Nested:
         """The outputs in the network's own structure: a tensor, a tuple or a dict of tensors."""
         arrays = [torch.from_numpy(array) for array in self.outputs(inputs)]
-        return nested.restored(list(self.signature.outputs), arrays, "output")
+        names = ["output"] if self._gives_tensor else list(self.signature.outputs)
+        return nested.restored(names, arrays, "output")
 
     def _ordered(self, inputs: Mapping[str, Any]) -> list[Any]:
         names = [name for name, *_ in self.signature.inputs]
+        inputs = nested.under(inputs, names)
         if sorted(names) != sorted(inputs):
             raise ExportError(f"{self._model} takes {', '.join(names)}, not {', '.join(inputs)}.")
         return [inputs[name] for name in names]

@@ -120,7 +120,9 @@ def _main(argument: str) -> None:
         check_external_data(Path(request["model"]))
         session = _session(Path(request["model"]), request["threads"])
         inputs = [[value.name, value.type, list(value.shape or [])] for value in session.get_inputs()]
-        about: dict[str, Any] = {"inputs": inputs, "outputs": [value.name for value in session.get_outputs()]}
+        outputs = [value.name for value in session.get_outputs()]
+        metadata = session.get_modelmeta().custom_metadata_map
+        about: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "metadata": metadata}
     except Exception as error:  # noqa: BLE001  (the errors of protobuf and of the runtime share no base class)
         about = {"error": _message(error)}
     write(channel, json.dumps(about).encode())

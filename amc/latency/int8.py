@@ -24,6 +24,7 @@ from amc.latency.instruments import Instruments
 from amc.latency.session import Inputs
 from amc.operators.branches import skip_identities
 from amc.runtime.provenance import cpu_flags
+from amc.task import nested
 from amc.task.nested import Feeds
 
 TOLERANCE = 0.01
@@ -79,10 +80,11 @@ def quantise(source: Path, target: Path, setting: Setting, calibration: Sequence
         try:
             model = onnx.load(str(source))
             skip_identities(model)
+            names = [value.name for value in model.graph.input]
             quantize_static(
                 model,
                 str(target),
-                CalibrationBatches(calibration),
+                CalibrationBatches([nested.under(feeds, names) for feeds in calibration]),
                 QuantFormat.QDQ,
                 activation_type=QuantType.QInt8 if setting.signed else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,

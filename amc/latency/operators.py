@@ -23,6 +23,7 @@ from amc.latency.measurement import WARMUP
 from amc.latency.reference import Reference
 from amc.latency.session import Inputs, Runner, denormals_as_zero
 from amc.space.resources import FileLayout, StoredTensor
+from amc.task import nested
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -87,8 +88,9 @@ def activations(proto: Any, inputs: Inputs) -> dict[str, list[int]]:
     """Dimensions of every activation that ONNX shape inference finds when the model is run on ``inputs``."""
     own = onnx.ModelProto()
     own.CopyFrom(proto)
+    given = {} if isinstance(inputs, np.ndarray) else nested.under(inputs, [value.name for value in own.graph.input])
     for value in own.graph.input:
-        array = inputs if isinstance(inputs, np.ndarray) else inputs[value.name]
+        array = inputs if isinstance(inputs, np.ndarray) else given[value.name]
         for dim, size in zip(value.type.tensor_type.shape.dim, array.shape, strict=True):
             dim.ClearField("dim_param")
             dim.dim_value = size

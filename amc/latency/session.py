@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from amc.deploy.export import check_onnx
+from amc.deploy.export import STRUCTURE, check_onnx
 from amc.errors import ExportError, first_line
 from amc.task import Objective, Split, batches, nested
 from amc.task.nested import Feeds, Nested
@@ -106,7 +106,7 @@ class Runner:
             raise ExportError(f"ONNX Runtime cannot load {self._name}: {reason(first_line(error))}") from None
         # creating a session sets denormals to zero in this thread, which would change torch's results
         torch.set_flush_denormal(False)
-        self._input = next((given.name for given in self._session.get_inputs()), "")
+        self._inputs = [given.name for given in self._session.get_inputs()] or [""]
         self._names = [output.name for output in self._session.get_outputs()]
 
     @property
@@ -129,16 +129,27 @@ class Runner:
 
     def outputs(self, inputs: Inputs) -> list[NDArray[Any]]:
         """All outputs for inputs ``[B, ...]``: an array, or arrays by name."""
-        given = {self._input: inputs} if isinstance(inputs, np.ndarray) else dict(inputs)
+        given = {self._inputs[0]: inputs} if isinstance(inputs, np.ndarray) else nested.under(inputs, self._inputs)
         try:
-            found: list[NDArray[Any]] = self._session.run(None, given)
+            found: list[NDArray[Any]] = self._session.run(None, dict(given))
         except Exception as error:  # noqa: BLE001
             raise ExportError(f"ONNX Runtime cannot run {self._name}: {reason(first_line(error))}") from None
         return found
 
     def structured(self, inputs: Inputs) -> Nested:
         """The outputs in the network's own structure: a tensor, a tuple or a dict of tensors."""
-        return nested.restored(self._names, [torch.from_numpy(array) for array in self.outputs(inputs)], "output")
+        names = self._names if not self.gives_tensor else ["output"]
+        return nested.restored(names, [torch.from_numpy(array) for array in self.outputs(inputs)], "output")
+
+    @property
+    def gives_tensor(self) -> bool:
+        """Whether the network gives its one output, whatever its name, as a tensor."""
+        return gives_tensor(self._session.get_modelmeta().custom_metadata_map, self._names)
+
+
+def gives_tensor(metadata: Mapping[str, str], outputs: Sequence[str]) -> bool:
+    """Whether a file's metadata says that its one output is a tensor, not a dict with its name."""
+    return metadata.get(STRUCTURE) == "tensor" and len(outputs) == 1
 
 
 def reason(message: str) -> str:

@@ -434,5 +434,3 @@ def _lengths(node: Node, x: Tensor, values: list[list[Any]]) -> list[int]:
     size = x.shape[node.whole("axis")]
     part = math.ceil(size / count)
     return [part] * (count - 1) + [size - part * (count - 1)]
-
-

@@ -129,9 +129,13 @@ def _check_nodes(path: Path, graph: Any) -> None:
     for node in graph.node:
         where = f"{path} has the operator {_printable(node.op_type)} ('{_printable(node.name)}')"
         if node.op_type.startswith(_EIGHT_BITS):
-            raise ModelError(f"{where}: it is quantised. Prune the float network, and quantise what comes out (--int8).")
+            raise ModelError(
+                f"{where}: it is quantised. Prune the float network, and quantise what comes out (--int8)."
+            )
         if node.domain not in ("", "ai.onnx"):
-            raise ModelError(f"{where} of the domain {_printable(node.domain)}: only ONNX's own operators are supported.")
+            raise ModelError(
+                f"{where} of the domain {_printable(node.domain)}: only ONNX's own operators are supported."
+            )
         if node.op_type in _CONTROL or any(a.HasField("g") or a.graphs for a in node.attribute):
             raise ModelError(f"{where}: networks that decide or loop are not supported.")
 
@@ -146,7 +150,9 @@ def _array(path: Path, tensor: Any) -> NDArray[Any]:
             raise ValueError(f"its type is {onnx.TensorProto.DataType.Name(tensor.data_type).lower()}")
         return np.asarray(numpy_helper.to_array(tensor))
     except Exception as error:  # noqa: BLE001
-        raise ModelError(f"{path}: the tensor '{_printable(tensor.name)}' cannot be read: {first_line(error)}") from None
+        raise ModelError(
+            f"{path}: the tensor '{_printable(tensor.name)}' cannot be read: {first_line(error)}"
+        ) from None
 
 
 def _input(path: Path, value: Any) -> Input:

@@ -1,7 +1,7 @@
 """Operators on sizes and other small values, which are numpy arrays of numbers.
 
-Exporters write shapes as graphs of their own: Shape, Gather, Concat, Reshape. Computed with tensors, nothing could trace
-them with a symbolic batch. Here their elements are Python's numbers, or torch's symbolic sizes (arrays of objects).
+Exporters write shapes as graphs of their own: Shape, Gather, Concat, Reshape. Computed with tensors, they could not be
+traced with a symbolic batch. Here their elements are Python's numbers, or torch's symbolic sizes (arrays of objects).
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from amc.pipeline.combinations import check_combination
 from amc.pipeline.delivery import Delivery
 from amc.pipeline.findings import findings
 from amc.pipeline.measuring import Measuring
+from amc.pipeline.onnx_files import is_onnx, open_onnx, open_onnx_alone
 from amc.pipeline.record import Record
 from amc.pipeline.recovering import train_original
 from amc.pipeline.result import Result
@@ -40,7 +41,7 @@ from amc.runtime.progress import Recorder
 from amc.runtime.tracking import check_log, tracked
 from amc.search import check_searcher, keeps_study, searchers
 from amc.space.budget import UNITS, Budget
-from amc.task import Task, load_data, load_model, load_objective, make_task, nested
+from amc.task import Splits, Task, load_data, load_model, load_objective, make_task, nested
 
 
 def run(
@@ -159,6 +160,8 @@ def open_task(config: Config) -> Task:
 
     An image folder is read in grey where the network's first convolution takes one channel.
     """
+    if is_onnx(config.model.name):
+        return _task(config, *open_onnx(config))
     splits = load_data(config.data)
     first = nested.leaves(splits.search.fetch(torch.tensor([0]))[0])[0]
     channels = first.shape[1] if first.ndim > 1 else 1
@@ -167,8 +170,19 @@ def open_task(config: Config) -> Task:
     folder = config.data.name.startswith("imagefolder:") or Path(config.data.inputs or "").is_dir()
     if folder and channels == 3 and getattr(first_layer, "in_channels", 3) == 1:
         splits = load_data(config.data, channels=1)
+    return _task(config, model, splits)
+
+
+def _task(config: Config, model: nn.Module, splits: Splits) -> Task:
     name, objective = f"{Path(config.model.name).name} on {splits.source}", load_objective(config.objective)
     return make_task(name, model, splits, pick_device(config.device), objective)
+
+
+def look_at(config: Config, with_data: bool) -> Task:
+    """The task to inspect; an ONNX file says the shapes of its inputs itself, where no data are given."""
+    if is_onnx(config.model.name) and not with_data:
+        return _task(config, *open_onnx_alone(config))
+    return open_task(config)
 
 
 def use_threads(config: Config) -> None:

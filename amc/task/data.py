@@ -26,18 +26,21 @@ from amc.task.inputs import load_inputs
 from amc.task.splits import Augmentation, Splits, from_arrays, split_members
 
 
-def load_data(config: DataConfig, channels: int | None = None) -> Splits:
-    """Load the configured splits. ``channels`` (1 or 3) converts the images of folders."""
-    splits = _load(config, channels)
+def load_data(config: DataConfig, channels: int | None = None, size: tuple[int, int] | None = None) -> Splits:
+    """Load the configured splits. Images of folders are converted to ``channels`` (1 or 3).
+
+    Where the user gives no size, they are scaled to ``size`` (height, width).
+    """
+    splits = _load(config, channels, size)
     return splits if config.train is None else splits.with_fewer_to_train_on(config.train, config.seed)
 
 
-def _load(config: DataConfig, channels: int | None) -> Splits:
+def _load(config: DataConfig, channels: int | None, size: tuple[int, int] | None) -> Splits:
     if config.inputs is not None:
-        return load_inputs(config, channels)
+        return load_inputs(config, channels, size)
     name, seed = config.name, config.seed
     if name.startswith("imagefolder:"):
-        return imagefolder(Path(name.removeprefix("imagefolder:")), config, seed, channels)
+        return imagefolder(Path(name.removeprefix("imagefolder:")), config, seed, channels, size)
     entry = DATA.entry(name)
     if entry.own:
         splits: Splits = entry.load()(config, seed)

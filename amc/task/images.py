@@ -82,11 +82,14 @@ class ImageFiles:
         return torch.from_numpy(np.array(decoded)).reshape(height, width, -1).permute(2, 0, 1)
 
 
-def imagefolder(root: Path, config: DataConfig, seed: int, channels: int | None = None) -> Splits:
+def imagefolder(
+    root: Path, config: DataConfig, seed: int, channels: int | None = None, size: tuple[int, int] | None = None
+) -> Splits:
     """Splits from ``root/train``, ``root/val`` and ``root/test``, each with CLASS/image, or from ``root/CLASS/image``.
 
     With only one of ``val`` and ``test``, it is the test split, and the search split is held out from ``train``. Images
-    are read in grey if ``channels`` is 1, or if the user's mean and deviation have one value; else in RGB.
+    are read in grey if ``channels`` is 1, or if the user's mean and deviation have one value; else in RGB. ``size``
+    (height, width) is used where the user gives no size; the default is that of the first image.
     """
     parts = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()} or {"train": root}
     if "train" not in parts:
@@ -98,7 +101,8 @@ def imagefolder(root: Path, config: DataConfig, seed: int, channels: int | None 
     for part, (_, _, names) in listed.items():
         if names != classes:
             raise DataError(f"{parts[part]} has the classes {names}, but {parts['train']} has {classes}.")
-    size = _image_size(listed["train"][0][0], config.image_size)
+    if config.image_size is not None or size is None:
+        size = _image_size(listed["train"][0][0], config.image_size)
     channels = channels or (1 if len(config.mean or config.std or "RGB") == 1 else 3)
     sets = {
         part: (ImageFiles(files, size, channels=channels), torch.tensor(labels))

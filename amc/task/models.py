@@ -225,9 +225,8 @@ def build_model(name: str, pretrained: bool, channels: int, classes: int | None)
         return _timm(name.removeprefix("timm:"), pretrained, channels, classes)
     if is_plugin(name):
         return _from_plugin(name)
-    raise ConfigError(
-        f"unknown model '{name}'.{did_you_mean(name, [*BUILT_IN, 'torchvision:NAME', 'timm:NAME', 'file.py:factory'])}"
-    )
+    known = [*BUILT_IN, "torchvision:NAME", "timm:NAME", "file.onnx", "file.py:factory"]
+    raise ConfigError(f"unknown model '{name}'.{did_you_mean(name, known)}")
 
 
 def _from_plugin(name: str) -> nn.Module:

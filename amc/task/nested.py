@@ -107,6 +107,18 @@ def feeds(inputs: Nested) -> Feeds:
     return dict(zip(names(inputs, "input"), (leaf.cpu().numpy() for leaf in leaves(inputs)), strict=True))
 
 
+def under(given: Feeds, wanted: Sequence[str]) -> Feeds:
+    """The same inputs under a file's own names, where they have general ones (`names`): those are in the file's order.
+
+    >>> list(under({"input_0": np.zeros(1), "input_1": np.ones(1)}, ["ids", "mask"]))
+    ['ids', 'mask']
+    """
+    general = names(tuple(given.values()), "input") if len(given) > 1 else ["input"]
+    if list(given) != general or len(given) != len(wanted) or set(given) == set(wanted):
+        return given
+    return dict(zip(wanted, given.values(), strict=True))
+
+
 def channels_last(inputs: Nested, layout: torch.memory_format = torch.channels_last) -> Nested:
     """Convert images ``[N, C, H, W]`` to another memory layout; other tensors stay unchanged."""
     return mapped(lambda leaf: leaf.to(memory_format=layout) if leaf.ndim == 4 else leaf, inputs)
