@@ -26,7 +26,8 @@ from amc.onnx_import.read import OnnxGraph, constant_of
 from amc.onnx_import.sizes import SIZE_OPERATORS
 from amc.onnx_import.tensors import TENSOR_OPERATORS, padded
 
-_SIZED = frozenset(("Reshape", "Resize", "Upsample", "Slice", "Pad", "Tile", "Expand", "Split", "Squeeze", "Unsqueeze"))
+_SIZED = frozenset(("Reshape", "Resize", "Upsample", "Slice", "Pad", "Tile", "Expand", "Split", "Squeeze", "Unsqueeze",
+                    "OneHot"))  # fmt: skip
 """Operators whose inputs, but for the first, are sizes."""
 _SMALL = 128
 """Most whole numbers of a constant that is held as numbers, not as a tensor."""

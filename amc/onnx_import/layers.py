@@ -36,7 +36,10 @@ Maker = Callable[[Node, list[Value]], Made | None]
 def make_layer(node: Node, inputs: list[Value]) -> Made | None:
     """The layer for a node, where it has constant weights (arrays) and reads a tensor; None where it is no layer."""
     make = LAYERS.get(node.op)
-    return None if make is None or len(inputs) < 2 else make(node, inputs)
+    made = None if make is None or len(inputs) < 2 else make(node, inputs)
+    if made is not None:
+        made.module.eval()  # the example is not to change statistics
+    return made
 
 
 def _parameter(array: Any) -> nn.Parameter:
@@ -203,8 +206,7 @@ def _gather(node: Node, inputs: list[Value]) -> Made | None:
         return None
     if node.whole("axis") != 0:
         return None
-    layer = nn.Embedding(table.shape[0], table.shape[1], device="meta")
-    layer.weight = _parameter(table)
+    layer = nn.Embedding(table.shape[0], table.shape[1], _weight=torch.from_numpy(np.array(table)))
     return Made(layer, inputs=(1,), named=0)
 
 

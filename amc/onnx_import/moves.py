@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -313,20 +314,20 @@ def _resize(node: Node, x: Value, *rest: Value) -> Tensor:
 
 def _nearest(node: Node, x: Tensor, wanted: list[int], how: str) -> Tensor:
     rounds = node.text("nearest_mode", "round_prefer_floor")
-    whole = all(new % old == 0 or old % new == 0 for old, new in zip(x.shape[2:], wanted, strict=True))
-    grows = all(new % old == 0 for old, new in zip(x.shape[2:], wanted, strict=True))
-    if (how == "asymmetric" and rounds == "floor") or node.op == "Upsample" or (
-        grows and how in ("half_pixel", "pytorch_half_pixel") and rounds.startswith("round")
-    ):  # fmt: skip
-        return F.interpolate(x, wanted, mode="nearest")
-    if how in ("half_pixel", "pytorch_half_pixel") and rounds.startswith("round") and not whole:
-        return F.interpolate(x, wanted, mode="nearest-exact")
-    for axis, new in enumerate(wanted, 2):
-        x = x.index_select(axis, _places(node, x.shape[axis], new, how, rounds).to(x.device))
+    if node.op == "Upsample":
+        how, rounds = "asymmetric", "floor"
+    sizes = list(zip(x.shape[2:], wanted, strict=True))
+    places = [_places(node, old, new, how, rounds) for old, new in sizes]
+    for mode, shift in (("nearest", 0.0), ("nearest-exact", 0.5)):  # torch has kernels for these
+        own = [np.floor((np.arange(new) + shift) * (old / new)).clip(max=old - 1) for old, new in sizes]
+        if all(np.array_equal(a, b) for a, b in zip(own, places, strict=True)):
+            return F.interpolate(x, wanted, mode=mode)
+    for axis, rows in enumerate(places, 2):
+        x = x.index_select(axis, torch.from_numpy(rows).to(x.device))
     return x
 
 
-def _places(node: Node, old: int, new: int, how: str, rounds: str) -> Tensor:
+def _places(node: Node, old: int, new: int, how: str, rounds: str) -> NDArray[np.int64]:
     """The element that each place of the result takes."""
     at, ratio = np.arange(new), old / new
     positions = {
@@ -341,7 +342,8 @@ def _places(node: Node, old: int, new: int, how: str, rounds: str) -> Tensor:
     }  # fmt: skip
     if how not in positions or rounds not in rounding:
         raise node.refused(f"its coordinates are {how!r}, rounded {rounds!r}")
-    return torch.from_numpy(rounding[rounds](positions[how]).clip(0, old - 1).astype(np.int64))
+    found: NDArray[np.int64] = rounding[rounds](positions[how]).clip(0, old - 1).astype(np.int64)
+    return found
 
 
 def _constant_of_shape(node: Node, shape: Value) -> Tensor:

@@ -134,7 +134,7 @@ def as_tensor(value: Value, like: Tensor | None = None) -> Tensor:
         raise TypeError("an input is missing")
     if value.dtype == object:
         value = np.array([plain(v) for v in value.reshape(-1)]).reshape(value.shape)
-    return torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape).to(None if like is None else like.device)
+    return torch.from_numpy(np.array(value)).to(None if like is None else like.device)  # a copy: it may be read-only
 
 
 def plain(value: Any) -> Any:

@@ -83,6 +83,8 @@ def _loaded(path: Path) -> Any:
             onnx.load_external_data_for_model(proto, str(path.parent))
         if not proto.graph.node:
             raise ValueError("its graph is empty")
+        for value in proto.graph.output:
+            value.type.tensor_type.shape.SetInParent()  # an output of unknown rank is nothing to refuse
         if not external or proto.ByteSize() < LARGEST:
             onnx.checker.check_model(proto)
     except Exception as error:  # noqa: BLE001  (the errors of protobuf and of the checker share no base class)

@@ -79,8 +79,8 @@ def build_checked(graph: OnnxGraph, splits: Splits) -> tuple[OnnxModel, Splits]:
             check_parity(model, inputs, known, EXACT)
         except (RuntimeError, ValueError, TypeError) as error:
             raise ModelError(
-                f"{graph.path} works for one sample, but not for several ({first_line(error)[:150]}): export it with an "
-                "open batch size."
+                f"{graph.path} works for one sample, but not for several ({first_line(error)[:150]}): export it "
+                "with an open batch size."
             ) from error
     return model, _with_note(graph, splits)
 
