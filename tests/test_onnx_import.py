@@ -439,8 +439,8 @@ def refused(path: Path, inputs):
 
 REFUSED = [
     ([node("NonZero")], {}, "NonZero"), ([node("Bernoulli")], {}, "Bernoulli"),
-    ([node("Cast", "x", "i", to=7), node("ReduceMax", "i", "s", axes=[0, 1, 2], keepdims=0), node("Reshape", "x s")], {},
-     "computed from a tensor's values"),
+    ([node("Cast", "x", "i", to=7), node("ReduceMax", "i", "s", axes=[0, 1, 2], keepdims=0), node("Reshape", "x s")],
+     {}, "computed from a tensor's values"),
     ([node("ConstantOfShape", "c")], {"c": ints(1 << 20, 1 << 20)}, "elements"),
     ([node("Expand", "x c")], {"c": ints(1 << 30, 4, 6, 5)}, "elements"),
     ([node("Tile", "x c")], {"c": ints(1, 1 << 40, 1, 1)}, "elements"),
@@ -515,8 +515,13 @@ def broken(kind, tmp_path):
     return path
 
 
-@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "cycle", "nowhere", "domain", "opset", "loop",
-                                  "outside", "absolute", "link", "fifo", "type", "short", "attribute", "groups", "batch"])  # fmt: skip
+BROKEN = (
+    "truncated", "text", "empty", "cycle", "nowhere", "domain", "opset", "loop", "outside", "absolute", "link", "fifo",
+    "type", "short", "attribute", "groups", "batch",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN)
 def test_damaged_and_hostile_files(kind, tmp_path):
     refused(broken(kind, tmp_path), {"x": X})
 
