@@ -64,8 +64,6 @@ def compress(
     printed: what happens is told to ``monitor``, or logged (`logging`, the logger ``amc``). Raises AmcError.
     """
     expect("model", model, (nn.Module, *PATH), "a torch.nn.Module or the path of an ONNX file")
-    if budget is None:
-        raise ConfigError("there is no budget: pass one, such as budget=0.5, half of the MACs.")
     limits = Budget.of(budget)
     expect("config", config, (Config, Mapping), "an amc.Config or a dict", optional=True)
     expect("objective", objective, Objective, "an amc.Objective")

@@ -122,7 +122,6 @@ SEARCH = Command(
         "--weights",
         "--data",
         "--calibration",
-        "--data-root",
         "--flops",
         "--params",
         "--size",

@@ -2,7 +2,7 @@
 
 Nodes are translated in order while the example runs through them, so that the rank and the sizes of everything are
 known. What depends on constants alone is computed once. A node with constant weights becomes a layer, one that holds
-sizes a module, and every other a function (`amc.onnx_import.module.Step`).
+sizes a module, and every other a function (`amc.onnx_import.module.GraphStep`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import AmcError, ModelError, is_out_of_memory
+from amc.onnx_import.holders import moving_module
 from amc.onnx_import.layers import LAYERS, Made, make_layer
-from amc.onnx_import.module import Held, OnnxModel, Operand, Step, compute
-from amc.onnx_import.moves import MOVE_OPERATORS, moving_module
+from amc.onnx_import.module import GraphStep, Held, OnnxModel, Operand, compute
+from amc.onnx_import.moves import MOVE_OPERATORS
 from amc.onnx_import.node import DTYPES, Node, Value, as_tensor
 from amc.onnx_import.read import OnnxGraph, constant_of
 from amc.onnx_import.sizes import SIZE_OPERATORS
-from amc.onnx_import.tensors import TENSOR_OPERATORS, padded
+from amc.onnx_import.tensors import TENSOR_OPERATORS
+from amc.onnx_import.windows import padded
 
 _SIZED = frozenset(("Reshape", "Resize", "Upsample", "Slice", "Pad", "Tile", "Expand", "Split", "Squeeze", "Unsqueeze",
                     "OneHot"))  # fmt: skip
@@ -91,7 +93,7 @@ class _Builder:
     def __init__(self, graph: OnnxGraph, example: Mapping[str, Tensor]) -> None:
         self._graph, self._example = graph, dict(example)
         self._model = OnnxModel(graph.interface)
-        self._steps: list[Step] = []
+        self._steps: list[GraphStep] = []
         self._values: dict[str, Any] = {"": None, **graph.constants, **example}
         self._constant = {"", *graph.constants}
         self._origin = {name: name for name in graph.constants}
@@ -168,7 +170,7 @@ class _Builder:
         module, used = moving if moving is not None else (None, list(range(len(inputs))))
         operands = tuple(self._operand(node, place, inputs[place]) for place in used)
         name = None if module is None else self._attach(module, node.name, node.op)
-        self._add(Step(node, operands, outputs, name))
+        self._add(GraphStep(node, operands, outputs, name))
 
     def _add_layer(self, node: Node, made: Made, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
         source = inputs[made.named]
@@ -183,11 +185,11 @@ class _Builder:
         if made.pads:
             padding = self._attach(Padding(made.pads), f"{name}_padding", "Pad")
             middle = f"{outputs[0]}\npadded"
-            self._add(Step(node, (data[0],), (middle,), padding))
+            self._add(GraphStep(node, (data[0],), (middle,), padding))
             data[0] = middle
-        self._add(Step(node, tuple(data), outputs, name))
+        self._add(GraphStep(node, tuple(data), outputs, name))
 
-    def _add(self, step: Step) -> None:
+    def _add(self, step: GraphStep) -> None:
         """Append a step, and compute its outputs on the example."""
         inputs = [self._model._value(operand, self._values) for operand in step.inputs]
         if step.module is None:
@@ -276,7 +278,7 @@ class _Builder:
         return home, path
 
 
-def _released(steps: Sequence[Step], results: Sequence[Operand]) -> tuple[Step, ...]:
+def _released(steps: Sequence[GraphStep], results: Sequence[Operand]) -> tuple[GraphStep, ...]:
     """The steps, each with the values that nothing reads after it."""
     later = {operand for operand in results if isinstance(operand, str)}
     found = []

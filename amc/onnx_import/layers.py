@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amc.onnx_import.node import Node, Value
-from amc.onnx_import.tensors import pads_of
+from amc.onnx_import.windows import pads_of
 
 Array = NDArray[Any]
 

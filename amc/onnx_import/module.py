@@ -30,7 +30,7 @@ Operand = str | Held | NDArray[Any] | None
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class GraphStep:
     """One operator."""
 
     node: Node
@@ -65,10 +65,10 @@ class OnnxModel(nn.Module):
     def __init__(self, interface: Interface) -> None:
         super().__init__()
         self.interface = interface
-        self._steps: tuple[Step, ...] = ()
+        self._steps: tuple[GraphStep, ...] = ()
         self._results: tuple[Operand, ...] = ()
 
-    def set_steps(self, steps: tuple[Step, ...], results: tuple[Operand, ...]) -> None:
+    def set_steps(self, steps: tuple[GraphStep, ...], results: tuple[Operand, ...]) -> None:
         """Set the steps and what they lead to. The submodules that they name are there already."""
         self._steps, self._results = steps, results
 
@@ -94,7 +94,7 @@ class OnnxModel(nn.Module):
         given = ", ".join(kwargs) or str(len(args))
         raise ModelError(f"the network takes the inputs {', '.join(names)}, but is given {given}.")
 
-    def _run(self, step: Step, values: Mapping[str, Any]) -> Any:
+    def _run(self, step: GraphStep, values: Mapping[str, Any]) -> Any:
         inputs = [self._value(operand, values) for operand in step.inputs]
         if step.module is not None:
             return self.get_submodule(step.module)(*inputs)

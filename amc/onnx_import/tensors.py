@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amc.onnx_import.node import DTYPES, Node, Value, as_tensor, numbers, scalar
+from amc.onnx_import.windows import average_pool, convolution, max_pool
 
 Operator = Callable[..., Any]
 
@@ -233,80 +234,7 @@ def _gemm(node: Node, a: Value, b: Value, c: Value = None) -> Tensor:
     return found if c is None else found + node.number("beta", 1.0) * as_tensor(c, found)
 
 
-# Over positions
-
-
-def pads_of(node: Node, spatial: Sequence[int], kernel: Sequence[int]) -> list[int]:
-    """Padding ``[begin…, end…]`` of a convolution or pooling of inputs of this size."""
-    count = len(spatial)
-    how = node.text("auto_pad", "NOTSET")
-    if how == "NOTSET":
-        found = node.wholes("pads") or [0] * 2 * count
-        if min(found) < 0 or len(found) != 2 * count:
-            raise node.refused(f"its padding is {found}")
-        return found
-    if how == "VALID":
-        return [0] * 2 * count
-    strides, dilations = node.wholes("strides") or [1] * count, node.wholes("dilations") or [1] * count
-    begin, end = [], []
-    for size, k, stride, dilation in zip(spatial, kernel, strides, dilations, strict=True):
-        total = max(0, (math.ceil(size / stride) - 1) * stride + (k - 1) * dilation + 1 - size)
-        small = total // 2
-        begin.append(total - small if how == "SAME_LOWER" else small)
-        end.append(small if how == "SAME_LOWER" else total - small)
-    return begin + end
-
-
-def padded(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
-    """Padded along the last axes; ``pads`` in ONNX's order."""
-    count = len(pads) // 2
-    ordered = [p for axis in reversed(range(count)) for p in (pads[axis], pads[axis + count])]
-    return F.pad(x, ordered, value=value) if any(pads) else x
-
-
-_MAX: Mapping[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_AVERAGE: Mapping[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-
-
-def _window(node: Node, x: Tensor) -> tuple[list[int], list[int], list[int], list[int]]:
-    kernel = node.wholes("kernel_shape") or []
-    count = x.ndim - 2
-    if len(kernel) != count or not 1 <= count <= 3:
-        raise node.refused(f"its window is {kernel}, and its input has {x.ndim} axes")
-    strides, dilations = node.wholes("strides") or [1] * count, node.wholes("dilations") or [1] * count
-    return kernel, strides, dilations, pads_of(node, x.shape[2:], kernel)
-
-
-def _max_pool(node: Node, x: Value) -> Tensor:
-    given = as_tensor(x)
-    kernel, strides, dilations, pads = _window(node, given)
-    count = len(kernel)
-    even = pads[:count] == pads[count:] and all(2 * p <= k for p, k in zip(pads, kernel, strict=False))
-    if not even:
-        given, pads = padded(given, pads, -math.inf), [0] * 2 * count
-    ceil = bool(node.whole("ceil_mode"))
-    found: Tensor = _MAX[count](given, kernel, strides, pads[:count], dilations, ceil)
-    return found
-
-
-def _average_pool(node: Node, x: Value) -> Tensor:
-    given = as_tensor(x)
-    kernel, strides, dilations, pads = _window(node, given)
-    count, counted = len(kernel), bool(node.whole("count_include_pad"))
-    if any(d != 1 for d in dilations):
-        raise node.refused("its window has gaps (dilations)")
-    even = pads[:count] == pads[count:] and all(2 * p <= k for p, k in zip(pads, kernel, strict=False))
-    ceil = bool(node.whole("ceil_mode"))
-    if even:
-        found: Tensor = _AVERAGE[count](given, kernel, strides, pads[:count], ceil, counted)
-        return found
-    if ceil:
-        raise node.refused("it has uneven padding and rounds sizes up")
-    sums = _AVERAGE[count](padded(given, pads), kernel, strides)
-    if counted:
-        return sums  # type: ignore[no-any-return]
-    ones = padded(torch.ones_like(given[:1, :1]), pads)
-    return sums / _AVERAGE[count](ones, kernel, strides)  # type: ignore[no-any-return]
+# Normalisations
 
 
 def _global(function: Callable[..., Tensor]) -> Operator:
@@ -346,24 +274,11 @@ def _mean_variance(node: Node, x: Value) -> Tensor:
     return centred / (centred.square().mean(axes, True) + 1e-9).sqrt()
 
 
-def _conv(node: Node, x: Value, weight: Value, bias: Value = None) -> Tensor:
-    """A convolution whose kernel is computed."""
-    given, kernel = as_tensor(x), as_tensor(weight)
-    count = given.ndim - 2
-    pads = pads_of(node, given.shape[2:], kernel.shape[2:])
-    function: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[count]
-    found: Tensor = function(
-        padded(given, pads), kernel, None if bias is None else as_tensor(bias, given),
-        node.wholes("strides") or 1, 0, node.wholes("dilations") or 1, node.whole("group", 1),
-    )  # fmt: skip
-    return found
-
-
 TENSOR_OPERATORS: Mapping[str, Operator] = {
     "Abs": _unary(torch.abs), "Acos": _unary(torch.acos), "Acosh": _unary(torch.acosh), "Add": _binary(operator.add),
     "And": _binary(torch.logical_and), "ArgMax": _arg(torch.argmax), "ArgMin": _arg(torch.argmin),
     "Asin": _unary(torch.asin), "Asinh": _unary(torch.asinh), "Atan": _unary(torch.atan), "Atanh": _unary(torch.atanh),
-    "AveragePool": _average_pool, "Cast": _cast, "Ceil": _unary(torch.ceil), "Clip": _clip, "Conv": _conv,
+    "AveragePool": average_pool, "Cast": _cast, "Ceil": _unary(torch.ceil), "Clip": _clip, "Conv": convolution,
     "Celu": lambda node, x: F.celu(as_tensor(x), node.number("alpha", 1.0)),
     "Cos": _unary(torch.cos), "Cosh": _unary(torch.cosh), "CumSum": _cumsum, "Div": _binary(_divide),
     "Dropout": _identity, "Einsum": _einsum, "Elu": lambda node, x: F.elu(as_tensor(x), node.number("alpha", 1.0)),
@@ -375,7 +290,7 @@ TENSOR_OPERATORS: Mapping[str, Operator] = {
     "LeakyRelu": lambda node, x: F.leaky_relu(as_tensor(x), node.number("alpha", 0.01)),
     "Less": _binary(operator.lt), "LessOrEqual": _binary(operator.le), "Log": _unary(torch.log),
     "LogSoftmax": _softmax(F.log_softmax), "LpNormalization": _normalised, "MatMul": _matmul,
-    "Max": _many(torch.maximum), "MaxPool": _max_pool, "Mean": _mean, "MeanVarianceNormalization": _mean_variance,
+    "Max": _many(torch.maximum), "MaxPool": max_pool, "Mean": _mean, "MeanVarianceNormalization": _mean_variance,
     "Min": _many(torch.minimum), "Mish": _unary(F.mish), "Mod": _mod, "Mul": _binary(operator.mul),
     "Neg": _unary(torch.neg), "Not": _unary(torch.logical_not), "Or": _binary(torch.logical_or), "PRelu": _prelu,
     "Pow": _power, "Reciprocal": _unary(torch.reciprocal), "Relu": _unary(F.relu), "Round": _unary(torch.round),
