@@ -81,13 +81,21 @@ def make_task(
     except AmcError:
         raise
     except Exception as error:  # a user's network may raise anything
-        reason = first_line(error)
-        raise DataError(f"{name} does not take these inputs of shape {nested.shape(inputs)}: {reason}") from error
+        raise _not_taken(name, inputs, error) from error
     objective.check(name, outputs, nested.to(targets, device), splits.classes)
     if objective is CLASSIFICATION:
         for part in ("train", "calibration", "search", "test"):
             check_classes(part, getattr(splits, part), outputs.shape[1])
     return task
+
+
+def _not_taken(name: str, inputs: Nested, error: Exception) -> DataError:
+    """What a user is told whose network raises an error for the samples."""
+    whole = any(not leaf.is_floating_point() for leaf in nested.leaves(inputs))
+    hint = ". If they are to be numbers with fractions, cast them where the data are made: x.float()" if whole else ""
+    return DataError(
+        f"{name} does not take these inputs of shape {nested.shape(inputs)}: {first_line(error).rstrip('.')}{hint}"
+    )
 
 
 def _without_labels(
@@ -100,8 +108,7 @@ def _without_labels(
     except AmcError:
         raise
     except Exception as error:
-        reason = first_line(error)
-        raise DataError(f"{name} does not take these inputs of shape {nested.shape(inputs)}: {reason}") from error
+        raise _not_taken(name, inputs, error) from error
 
 
 def check_training(task: Task) -> None:
