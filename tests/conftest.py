@@ -109,7 +109,7 @@ def _fast_exports():
 
 def remembered(export):
     """``export``, done once for each original of amc's own architectures: those are their parameters and buffers."""
-    from amc.evaluation.memo import digest
+    from amc.evaluation.keys import digest
 
     files = {}
 

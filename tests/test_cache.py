@@ -324,9 +324,9 @@ def changed(task, monkeypatch, what: str):
     elif what == "objective's file":
         config = CONFIG.replace(objective="mine.py:make")
     elif what == "code":
-        monkeypatch.setattr("amc.evaluation.memo.code_version", lambda: "another")
+        monkeypatch.setattr("amc.evaluation.keys.code_version", lambda: "another")
     elif what == "library":
-        monkeypatch.setattr("amc.evaluation.memo.library_versions", lambda: {"torch": "9.9"})
+        monkeypatch.setattr("amc.evaluation.keys.library_versions", lambda: {"torch": "9.9"})
     return task, config
 
 
