@@ -7,6 +7,7 @@ share of the original's. There are few sites and settings, so the optimum is fou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from amc.envs.pruning import PruningEnv
-from amc.evaluation.backend import FunctionBackend
+from amc.evaluation.backend import Backend
 from amc.evaluation.problem import Problem
 from amc.evaluation.score import Score
 from amc.graph.sites import SiteFeatures
@@ -37,6 +38,26 @@ class ToyCosts:
         return {"macs": w @ self._price, "params": w.sum(1), "latency": np.ceil(w / 2).sum(1)}
 
 
+@dataclass(frozen=True, eq=False)
+class ToyBackend(Backend):
+    """Scores the policies of a toy problem."""
+
+    space: Space
+    importance: Floats
+    """``[S]``"""
+    whole: float
+    """The gain of the original."""
+
+    def score(self, choice: Choice) -> Score:
+        metric = float(self.importance @ np.log2(1 + self.space.sizes_of(choice))) / self.whole
+        return Score(1 - metric, metric)
+
+    def site_error(self, site: int, setting: Setting) -> float:
+        own = self.space.sites[site]
+        width = own.sizes[own.settings.index(setting)]
+        return float(self.importance[site] * (np.log2(1 + own.sizes[-1]) - np.log2(1 + width))) / self.whole
+
+
 def toy_problem(
     share: float = 0.5, sites: int = 5, channels: int = 8, seed: int = 0, resources: Sequence[str] = ("macs",)
 ) -> tuple[Problem, float]:
@@ -46,23 +67,13 @@ def toy_problem(
     settings = tuple(range(1, channels + 1))
     full = np.full(sites, channels)
     whole = float(importance @ np.log2(1 + full))
-
-    def score(choice: Choice) -> Score:
-        metric = float(importance @ np.log2(1 + space.sizes_of(choice))) / whole
-        return Score(1 - metric, metric)
-
     costs = ToyCosts(price)
     limits = {name: share * float(costs.costs([full])[name][0]) for name in resources}
     space = Space(numeric_sites([f"site{s}" for s in range(sites)], (settings,) * sites), costs, limits)
     everything = np.array(list(product(range(channels), repeat=sites)))
     best = float((np.log2(1 + space.sizes_at(everything[space.fits_at(everything)])) @ importance).max()) / whole
     features = [SiteFeatures(channels, channels, 8, 8, 1, 3, float(p * channels)) for p in price]
-
-    def error(site: int, setting: Setting) -> float:
-        width = settings[settings.index(setting)]
-        return float(importance[site] * (np.log2(1 + channels) - np.log2(1 + width))) / whole
-
-    return Problem(space, features, FunctionBackend(score, error)), best
+    return Problem(space, features, ToyBackend(space, importance, whole)), best
 
 
 def toy_environment(render_mode: str | None = None, **of: Any) -> PruningEnv:

@@ -6,6 +6,8 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from html import escape
 from itertools import accumulate
 from typing import Any
@@ -45,41 +47,40 @@ _STYLE = {
 def widths_chart(result: Mapping[str, Any]) -> str:
     """The share kept at every site: one bar per site, filled by the share."""
     sites = result["sites"]
-    names = [_shortened(site["name"]) for site in sites]
-    shares = [_percent(site["width"], site["of"]) for site in sites]
-    rows = range(len(names))
+    step = 20 if len(sites) <= 30 else 16
+    label = f"Share kept at each of {len(sites)} sites"
+    return _svg("widths", label, 60 + step * len(sites), partial(_draw_widths, sites))
 
-    def draw(axes: Any) -> None:
-        axes.barh(rows, [100] * len(names), color=LINE, height=0.72)
-        axes.barh(rows, shares, color=ACCENT, height=0.72)
-        axes.set_yticks(rows, names, color=INK)
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xlim(0, 100)
-        axes.set_xlabel("kept, % of the original")
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        for row, site in zip(rows, sites, strict=True):
-            text = f"{exact(site['width'])} of {exact(site['of'])}"
-            axes.annotate(text, (100, row), (8, 0), textcoords="offset points", va="center", color=MUTED)
 
-    step = 20 if len(names) <= 30 else 16
-    return _svg("widths", f"Share kept at each of {len(names)} sites", 60 + step * len(names), draw)
+def _draw_widths(sites: Sequence[Mapping[str, Any]], axes: Any) -> None:
+    rows = range(len(sites))
+    axes.barh(rows, [100] * len(sites), color=LINE, height=0.72)
+    axes.barh(rows, [_percent(site["width"], site["of"]) for site in sites], color=ACCENT, height=0.72)
+    axes.set_yticks(rows, [_shortened(site["name"]) for site in sites], color=INK)
+    axes.set_ylim(len(sites) - 0.4, -0.6)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("kept, % of the original")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for row, site in zip(rows, sites, strict=True):
+        text = f"{exact(site['width'])} of {exact(site['of'])}"
+        axes.annotate(text, (100, row), (8, 0), textcoords="offset points", va="center", color=MUTED)
 
 
 def progress_chart(journal: SearchHistory) -> str:
     """The search objective of every evaluation and the best so far, against the number of the evaluation."""
-    found = journal.evaluations
-    accepted = [e for e in found if not e.rejected]
-
-    def draw(axes: Any) -> None:
-        _evaluations(axes, found, [e.number for e in found])
-        best = list(accumulate((e.loss for e in accepted), min))
-        axes.step([e.number for e in accepted], best, where="post", color=ACCENT, label="best so far")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_xlabel("evaluation")
-        _finish_losses(axes, found)
-
+    draw = partial(_draw_progress, journal.evaluations)
     return _svg("progress", "The search objective of every evaluation", 300, draw)
+
+
+def _draw_progress(evaluations: Sequence[SearchPoint], axes: Any) -> None:
+    _draw_points(axes, evaluations, [e.number for e in evaluations])
+    accepted = [e for e in evaluations if not e.rejected]
+    best = list(accumulate((e.loss for e in accepted), min))
+    axes.step([e.number for e in accepted], best, where="post", color=ACCENT, label="best so far")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("evaluation")
+    _finish_losses(axes, evaluations)
 
 
 def tradeoff_chart(result: Mapping[str, Any], journal: SearchHistory) -> str:
@@ -87,26 +88,41 @@ def tradeoff_chart(result: Mapping[str, Any], journal: SearchHistory) -> str:
     resource = budgeted(result)[0]
     original = result["original"][resource]
     limits = [line["limit"] for line in result["proof"] if line["resource"] == resource]
-    seen = [e for e in journal.evaluations if resource in e.costs]
+    known = [e for e in journal.evaluations if resource in e.costs]
     chosen = [candidate["choice"] for candidate in result["candidates"] if candidate["chosen"]]
-    marked = [e for e in seen if e.choice in chosen][:1]
-
-    def shares(evaluations: Sequence[SearchPoint]) -> list[float]:
-        return [_percent(e.costs[resource], original) for e in evaluations]
-
-    def draw(axes: Any) -> None:
-        _evaluations(axes, seen, shares(seen))
-        if marked:
-            axes.scatter(shares(marked), [e.loss for e in marked], label="chosen", **_RING)
-        for limit in limits:
-            axes.axvline(_percent(limit, original), color=MUTED, linestyle="--", label="limit")
-        axes.set_xlabel(f"{NAMES[resource]}, % of the original")
-        _finish_losses(axes, seen)
-
-    return _svg("tradeoff", f"The search objective against {NAMES[resource]}", 300, draw)
+    tradeoff = _Tradeoff(
+        resource,
+        known,
+        [_percent(e.costs[resource], original) for e in known],
+        next((i for i, e in enumerate(known) if e.choice in chosen), None),
+        [_percent(limit, original) for limit in limits],
+    )
+    return _svg("tradeoff", f"The search objective against {NAMES[resource]}", 300, tradeoff.draw)
 
 
-def _evaluations(axes: Any, found: Sequence[SearchPoint], places: Sequence[float]) -> None:
+@dataclass(frozen=True)
+class _Tradeoff:
+    """The data of the trade-off chart. Shares and limits are percentages of the original's cost."""
+
+    resource: str
+    evaluations: Sequence[SearchPoint]
+    shares: Sequence[float]
+    chosen: int | None
+    """Index of the evaluation of the chosen policy."""
+    limits: Sequence[float]
+
+    def draw(self, axes: Any) -> None:
+        _draw_points(axes, self.evaluations, self.shares)
+        if self.chosen is not None:
+            place, loss = self.shares[self.chosen], self.evaluations[self.chosen].loss
+            axes.scatter([place], [loss], label="chosen", **_RING)
+        for limit in self.limits:
+            axes.axvline(limit, color=MUTED, linestyle="--", label="limit")
+        axes.set_xlabel(f"{NAMES[self.resource]}, % of the original")
+        _finish_losses(axes, self.evaluations)
+
+
+def _draw_points(axes: Any, found: Sequence[SearchPoint], places: Sequence[float]) -> None:
     """Draw one point per evaluation: filled for exact scores, hollow for estimates, a cross for rejected policies."""
     kinds: dict[str, tuple[dict[str, Any], list[bool]]] = {
         "all samples read": (_POINTS, [e.share >= 1 and not e.rejected for e in found]),
@@ -135,14 +151,16 @@ def front_chart(
     points: Sequence[tuple[float, float]], best: Sequence[tuple[float, float]], cost: str, metric: str, name: str
 ) -> str:
     """Networks as (cost, metric) points, and the line of the Pareto front ``best``."""
+    return _svg(name, f"{metric} against {cost}", 300, partial(_draw_front, points, best, cost, metric))
 
-    def draw(axes: Any) -> None:
-        axes.scatter([x for x, _ in points], [100 * y for _, y in points], label="network", **_POINTS)
-        axes.plot([x for x, _ in best], [100 * y for _, y in best], color=CHOSEN, label="front")
-        axes.set_xlabel(cost)
-        _finish(axes, f"{_shortened(metric)}, %")
 
-    return _svg(name, f"{metric} against {cost}", 300, draw)
+def _draw_front(
+    points: Sequence[tuple[float, float]], best: Sequence[tuple[float, float]], cost: str, metric: str, axes: Any
+) -> None:
+    axes.scatter([x for x, _ in points], [100 * y for _, y in points], label="network", **_POINTS)
+    axes.plot([x for x, _ in best], [100 * y for _, y in best], color=CHOSEN, label="front")
+    axes.set_xlabel(cost)
+    _finish(axes, f"{_shortened(metric)}, %")
 
 
 def _finish(axes: Any, measured: str) -> None:

@@ -28,7 +28,10 @@ class Row:
 NAMES = {"macs": "MACs", "params": "parameters", "size": "file size", "memory": "peak activations"}
 """The resources that every result contains, and their names in reports."""
 
-_COSTS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
+Write = Callable[[float | None], str]
+"""Formats a figure; None is a figure that was not measured."""
+
+_COSTS: tuple[tuple[str, str, Write], ...] = (
     ("macs", "MACs", human.count),
     ("params", "parameters", human.count),
     ("size", "model.onnx", human.size),
@@ -57,31 +60,35 @@ def columns(result: Mapping[str, Any]) -> tuple[str, ...]:
 
 def final_table(result: Mapping[str, Any]) -> list[Row]:
     """Metrics and costs of the original, pruned and fine-tuned network, from the content of result.json."""
-    original, pruned, final = result["original"], result["pruned"], result["final"]
-
-    def row(key: str, label: str, write: Callable[[float | None], str], change: str) -> Row:
-        values = (original.get(key), pruned.get(key), final.get(key))
-        return Row(label, write(values[0]), write(values[1]), write(values[2]), change)
-
-    def gained(key: str) -> str:
-        return human.points(human.difference(final.get(key), original.get(key)))
-
-    def share(key: str) -> str:
-        return human.ratio(human.quotient(final.get(key), original.get(key)))
-
-    rows = [
-        row(split, f"{result['metric']}, {split} split", human.percent, gained(split)) for split in ("search", "test")
-    ]
+    final = result["final"]
+    rows = [_metric_row(result, split) for split in ("search", "test")]
     trained_on = result.get("trained_original")
     if trained_on is not None:
         gain = human.points(human.difference(final.get("test"), trained_on["test"]))
         label = f"{result['metric']}, test split; original trained on"
         rows.append(Row(label, human.percent(trained_on["test"]), human.NOTHING, human.percent(final["test"]), gain))
-    rows += [row(key, label, write, share(key)) for key, label, write in _COSTS]
+    rows += [_cost_row(result, key, label, write) for key, label, write in _COSTS]
     if "branches" in final:
-        rows.append(row("branches", "residual branches", human.count, share("branches")))
-    label = f"latency, ONNX Runtime{_threads(result)}"
-    return [*rows, row("latency_ms", label, human.milliseconds, human.ratio(time_ratio(result)))]
+        rows.append(_cost_row(result, "branches", "residual branches", human.count))
+    label, ratio = f"latency, ONNX Runtime{_threads(result)}", human.ratio(time_ratio(result))
+    return [*rows, Row(label, *_written(result, "latency_ms", human.milliseconds), ratio)]
+
+
+def _metric_row(result: Mapping[str, Any], split: str) -> Row:
+    gained = human.difference(result["final"].get(split), result["original"].get(split))
+    label = f"{result['metric']}, {split} split"
+    return Row(label, *_written(result, split, human.percent), human.points(gained))
+
+
+def _cost_row(result: Mapping[str, Any], key: str, label: str, write: Write) -> Row:
+    share = human.quotient(result["final"].get(key), result["original"].get(key))
+    return Row(label, *_written(result, key, write), human.ratio(share))
+
+
+def _written(result: Mapping[str, Any], key: str, write: Write) -> tuple[str, str, str]:
+    """A figure of the original, the pruned and the final network, as text."""
+    original, pruned, final = (write(result[network].get(key)) for network in ("original", "pruned", "final"))
+    return original, pruned, final
 
 
 def time_ratio(result: Mapping[str, Any]) -> float | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,13 +70,13 @@ def decode(space: Space, tables: Sequence[Floats], coefficients: Floats) -> Choi
 
 def fast_decoder(space: Space, tables: Sequence[Floats]) -> Callable[[Floats], Choice]:
     """`decode` for frequent calls: greedy where the exact solution needs more than dynamic programming."""
-    fast = len({*space.limits} - {"branches"}) <= 1 and _exact(space, tables, programme=False) is not None
+    exact = len({*space.limits} - {"branches"}) <= 1 and _exact(space, tables, programme=False) is not None
+    return partial(_decode_fast, space, tables, exact)
 
-    def decoded(coefficients: Floats) -> Choice:
-        errors = [c * table for c, table in zip(coefficients, tables, strict=True)]
-        return (_exact(space, errors, programme=False) if fast else None) or greedy_decode(space, errors)
 
-    return decoded
+def _decode_fast(space: Space, tables: Sequence[Floats], exact: bool, coefficients: Floats) -> Choice:
+    errors = [c * table for c, table in zip(coefficients, tables, strict=True)]
+    return (_exact(space, errors, programme=False) if exact else None) or greedy_decode(space, errors)
 
 
 def front(space: Space, tables: Sequence[Floats], shares: Sequence[float]) -> list[Choice]:
@@ -88,7 +88,7 @@ def front(space: Space, tables: Sequence[Floats], shares: Sequence[float]) -> li
         raise ValueError(f"a front runs along one limit, but there are {', '.join(space.limits)}")
     ((resource, limit),) = space.limits.items()
     spaces = [replace(space, limits={resource: share * limit}) for share in shares]
-    costs = _taken_apart(space, resource)
+    costs = _decomposed(space, resource)
     solved = solve_front(space, costs, tables, max(shares) * limit) if costs else None
     found = [solved.within(s.limits[resource]) if solved else None for s in spaces]
     return [
@@ -97,13 +97,13 @@ def front(space: Space, tables: Sequence[Floats], shares: Sequence[float]) -> li
     ]
 
 
-def _taken_apart(space: Space, resource: str) -> PairCosts | None:
+def _decomposed(space: Space, resource: str) -> PairCosts | None:
     return _pair_costs(space, resource, space.costs(space.full)[resource])
 
 
 @lru_cache(maxsize=8)
 def _pair_costs(space: Space, resource: str, whole: float) -> PairCosts | None:
-    """``whole``, the original's cost, is only a part of the cache key: it changes when costs are corrected."""
+    """`pair_costs`, cached. ``whole``, the original's cost, is only a part of the key: corrected costs change it."""
     return pair_costs(space, resource)
 
 
@@ -111,7 +111,7 @@ def _exact(space: Space, errors: Sequence[Floats], programme: bool = True) -> Ch
     """The optimal policy, or None if the costs do not allow an exact solution."""
     if "branches" in space.limits and len(space.limits) > 1:
         return _with_branches(space, errors, programme)
-    costs = [_taken_apart(space, resource) for resource in space.limits]
+    costs = [_decomposed(space, resource) for resource in space.limits]
     known = [c for c in costs if c is not None]
     if len(known) < len(costs):
         return None
@@ -180,6 +180,7 @@ def _excess(space: Space, positions: Ints) -> Floats:
 
 
 def _narrow(space: Space, errors: Sequence[Floats], places: Ints) -> None:
+    """Narrow the site with the least additional error per saved cost by one position, in place."""
     sites, moved = _neighbours(space, places, -1)
     saved = _excess(space, places[None])[0] - _excess(space, moved)
     lost = np.array([errors[s][places[s] - 1] - errors[s][places[s]] for s in sites])
@@ -190,6 +191,7 @@ def _narrow(space: Space, errors: Sequence[Floats], places: Ints) -> None:
 
 
 def _widen(space: Space, errors: Sequence[Floats], places: Ints) -> bool:
+    """Widen the site where that reduces the error most, in place. False if no site can be widened."""
     sites, moved = _neighbours(space, places, +1)
     if not len(sites):
         return False

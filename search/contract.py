@@ -7,13 +7,15 @@ searcher that passes works with the sites of every operator.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from amc.envs.toy import toy_problem
-from amc.evaluation.backend import FunctionBackend
+from amc.evaluation.backend import Backend
 from amc.evaluation.problem import Problem
 from amc.evaluation.score import Score
 from amc.graph.sites import SiteFeatures
@@ -39,19 +41,27 @@ def opaque_problem(share: float = 0.6, failing: bool = False) -> Problem:
     )
     costs = CoarseCosts(_Fixed(float(macs.sum())), range(SITES), (macs / macs.sum()).tolist())
     space = Space(sites, costs, {"macs": share * float(macs.sum())})
+    features = [SiteFeatures(8, 8, 8, 8, 1, 3, float(own)) for own in macs]
+    return Problem(space, features, _TableBackend(space, gains, failing))
 
-    def score(choice: Choice) -> Score:
-        places = space.positions(choice)
-        if failing and places.sum() % 2:
+
+@dataclass(frozen=True, eq=False)
+class _TableBackend(Backend):
+    """Scores policies by the mean of their settings' ``gains [S, K]``."""
+
+    space: Space
+    gains: Floats
+    failing: bool
+
+    def score(self, choice: Choice) -> Score:
+        places = self.space.positions(choice)
+        if self.failing and places.sum() % 2:
             raise RuntimeError("this policy cannot be evaluated")
-        metric = float(gains[np.arange(SITES), places].mean())
+        metric = float(self.gains[np.arange(SITES), places].mean())
         return Score(1 - metric, metric)
 
-    def error(site: int, setting: Setting) -> float:
-        return float(1 - gains[site, sites[site].settings.index(setting)])
-
-    features = [SiteFeatures(8, 8, 8, 8, 1, 3, float(own)) for own in macs]
-    return Problem(space, features, FunctionBackend(score, error))
+    def site_error(self, site: int, setting: Setting) -> float:
+        return float(1 - self.gains[site, self.space.settings[site].index(setting)])
 
 
 def check_search(search: Callable[[Problem, int, int], None], evaluations: int = 6) -> None:
@@ -65,9 +75,9 @@ def check_search(search: Callable[[Problem, int, int], None], evaluations: int =
     >>> check_search(search)
     """
     problems: dict[str, Callable[[], Problem]] = {
-        "a problem of widths": lambda: toy_problem(sites=SITES, channels=6)[0],
+        "a problem of widths": _widths_problem,
         "a problem with opaque settings": opaque_problem,
-        "a problem with failing evaluations": lambda: opaque_problem(failing=True),
+        "a problem with failing evaluations": partial(opaque_problem, failing=True),
     }
     for name, make in problems.items():
         for count in (1, evaluations):
@@ -78,6 +88,10 @@ def check_search(search: Callable[[Problem, int, int], None], evaluations: int =
         search(again, evaluations, 0)
         first, second = ([p.space.positions(e.choice).tolist() for e in p.evaluations] for p in (problem, again))
         assert first == second, f"{name}: the same seed gave different proposals"
+
+
+def _widths_problem() -> Problem:
+    return toy_problem(sites=SITES, channels=6)[0]
 
 
 class _Fixed:

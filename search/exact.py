@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -71,28 +71,32 @@ def pair_costs(space: Space, resource: str) -> PairCosts | None:
     """Decompose the cost of a resource. None if it is not a sum over pairs of sites, as for peak memory."""
     lengths = space.lengths.tolist()
     sites = range(len(lengths))
-
-    def ask(moves: Sequence[Sequence[tuple[int, int]]]) -> Floats:
-        places = np.zeros((len(moves), len(lengths)), np.int64)
-        for row, changes in enumerate(moves):
-            for site, place in changes:
-                places[row, site] = place
-        return np.asarray(space.costs_at(places)[resource], np.float64)
-
-    least = float(ask([()])[0])
-    single = tuple(ask([[(s, k)] for k in range(lengths[s])]) - least for s in sites)
+    query = partial(_costs_of_moves, space, resource)
+    least = float(query([()])[0])
+    single = tuple(query([[(s, k)] for k in range(lengths[s])]) - least for s in sites)
     both = [(s, t) for s in sites for t in sites if s < t]
-    wide = ask([[(s, lengths[s] - 1), (t, lengths[t] - 1)] for s, t in both]) - least if both else np.zeros(0)
-    meeting = [p for p, cost in zip(both, wide, strict=True) if abs(cost - single[p[0]][-1] - single[p[1]][-1]) > 1e-9]
+    wide = query([[(s, lengths[s] - 1), (t, lengths[t] - 1)] for s, t in both]) - least if both else np.zeros(0)
+    connected = [
+        (s, t) for (s, t), cost in zip(both, wide, strict=True) if abs(cost - single[s][-1] - single[t][-1]) > 1e-9
+    ]
     pairs = {}
-    for s, t in meeting:
-        cost = ask([[(s, k), (t, m)] for k in range(lengths[s]) for m in range(lengths[t])]) - least
+    for s, t in connected:
+        cost = query([[(s, k), (t, m)] for k in range(lengths[s]) for m in range(lengths[t])]) - least
         pairs[s, t] = cost.reshape(len(single[s]), -1) - single[s][:, None] - single[t][None, :]
     found, rng = PairCosts(least, single, pairs), np.random.default_rng(0)
     probes = np.stack([rng.integers(0, length, _PROBES) for length in lengths], 1)
-    true = ask([list(enumerate(row)) for row in probes])
+    true = query([list(enumerate(row)) for row in probes])
     wrong = max(abs(found(row) - cost) for row, cost in zip(probes.tolist(), true, strict=True))
     return found if wrong <= _TOLERANCE * max(1.0, abs(float(true.max()))) else None
+
+
+def _costs_of_moves(space: Space, resource: str, moves: Sequence[Sequence[tuple[int, int]]]) -> Floats:
+    """Costs ``[N]`` of the smallest policy after each of N moves, which are lists of (site, position)."""
+    places = np.zeros((len(moves), len(space.lengths)), np.int64)
+    for row, changes in enumerate(moves):
+        for site, place in changes:
+            places[row, site] = place
+    return np.asarray(space.costs_at(places)[resource], np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,10 +260,10 @@ def solve_programme(
 ) -> Choice | None:
     """The policy with the least error under several limits, by HiGHS. None if it is too large or not proven optimal."""
     starts = np.concatenate([[0], np.cumsum([len(s) for s in space.settings])])
-    meeting = sorted({pair for c in costs for pair in c.pairs})
-    shapes = {p: (len(space.settings[p[0]]), len(space.settings[p[1]])) for p in meeting}
+    connected = sorted({pair for c in costs for pair in c.pairs})
+    shapes = {p: (len(space.settings[p[0]]), len(space.settings[p[1]])) for p in connected}
     offsets, total = {}, int(starts[-1])
-    for pair in meeting:
+    for pair in connected:
         offsets[pair] = total
         total += shapes[pair][0] * shapes[pair][1]
     if total > _MOST_VARIABLES:

@@ -7,7 +7,7 @@ parameter, the position between the least possible cost and the budget, and the 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from pydantic import Field
 
 from amc.config import AUTO, Auto, unless_auto
 from amc.evaluation.problem import Problem
+from amc.evaluation.reward import Evaluation
 from amc.runtime.registry import about
 from amc.search.study import Design, fill
 from amc.space.budget import Space
@@ -37,32 +38,32 @@ def tpe(problem: Problem, evaluations: int, seed: int, *, startup: Startup = AUT
     first, shared = _startup(startup, evaluations), problem.study is not None and problem.study.shared
     with _quiet():
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=first, constant_liar=shared)
-    fill(problem, evaluations, sampler, proportions(problem))
+    fill(problem, evaluations, sampler, RewardDesign(problem))
 
 
 def gp(problem: Problem, evaluations: int, seed: int, *, startup: Startup = AUTO) -> None:
     """Gaussian process with expected improvement."""
     sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=_startup(startup, evaluations))
-    fill(problem, evaluations, sampler, proportions(problem))
+    fill(problem, evaluations, sampler, RewardDesign(problem))
 
 
 def cmaes(problem: Problem, evaluations: int, seed: int) -> None:
     """Covariance matrix adaptation."""
     sampler = optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
-    fill(problem, evaluations, sampler, proportions(problem))
+    fill(problem, evaluations, sampler, RewardDesign(problem))
 
 
 def qmc(problem: Problem, evaluations: int, seed: int) -> None:
     """Scrambled Sobol points."""
     with _quiet():
         sampler = optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
-    fill(problem, evaluations, sampler, proportions(problem))
+    fill(problem, evaluations, sampler, RewardDesign(problem))
 
 
 def nsga2(problem: Problem, evaluations: int, seed: int, *, population: Population = AUTO) -> None:
     """Non-dominated sorting with crowding distances (Deb et al. 2002)."""
     sampler = optuna.samplers.NSGAIISampler(seed=seed, population_size=_population(population, evaluations))
-    fill(problem, evaluations, sampler, front(problem))
+    fill(problem, evaluations, sampler, FrontDesign(problem))
 
 
 def nsga3(problem: Problem, evaluations: int, seed: int, *, population: Population = AUTO) -> None:
@@ -72,35 +73,40 @@ def nsga3(problem: Problem, evaluations: int, seed: int, *, population: Populati
         sampler: BaseSampler = optuna.samplers.NSGAIIISampler(
             seed=seed, population_size=size, dividing_parameter=size - 1
         )
-    fill(problem, evaluations, sampler, front(problem))
+    fill(problem, evaluations, sampler, FrontDesign(problem))
 
 
-def proportions(problem: Problem) -> Design:
-    """A study with one parameter per site and the reward as objective; the first policy is the uniform one."""
-    parameters = _parameters(problem)
-    return Design(
-        parameters,
-        first=dict.fromkeys(parameters, _HIGH),
-        choice=lambda p: problem.space.fit([p[name] for name in parameters]),
-        values=lambda found: [found.reward],
-    )
+class RewardDesign(Design):
+    """One parameter per site, and the reward as objective. The first policy is the uniform one."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._space = problem.space
+        sites = _site_parameters(problem)
+        super().__init__(sites, dict.fromkeys(sites, _HIGH))
+
+    def choice(self, parameters: Mapping[str, float]) -> Choice:
+        return self._space.fit([parameters[name] for name in self.parameters])
+
+    def values(self, evaluation: Evaluation) -> Sequence[float]:
+        return [evaluation.reward]
 
 
-def front(problem: Problem) -> Design:
-    """A study with one parameter per site and the share of the budget; its objectives are reward and cost."""
-    sites = _parameters(problem)
-    parameters = {"budget": FloatDistribution(0.0, 1.0), **sites}
+class FrontDesign(Design):
+    """One parameter per site and one for the share of the budget. The objectives are reward and cost."""
 
-    def choice(given: Mapping[str, float]) -> Choice:
-        return tightened(problem.space, given["budget"]).fit([given[name] for name in sites])
+    objectives = (("reward", "maximize"), ("share of the budget used", "minimize"))
 
-    return Design(
-        parameters,
-        first={"budget": 1.0, **dict.fromkeys(sites, _HIGH)},
-        choice=choice,
-        values=lambda found: [found.reward, problem.cost(found)],
-        objectives=(("reward", "maximize"), ("share of the budget used", "minimize")),
-    )
+    def __init__(self, problem: Problem) -> None:
+        self._problem, self._sites = problem, _site_parameters(problem)
+        parameters = {"budget": FloatDistribution(0.0, 1.0), **self._sites}
+        super().__init__(parameters, {"budget": 1.0, **dict.fromkeys(self._sites, _HIGH)})
+
+    def choice(self, parameters: Mapping[str, float]) -> Choice:
+        space = tightened(self._problem.space, parameters["budget"])
+        return space.fit([parameters[name] for name in self._sites])
+
+    def values(self, evaluation: Evaluation) -> Sequence[float]:
+        return [evaluation.reward, self._problem.cost(evaluation)]
 
 
 def tightened(space: Space, share: float) -> Space:
@@ -110,7 +116,7 @@ def tightened(space: Space, share: float) -> Space:
     return replace(space, limits=limits)
 
 
-def _parameters(problem: Problem) -> dict[str, FloatDistribution]:
+def _site_parameters(problem: Problem) -> dict[str, FloatDistribution]:
     names = [f"{number:03d} {name}" for number, name in enumerate(problem.space.names)]
     return dict.fromkeys(names, FloatDistribution(_LOW, _HIGH))
 

@@ -72,9 +72,10 @@ def _moves(problem: Problem, choice: Choice, tables: list[Floats], weights: Floa
     """Policies with one site narrowed by one to three positions and others widened, by increasing expected error."""
     space = problem.space
     moves = {narrowed(space, choice, site, step) for site in range(len(choice)) for step in (1, 2, 3)}
-    ranked = [tuple(space.positions(moved).tolist()) for moved in moves]
+    positions = [tuple(space.positions(moved).tolist()) for moved in moves]
+    ranked = sorted((_expected_error(tables, weights, places), places) for places in positions)
+    return [space.choice(places) for _, places in ranked]
 
-    def expected(places: tuple[int, ...]) -> float:
-        return sum(float(w * t[place]) for w, t, place in zip(weights, tables, places, strict=True))
 
-    return [space.choice(places) for places in sorted(ranked, key=lambda places: (expected(places), places))]
+def _expected_error(tables: list[Floats], weights: Floats, places: tuple[int, ...]) -> float:
+    return sum(float(w * t[place]) for w, t, place in zip(weights, tables, places, strict=True))

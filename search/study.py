@@ -18,8 +18,8 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,19 +42,23 @@ _ALREADY_RUNNING = 5
 """How often in a row a trial is given up because another process is evaluating the same policy."""
 
 
-@dataclass(frozen=True)
-class Design:
+class Design(ABC):
     """The parameters and objectives of a study, and how they map to policies and evaluations."""
 
-    parameters: Mapping[str, FloatDistribution]
-    first: Mapping[str, float]
-    """The parameters of the first trial."""
-    choice: Callable[[Mapping[str, float]], Choice]
-    """The policy for a trial's parameters."""
-    values: Callable[[Evaluation], Sequence[float]]
-    """The values of an evaluation, one per objective."""
     objectives: tuple[tuple[str, Literal["maximize", "minimize"]], ...] = (("reward", "maximize"),)
     """Name and direction of each objective."""
+
+    def __init__(self, parameters: Mapping[str, FloatDistribution], first: Mapping[str, float]) -> None:
+        """``first`` are the parameters of the first trial."""
+        self.parameters, self.first = parameters, first
+
+    @abstractmethod
+    def choice(self, parameters: Mapping[str, float]) -> Choice:
+        """The policy for a trial's parameters."""
+
+    @abstractmethod
+    def values(self, evaluation: Evaluation) -> Sequence[float]:
+        """The values of an evaluation, one per objective."""
 
 
 def fill(problem: Problem, evaluations: int, sampler: optuna.samplers.BaseSampler, design: Design) -> None:

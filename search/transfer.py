@@ -12,13 +12,14 @@ more evaluations than one.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import numpy as np
 
 from amc.evaluation.problem import Problem
 from amc.runtime.registry import about
-from amc.search.allocate import error_tables, fast_decoder
+from amc.search.allocate import Floats, error_tables, fast_decoder
 from amc.search.spdy import climb
 from amc.space.budget import Space
 
@@ -35,19 +36,20 @@ def search(
     own = min(evaluations, max(own, evaluations // one_in))
     space, tables = problem.space, error_tables(problem)
     limits, shared = middle(space), evaluations - own
-
-    def found() -> list[tuple[float, list[float]]]:
-        pairs = climb(problem.under(limits), tables, shared, seed)
-        return [(reward, coefficients.tolist()) for reward, coefficients in pairs]
-
     ranked = [np.zeros(len(space.names))]
     if shared:
-        pairs = problem.memo(["transfer", limits, shared, seed], found)
+        climbed = partial(_climb, problem.under(limits), tables, shared, seed)
+        pairs = problem.memo(["transfer", limits, shared, seed], climbed)
         ranked = [np.array(coefficients) for _, coefficients in sorted(pairs, key=lambda pair: -pair[0])]
     decode = fast_decoder(space, tables)
     choices = list(dict.fromkeys(decode(np.exp(coefficients)) for coefficients in ranked))
     for index in range(own):
         problem.evaluate(choices[min(index, len(choices) - 1)])
+
+
+def _climb(problem: Problem, tables: list[Floats], evaluations: int, seed: int) -> list[tuple[float, list[float]]]:
+    """`climb`, with results that JSON can store."""
+    return [(reward, found.tolist()) for reward, found in climb(problem, tables, evaluations, seed)]
 
 
 def middle(space: Space) -> dict[str, float]:

@@ -51,16 +51,17 @@ def evaluator_of(config: Config, folder: Path, settings: EvaluationSettings | No
 
 def examine(configs: Iterable[Config]) -> Iterator[str | None]:
     """For every run, the error that can be found without executing it, or None."""
-
-    def same(config: Config) -> Any:
-        return [to_dict(config)[key] for key in ("model", "data", "device", "objective")]
-
-    for _, group in groupby(configs, same):
+    for _, group in groupby(configs, _network_and_data):
         yield from _examine_group(list(group))
 
 
+def _network_and_data(config: Config) -> list[Any]:
+    """The settings that runs with the same network and data share."""
+    return [to_dict(config)[key] for key in ("model", "data", "device", "objective")]
+
+
 def _examine_group(group: list[Config]) -> Iterator[str | None]:
-    """The same for runs with the same network and data, which are loaded once."""
+    """`examine` for runs with the same network and data, which are loaded once."""
     try:
         task = open_task(group[0])
         graph = build_graph(task.model, task.example)

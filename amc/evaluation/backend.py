@@ -35,7 +35,8 @@ class Backend(Protocol):
 
         The policy's loss is multiplied by ``handicap``, which is below 1 if latency matters and the policy is faster.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not support races")
+        message = f"{type(self).__name__} does not support races"  # a mere raise would make mypy call this abstract
+        raise NotImplementedError(message)
 
     def site_error(self, site: int, setting: Setting) -> float | None:
         """Estimated increase of the objective of the search by one site's setting; None if there is no estimate."""

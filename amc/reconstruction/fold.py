@@ -7,7 +7,7 @@ network is as it was before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,32 +44,16 @@ class NormFolder:
 
     @contextmanager
     def folded(self, network: nn.Module, later: Container[str] = ()) -> Iterator[Callable[[str], None]]:
-        """``network`` without the norms. Layers in ``later`` are folded when the given function is called for them."""
-        norms = {name: network.get_submodule(norm) for name, norm in self._pairs.items()}
-        whole: dict[str, tuple[Any, Any]] = {}
-
-        def fold(name: str) -> None:
-            if name in norms and name not in whole:
-                layer: Any = network.get_submodule(name)
-                whole[name] = layer.weight, layer.bias
-                norm: Any = norms[name]
-                with torch.no_grad():
-                    layer.weight, layer.bias = fuse_conv_bn_weights(
-                        layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-                    )
-
+        """``network`` without the norms. The yielded function folds layers in ``later``, by name."""
+        folding = _Folding(network, self._pairs)
         try:
             for name, norm in self._pairs.items():
                 _replace(network, norm, nn.Identity())
                 if name not in later:
-                    fold(name)
-            yield fold
+                    folding.fold(name)
+            yield folding.fold
         finally:
-            for name, norm in self._pairs.items():
-                _replace(network, norm, norms[name])
-            for name, (weight, bias) in whole.items():
-                layer = network.get_submodule(name)
-                layer.weight, layer.bias = weight, bias
+            folding.undo()
 
     def _keeps_outputs(self, model: nn.Module, example: Nested) -> bool:
         """Whether the outputs stay the same: not if a module reads a layer's output before its norm."""
@@ -84,6 +68,33 @@ class NormFolder:
                 return False
         same = len(before) == len(after)
         return same and all(_alike(b, a) for b, a in zip(before, after, strict=True) if isinstance(b, Tensor))
+
+
+class _Folding:
+    """The norms taken out of one network, and the weights that its layers had before."""
+
+    def __init__(self, network: nn.Module, pairs: Mapping[str, str]) -> None:
+        self._network, self._pairs = network, pairs
+        self._norms = {name: network.get_submodule(norm) for name, norm in pairs.items()}
+        self._before: dict[str, tuple[Any, Any]] = {}
+
+    def fold(self, name: str) -> None:
+        """Fold a layer's norm into its weights, unless that is done or it has none."""
+        if name in self._norms and name not in self._before:
+            layer: Any = self._network.get_submodule(name)
+            norm: Any = self._norms[name]
+            self._before[name] = layer.weight, layer.bias
+            with torch.no_grad():
+                layer.weight, layer.bias = fuse_conv_bn_weights(
+                    layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                )
+
+    def undo(self) -> None:
+        for name, norm in self._pairs.items():
+            _replace(self._network, norm, self._norms[name])
+        for name, (weight, bias) in self._before.items():
+            layer = self._network.get_submodule(name)
+            layer.weight, layer.bias = weight, bias
 
 
 def _foldable(model: nn.Module, name: str, norm: str) -> bool:

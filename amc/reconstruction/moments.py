@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,11 +78,15 @@ def collect(
     seeds = {layer.name: seed * 1_000_003 + number for number, layer in enumerate(layers)}
     groups = passes([(name, row_length(task.model.get_submodule(name))) for name in seeds], limit)
     for number, names in enumerate(groups):
-        done = None if progress is None else (lambda share, n=number: progress((n + share) / len(groups)))
+        done = progress and partial(_report, progress, number, len(groups))
         sums = _pass(task, {name: seeds[name] for name in names}, batch_size, done)
         for name in list(sums):  # a layer whose weights another module uses, as in attention, is never called
-            store.put(name, _moments(*sums.pop(name)))
+            store.put(name, sums.pop(name).moments())
     return store
+
+
+def _report(progress: Callable[[float], None], number: int, passes: int, share: float) -> None:
+    progress((number + share) / passes)
 
 
 def moment_store(memory: Memory | None = None, folder: Path | None = None) -> SpillStore[Moments]:
@@ -124,32 +128,12 @@ def passes(layers: Sequence[tuple[str, int]], limit: int | None) -> list[list[st
 
 def _pass(
     task: Task, seeds: Mapping[str, int], batch_size: int, progress: Callable[[float], None] | None
-) -> dict[str, list[Any]]:
-    """Count, sum, products and shift of the inputs of the layers that have ``seeds``, in one pass."""
-    sums: dict[str, list[Any]] = {}
+) -> dict[str, _Sums]:
+    """The sums of the inputs of the layers that have ``seeds``, in one pass."""
     chosen = sample(task.splits.calibration, IMAGES)
     images = len(chosen)
-
-    def hook(name: str, generator: torch.Generator) -> Callable[..., None]:
-        def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            width = module.weight[0].numel()  # type: ignore[index]
-            rows = min(max(40 * width, 8192), 20480)
-            x = rows_of(module, inputs[0], -(-rows // images), generator)
-            if name not in sums:
-                zeros = torch.zeros(width, width, dtype=torch.float64, device=x.device)
-                sums[name] = [0, torch.zeros_like(zeros[0]), zeros, x.mean(0)]
-            total = sums[name]
-            x = x - total[3]  # with large means the variance would be lost in the rounding of float32 products
-            total[0] += len(x)
-            total[1] += x.sum(0, dtype=torch.float64)
-            total[2] += x.T @ x
-
-        return record
-
-    handles = [
-        task.model.get_submodule(name).register_forward_pre_hook(hook(name, torch.Generator().manual_seed(own)))
-        for name, own in seeds.items()
-    ]
+    sums = {name: _Sums(images, torch.Generator().manual_seed(own)) for name, own in seeds.items()}
+    handles = [task.model.get_submodule(name).register_forward_pre_hook(own.add) for name, own in sums.items()]
     done = 0
     try:
         with torch.inference_mode():
@@ -161,11 +145,36 @@ def _pass(
     finally:
         for handle in handles:
             handle.remove()
-    return sums
+    return {name: own for name, own in sums.items() if own.count}
 
 
-def _moments(count: int, total: Tensor, products: Tensor, shift: Tensor) -> Moments:
-    mean = total / count
-    covariance = (products / count).addr_(mean, mean, alpha=-1)
-    kind = torch.float64 if len(mean) <= _DOUBLE_UP_TO else torch.float32
-    return Moments((mean + shift).to(kind), covariance.to(kind), count)
+class _Sums:
+    """Sums over rows of one layer's inputs, in float64, less a shift near the mean.
+
+    Without the shift, the variance of inputs with large means would be lost in the rounding of float32 products.
+    """
+
+    def __init__(self, images: int, generator: torch.Generator) -> None:
+        self._images, self._generator = images, generator
+        self.count = 0
+
+    def add(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """A forward pre-hook: add rows at random positions of the inputs."""
+        width = module.weight[0].numel()  # type: ignore[index]
+        rows = min(max(40 * width, 8192), 20480)
+        x = rows_of(module, inputs[0], -(-rows // self._images), self._generator)
+        if not self.count:
+            self._products = torch.zeros(width, width, dtype=torch.float64, device=x.device)
+            self._total = torch.zeros_like(self._products[0])
+            self._shift = x.mean(0)
+        x = x - self._shift
+        self.count += len(x)
+        self._total += x.sum(0, dtype=torch.float64)
+        self._products += x.T @ x
+
+    def moments(self) -> Moments:
+        """Mean and covariance of the rows."""
+        mean = self._total / self.count
+        covariance = (self._products / self.count).addr_(mean, mean, alpha=-1)
+        kind = torch.float64 if len(mean) <= _DOUBLE_UP_TO else torch.float32
+        return Moments((mean + self._shift).to(kind), covariance.to(kind), self.count)

@@ -92,22 +92,23 @@ def regression(
     factor, bad = torch.linalg.cholesky_ex(c)
     if int(bad):
         return None
-
-    def solve(products: Tensor) -> Tensor:
-        return torch.cholesky_solve(products.T.double(), factor).T.to(before.dtype).contiguous()
-
     y_mean = y.mean(0) if has_constant else y.new_zeros(y.shape[1])
-    weight = solve((y - y_mean).T @ x / len(x) + ridge * before)
+    weight = _solve(factor, (y - y_mean).T @ x / len(x) + ridge * before)
     if matching is not None:
         outputs = F.linear(x, weight, y_mean - weight @ middle)
         for _ in range(matching.rounds):
             missing = matching.missing(outputs)
             mean = missing.mean(0) if has_constant else torch.zeros_like(y_mean)
             products = (missing - mean).to(rows.dtype).T @ rows
-            change = solve(products.to(before.dtype) / len(x) - ridge * (weight - before))
+            change = _solve(factor, products.to(before.dtype) / len(x) - ridge * (weight - before))
             weight, y_mean = weight + change, y_mean + mean
             outputs += F.linear(rows, change.to(rows.dtype)) + (mean - change @ middle)
     return weight, y_mean - weight @ x_mean
+
+
+def _solve(factor: Tensor, products: Tensor) -> Tensor:
+    """``products [C, D]`` times the inverse of the matrix with this Cholesky factor, which is float64."""
+    return torch.cholesky_solve(products.T.double(), factor).T.to(products.dtype).contiguous()
 
 
 def _products(x: Tensor) -> Tensor:

@@ -26,8 +26,7 @@ from amc.task import Objective, Task, batches, nested
 from amc.task.splits import sample
 
 IMAGES, BATCH = 512, 64
-_Value = Callable[[Any, Any], Tensor]
-_HELD = 4  # a backward pass holds about so many times the layers' outputs
+_HELD = 4  # memory of a backward pass, in multiples of the layers' outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +52,7 @@ def sensitivities(
     try:
         model = shallow_copy(task.model).eval().requires_grad_(True)
         size = _batch(model, names, task, memory)
-        chosen, value_of = sample(task.splits.calibration, IMAGES), _value_of(task.objective, logit_mse)
+        chosen, value_of = sample(task.splits.calibration, IMAGES), _DifferentiatedValue(task.objective, logit_mse)
         for inputs, targets in batches(chosen, size):
             _add(model, names, task, value_of, inputs, targets, sums)
     except RuntimeError:  # an operator without a derivative, or weights that can have none
@@ -71,49 +70,62 @@ def _batch(model: nn.Module, names: list[str], task: Task, memory: Memory | None
     """Samples in a backward pass."""
     if memory is None:
         return BATCH
-    held = 0
+    outputs = _Outputs()
+    with torch.no_grad():
+        _call(model, names, nested.to(task.example, task.device), outputs.count)
+    return memory.batch(_HELD * outputs.bytes // nested.length(task.example), BATCH)
 
-    def count(name: str, output: Tensor) -> Tensor:
-        nonlocal held
-        held += output.numel() * output.element_size()
+
+class _Outputs:
+    """The outputs of layers in one forward pass: their size in bytes, or the outputs themselves."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.kept: list[tuple[str, Tensor]] = []
+
+    def count(self, name: str, output: Tensor) -> Tensor:
+        self.bytes += output.numel() * output.element_size()
         return output
 
-    with torch.no_grad():
-        _call(model, names, nested.to(task.example, task.device), count)
-    return memory.batch(_HELD * held // nested.length(task.example), BATCH)
+    def keep(self, name: str, output: Tensor) -> Tensor:
+        self.kept.append((name, output))
+        return output.clone()  # the next operators may write into it
 
 
-def _value_of(objective: Objective, logit_mse: bool) -> _Value:
-    """The function of outputs and targets that is differentiated (see above)."""
-    generator = torch.Generator().manual_seed(0)
+class _DifferentiatedValue:
+    """The function of outputs and targets that is differentiated (see the start of this module)."""
 
-    def value(outputs: Any, targets: Any) -> Tensor:
-        logits = objective.vectors(outputs) if logit_mse else None
+    def __init__(self, objective: Objective, logit_mse: bool) -> None:
+        self._objective, self._logit_mse = objective, logit_mse
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, outputs: Any, targets: Any) -> Tensor:
+        objective = self._objective
+        logits = objective.vectors(outputs) if self._logit_mse else None
         if logits is None and objective.projection is not None:
-            return objective.projection(outputs, generator)
+            return objective.projection(outputs, self._generator)
         if logits is None:
             return objective.loss(outputs, targets).sum()
-        signs = 1 - 2 * torch.randint(2, logits.shape, generator=generator).to(logits)
-        found: Tensor = (2 / logits.shape[1]) ** 0.5 * (signs * logits).sum()
-        return found
-
-    return value
+        signs = 1 - 2 * torch.randint(2, logits.shape, generator=self._generator).to(logits)
+        value: Tensor = (2 / logits.shape[1]) ** 0.5 * (signs * logits).sum()
+        return value
 
 
 def _add(
-    model: nn.Module, names: list[str], task: Task, value_of: _Value, inputs: Any, targets: Any, sums: dict[str, Tensor]
+    model: nn.Module,
+    names: list[str],
+    task: Task,
+    value_of: _DifferentiatedValue,
+    inputs: Any,
+    targets: Any,
+    sums: dict[str, Tensor],
 ) -> None:
-    """Rows of ``sums[layer] [4, C]``: values, squares of the gradient, values' sum and sum of squares."""
-    outputs: list[tuple[str, Tensor]] = []
-
-    def keep(name: str, output: Tensor) -> Tensor:
-        outputs.append((name, output))
-        return output.clone()  # the next operators may write into it
-
-    result = _call(model, names, nested.to(inputs, task.device), keep)
+    """Add a batch to ``sums[layer] [4, C]``: number of values, squares of the gradient, values, squares of values."""
+    outputs = _Outputs()
+    result = _call(model, names, nested.to(inputs, task.device), outputs.keep)
     value = value_of(result, nested.to(targets, task.device))
-    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(value, [o for _, o in outputs], allow_unused=True)
-    for (name, output), gradient in zip(outputs, gradients, strict=True):
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(value, [o for _, o in outputs.kept], allow_unused=True)
+    for (name, output), gradient in zip(outputs.kept, gradients, strict=True):
         if gradient is None:
             continue
         linear = isinstance(model.get_submodule(name), nn.Linear)

@@ -25,8 +25,9 @@ lowers it. Some rounds of these follow the first regression, with the same facto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,43 @@ class Target:
     """The stream that the outputs are added to ``[N · P, C]``, if any."""
 
 
+@dataclass(eq=False)
+class _PrunedPass:
+    """A forward pass of a pruned network, whose layers are re-solved while it runs."""
+
+    kept: Kept
+    channels: Sequence[bytes]
+    """The kept channels of every site, as a part of cache keys."""
+    norms: Mapping[str, nn.Module]
+    """The BatchNorms after layers, by the layer's name."""
+    zeroed: Container[str]
+    """Names of the layers of whose inputs nothing remains."""
+    half: bool
+    watch: StreamWatch
+    cut: bool = False
+    """Whether a layer before this one was narrowed; until then, inputs are those of the original."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Visitor:
+    """Interrupts a forward pass before layers run: visits each of them, then folds its norm."""
+
+    visit: Visit
+    fold: Callable[[str], None]
+    watch: StreamWatch
+    seen: set[str] = field(default_factory=set)
+
+    def before(self, layer: Layer, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """A forward pre-hook of the layer."""
+        self.watch.begin(layer.name)
+        if layer.name in self.seen:  # a network that splits its batch: the first part counts
+            return
+        self.seen.add(layer.name)
+        with self.watch.paused():
+            self.visit(layer, module, inputs[0])
+            self.fold(layer.name)
+
+
 class SequentialReconstruction:
     """Re-solves a pruned network's layers in place. The original is run once, and its outputs are kept."""
 
@@ -107,7 +145,7 @@ class SequentialReconstruction:
             x.name: x for x in graph.layers if solvable(task.model, x) and x.name in ran and ran[x.name].calls == 1
         }
         weights: list[Any] = [task.model.get_submodule(name).weight for name in self._layers]
-        # bytes of a row of outputs, of streams, and of where a kernel's taps lie
+        # bytes of a row of outputs and of streams, and of the positions of a kernel's taps
         of_all = sum(8 * len(weight) + 4 * weight[0, 0].numel() for weight in weights)
         self._rows = min(effort.rows, max(1, memory.share // max(1, of_all))) if memory else effort.rows
         samples = memory.batch(graph.trace.peak, effort.samples) if memory else effort.samples
@@ -132,31 +170,30 @@ class SequentialReconstruction:
         """
         if not self._targets:
             self._targets = self._read_original()
-        watch = StreamWatch(self._uses.streams)
-        channels = [k.tobytes() for k in kept]
-        norms = {x.name: network.get_submodule(x.norm) for x in self._layers.values() if x.norm}
-        cut, zeroed = False, layers_without_input(list(self._layers.values()), kept)
-
-        def visit(layer: Layer, module: Any, x: Tensor) -> None:
-            nonlocal cut
-            outputs = None if layer.output is None else torch.from_numpy(layer.output.kept(kept)).to(x.device)
-            solved = layer.name not in zeroed and (outputs is None or len(outputs) > 0)
-            if cut and solved and layer.name in self._targets:  # a cut network may call layers the original did not
-                norm = self._norm(norms, layer, outputs)
-                key = (layer.name, half, *(channels[site] for site in self._before[layer.name]))
-                if key not in self._solved:
-                    found = self._solve(layer, module, norm, x, outputs, watch.found.get(layer.name))
-                    self._solved.put(key, found)
-                apply_solution(module, norm, self._solved[key])
-            cut = cut or (layer.output is not None and len(outputs) < len(layer.output.site))  # type: ignore[arg-type]
-            watch.forget(layer.name)
-
+        layers, watch = list(self._layers.values()), StreamWatch(self._uses.streams)
+        norms = {x.name: network.get_submodule(x.norm) for x in layers if x.norm}
+        pruned = _PrunedPass(kept, [k.tobytes() for k in kept], norms, layers_without_input(layers, kept), half, watch)
         with torch.autocast(self._task.device.type, torch.bfloat16, enabled=half):
-            self._walk(network, visit, watch)
+            self._walk(network, partial(self._resolve, pruned), watch)
 
     def forget(self) -> None:
         """Drop the cached solutions."""
         self._solved.clear()
+
+    def _resolve(self, pruned: _PrunedPass, layer: Layer, module: Any, x: Tensor) -> None:
+        """Re-solve a layer with the inputs ``x`` in a pass of a pruned network; the layers before it are solved."""
+        outputs = None if layer.output is None else torch.from_numpy(layer.output.kept(pruned.kept)).to(x.device)
+        solved = layer.name not in pruned.zeroed and (outputs is None or len(outputs) > 0)
+        if pruned.cut and solved and layer.name in self._targets:  # a cut network may call layers the original did not
+            norm = self._norm(pruned.norms, layer, outputs)
+            key = (layer.name, pruned.half, *(pruned.channels[site] for site in self._before[layer.name]))
+            if key not in self._solved:
+                found = self._solve(layer, module, norm, x, outputs, pruned.watch.found.get(layer.name))
+                self._solved.put(key, found)
+            apply_solution(module, norm, self._solved[key])
+        if layer.output is not None and outputs is not None and len(outputs) < len(layer.output.site):
+            pruned.cut = True
+        pruned.watch.forget(layer.name)
 
     def _solve(
         self, layer: Layer, module: Any, norm: Norm | None, x: Tensor, outputs: Tensor | None, stream: Tensor | None
@@ -181,21 +218,23 @@ class SequentialReconstruction:
     def _read_original(self) -> dict[str, Target]:
         """The outputs of every layer in one pass of the original."""
         watch, targets = StreamWatch(self._uses.streams), dict[str, Target]()
-
-        def visit(layer: Layer, module: Any, x: Tensor) -> None:
-            generator = torch.Generator().manual_seed(self._seed + len(targets))
-            positions = choose_positions(module, x, -(-self._rows // len(x)), generator)
-            taps = None if isinstance(module, nn.Linear) else find_taps(module, x, positions)
-            outputs = F.linear(rows_at(module, x, positions, taps), module.weight.flatten(1), module.bias)
-            stream = watch.found.get(layer.name)
-            added = None
-            if stream is not None and _is_like(stream, module, x, outputs.shape[1]):
-                added = outputs_at(module, stream, positions)
-            targets[layer.name] = Target(positions, taps, outputs, added)
-            watch.forget(layer.name)
-
-        self._walk(shallow_copy(self._task.model), visit, watch)
+        self._walk(shallow_copy(self._task.model), partial(self._read_target, watch, targets), watch)
         return targets
+
+    def _read_target(
+        self, watch: StreamWatch, targets: dict[str, Target], layer: Layer, module: Any, x: Tensor
+    ) -> None:
+        """Add the target of a layer with the inputs ``x`` in a pass of the original."""
+        generator = torch.Generator().manual_seed(self._seed + len(targets))
+        positions = choose_positions(module, x, -(-self._rows // len(x)), generator)
+        taps = None if isinstance(module, nn.Linear) else find_taps(module, x, positions)
+        outputs = F.linear(rows_at(module, x, positions, taps), module.weight.flatten(1), module.bias)
+        stream = watch.found.get(layer.name)
+        added = None
+        if stream is not None and _is_like(stream, module, x, outputs.shape[1]):
+            added = outputs_at(module, stream, positions)
+        targets[layer.name] = Target(positions, taps, outputs, added)
+        watch.forget(layer.name)
 
     def _norm(self, norms: Mapping[str, nn.Module], layer: Layer, outputs: Tensor | None) -> Norm | None:
         """The BatchNorm after a layer, with the mean that it had in the original."""
@@ -206,24 +245,12 @@ class SequentialReconstruction:
         return norms[layer.name], mean if outputs is None else mean.index_select(0, outputs)
 
     def _walk(self, network: nn.Module, visit: Visit, watch: StreamWatch) -> None:
-        """One forward pass; ``visit`` sees every solvable layer before it and its norm run."""
-        seen: set[str] = set()
-
-        def hook(layer: Layer, fold: Callable[[str], None]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-            def pause(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                watch.begin(layer.name)
-                if layer.name in seen:  # a network that splits its batch: the first part counts
-                    return
-                seen.add(layer.name)
-                with watch.paused():
-                    visit(layer, module, inputs[0])
-                    fold(layer.name)
-
-            return pause
-
+        """One forward pass; ``visit`` is called for every solvable layer before it and its norm run."""
         with self._folder.folded(network, self._layers) as fold:
+            visitor = _Visitor(visit, fold, watch)
             handles = [
-                network.get_submodule(n).register_forward_pre_hook(hook(x, fold)) for n, x in self._layers.items()
+                network.get_submodule(name).register_forward_pre_hook(partial(visitor.before, layer))
+                for name, layer in self._layers.items()
             ]
             try:
                 with torch.no_grad(), without_fast_path(), watch:
