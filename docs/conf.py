@@ -57,6 +57,7 @@ nitpicky = False  # annotations name types of torch and numpy, whose inventories
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "auto_gallery",
+    "ignore_pattern": r"accelerator\.py",  # an example writes it
     "within_subsection_order": FileNameSortKey,
     "abort_on_example_error": True,
     "download_all_examples": False,
