@@ -43,9 +43,15 @@ def early(task, tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Of all runs: the original is exported once."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
 def config(**choices) -> Config:
     search = {key: choices.pop(key) for key in ("criterion", "criterion_scope") if key in choices}
-    weights = choices.pop("weights", None)
+    weights, cache = choices.pop("weights", None), choices.pop("cache", None)
     return Config(
         data=DATA,
         model=ModelConfig(weights=weights),
@@ -54,6 +60,7 @@ def config(**choices) -> Config:
         finetune=FinetuneConfig(**{"epochs": 0.3, "candidates": 1, "precision": "float32", **choices}),
         threads=1,
         device="cpu",
+        cache=cache,
     )
 
 
@@ -69,12 +76,14 @@ QUICK = [name for name in CRITERIA if name not in ("pcas", "obd")]
     st.sampled_from(["finetune", "none", "rewind-lr", "rewind-weights", "scratch"]),
 )
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_whatever_can_be_had_keeps_the_budget(task, early, tmp_path_factory, criterion, scope, schedule, recover):
+def test_whatever_can_be_had_keeps_the_budget(
+    task, early, cache, tmp_path_factory, criterion, scope, schedule, recover
+):
     """The others are refused before a folder is made."""
     own = config(
         criterion=criterion, criterion_scope=scope, schedule=schedule, schedule_options=SCHEDULES[schedule],
         recover=recover, recover_options={"weights": early} if recover == "rewind-weights" else {},
-        weights="random" if schedule == "before-training" else None,
+        weights="random" if schedule == "before-training" else None, cache=cache,
     )  # fmt: skip
     impossible = (
         (schedule != "one-shot" and recover == "none")
@@ -119,9 +128,9 @@ def test_what_cannot_be_had_is_told_with_the_way_out(choices, told):
     ("schedule", "options", "weights"),
     [("layerwise", {}, None), ("before-training", {}, "random")],
 )
-def test_every_schedule_resumes_at_every_point(task, tmp_path, monkeypatch, schedule, options, weights):
+def test_every_schedule_resumes_at_every_point(task, cache, tmp_path, monkeypatch, schedule, options, weights):
     own = config(schedule=schedule, schedule_options=options, weights=weights,
-                 criterion="snip", criterion_scope="local")  # fmt: skip
+                 criterion="snip", criterion_scope="local", cache=cache)  # fmt: skip
     check(own)
     wanted = compress_task(task, own, tmp_path / "whole").model.state_dict()
     real, begun = recovering.train, []
@@ -147,7 +156,7 @@ def test_every_schedule_resumes_at_every_point(task, tmp_path, monkeypatch, sche
 
 
 @pytest.mark.slow
-def test_before_training_weights_stay_as_they_are(task, tmp_path, monkeypatch):
+def test_before_training_weights_stay_as_they_are(task, cache, tmp_path, monkeypatch):
     """Nothing is re-solved, and the untrained original teaches nothing."""
     seen = []
 
@@ -156,7 +165,9 @@ def test_before_training_weights_stay_as_they_are(task, tmp_path, monkeypatch):
         return model.eval()
 
     monkeypatch.setattr(recovering, "train", watch)
-    own = config(schedule="before-training", weights="random", criterion="synflow", criterion_scope="local")
+    own = config(
+        schedule="before-training", weights="random", criterion="synflow", criterion_scope="local", cache=cache
+    )
     compress_task(task, own, tmp_path / "run")
     model, plan = seen[0]
     whole = task.model[0].weight.detach().flatten(1)

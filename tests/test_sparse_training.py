@@ -48,7 +48,7 @@ SHAPES = st.lists(
 
 
 @given(SHAPES, st.floats(0.01, 1.0), st.sampled_from(["uniform", "erdos-renyi-kernel"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_counts_are_exact(shapes, density, kind):
     sizes = [math.prod(shape) for shape in shapes]
     total = round(density * sum(sizes))
@@ -79,7 +79,7 @@ def test_full_layers_give_the_rest_to_the_others():
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(0, 30)), min_size=1, max_size=6), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_what_is_allocated_is_within_bounds(layers, data):
     shares, most = [share for share, _ in layers], [top for _, top in layers]
     total = data.draw(st.integers(0, sum(most)))
@@ -110,7 +110,7 @@ class Watch(Hook):
     st.sampled_from(list(sparse_rules())), st.floats(0.02, 0.9), st.sampled_from(["uniform", "erdos-renyi-kernel"]),
     st.floats(0, 0.9), st.integers(0, 12),
 )  # fmt: skip
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_the_density_holds_in_every_step(task, name, density, densities, share, changes):
     own, hook = begun(task, name, density, densities, share=share, changes=changes)
     total = round(density * (72 + 288 + 1280))

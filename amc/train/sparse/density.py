@@ -53,7 +53,7 @@ def allocate(total: int, shares: Sequence[float], most: Sequence[int], least: Se
 
     while sum(wanted(high)) < total:
         high *= 2
-    for _ in range(200):
+    for _ in range(64):
         middle = (low + high) / 2
         low, high = (middle, high) if sum(wanted(middle)) < total else (low, middle)
     exact = wanted(high)
