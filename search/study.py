@@ -164,7 +164,7 @@ def _create(
         load_if_exists=storage is not None,
     )
     if [d.name.lower() for d in study.directions] != [direction for _, direction in design.objectives]:
-        raise ConfigError(f"the study '{name}' has other objectives: choose another --study-name.")
+        raise ConfigError(f"the study '{name}' has other objectives: use another --study-name.")
     if storage is not None:
         study.set_metric_names([objective for objective, _ in design.objectives])
     return study
@@ -198,7 +198,7 @@ def _found(trial: FrozenTrial) -> Evaluation | None:
         return from_record(trial.user_attrs)
     except BundleError:
         raise ConfigError(
-            f"trial {trial.number} of the study is not an evaluation by amc: choose another --study-name."
+            f"trial {trial.number} of the study is not an evaluation by amc: use another --study-name."
         ) from None
 
 
@@ -214,7 +214,7 @@ def _bind(study: optuna.Study, place: StudyLocation) -> None:
         study.set_user_attr("amc", place.identity)
     if study.user_attrs["amc"] != place.identity:
         raise ConfigError(
-            f"the study '{place.name}' was begun with another network, data or search: choose another --study-name."
+            f"the study '{place.name}' was started with another network, data or search: use another --study-name."
         )
 
 

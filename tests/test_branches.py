@@ -415,7 +415,7 @@ def test_branches_of_a_network_without_any(capsys, tmp_path):
         make_space(Config(budget=BudgetConfig(branches="0.5")), NetworkFacts(model, graph, layout))
     options = ["--latency", "0.5", "--branches", "0.5", "--latency-model", "command:./measure.sh {onnx}"]
     assert main(["search", *options, "--out", str(tmp_path / "run")]) == 2
-    assert "only profiles know what a network takes without some of its branches" in capsys.readouterr().err
+    assert "only profiles predict the latency of a network without some of its branches" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def elsewhere(tmp_path: Path, monkeypatch):
         (["search", "--flops", "0.5", "--weights", "nowhere.safetensors"], "there is no weights file"),
         (["search", "--flops", "0.5", "--evaluations", "0"], "at least 1"),
         (["search", "--flops", "0.5", "--evaluations", "many"], "must be a whole number"),
-        (["search", "--flops", "0.5", "--device", "cuda:77"], "--device cuda:77 is not to be had here"),
+        (["search", "--flops", "0.5", "--device", "cuda:77"], "--device cuda:77 is not available here"),
         (["search", "--flops", "0.5", "--config", "nowhere.yaml"], "cannot read nowhere.yaml"),
         (["search", "--flops", "0.001"], "the least possible is"),
         (["search", "--size", "1KB"], "the least possible is"),
@@ -109,7 +109,7 @@ def test_a_folder_that_holds_a_run_is_not_touched(capsys):
     Path("run").mkdir()
     for name in ("journal.jsonl", "config.yaml"):
         Path("run", name).write_text("")
-    assert "holds a run already" in complaint(capsys, "search", "--flops", "0.5", "--out", "run")
+    assert "already holds a run" in complaint(capsys, "search", "--flops", "0.5", "--out", "run")
     assert {p.name: p.read_text() for p in Path("run").iterdir()} == {"journal.jsonl": "", "config.yaml": ""}
 
 
@@ -119,7 +119,7 @@ def test_resuming_with_another_network_is_refused(capsys):
     capsys.readouterr()
     config = Path("run/config.yaml")
     config.write_text(config.read_text().replace("weights: null", "weights: random"))
-    assert "was begun with another network" in complaint(capsys, "search", "--resume", "run")
+    assert "was started with another network" in complaint(capsys, "search", "--resume", "run")
 
 
 def test_help_explains_every_option(capsys):

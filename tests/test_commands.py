@@ -147,7 +147,7 @@ def test_a_search_as_json_quiet_and_verbose(capfd):
     assert "Results in a: model.onnx" in out
     assert main(["search", "--resume", "a", "--verbose"]) == 0
     out, err = capfd.readouterr()
-    assert "INFO everything goes to a" in err
+    assert "INFO everything is written to a" in err
     assert not logging.getLogger("amc").handlers
     assert main(["status", "a", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["runs"][0]["state"] == "done"

@@ -143,7 +143,7 @@ def test_quiet_shows_warnings_alone(capsys):
     quiet = Warnings()
     announce(quiet, STAGES)
     quiet.begin("search")
-    quiet.say("everything goes to x")
+    quiet.say("everything is written to x")
     quiet.say("warning: the cache cannot be written to")
     quiet.end(1.0)
     assert capsys.readouterr().err == "warning: the cache cannot be written to\n"

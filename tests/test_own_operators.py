@@ -84,8 +84,11 @@ def test_a_bundle_of_it_is_loaded_with_the_operator(tmp_path, named):
     ("words", "told"),
     [
         (["--flops", "0.5"], "--flops cannot be limited with the operator coarse: model.onnx does not show the MACs"),
-        (["--latency", "0.5"], "--latency knows channels and branches only"),
-        (["--params", "0.5", "--reward", "error-latency"], "--reward error-latency knows channels and branches only"),
+        (["--latency", "0.5"], "--latency supports channels and branches only"),
+        (
+            ["--params", "0.5", "--reward", "error-latency"],
+            "--reward error-latency supports channels and branches only",
+        ),
         (["--params", "0.5", "--criterion-scope", "global", "--criterion", "l1"], "--criterion-scope global knows"),
     ],
 )

@@ -241,7 +241,7 @@ def test_a_search_for_macs_takes_latency_into_account(device, tmp_path, capsys):
 def test_what_cannot_be_had_beside_that_is_refused(more, other, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["search", "--flops", "0.5", "--latency-aware", *more]) == 2
-    assert f"--latency-aware cannot be had together with {other}: leave one" in capsys.readouterr().err
+    assert f"--latency-aware cannot be combined with {other}: leave one" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

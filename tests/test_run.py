@@ -365,5 +365,5 @@ def test_an_original_near_chance_is_told(tmp_path: Path, monkeypatch, capsys, we
 def test_a_shared_study_and_a_limit_on_latency_do_not_go_together(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["search", "--latency", "0.5", "--searcher", "tpe", "--storage", "s.db"]) == 2
-    assert "--storage cannot be had together with --latency" in capsys.readouterr().err
+    assert "--storage cannot be combined with --latency" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

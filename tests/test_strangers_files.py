@@ -271,11 +271,11 @@ def test_a_folder_without_its_configuration_is_begun_anew(tmp_path: Path) -> Non
         assert new_folder(config) == tmp_path
         assert not path.exists()
     path.write_text(json.dumps({"kind": "trial", **GOOD["trial"]}) + "\n")
-    with pytest.raises(BundleError, match="holds a run already"):
+    with pytest.raises(BundleError, match="already holds a run"):
         new_folder(config)
     path.write_text("")
     (tmp_path / "config.yaml").write_text("")
-    with pytest.raises(BundleError, match="holds a run already"):
+    with pytest.raises(BundleError, match="already holds a run"):
         new_folder(config)
 
 

@@ -1,4 +1,4 @@
-"""What a search evaluates by: the evaluator here or workers elsewhere, a cache before it, and what is shown of it."""
+"""The backend of a search: the evaluator here or remote workers, behind a cache, with a progress display."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from amc.space.budget import Space
 from amc.space.sites import Choice, Setting
 
 Step = Callable[[float, str], None]
-"""Told of every step of a search: the share that is done, and a note."""
+"""Called at every step of a search, with the share that is done and a note."""
 
 RemoteBackend = Callable[[Config, Evaluator], Backend]
-"""Makes a backend that scores on other machines as the evaluator does on this one."""
+"""Makes a backend that gives the evaluator's scores, computed on other machines."""
 
 
 class MeasuredLatency(Forwarding):
@@ -36,7 +36,7 @@ class MeasuredLatency(Forwarding):
 
 
 class SearchProgress(Forwarding):
-    """Shows how far a search is: the site errors that are estimated before its first proposal, then its best policy."""
+    """Shows the progress of a search: first the estimation of site errors, then the best policy so far."""
 
     def __init__(self, inner: Backend, step: Step, metric: str, sites: int, evaluations: int) -> None:
         super().__init__(inner)
@@ -49,7 +49,7 @@ class SearchProgress(Forwarding):
         return self.inner.site_error(site, setting)
 
     def observe(self, evaluation: Evaluation, proposals: int) -> None:
-        """Take note of an evaluation, after so many ``proposals``."""
+        """Called with an evaluation and the number of ``proposals`` so far."""
         self._proposals = proposals
         if evaluation.error is None:
             self._best = max(self._best, evaluation.metric)
@@ -58,13 +58,13 @@ class SearchProgress(Forwarding):
 
 
 class RoundObserver:
-    """Shows how far a round's search is, and lets the limit on latency be checked in it."""
+    """Shows the progress of a round's search, and checks the limit on latency during it."""
 
     def __init__(self, progress: SearchProgress, latency: LatencyConstraint | None, space: Space) -> None:
         self._progress, self._latency, self._space = progress, latency, space
 
     def __call__(self, problem: Problem, evaluation: Evaluation) -> None:
-        """See `amc.evaluation.problem.Observer`. Raises RoundOver where latency is predicted wrongly."""
+        """See `amc.evaluation.problem.Observer`. Raises RoundOver if latency predictions turn out to be wrong."""
         self._progress.observe(evaluation, problem.proposals)
         if self._latency:
             self._latency.check(self._space, problem.proposals, lambda: [e.choice for e in problem.best()])
@@ -78,9 +78,10 @@ def search_backend(
     remote: RemoteBackend | None,
     kept: bool = True,
 ) -> SearchProgress:
-    """The backend of a run's search. With a ``bench`` latency is measured.
+    """The backend of a run's search. With a ``bench``, the latency of every policy is measured.
 
-    ``kept``: what the search finds on its way is of use to other runs; what depends on measured latency is not.
+    ``kept``: whether the searcher's intermediate results are cached for other runs. Those that depend on latency must
+    not be.
     """
     own = remote(record.config, evaluator) if remote else evaluator
     backend: Backend

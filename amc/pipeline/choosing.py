@@ -19,34 +19,34 @@ from amc.space.sites import Choice, frozen_setting
 from amc.task import evaluate
 
 SPARE = 3
-"""Policies that are measured beyond the candidates: some may turn out too slow."""
+"""Number of policies measured in addition to the candidates, because some may be too slow."""
 
 
 @dataclass(frozen=True)
 class Shortlist:
-    """The policies that one is chosen of."""
+    """The policies from which one is chosen."""
 
     evaluations: Sequence[Evaluation]
     obstacle: str | None = None
-    """Why the limit on latency cannot be kept, where none of them keeps it."""
+    """Why no policy meets the limit on latency; None if one does."""
 
 
 @dataclass(frozen=True)
 class TrialProgress:
-    """Shows how far the brief trainings of the candidates are."""
+    """Shows the progress of the candidates' short trainings."""
 
     record: Record
     index: int
-    """Of the candidate."""
+    """Index of the candidate."""
     count: int
 
     def __call__(self, done: float, loss: float) -> None:
-        """So much of this candidate's training is done."""
+        """``done`` is the share of this candidate's training that is done."""
         self.record.step((self.index + done) / self.count)
 
 
 class Choosing:
-    """Chooses among the policies that a search has evaluated."""
+    """Chooses one of the policies that a search has evaluated."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -54,7 +54,7 @@ class Choosing:
     def shortlist(
         self, found: Sequence[Evaluation], space: Space, latency: LatencyConstraint | None
     ) -> Shortlist | None:
-        """The best few; where latency is limited, of those that keep to it when measured. None: search again."""
+        """The best few policies. With a limit on latency, only those that meet it when measured; None: search again."""
         record = self.record
         count = max(record.config.search.refine, record.config.finetune.candidates)
         best = best_first(found)
@@ -75,7 +75,7 @@ class Choosing:
     def choose(self, found: Sequence[Evaluation], evaluator: Evaluator) -> tuple[Choice, list[dict[str, Any]]]:
         """Refine the best policies, fine-tune the best of those briefly, and take the winner.
 
-        Scores before training do not tell it; without training the best refined one is taken.
+        Scores before training do not predict the winner. Without training, the best refined policy is taken.
         """
         record = self.record
         refined = self._refine(found, evaluator)
@@ -94,7 +94,7 @@ class Choosing:
         return left[0], [_candidate(c, refined[c], scores[c].metric, c == left[0]) for c in best]
 
     def _try(self, candidates: Sequence[Choice], share: float, evaluator: Evaluator) -> dict[Choice, Score]:
-        """The scores of candidates after a ``share`` of the training, from the pruned networks on."""
+        """The candidates' scores after a ``share`` of the training, each starting from its pruned network."""
         record = self.record
         first = record.config.finetune.trial_share
         known = {(_choice(r), r.get("share", first)): Score(r["loss"], r["metric"])
@@ -127,11 +127,11 @@ class Choosing:
 
 
 def rungs(candidates: int, share: float, halving: bool) -> list[tuple[int, float]]:
-    """How many candidates are tried, and for which share of the training, one trial after the other.
+    """The rungs of the comparison: how many candidates are trained, and for which share of the training.
 
-    Successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943, algorithm 1): the better half is trained for twice
-    as long, until two were compared. Deviation: each trial starts from the pruned network, because its learning rates
-    are a cycle of its own.
+    Successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943, algorithm 1): in the next rung, the better half is
+    trained for twice as long; the last rung compares two. Deviation: every training starts from the pruned network,
+    because its learning rates form a complete cycle.
 
     >>> rungs(6, 0.02, halving=True), rungs(3, 0.1, halving=False)
     ([(6, 0.02), (3, 0.04), (2, 0.08)], [(3, 0.1)])
@@ -143,7 +143,7 @@ def rungs(candidates: int, share: float, halving: bool) -> list[tuple[int, float
 
 
 def best_first(found: Sequence[Evaluation]) -> list[Evaluation]:
-    """The evaluations that did not fail, the best first; equal rewards are told apart by the loss."""
+    """The evaluations that did not fail, best first. Ties in reward are broken by the loss."""
     return sorted((e for e in found if e.error is None), key=lambda e: (-e.reward, e.loss))
 
 

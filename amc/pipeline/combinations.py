@@ -1,4 +1,4 @@
-"""Choices of the literature that cannot be had together: criterion, scope, schedule and recovery."""
+"""Which criteria, scopes, schedules and recoveries can be combined."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ONE_PHASE = ("one-shot", BEFORE_TRAINING)
 
 
 def check_combination(config: Config) -> None:
-    """Raise ConfigError for a choice that there is not, and for a pair that cannot be had, with the way out."""
+    """Raise ConfigError for an unknown choice, and for a combination that is impossible."""
     finetune, search = config.finetune, config.search
     check_schedule(finetune.schedule, finetune.schedule_options)
     recovery_settings(finetune.recover, finetune.recover_options)
@@ -22,23 +22,23 @@ def check_combination(config: Config) -> None:
     trains = finetune.recover != NO_TRAINING and finetune.epochs != 0
     if finetune.schedule != "one-shot" and not trains:
         asked = f"--recover {NO_TRAINING}" if finetune.recover == NO_TRAINING else "--finetune-epochs 0"
-        raise ConfigError(f"--schedule {finetune.schedule} cannot be had together with {asked}: it trains what it "
+        raise ConfigError(f"--schedule {finetune.schedule} cannot be combined with {asked}: it trains what it "
                           "prunes. Leave one of the two out.")  # fmt: skip
     if finetune.recover == "scratch" and finetune.schedule not in ONE_PHASE:
-        raise ConfigError(f"--recover scratch cannot be had together with --schedule {finetune.schedule}: every phase "
-                          "would throw away what the one before it has learned. Use --schedule one-shot.")  # fmt: skip
+        raise ConfigError(f"--recover scratch cannot be combined with --schedule {finetune.schedule}: every phase "
+                          "would discard what the previous one has learned. Use --schedule one-shot.")  # fmt: skip
     if finetune.schedule == BEFORE_TRAINING:
         _check_before_training(config)
 
 
 def _check_before_training(config: Config) -> None:
-    """Raise ConfigError where a network would be pruned before training that is trained, or searched for in vain."""
+    """Raise ConfigError if pruning before training is combined with trained weights, a search or rewinding."""
     if config.model.weights in (None, "pretrained"):
         raise ConfigError(f"--schedule {BEFORE_TRAINING} prunes a network that has not been trained: "
                           "give --weights random, or a file of first weights.")  # fmt: skip
     if config.search.criterion_scope == "site":
-        raise ConfigError(f"--schedule {BEFORE_TRAINING} cannot be had with a search, which scores networks before "
-                          "they are trained: give --criterion-scope local, global or flops.")  # fmt: skip
+        raise ConfigError(f"--schedule {BEFORE_TRAINING} cannot be combined with a search, which scores networks "
+                          "before they are trained: give --criterion-scope local, global or flops.")  # fmt: skip
     if config.finetune.recover not in ("finetune", "scratch"):
-        raise ConfigError(f"--schedule {BEFORE_TRAINING} cannot be had together with --recover "
+        raise ConfigError(f"--schedule {BEFORE_TRAINING} cannot be combined with --recover "
                           f"{config.finetune.recover}: nothing has been trained yet. Leave --recover out.")  # fmt: skip

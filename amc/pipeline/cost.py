@@ -1,4 +1,4 @@
-"""What training by a recipe takes, said before it starts."""
+"""An estimate of the time for a run's training, made before the run starts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from amc.reports import human
 from amc.train import asked_precision, make_plan, step_seconds
 
 SAMPLES = 16
-"""Samples of a step that is timed; a whole step is taken to last in proportion."""
+"""Samples in a timed step. The time of a whole step is extrapolated in proportion to its samples."""
 TIMED = 3
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Steps of a run's training, and about what they take.
+    """The steps of a run's training, and their estimated time.
 
     >>> str(TrainingCost("standard", 100, 30, 100, 0.5))
     'recipe standard: 100 training steps, 30 of trials and 100 of the original, about 1 min 55 s (0.5 s a step)'
@@ -28,11 +28,11 @@ class TrainingCost:
     trials: int
     original: int
     seconds_per_step: float
-    """Of the unpruned network, as the machine is now: pruned ones take less."""
+    """Time per step of the unpruned network, on the machine as it is now. Pruned networks take less."""
 
     @property
     def seconds(self) -> float:
-        """Of all steps."""
+        """Seconds of all steps."""
         return self.seconds_per_step * (self.final + self.trials + self.original)
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class TrainingCost:
 
 
 def training_cost(record: Record) -> TrainingCost:
-    """What the run's training takes on this machine, from a few timed steps of few samples."""
+    """Estimate the cost of the run's training on this machine from a few timed steps with few samples."""
     finetune, task = record.config.finetune, record.training_task
     plan = make_plan(finetune, task, record.epochs, record.config.seed)
     trials = rungs(finetune.candidates, finetune.trial_share, finetune.halving) if finetune.candidates > 1 else []

@@ -1,4 +1,4 @@
-"""The end of a run: the test split, read once, and the folder filled for use."""
+"""The end of a run: scores on the test split, which is read once, and the bundle."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from amc.task import evaluate
 
 
 class Delivery:
-    """From the finished network to the bundle."""
+    """Tests the finished network and writes the bundle."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
 
     def finished(self) -> Result:
-        """The result of a run that has ended already."""
+        """The result of a run that is done, read from its folder."""
         record = self.record
         operators = used_operators(record.config)
         model = bundle.load(record.folder, record.task.model, record.task.example, operators=operators)
@@ -40,9 +40,9 @@ class Delivery:
         return Result(model, policy, evaluations, read_result(record.folder / "result.json"), record.folder)
 
     def test(self, model: nn.Module, policy: Policy, reference: nn.Module | None = None) -> dict[str, float]:
-        """All networks on the search split and, once, on the test split. The network is kept where that fails.
+        """Metrics of all networks on the search split and, once, on the test split.
 
-        ``reference``: the original as it was trained on.
+        If the test fails, the network is saved first. ``reference``: the original after further training.
         """
         record, model = self.record, model.to(self.record.task.device)
         try:
@@ -52,8 +52,8 @@ class Delivery:
             policy.save(record.folder / "policy.json")
             bundle.seal(record.folder)
             raise DataError(
-                f"{str(error).rstrip('.')}. The network is finished and in {record.folder} (amc.load reads it), but "
-                "not tested: mend the data and go on with --resume."
+                f"{str(error).rstrip('.')}. The network is finished and saved in {record.folder} (amc.load reads it), "
+                "but it is not tested: repair the data and continue with --resume."
             ) from error
         record.step(1.0, f"{record.task.objective.name} {100 * scores['final_test']:.2f} % on the test split")
         return dict(scores)
@@ -73,7 +73,7 @@ class Delivery:
     def deliver(
         self, model: nn.Module, policy: Policy, evaluations: Sequence[Evaluation], summary: dict[str, Any]
     ) -> Result:
-        """Write the rest of the bundle; result.json comes last but for the reports made of it."""
+        """Write the rest of the bundle. The reports are made from result.json, so they come last."""
         record = self.record
         from amc.reports import write_reports
 

@@ -1,4 +1,4 @@
-"""The exported network of a run: written as ONNX and as a program, checked, and held against the limits."""
+"""Export a run's network as ONNX and as a program, check both, and prove that the limits are met."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from amc.space.budget import UNITS
 from amc.task import nested
 
 PARITY_SAMPLES = 64
-"""Samples by which the files are compared with the network in torch."""
+"""Number of samples on which the files are compared with the network in torch."""
 
 
 class Counted(NamedTuple):
-    """How much of one resource the exported network needs."""
+    """The amount of one resource that the exported network needs."""
 
     amount: float
     how: str
-    """How that was found out."""
+    """How it was determined."""
 
 
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """What is known of an exported network."""
+    """What is known about an exported network."""
 
     counted: Mapping[str, Counted]
     """By resource."""
     proof: list[dict[str, Any]]
-    """One entry a limit, but for that on latency."""
+    """One entry for each limit except latency."""
     macs: Mapping[str, Any]
     """Counted by amc and by fvcore."""
     parity: Parity
     unwritten: str | None
-    """Why there is no program.json."""
+    """Why there is no program.json; None if there is one."""
 
 
 def export_network(record: Record, model: nn.Module, graph: Graph, kept: Kept, limits: Mapping[str, float]) -> Exported:
-    """Write model.onnx and program.json. Raises ExportError where they compute something else, or break a limit."""
+    """Write model.onnx and program.json. Raises ExportError if their outputs differ, or a limit is exceeded."""
     path, search = record.folder / "model.onnx", record.task.splits.search
     gone = export_pruned(model, record.task.example, path, graph, kept)
     inputs, _ = search.fetch(torch.arange(min(PARITY_SAMPLES, len(search))))
@@ -65,7 +65,7 @@ def export_network(record: Record, model: nn.Module, graph: Graph, kept: Kept, l
 
 
 def _export_program(record: Record, model: nn.Module, inputs: nested.Nested) -> str | None:
-    """Write program.json and see that it computes what the network does. The reason where there can be none."""
+    """Write program.json and check its outputs. Returns the reason if that is impossible, else None."""
     path = record.folder / "program.json"
     try:
         program = write_program(model, record.task.example)
@@ -78,11 +78,11 @@ def _export_program(record: Record, model: nn.Module, inputs: nested.Nested) -> 
 
 
 def _count(record: Record, model: nn.Module, graph: Graph, gone: frozenset[str], traced: Trace) -> dict[str, Counted]:
-    """What was exported costs, by resource. Of the layers ``gone`` torch holds one zeroed channel."""
+    """Costs of the exported network by resource. In torch, the layers ``gone`` still have one zeroed channel."""
     path = record.folder / "model.onnx"
     try:
         in_file = count_onnx_macs(path, record.task.example)
-    except ExportError:  # as the pruned network, which holds the removed layers with one channel each
+    except ExportError:  # use the pruned network, in which removed layers have one channel each
         in_file, from_file = traced.macs, False
     else:
         from_file = bool(gone) or in_file >= traced.macs
@@ -98,7 +98,7 @@ def _count(record: Record, model: nn.Module, graph: Graph, gone: frozenset[str],
 
 
 def _prove(limits: Mapping[str, float], counted: Mapping[str, Counted], traced: Trace) -> list[dict[str, Any]]:
-    """Hold every limit, but that on latency, against what was exported. Raises ExportError where one is broken."""
+    """Check every limit except latency on the exported network. Raises ExportError if one is exceeded."""
     proof: list[dict[str, Any]] = []
     for resource, limit in limits.items():
         if resource == "latency":  # measured after this (`amc.pipeline.measuring`)
@@ -107,9 +107,9 @@ def _prove(limits: Mapping[str, float], counted: Mapping[str, Counted], traced: 
         unproved = unprovable(traced) if resource == "macs" else None
         proof.append({"resource": resource, "unit": UNITS[resource], "limit": limit, "exported": value,
                       "met": value <= limit and unproved is None, "how": unproved or how})  # fmt: skip
-    broken = [p for p in proof if p["exported"] > p["limit"]]
-    if broken:
-        p = broken[0]
+    exceeded = [p for p in proof if p["exported"] > p["limit"]]
+    if exceeded:
+        p = exceeded[0]
         raise ExportError(
             f"the exported model has {p['exported']:,.0f} {p['unit']}, over the limit of {p['limit']:,.0f}."
         )

@@ -1,4 +1,4 @@
-"""What the stages of a run have found out, collected for result.json (`amc.pipeline.summary`)."""
+"""The results of a run's stages, collected for result.json (`amc.pipeline.summary`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def findings(
     scores: Mapping[str, float],
     int8: Mapping[str, Any] | None,
 ) -> Findings:
-    """Everything that result.json tells. ``scores``: metrics by network and split."""
+    """The contents of result.json. ``scores``: metrics by network and split."""
     space, exported = found.space, found.exported
     proof = [*exported.proof, found.verified.to_json()] if found.verified else exported.proof
     return Findings(
@@ -51,13 +51,13 @@ def findings(
 
 
 def _exact_costs(space: Space, choice: Choice) -> dict[str, float]:
-    """Costs by resource, but latency, which is told as it was measured, and branches where none may be removed."""
-    untold = {"latency"} if any(site.sizes[0] == 0 for site in space.sites) else {"latency", "branches"}
-    return {name: value for name, value in space.costs(choice).items() if name not in untold}
+    """Costs by resource, without latency, which is measured, and without branches if none may be removed."""
+    omitted = {"latency"} if any(site.sizes[0] == 0 for site in space.sites) else {"latency", "branches"}
+    return {name: value for name, value in space.costs(choice).items() if name not in omitted}
 
 
 def _final_costs(
     space: Space, choice: Choice, counted: Mapping[str, Counted], unproved: Collection[str]
 ) -> dict[str, float]:
-    """The same of the delivered network: its size, and resources that are ``unproved``, are those of the export."""
+    """Costs of the delivered network. Its size and ``unproved`` resources are counted in the exported files."""
     return {**_exact_costs(space, choice), **{name: float(counted[name].amount) for name in ("size", *unproved)}}

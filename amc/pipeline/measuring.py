@@ -1,4 +1,4 @@
-"""Measuring a run's networks: model.onnx beside the original, and model.int8.onnx, where that is asked for."""
+"""Measure a run's networks: model.onnx beside the original, and model.int8.onnx if it is wanted."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from amc.task.splits import sample
 
 INT8, INT8_SAMPLES = "model.int8.onnx", 256
 VERIFY_SECONDS = 20.0
-"""Longest that a limit on latency is measured for; less where the ratio is known well enough."""
+"""Longest time for measuring under a limit on latency; it ends earlier once the ratio is precise enough."""
 VERIFY_TRIES = 3
-"""So often it is measured on a machine that is busy with something else."""
+"""Number of attempts on a noisy machine."""
 
 
 class Measuring:
-    """Measures what a run has exported."""
+    """Measures the files that a run has exported."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
 
     def measure(self, latency: LatencyConstraint | None = None) -> Measurement:
-        """Time both networks side by side on one sample; again on a noisy machine, where a limit depends on it."""
+        """Time both networks side by side on one sample. With a limit, repeat this on a noisy machine."""
         record = self.record
         models = {"original": record.folder / "original.onnx", "final": record.folder / "model.onnx"}
         inputs = nested.feeds(record.task.example)
@@ -46,7 +46,7 @@ class Measuring:
         return found
 
     def quantise(self) -> dict[str, Any] | None:
-        """Write model.int8.onnx and time it. Where it cannot be made, the result says why, and the run goes on."""
+        """Write model.int8.onnx and time it. If it cannot be made, the result has the reason and the run continues."""
         record = self.record
         source, target = record.folder / "model.onnx", record.folder / INT8
         if not record.config.int8:
@@ -67,7 +67,7 @@ class Measuring:
         return dict(known["found"])
 
     def _quantised(self, source: Path, target: Path) -> dict[str, Any]:
-        """What is known of the 8-bit model written to ``target``."""
+        """Write the 8-bit model to ``target``; returns its entry in result.json."""
         record = self.record
         search, inputs = record.task.splits.search, nested.feeds(record.task.example)
         calibration = sample(record.task.splits.calibration, INT8_SAMPLES, record.config.seed)
@@ -102,7 +102,7 @@ class Measuring:
 
 
 def _is_own(path: Path, known: dict[str, Any]) -> bool:
-    """Whether a file is as this user has made it, by the journal's record of it."""
+    """Whether a file is the one that this user made, by its record in the journal."""
     return path.exists() and is_own_file(_sha256(path), known.get("code"))
 
 

@@ -1,4 +1,4 @@
-"""original.onnx, the unpruned network as the runtime gets it: made once in a run, and again if it is damaged."""
+"""original.onnx, the unpruned network for ONNX Runtime: exported once in a run, and again if it is damaged."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from amc.pipeline.trust import file_code, is_own_file
 from amc.runtime.files import replacing
 
 FEW = 4
-"""Samples by which the original is compared on ONNX Runtime."""
+"""Number of samples on which the outputs of ONNX Runtime and torch are compared."""
 
 
 def original_onnx(record: Record) -> Path:
-    """original.onnx as this user has made it; made again where it is damaged, or may be somebody else's."""
+    """The path of original.onnx. It is exported again if it is damaged or may be somebody else's."""
     path, journal = record.folder / "original.onnx", record.journal
     known = journal.last("original")
     if known is None or not path.exists() or not is_own_file(_sha256(path), known.get("code")):
@@ -40,7 +40,7 @@ def _exported(record: Record) -> bytes:
 
 
 def _check_runtime(record: Record, path: Path) -> None:
-    """See that the runtime computes what torch does before anything is spent on a search. Raises ExportError."""
+    """Check before the search that ONNX Runtime computes the same outputs as torch. Raises ExportError."""
     task = record.task
     inputs, _ = task.splits.search.fetch(torch.arange(min(FEW, len(task.splits.search))))
     check_parity(shallow_copy(task.model), inputs, Runner(path))

@@ -52,13 +52,12 @@ def run(
     remote: RemoteBackend | None = None,
     instruments: Instruments | None = None,
 ) -> Result:
-    """Do what the configuration says; ``resume`` goes on with the run in a folder, by that run's configuration.
+    """Run a configuration. With ``resume``, continue the run in that folder with its own configuration.
 
-    A run that somebody else has made and that names Python files, or other places to write to, is refused unless you
-    ``trust`` it.
-    ``remote`` scores policies on other machines. ``instruments`` time networks, in place of ONNX Runtime here. What
-    happens is told to ``monitor``; without one it is logged (`logging`, the logger ``amc``). Raises AmcError for the
-    user's mistakes.
+    A folder made by somebody else that names Python files, or other places to write to, is refused unless you ``trust``
+    it. ``remote`` scores policies on other machines. ``instruments`` time networks instead of ONNX Runtime on this
+    machine. ``monitor`` receives the progress; without one it is logged (`logging`, the logger ``amc``). Raises
+    AmcError for a user's mistakes.
     """
     expect("config", config, Config, "an amc.Config")
     expect("resume", resume, PATH, "a path", optional=True)
@@ -81,7 +80,7 @@ def run(
 
 
 def check(config: Config) -> None:
-    """Raise AmcError for what can be seen to be wrong before anything is loaded."""
+    """Raise AmcError for mistakes in a configuration that can be found before anything is loaded."""
     Budget.from_config(config.budget).limits(dict.fromkeys(UNITS, 1e12))
     check_searcher(config.search.searcher, config.search.searcher_options)
     check_combination(config)
@@ -91,8 +90,8 @@ def check(config: Config) -> None:
         raise ConfigError(f"--storage is for the searchers that keep a study: {able}.")
     if config.search.storage and config.budget.latency:
         raise ConfigError(
-            "--storage cannot be had together with --latency: every process predicts times by what it measured itself, "
-            "so what is within the limit for one is not for another. Leave --storage out."
+            "--storage cannot be combined with --latency: every process predicts latency from its own measurements, "
+            "so a policy may be within the limit for one and not for another. Leave --storage out."
         )
     if config.search.storage:
         from amc.search.study import check_storage
@@ -103,8 +102,8 @@ def check(config: Config) -> None:
         if branches_go(config):
             asked = "--branches" if config.budget.branches is not None else "--operators branches"
             raise ConfigError(
-                f"{asked} cannot be had together with --latency-model {named}: only profiles know what a network "
-                "takes without some of its branches. Leave one of the two out."
+                f"{asked} cannot be combined with --latency-model {named}: only profiles predict the "
+                "latency of a network without some of its branches. Leave one of the two out."
             )
         load_latency_model(named)
     if config.search.latency_aware:
@@ -119,7 +118,7 @@ def check(config: Config) -> None:
 
 
 def check_latency_aware(config: Config) -> None:
-    """Raise ConfigError for what cannot be had together with ``--latency-aware``."""
+    """Raise ConfigError for an option that cannot be combined with ``--latency-aware``."""
     search = config.search
     named = search.latency_model
     others = {
@@ -130,11 +129,11 @@ def check_latency_aware(config: Config) -> None:
         f"--latency-model {named}": named is not None and not is_profile(named),
     }
     for option in (option for option, given in others.items() if given):
-        raise ConfigError(f"--latency-aware cannot be had together with {option}: leave one of the two out.")
+        raise ConfigError(f"--latency-aware cannot be combined with {option}: leave one of the two out.")
 
 
 def check_without_labels(config: Config) -> None:
-    """Raise ConfigError for what needs labels, where the data have none."""
+    """Raise ConfigError for an option that needs labels; called if the data have none."""
     finetune = config.finetune
     asked = {
         "--search-objective loss": config.search.objective == "loss" and config.objective == Config().objective,
@@ -146,7 +145,7 @@ def check_without_labels(config: Config) -> None:
 
 
 def check_gradients(task: Task, config: Config) -> None:
-    """Raise ConfigError for a criterion that has nothing to go by: the gradient of a distance is 0 at the original."""
+    """Raise ConfigError for a criterion that needs gradients if the objective is a distance, whose gradient is 0."""
     name = config.search.criterion
     if task.objective.projection is not None and Need.GRADIENTS in load_criterion(name).needs:
         raise ConfigError(
@@ -156,9 +155,9 @@ def check_gradients(task: Task, config: Config) -> None:
 
 
 def open_task(config: Config) -> Task:
-    """The task that the configuration names: data, network and device.
+    """The task of a configuration: data, network and device.
 
-    An image folder is read in grey where the network's first convolution takes one channel.
+    An image folder is read as greyscale if the network's first convolution has one input channel.
     """
     if is_onnx(config.model.name):
         return _task(config, *open_onnx(config))
@@ -179,21 +178,21 @@ def _task(config: Config, model: nn.Module, splits: Splits) -> Task:
 
 
 def look_at(config: Config, with_data: bool) -> Task:
-    """The task to inspect; an ONNX file says the shapes of its inputs itself, where no data are given."""
+    """The task for ``amc inspect``. An ONNX file needs no data, since it contains the shapes of its inputs."""
     if is_onnx(config.model.name) and not with_data:
         return _task(config, *open_onnx_alone(config))
     return open_task(config)
 
 
 def use_threads(config: Config) -> None:
-    """Let torch use as many threads as the configuration says; without a number as many as it does by itself."""
+    """Set torch's number of threads, if the configuration has one."""
     threads = unless_auto(config.threads)
     if threads is not None:
         torch.set_num_threads(threads)
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto' is CUDA where there is one."""
+    """The torch device of this name; ``auto`` is CUDA if it is available. Raises ConfigError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -203,12 +202,12 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = first_line(error)
-        raise ConfigError(f"--device {name} is not to be had here: {reason}") from None
+        raise ConfigError(f"--device {name} is not available here: {reason}") from None
     return device
 
 
 def new_folder(config: Config) -> Path:
-    """A folder for a new run; one that holds a run already is refused."""
+    """The folder for a new run. Raises BundleError if it already holds one."""
     if config.out is None:
         words = [config.model.name, config.data.source.partition(":")[0]]
         stem = "-".join("".join(c if c.isalnum() else "-" for c in Path(w).name) for w in words)
@@ -219,14 +218,14 @@ def new_folder(config: Config) -> Path:
                 return folder
     folder = Path(config.out or "")
     if _holds_run(folder):
-        raise BundleError(f"{folder} holds a run already: go on with --resume {folder}, or name another --out.")
+        raise BundleError(f"{folder} already holds a run: continue with --resume {folder}, or use another --out.")
     if folder.exists() and not folder.is_dir():
-        raise BundleError(f"{folder} is a file: name a folder with --out.")
+        raise BundleError(f"{folder} is a file: give a folder with --out.")
     return folder
 
 
 def _holds_run(folder: Path) -> bool:
-    """Whether there is a run to go on with. One that ended before its configuration was written is begun anew."""
+    """Whether a folder holds a run. One that ended before its configuration was written is deleted."""
     journal = folder / "journal.jsonl"
     if not journal.exists() and not journal.is_symlink():
         return False
@@ -239,14 +238,14 @@ def _holds_run(folder: Path) -> bool:
 
 
 def _check_inside(folder: Path) -> None:
-    """Raise BundleError where something in a run's folder leads out of it."""
+    """Raise BundleError if a link in a run's folder points out of it."""
     try:
         check_folder(folder)
     except FileNotFoundError:
         raise BundleError(f"there is no folder {folder}.") from None
     except OSError as error:
         what = f"cannot use {error.filename}: {error.strerror}"
-        raise BundleError(f"{what}. A run's folder holds files and folders of its own only.") from None
+        raise BundleError(f"{what}. A run's folder may contain only regular files and folders.") from None
 
 
 def compress_task(
@@ -257,9 +256,9 @@ def compress_task(
     remote: RemoteBackend | None = None,
     instruments: Instruments | None = None,
 ) -> Result:
-    """The flow on a task. Whatever the folder's journal holds of an earlier attempt is not done again.
+    """Run a configuration on an open task. Work that the folder's journal already holds is not repeated.
 
-    The configuration has been checked (`check`).
+    The configuration must have been checked (`check`).
     """
     check_gradients(task, config)
     use_threads(config)
@@ -282,8 +281,8 @@ def compress_task(
                 raise
             raise Interrupted(resume_command(folder, config)) from None
         except AmcError:
-            began = any(journal.last(kind) for kind in ("evaluation", "device-latency"))
-            if new and not began:  # a mistake seen before any work: no dead folder is left
+            worked = any(journal.last(kind) for kind in ("evaluation", "device-latency"))
+            if new and not worked:  # a mistake that was found before any work leaves no folder behind
                 for name in ("journal.jsonl", "config.yaml", "original.onnx", "progress.json", "study.log"):
                     (folder / name).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
@@ -292,12 +291,12 @@ def compress_task(
 
 
 def resume_command(folder: Path, config: Config) -> str:
-    """The whole command that goes on with the run in a folder."""
+    """The command that continues the run in a folder."""
     return f"amc search --resume {shlex.quote(str(folder))}{' --trust' if needs_trust(folder, config) else ''}"
 
 
 def _planned(record: Record) -> list[str]:
-    """The stages of a run whose first network meets its limits."""
+    """The stages of a run that needs one round."""
     config = record.config
     profiled = config.budget.latency is not None or config.search.latency_aware
     wanted = {"profile": profiled, "fine-tune": record.epochs > 0, "quantise": config.int8}
@@ -310,7 +309,7 @@ _STAGES = (
 
 
 def _compress(record: Record, remote: RemoteBackend | None) -> Result:
-    """The stages, one after the other."""
+    """Run all stages, one after the other."""
     stages, delivery = Stages(record, remote), Delivery(record)
     if record.journal.last("done") is not None:
         return delivery.finished()

@@ -1,4 +1,4 @@
-"""A problem without a run, for environments and searchers that are used by themselves."""
+"""A problem without a run, for environments and searchers that are used on their own."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from amc.task import Task
 
 
 def problem_of(task: Task, config: Config) -> Problem:
-    """What a run's search would work on. Policies are scored on the whole search split; the test split is not read.
+    """The problem of a run's search. Policies are scored on the whole search split; the test split is not read.
 
-    Raises ConfigError where latency is limited or measured: only a run verifies and corrects what it predicts.
+    Raises ConfigError if latency is limited or measured: only a run verifies and corrects predictions.
     """
     if config.budget.latency is not None or config.search.latency_aware or config.search.reward == "error-latency":
         raise ConfigError("a problem without a run has no latency: limit MACs, parameters, size or memory.")

@@ -1,4 +1,4 @@
-"""What the stages of a run share: the task, the folder and its journal. What the journal holds is not done again."""
+"""The state that the stages of a run share: the task, the folder and its journal of finished work."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class Record:
         lock: MeasurementLock,
         instruments: Instruments | None = None,
     ) -> None:
-        """``instruments`` time networks: ONNX Runtime here, where none are given."""
+        """``instruments`` time networks; None: ONNX Runtime on this machine."""
         self.task, self.config, self.folder = task, config, folder
         self.journal, self.monitor, self.lock = journal, monitor, lock
         self.instruments = instruments or Instruments.usual()
         self.memo = Memo(open_cache(config, lock.released), task, config)
-        """What the run has in common with others."""
+        """Results that are shared with other runs."""
         identity = self._identity()
-        # the configuration comes first: a folder that has a journal can be resumed
+        # written before the journal, so that every folder with a journal can be resumed
         write_text(folder / "config.yaml", yaml.safe_dump(public(to_dict(config)), sort_keys=False))
         if journal.last("run") is None:
             journal.append("run", **identity)
@@ -72,10 +72,12 @@ class Record:
         for note in (*task.splits.notes, *([f"warning: {trouble}"] if trouble else [])):
             monitor.say(note)
         monitor.say(f"{task.name}: {task.splits.summary()}")
-        monitor.say(f"everything goes to {folder} (after an interruption: amc search --resume {folder})")
+        monitor.say(
+            f"everything is written to {folder} (to continue after an interruption: amc search --resume {folder})"
+        )
 
     def _identity(self) -> dict[str, Any]:
-        """A folder belongs to one network, one configuration and one set of splits. Raises BundleError for another."""
+        """The network, configuration and splits. Raises BundleError if the folder was started with others."""
         identity = {
             "fingerprint": fingerprint(self.task.model),
             "config": _digest(binding(self.config)),
@@ -87,38 +89,38 @@ class Record:
         for part, now in identity.items():
             if before.get(part) != now:
                 word = {"fingerprint": "network", "config": "configuration", "splits": "data"}[part]
-                raise BundleError(f"{self.folder} was begun with another {word}: name another --out.")
+                raise BundleError(f"{self.folder} was started with another {word}: use another --out.")
         return identity
 
     def fit(self, batch: int) -> None:
-        """So many samples may be in the network at once."""
+        """Set the largest number of samples in one forward pass."""
         self.task = replace(self.task, batch=batch)
         self.memo = Memo(self.memo.cache, self.task, self.config)
 
     def step(self, share: float, note: str = "") -> None:
-        """A step of the work is done: wait while another process measures latency, then show how far the stage is."""
+        """Called after every step: wait while another process measures latency, then show the stage's progress."""
         self.lock.give_way()
         self.monitor.progress(share, note)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Shown, timed and journalled; time spent before an interruption counts."""
+        """Show, time and record a stage. Time spent before an interruption counts."""
         start = time.perf_counter()
         self.monitor.begin(name)
         try:
             yield
         finally:
             seconds = time.perf_counter() - start
-            with contextlib.suppress(OSError):  # the disk may be what stopped the stage
+            with contextlib.suppress(OSError):  # a full disk may have stopped the stage
                 self.journal.append("stage", name=name, seconds=round(seconds, 3))
         self.monitor.end(seconds)
 
     def optional_stage(self, name: str, wanted: bool) -> contextlib.AbstractContextManager[None]:
-        """A stage that many runs do not have."""
+        """`stage` if it is ``wanted``; otherwise nothing is shown."""
         return self.stage(name) if wanted else contextlib.nullcontext()
 
     def once(self, kind: str, find: Callable[[], Any]) -> Any:
-        """What the journal holds of a kind; found out and recorded where it holds nothing."""
+        """The value in the journal's last record of this kind. If there is none, ``find`` is called and recorded."""
         known = self.journal.last(kind)
         if known is None:
             found = find()
@@ -128,12 +130,12 @@ class Record:
 
     @property
     def training_task(self) -> Task:
-        """The task with the samples that the settings train on as its training split."""
+        """The task whose training split has the samples that the settings train on."""
         return training_task(self.config.finetune, self.task)
 
     @property
     def epochs(self) -> float:
-        """Epochs of training after pruning: the user's, or what suits the data."""
+        """Epochs of training after pruning: the user's number, or one that suits the data."""
         if self.config.finetune.recover == NO_TRAINING:
             return 0.0
         finetune = self.config.finetune
@@ -151,33 +153,33 @@ class Record:
 
     @property
     def trains_original(self) -> bool:
-        """Whether the original is trained on, too, to compare."""
+        """Whether the original is trained further, too, for comparison."""
         without_labels = self.task.objective.without_labels  # then the original has nothing to learn
         return self.config.finetune.train_original and self.epochs > 0 and not without_labels
 
     def precision(self) -> str:
-        """The precision of training that was chosen or asked for."""
+        """The precision of training, as chosen or configured."""
         known = self.journal.last("precision")
         return str(known["found"]) if known else self.config.finetune.precision
 
     def phases(self, grid: PolicyGrid, chosen: Choice) -> list[Phase]:
-        """How the network gets to the chosen policy: what to prune to and how long to train, one after the other."""
+        """The phases of the schedule: in each, prune to a policy and train for some epochs; the last is ``chosen``."""
         finetune = self.config.finetune
         return phases(finetune.schedule, finetune.schedule_options, grid, chosen, self.epochs)
 
     def plan(self, epochs: float, model: nn.Module) -> Plan:
-        """A training of so many epochs, by the run's settings."""
+        """The plan for a training of this many epochs with the run's settings."""
         task = self.training_task
         plan = make_plan(self.config.finetune, task, epochs, self.config.seed)
         precision = asked_precision(self.config.finetune)
         if precision is None:
             precision = self.once("precision", lambda: fastest_precision(model, task, plan, task.model))
-        if self.config.finetune.schedule == BEFORE_TRAINING:  # the original has learned nothing that it could teach
+        if self.config.finetune.schedule == BEFORE_TRAINING:  # the untrained original cannot be a teacher
             plan = replace(plan, distillation=0.0)
         return replace(plan, precision=precision)
 
     def seconds(self) -> list[dict[str, Any]]:
-        """The stages so far, with the seconds of all attempts."""
+        """The stages so far, each with its seconds over all attempts."""
         seconds: dict[str, float] = {}
         for record in self.journal.records("stage"):
             seconds[record["name"]] = seconds.get(record["name"], 0.0) + record["seconds"]

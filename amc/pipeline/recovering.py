@@ -1,4 +1,4 @@
-"""The training of a run's pruned networks, by the recovery that its configuration names."""
+"""Train a run's pruned networks with the configured recovery."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from amc.space.sites import Choice
 from amc.train import HeldSettings, Phase, Pruned, held, make_plan, recovered, train, training_hooks, try_recovery
 
 PHASE_SEEDS = 7919
-"""By so much the seeds of two phases of a schedule differ: they see their samples in another order."""
+"""Difference of the seeds of two consecutive phases, so that they see the samples in different orders."""
 LOSSES = 20
-"""How often a training's loss is recorded."""
+"""How often the loss is recorded in one training."""
 
 
 class LossReport:
-    """Shows how far a training is, and journals its loss now and then."""
+    """Shows the progress of a training, and records its loss at regular steps."""
 
     def __init__(self, record: Record, before: float, share: float, kind: str = "training") -> None:
-        """The training is a ``share`` of all training, of which the share ``before`` is done. ``kind``: of records."""
-        self._record, self._before, self._share, self._told = record, before, share, 0
+        """The training is a ``share`` of all training and starts at the share ``before``. ``kind``: that of records."""
+        self._record, self._before, self._share, self._recorded = record, before, share, 0
         self._kind = kind
 
     def __call__(self, done: float, loss: float) -> None:
-        """So much of this training is done, with such a running loss."""
+        """``done`` is the share of this training that is done, ``loss`` its running loss."""
         overall = self._before + self._share * done
         self._record.step(overall, f"loss {loss:.3f}")
-        if int(LOSSES * done) > self._told:
-            self._told = int(LOSSES * done)
+        if int(LOSSES * done) > self._recorded:
+            self._recorded = int(LOSSES * done)
             self._record.journal.append(self._kind, done=round(overall, 4), loss=loss)
 
 
 def try_own_recovery(record: Record) -> None:
-    """See that the run's recovery can be had of its network, before anything is spent. Raises AmcError."""
+    """Check before the search that the recovery works for the run's network. Raises AmcError."""
     finetune, model = record.config.finetune, record.task.model
     if finetune.recover != "finetune":
         plan = make_plan(finetune, record.training_task, record.epochs, record.config.seed)
@@ -57,9 +57,9 @@ def recover(
     checkpoint: Path | None = None,
     progress: Callable[[float, float], None] | None = None,
 ) -> nn.Module:
-    """Train ``model``, pruned to ``choice``, for so many epochs, and give what has become of it.
+    """Train ``model``, pruned to ``choice``, for this many epochs; returns the trained network.
 
-    The training goes on from ``checkpoint`` where there is one; one without a checkpoint is a trial, along which the
+    The training continues from ``checkpoint`` if that exists. Without a checkpoint it is a trial, during which the
     search split is not read. ``progress``: see `amc.train.train`.
     """
     holding = held(evaluator.recorded(choice), evaluator.operators)
@@ -80,7 +80,7 @@ def _trained(
     progress: Callable[[float, float], None] | None,
     holding: Sequence[HeldSettings] = (),
 ) -> nn.Module:
-    """Train a network by the run's recovery and recipe, within the settings that ``holding`` keeps it to."""
+    """Train a network with the run's recovery and recipe; the hooks ``holding`` enforce its settings."""
     finetune, task = record.config.finetune, record.training_task
     plan = record.plan(epochs, pruned.model)
     plan = replace(plan, seed=plan.seed + PHASE_SEEDS * phase)
@@ -88,13 +88,13 @@ def _trained(
     for hook in holding:
         hook.apply(start.model)
     asked = training_hooks(finetune, start.model, task, checked=checkpoint is not None)
-    # what holds the settings comes before what keeps weights, and again after it
+    # settings are enforced before and after the hooks that keep averaged or best weights
     hooks = [*start.hooks, *holding, *asked, *holding] if asked else [*start.hooks, *holding]
     return train(start.model, task, start.plan, task.model, checkpoint, progress, hooks)
 
 
 def train_original(record: Record, phases: Sequence[Phase]) -> nn.Module:
-    """The original, trained on as the pruned network was: as long, by the same recipe, from checkpoints of its own."""
+    """Train the original further, as long as the pruned network and with the same recipe, with its own checkpoints."""
     model = copy.deepcopy(record.task.model)
     for number, phase in enumerate(phases):
         pruned = Pruned(model, record.task.model, copy.deepcopy)
@@ -105,7 +105,7 @@ def train_original(record: Record, phases: Sequence[Phase]) -> nn.Module:
 
 
 def recover_in_phases(record: Record, evaluator: Evaluator, phases: Sequence[Phase], graph: Graph) -> nn.Module:
-    """Prune and train, phase by phase. Every phase has a checkpoint, so that none is trained again."""
+    """Prune and train, phase by phase. Each phase has its own checkpoint, so a resumed run repeats none of them."""
     first = phases[0].choice
     model, had = evaluator.pruned(first), evaluator.kept(first)
     for number, phase in enumerate(phases):
@@ -119,6 +119,6 @@ def recover_in_phases(record: Record, evaluator: Evaluator, phases: Sequence[Pha
 
 
 def drop_checkpoints(record: Record) -> None:
-    """Forget the trainings of a network that is finished, or not wanted."""
+    """Delete the checkpoints of a network that is finished or no longer needed."""
     for path in record.folder.glob("checkpoint*.pt"):
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a run gives to its caller."""
+"""The result of a run in Python."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from amc.runtime.arguments import PATH, expect
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a run gives. A notebook shows it as a table."""
+    """The result of a run. A notebook shows it as a table."""
 
     model: nn.Module
     """The pruned, fine-tuned network: an ordinary module, in evaluation mode."""
@@ -26,12 +26,12 @@ class Result:
     evaluations: tuple[Evaluation, ...]
     """Every policy that the search evaluated, with its score and its costs."""
     summary: Mapping[str, Any]
-    """What result.json holds."""
+    """The content of result.json."""
     folder: Path
-    """Where the run and its bundle lie."""
+    """The folder of the run, which is also its bundle."""
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the outcome, the final table and the widths."""
+        """The outcome, the final table and the widths, for notebooks."""
         from amc.reports.notebook import notebook_html
 
         return notebook_html(self.summary)

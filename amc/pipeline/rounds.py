@@ -1,7 +1,7 @@
-"""One round of a run: search, choose, train, export, measure. Without a limit on latency there is one.
+"""The rounds of a run: search, choose, train, export, measure. Without a limit on latency there is one round.
 
-Where latency is limited and turns out to be predicted wrongly, the model is corrected and another round is made, in the
-space that the correction gives.
+With a limit, predictions of latency may turn out to be wrong. Then the latency model is corrected, and another round
+follows in a space with the corrected costs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from amc.space.sites import Choice
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What the rounds of a run have in common."""
+    """The inputs that all rounds of a run share."""
 
     graph: Graph
     evaluator: Evaluator
@@ -39,7 +39,7 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class Compressed:
-    """What a round ends with."""
+    """The result of a successful round."""
 
     chosen: Choice
     model: nn.Module
@@ -50,22 +50,22 @@ class Compressed:
     exported: Exported
     measured: Measurement
     verified: VerifiedLatency | None = None
-    """Where latency is limited."""
+    """The verified latency; None without a limit."""
     obstacle: str | None = None
-    """Why the limit on latency is not met, though no other round is made."""
+    """Why the limit on latency is not met and no other round follows."""
 
 
 def run_rounds(record: Record, stages: Stages, prepared: Prepared, space: Space) -> Compressed:
-    """Rounds until the network meets the limit on latency, or no other round would help. ``space`` is the first's."""
+    """Run rounds until the limit on latency is met or another round would not help. ``space`` is the first round's."""
     found = run_round(record, stages, prepared, space)
     while found is None:
-        space = stages.space(prepared.graph, prepared.latency)  # with what was corrected since
+        space = stages.space(prepared.graph, prepared.latency)  # with the latest correction
         found = run_round(record, stages, prepared, space)
     return found
 
 
 def run_round(record: Record, stages: Stages, prepared: Prepared, space: Space) -> Compressed | None:
-    """One round; None where latency is predicted otherwise since, and another one is to be made."""
+    """Run one round. None if the latency model was corrected, so that another round is needed."""
     graph, evaluator, latency = prepared.graph, prepared.evaluator, prepared.latency
     choosing, measuring = Choosing(record), Measuring(record)
     with record.stage("search"):
@@ -93,7 +93,7 @@ def run_round(record: Record, stages: Stages, prepared: Prepared, space: Space) 
 
 
 def _is_delivered(record: Record, verified: VerifiedLatency, obstacle: str | None) -> bool:
-    """Whether a network that misses the limit on latency is delivered: there is an obstacle to another round."""
+    """Whether a network over the limit on latency is delivered, because of an ``obstacle`` to another round."""
     measured, limit = format_cost("latency", verified.ms), format_cost("latency", verified.limit_ms)
     if obstacle is None:
         record.monitor.say(f"measured {measured}, over {limit}: searching again")

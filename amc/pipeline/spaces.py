@@ -1,4 +1,4 @@
-"""The policies that a run may choose, from its configuration: settings of every site, exact costs and limits."""
+"""The space of a run: the settings of every site, exact costs and limits, from the configuration."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def make_space(
     latency: LatencyConstraint | None = None,
     predicted: LatencyPrediction | None = None,
 ) -> Space:
-    """What the operators offer under the configuration's budget. Raises BudgetError when it cannot be met.
+    """The policies that the operators offer under the configuration's budget. Raises BudgetError if it is unreachable.
 
-    Without ``latency`` a limit on latency is left out. Where latency is all that is limited, only settings at which it
-    changes are legal. ``predicted`` adds latency to the costs without a limit, for a search that takes it into account.
+    Without ``latency``, a limit on latency is ignored. If only latency is limited, the legal settings are those at
+    which the latency changes. ``predicted`` adds latency to the costs without limiting it, for a latency-aware search.
     """
     search, asked = config.search, config.budget.replace(latency=None)
     bounds = SettingBounds(search.least_share, unless_auto(search.channel_step))
@@ -33,7 +33,9 @@ def make_space(
     sites = offered_sites(network, bounds, operators)
     if not sites:
         kinds = ", ".join(operator.kind for operator in operators)
-        raise ConfigError(f"there is nothing in this network to choose for the operators {kinds}: name others.")
+        raise ConfigError(
+            f"the operators {kinds} find nothing to compress in this network: name others with --operators."
+        )
     resources = cost_model(network, sites, operators)
     full = [site.sizes[-1] for site in sites]
     original = {name: float(values[0]) for name, values in resources.costs([full]).items()}
@@ -54,7 +56,7 @@ def make_space(
 
 
 def _check_proof(unproved: Mapping[str, Collection[str]], limits: Collection[str]) -> None:
-    """Raise ConfigError where an operator changes what is limited, and model.onnx would not show it."""
+    """Raise ConfigError if an operator saves a limited resource in a way that model.onnx does not show."""
     for kind, resources in unproved.items():
         for resource in sorted(set(resources) & set(limits)):
             raise ConfigError(
@@ -64,14 +66,14 @@ def _check_proof(unproved: Mapping[str, Collection[str]], limits: Collection[str
 
 
 def unproved_resources(config: Config, space: Space) -> list[str]:
-    """Resources of which the exported network does not show all that the operators save."""
+    """Resources whose savings are not all visible in the exported network."""
     operators = used_operators(config)
     found = unproved_savings(space.sites, space.model, operators) if foreign(operators) else {}
     return sorted(set().union(*found.values()))
 
 
 def check_operators(config: Config) -> None:
-    """Raise ConfigError for operators that there are not, or that cannot do what else is asked for."""
+    """Raise ConfigError for unknown operators, and for options that they do not support."""
     operators = used_operators(config)
     kinds, others = [operator.kind for operator in operators], foreign(operators)
     budget, search = config.budget, config.search
@@ -87,7 +89,7 @@ def check_operators(config: Config) -> None:
     }
     for option in (option for option, given in asked.items() if given):
         raise ConfigError(
-            f"{option} knows channels and branches only: leave it out, or {', '.join(others)} out of --operators."
+            f"{option} supports channels and branches only: leave it out, or {', '.join(others)} out of --operators."
         )
 
 
@@ -100,10 +102,10 @@ def used_operators(config: Config) -> Operators:
 
 
 def branches_go(config: Config) -> bool:
-    """Whether residual branches may be removed whole, which saves more time than narrow ones do.
+    """Whether residual branches may be removed, which saves more time than narrowing them.
 
-    Without ``--operators``: where they are limited, or latency is limited or taken into account. Latency models of the
-    user's know nothing of them.
+    Without ``--operators``, they may if branches or latency are limited, or if the search is latency-aware. A user's
+    latency model does not support removed branches.
     """
     operators = config.search.operator_names
     if operators is not None:

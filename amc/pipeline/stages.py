@@ -1,4 +1,4 @@
-"""The stages of a run up to the choice of a policy. Each can be repeated: what was done is not done again."""
+"""The stages of a run up to the choice of a policy. A resumed run repeats no finished work."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ from amc.task.splits import sample
 from amc.train import BEFORE_TRAINING
 
 FEW = 512
-"""Samples by which an untrained network is recognised."""
+"""Number of samples for detecting an untrained network."""
 
 
 class Stages:
-    """From the network to the best policy."""
+    """The stages from the network to the evaluated policies."""
 
     def __init__(self, record: Record, remote: RemoteBackend | None = None) -> None:
         """``remote`` scores policies on other machines."""
@@ -62,14 +62,14 @@ class Stages:
         self.memory = Memory.of(unless_auto(record.config.memory_limit))
 
     def check_training(self) -> None:
-        """Raise AmcError where the network cannot be trained, or not recovered as the configuration says."""
+        """Raise AmcError if the network cannot be trained, or the configured recovery does not work for it."""
         if self.record.epochs > 0:
             check_training(self.record.task)
             try_own_recovery(self.record)
             self.record.monitor.say(f"{training_cost(self.record)}.")
 
     def inspect(self) -> Graph:
-        """The channel groups, and how many samples may be in the network at once."""
+        """Find the channel groups, and the largest number of samples in one forward pass."""
         record = self.record
         graph = build_graph(record.task.model, record.task.example)
         record.fit(self.memory.batch(graph.trace.peak, record.task.batch))
@@ -82,7 +82,7 @@ class Stages:
         return graph
 
     def _warn_of_chance(self) -> None:
-        """Say so where the original is hardly better than chance: what it has learned cannot be told from noise."""
+        """Warn if the original is hardly better than chance: then scores of policies are mostly noise."""
         record = self.record
         few = sample(record.task.splits.search, FEW, record.config.seed)
         targets = few.fetch(torch.arange(len(few)))[1]
@@ -96,7 +96,7 @@ class Stages:
             record.monitor.say(
                 f"warning: the original is right on {100 * right:.1f} % of {len(targets)} search samples, and always "
                 f"naming the commonest class on {100 * commonest:.1f} %. It looks untrained: give it trained weights "
-                "(--weights), or what is better afterwards is owed to training alone."
+                "(--weights). Otherwise any gain comes from the training alone."
             )
 
     def space(
@@ -105,20 +105,20 @@ class Stages:
         latency: LatencyConstraint | None = None,
         predicted: LatencyPrediction | None = None,
     ) -> Space:
-        """Legal widths under the budget, with exact costs; latency as this round, or ``predicted``, tells it."""
+        """The legal policies with exact costs; for ``latency`` and ``predicted`` see `make_space`."""
         return make_space(self.record.config, self._facts(graph), latency, predicted)
 
     def _facts(self, graph: Graph) -> NetworkFacts:
-        """The network with the layout of its ONNX file, read once a run."""
+        """The network with the layout of its ONNX file, which is read once."""
         if self._known is None or self._known.graph is not graph:
             model = self.record.task.model
             self._known = NetworkFacts(model, graph, file_layout(original_onnx(self.record), graph, model))
         return self._known
 
     def calibrate(self, graph: Graph, space: Space, settings: EvaluationSettings | None = None) -> Evaluator:
-        """Moments and channel orders, and an evaluator by them; ``settings`` are this run's where not given."""
+        """Collect moments and channel orders, and make the evaluator. By default, ``settings`` are those of the run."""
         record = self.record
-        early = None  # a criterion that finds nothing says so before moments are collected
+        early = None  # fail before moments are collected if the criterion does not suit the network
         if Need.MOMENTS not in load_criterion(record.config.search.criterion).needs:
             early = record.memo.orders(graph, {})
         moments = record.memo.moments(graph, self.memory, record.folder, record.step)
@@ -132,7 +132,7 @@ class Stages:
         return evaluator if settings else self._decided(evaluator, space.fit(np.ones(len(space.names))))
 
     def _decided(self, trial: Evaluator, uniform: Choice) -> Evaluator:
-        """An evaluator of the dtype that is faster here, and of the recalibration that ``uniform`` scores better by."""
+        """The evaluator with the faster dtype, and with recalibration if that improves the score of ``uniform``."""
         record, asked = self.record, self.record.config.search.recalibrate
         dtype = record.once("evaluation-precision", lambda: record.memo.faster_dtype(trial))
         tried = [
@@ -143,7 +143,7 @@ class Stages:
         return tried[record.once("recalibrate", helps) if asked == "auto" else asked == "on"]
 
     def _recalibration_helps(self, tried: Sequence[Evaluator], uniform: Choice) -> bool:
-        """Whether the second of two evaluators, which recalibrates, gives ``uniform`` the better score."""
+        """Whether recalibration improves the score of ``uniform``; ``tried`` are the evaluators without and with it."""
         backends = [CachedBackend(evaluator, self.record.memo, evaluator.settings) for evaluator in tried]
         plain, recalibrated = (backend.score(uniform).loss for backend in backends)
         return recalibrated < plain
@@ -151,7 +151,7 @@ class Stages:
     def search(
         self, graph: Graph, space: Space, evaluator: Evaluator, latency: LatencyConstraint | None = None
     ) -> tuple[Evaluation, ...] | None:
-        """Let the searcher propose policies. None where latency is predicted otherwise since: the round is over."""
+        """Run the searcher. None if the latency model was corrected, which ends the round."""
         record = self.record
         search, reward = record.config.search, load_reward(record.config.search.reward)
         evaluations, earlier = search.evaluations, list[Evaluation]()
@@ -179,7 +179,7 @@ class Stages:
             else:
                 problem.evaluate(self._selected(graph, space))
         except RoundOver as over:
-            record.monitor.say(f"latency was predicted wrongly (corrected by {over.scale:.3f}): searching on")
+            record.monitor.say(f"latency predictions were wrong (corrected by {over.scale:.3f}): searching again")
             return None
         failed = [e for e in problem.evaluations if e.error is not None]
         if len(failed) == len(problem.evaluations):
@@ -189,14 +189,14 @@ class Stages:
         return tuple({e.choice: e for e in [*earlier, *problem.evaluations]}.values())
 
     def _latency_weight(self, space: Space) -> LatencyWeight | None:
-        """What time is worth, where the space tells it without limiting it."""
+        """The weight of latency, if the space has that cost without limiting it."""
         original = space.costs(space.full)
         if "latency" not in original or "latency" in space.limits:
             return None
         return LatencyWeight(self.record.config.search.latency_weight, original["latency"])
 
     def _selected(self, graph: Graph, space: Space) -> Choice:
-        """The policy that the criterion alone gives."""
+        """The policy by the criterion alone, without a search."""
         record, search = self.record, self.record.config.search
         scores: list[Tensor] = []
         if search.criterion_scope != "local":
@@ -210,10 +210,10 @@ class Stages:
 
 
 def site_features(graph: Graph, names: Sequence[str]) -> list[SiteFeatures]:
-    """What searchers are told of the sites ``names``.
+    """The features of the sites ``names``.
 
-    A site of another operator than channels, ``KIND:LAYER``, has the features of the group that its layer is in; zeros
-    where there is none.
+    A site ``KIND:LAYER`` of another operator than channels has the features of its layer's channel group, or zeros if
+    there is none.
     """
     groups = {site.name: site.features for site in graph.sites}
     layers = {name: site.features for site in graph.sites for name in site.layers}
@@ -222,7 +222,7 @@ def site_features(graph: Graph, names: Sequence[str]) -> list[SiteFeatures]:
 
 
 def settings_of(config: Config) -> EvaluationSettings:
-    """What a configuration says of evaluations; ``auto`` is decided later, by a trial evaluator."""
+    """The evaluation settings of a configuration. ``auto`` is decided later, with a trial evaluator."""
     search = config.search
     re_solved = search.reconstruct and config.finetune.schedule != BEFORE_TRAINING  # which keeps the first weights
     sequential = search.sequential_reconstruction if re_solved else "off"

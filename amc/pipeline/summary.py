@@ -1,4 +1,4 @@
-"""What result.json holds, and what the user should be told of it. The fields are described in docs/result.md."""
+"""The content of result.json, and notes for the user. The fields are described in docs/result.md."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from amc.task import Task
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What the stages of a run found out."""
+    """The results of a run's stages."""
 
     original: Mapping[str, float]
     """Costs by resource."""
@@ -36,22 +36,22 @@ class Findings:
     parity: Parity
     latency: Measurement
     prediction: Mapping[str, Any] | None
-    """What is known of the latency model, where latency was limited."""
+    """The report on the latency model; None without a limit on latency."""
     scores: Mapping[str, float]
     """Metric of the ``original`` and the ``final`` network on ``search`` and ``test``."""
     stages: Sequence[Mapping[str, Any]]
     precision: str
-    """Of training."""
+    """Precision of training."""
     epochs: float
-    """Of training, over what was trained on."""
+    """Epochs of training, each over the samples that were trained on."""
     macs: Mapping[str, Any]
-    """Of the delivered network, counted by amc and by fvcore."""
+    """MACs of the delivered network, counted by amc and by fvcore."""
     int8: Mapping[str, Any] | None = None
-    """What is known of model.int8.onnx, or why there is none (``error``)."""
+    """The entry about model.int8.onnx, or the reason for having none (``error``)."""
     unwritten: str | None = None
-    """Why there is no program.json."""
+    """Why there is no program.json; None if there is one."""
     obstacle: str | None = None
-    """Why the limit on latency is not met."""
+    """Why the limit on latency is not met; None if it is."""
 
 
 def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> dict[str, Any]:
@@ -107,7 +107,7 @@ _PATHS = (
 
 
 def _nameless(plain: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the last part of every path only: where files lie is the user's business."""
+    """The configuration with only the last part of every path, since folders may be private."""
     shown = {**plain, **{part: dict(plain[part]) for part, _ in _PATHS}}
     for part, key in _PATHS:
         value = shown[part][key]
@@ -124,7 +124,7 @@ def _nameless(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _site(name: str, setting: PolicySetting) -> dict[str, Any]:
-    """How much of a site is kept; of one that is no channel group, also what policy.json says of it."""
+    """The kept size of a site. For sites other than channel groups, also the entry of policy.json."""
     kept = {"name": name, "width": setting.size, "of": setting.of}
     return kept if isinstance(setting, ChannelSetting) else {**kept, "setting": setting.to_json()}
 
@@ -135,13 +135,13 @@ def _row(name: str, costs: Mapping[str, float], found: Findings) -> dict[str, fl
 
 
 def _trained_original(scores: Mapping[str, float]) -> dict[str, float] | None:
-    """The original as it was trained on; None where it was not."""
+    """Scores of the original after further training; None if it was not trained."""
     known = {part: scores.get(f"trained_original_{part}") for part in ("search", "test")}
     return {part: score for part, score in known.items() if score is not None} or None
 
 
 def _difference(network: str, scores: Mapping[str, float]) -> dict[str, float] | None:
-    """By how much the delivered network is better than another; None where there is no such network."""
+    """The gain of the delivered network over another; None if there is no such network."""
     if f"{network}_test" not in scores:
         return None
     return {part: scores[f"final_{part}"] - scores[f"{network}_{part}"] for part in ("search", "test")}
@@ -156,21 +156,21 @@ def _latency(measured: Measurement) -> dict[str, Any]:
 
 
 def _macs_notes(found: Findings) -> list[str]:
-    """That a limit on MACs is not proved, and that fvcore counts otherwise for no reason that is known."""
+    """Notes about a limit on MACs that is not proved, and about an unexplained difference to fvcore's count."""
     told = [f"{p['how'][0].upper()}{p['how'][1:]}." for p in found.proof if p["resource"] == "macs" and not p["met"]]
     differs = found.macs["disagreement"]
     return [*told, *([f"{differs}."] if differs and "no known reason" in differs else [])]
 
 
 def _int8(found: Findings) -> dict[str, Any] | None:
-    """model.int8.onnx beside the original and model.onnx; None where it was not asked for or could not be made."""
+    """The entry about model.int8.onnx; None if it was not wanted or could not be made."""
     if found.int8 is None or "error" in found.int8:
         return None
     return {**found.int8, "test": found.scores["int8_test"]}
 
 
 def int8_notes(summary: Mapping[str, Any], failed: str | None) -> list[str]:
-    """What the user should know of the 8-bit model."""
+    """Notes about the 8-bit model."""
     if failed is not None:
         return [f"There is no model.int8.onnx: {failed}"]
     int8 = summary["int8"]
@@ -191,7 +191,7 @@ def int8_notes(summary: Mapping[str, Any], failed: str | None) -> list[str]:
 
 
 def trained_notes(summary: Mapping[str, Any]) -> list[str]:
-    """That a network which is better than the original owes that to its training."""
+    """A note that a gain over the original comes from the training, if there is a gain."""
     before, after = summary["original"]["test"], summary["final"]["test"]
     trained = any(stage["name"] == "fine-tune" for stage in summary["stages"])
     if before is None or after is None or not trained or after <= before:
@@ -204,12 +204,12 @@ def trained_notes(summary: Mapping[str, Any]) -> list[str]:
 
 
 def is_missed(proof: Mapping[str, Any]) -> bool:
-    """Whether a limit is not kept by the network that is delivered: that on latency, since others always are."""
+    """Whether a limit is not met by the delivered network. Only that on latency can be missed."""
     return bool(proof["resource"] == "latency" and not proof["met"])
 
 
 def _missed(summary: Mapping[str, Any], proof: Mapping[str, Any], obstacle: str | None) -> str:
-    """Which limit is not met, why, and what to change."""
+    """A note about the missed limit: its reason, and what to change."""
     asked, needed = str(summary["budget"]["asked"]["latency"]), 1.01 * proof["exported"] / proof["limit"]
     share = parse_limit("latency", asked, 1.0) * needed
     enough = f"{1.01 * proof['exported']:.3g}ms" if is_absolute(asked) else f"{share:.2g}"
@@ -223,7 +223,7 @@ def _missed(summary: Mapping[str, Any], proof: Mapping[str, Any], obstacle: str 
 
 
 def notes(summary: Mapping[str, Any]) -> list[str]:
-    """What the user should know of the result: above all, when fewer MACs are not less time, and why."""
+    """Notes about the result, such as why fewer MACs did not save time."""
     said = []
     macs = summary["final"]["macs"] / summary["original"]["macs"]
     time = summary["latency"]["ratio"]

@@ -1,4 +1,4 @@
-"""Latency in a run: what measures policies, and what predicts, verifies and corrects their latency."""
+"""Latency in a run: measuring policies, and predicting, verifying and correcting their latency."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from amc.runtime.cache import Table
 from amc.runtime.files import replacing
 
 AWARE_SECONDS = 20.0
-"""For a search that takes latency into account without a limit: about how long it learns what this machine takes."""
+"""Seconds of profiling for a latency-aware search without a limit."""
 
 
 class RunTiming:
@@ -30,7 +30,7 @@ class RunTiming:
         self.record, self._graph = record, graph
 
     def bench(self) -> Bench:
-        """What measures policies on ONNX Runtime; what the original takes is measured once in a run."""
+        """The bench that measures policies on ONNX Runtime. The original is measured once in a run."""
         record = self.record
         known = record.journal.last("latency-scale")
         ms = None if known is None else float(known["ms"])
@@ -42,7 +42,7 @@ class RunTiming:
         return bench
 
     def constraint(self) -> LatencyConstraint | None:
-        """What predicts, verifies and corrects latency, where it is limited."""
+        """Predicts, verifies and corrects latency; None without a limit on it."""
         record = self.record
         asked, journal, evaluations = record.config.budget.latency, record.journal, record.config.search.evaluations
         if asked is None:
@@ -65,14 +65,14 @@ class RunTiming:
         return constraint_by_model(predictor, asked, journal, evaluations)
 
     def prediction(self) -> LatencyPrediction | None:
-        """What predicts latency for a search that takes it into account without a limit; None: it does not."""
+        """Predictions for a latency-aware search without a limit; None if the search is not latency-aware."""
         record, search = self.record, self.record.config.search
         if not search.latency_aware:
             return None
         if not compares_logits(record.task, search.objective):
             raise ConfigError(
-                "--latency-aware is for networks that give one vector of logits a sample, with --search-objective "
-                "logit_mse: of other losses nobody can say what time is worth. Leave it out, or limit --latency."
+                "--latency-aware needs a network with one vector of logits per sample, and --search-objective "
+                "logit_mse. Leave it out, or limit --latency."
             )
         bench, named = self.bench(), search.latency_model
         key = profile_key(bench, record.config.latency_threads, record.task)
@@ -82,7 +82,7 @@ class RunTiming:
         return LatencyPrediction.learned(model, bench.original_ms)
 
     def _profile(self, bench: Bench, key: dict[str, Any], seconds: float) -> Path:
-        """The run's profile: made by one of the runs that share it. What a run has corrected it keeps."""
+        """The path of the run's profile. Runs that share a cache share the profile, but not their corrections."""
         record = self.record
         path = record.folder / "profile.json"
         if record.journal.last("profile") is None or not path.exists():
@@ -90,31 +90,31 @@ class RunTiming:
             if not path.exists() or path.read_bytes() != content:
                 with replacing(path) as temporary:
                     temporary.write_bytes(content)
-                record.monitor.say("latency is predicted by the profile that an earlier run has made here")
+                record.monitor.say("latency is predicted with the profile of an earlier run")
             record.journal.append("profile")
         return path
 
     def _learn(self, bench: Bench, key: dict[str, Any], path: Path, seconds: float) -> bytes:
-        """The profile that this run makes, which is then at ``path``, too."""
+        """Make the profile, write it to ``path`` and return its content."""
         learn_latency(bench, self._graph, key, path, seconds, self.record.step)
         return path.read_bytes()
 
 
 class DeviceTimes:
-    """What a device took for networks: measured once in a run, and once for all runs while the device is the same."""
+    """Latencies of networks on a device, each measured once. Runs share them while the device is unchanged."""
 
     def __init__(self, record: Record) -> None:
         self._record = record
         self._shared: Table | None = None
 
     def __call__(self, key: str, measure: Callable[[], float]) -> float:
-        """Milliseconds of the network ``key``, by ``measure`` where nobody knows them."""
+        """Milliseconds of the network ``key``; ``measure`` is called if they are unknown."""
         record = self._record
         known = {r["key"]: float(r["ms"]) for r in record.journal.records("device-latency")}
         if key in known:
             return known[key]
         ms = None
-        if not known:  # the first one a run measures itself, and sees whether the device is what it was
+        if not known:  # every run measures one network itself, to see whether the device has changed
             ms = known[key] = self._alone(measure)
         if self._shared is None:
             self._shared = record.memo.device_times(*next(iter(known.items())))

@@ -1,4 +1,4 @@
-"""Training a network from scratch, and running a bundle again."""
+"""Train a network from scratch, and evaluate a bundle again."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from amc.train import (
 
 @dataclass(frozen=True)
 class Trained:
-    """Where the weights are and what they score."""
+    """The file of the trained weights, and their metrics."""
 
     path: Path
     metric: str
     search: float
     test: float
     ranking: Path | None = None
-    """The file with the channels' scores, where the training prepared for pruning."""
+    """The file with the channels' scores; None if the training did not prepare for pruning."""
 
 
 def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
@@ -72,7 +72,7 @@ def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
     precision = asked_precision(config.finetune) or checkpoint_precision(checkpoint)
     plan = replace(plan, precision=precision or fastest_precision(task.model, task, plan, None))
     sparsifier, sparse = make_sparsifier(config, task, plan), make_sparse(config, task.model)
-    first: list[Hook] = [hook for hook in (sparsifier, sparse) if hook is not None]  # they see the network first
+    first: list[Hook] = [hook for hook in (sparsifier, sparse) if hook is not None]  # they are called before the others
     if config.train.keep_early > 0:
         first.append(EarlyWeights(config.train.keep_early, partial(save_weights, path=early_path(path))))
     hooks = [*first, *training_hooks(config.finetune, task.model, task)]
@@ -92,7 +92,7 @@ def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
 
 
 def early_path(path: Path) -> Path:
-    """Where the early weights of a training lie that writes its weights to ``path``.
+    """The file of the early weights of a training that writes its weights to ``path``.
 
     >>> early_path(Path("net.safetensors")).name
     'net.early.safetensors'
@@ -102,7 +102,7 @@ def early_path(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Rerun:
-    """What a bundle's model.onnx scores now, and what its run recorded."""
+    """The metric of a bundle's model.onnx now, and the one that its run recorded."""
 
     metric: str
     test: float
@@ -129,7 +129,7 @@ def evaluate_bundle(folder: Path, trust: bool = False) -> Rerun:
 
 
 def _rerun(runner: ConfinedRunner, objective: Objective, split: Split, result: Mapping[str, Any], path: Path) -> Rerun:
-    runner.structured(nested.feeds(split.fetch(torch.tensor([0]))[0]))  # a loop without an end is seen early
+    runner.structured(nested.feeds(split.fetch(torch.tensor([0]))[0]))  # an endless loop is found with one sample
     found = onnx_metric(runner, objective, split)
     if result["final"].get("test") is None:
         raise BundleError(f"{path} is damaged: it has no final test score.")
@@ -149,7 +149,7 @@ class _OnFile(nn.Module):
 
 
 def _rerun_without_labels(folder: Path, splits: Splits, objective: Objective, result: Mapping[str, Any]) -> Rerun:
-    """With what original.onnx gives as targets."""
+    """Evaluate with the outputs of original.onnx as targets."""
     verified(folder, "original.onnx")
     with ConfinedRunner(folder / "original.onnx") as original, ConfinedRunner(folder / "model.onnx") as runner:
         own, goal = without_labels("original.onnx", _OnFile(original), splits, torch.device("cpu"), objective)

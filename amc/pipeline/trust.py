@@ -1,7 +1,8 @@
-"""Which folders are believed. A run's folder may be anybody's, and its configuration names files, commands and places.
+"""Which folders are trusted. A run's folder may come from anybody, and its configuration names files and commands.
 
-What a folder names is not run, written to or fetched, unless the user trusts it (``--trust``), or made the run: then
-its journal holds a code of the configuration under the user's key (`amc.runtime.secret`), which nobody else can make.
+Those are not executed, written to or downloaded unless the user trusts the folder (``--trust``) or made the run. In a
+run of the user's own, the journal has an authentication code of the configuration, made with the user's secret key
+(`amc.runtime.secret`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from amc.runtime.secret import code_of, user_key
 
 
 def code_named(config: Config) -> list[str]:
-    """The Python files and commands that a run of this configuration would execute, as they are named in it."""
+    """The Python files and commands that a run of this configuration would execute."""
     named = [
         *(config.search.operator_names or ()),
         config.model.name,
@@ -42,21 +43,21 @@ def code_named(config: Config) -> list[str]:
 
 
 def refuse_plugins(config: Config, source: Path, allowed: Collection[str] = ()) -> None:
-    """Raise when a folder or a file, which may be anybody's, would have code run that is not ``allowed``."""
+    """Raise BundleError if the folder or file ``source`` names code to run that is not ``allowed``."""
     found = [name for name in code_named(config) if name not in allowed]
     if found:
         raise BundleError(f"{source} would run {', '.join(found)}: if you trust that, add --trust.")
 
 
 def without_download(config: Config) -> Config:
-    """The configuration with data that are there already: what a folder of anybody's names is not fetched."""
+    """The configuration without downloads, for a folder that is not trusted."""
     return config.replace(data=config.data.replace(download=False))
 
 
 def refuse_foreign(config: Config, folder: Path) -> None:
-    """Raise when going on with a folder would have Python files run, or write into a place that it names.
+    """Raise BundleError if resuming the run in a folder would execute Python files, or write outside the folder.
 
-    A cache in a folder that is the user's alone, as this user's own runs make it, is believed.
+    A cache in a folder that only the user can write to is trusted.
     """
     refuse_plugins(config, folder)
     if config.search.storage:
@@ -88,7 +89,7 @@ def is_own(folder: Path, config: Config) -> bool:
 
 
 def needs_trust(folder: Path, config: Config) -> bool:
-    """Whether going on with the run needs ``--trust``, as where the user's key cannot be read."""
+    """Whether resuming the run needs ``--trust``, for instance because the user's key cannot be read."""
     if is_own(folder, config):
         return False
     try:
@@ -105,13 +106,13 @@ def file_code(digest: str) -> str | None:
 
 
 def is_own_file(digest: str, code: object) -> bool:
-    """Whether a code, as a journal holds it, is this user's for a file of that SHA-256."""
+    """Whether ``code``, from a journal, is this user's authentication code for a file with this SHA-256."""
     own = file_code(digest)
     return own is not None and isinstance(code, str) and hmac.compare_digest(code.encode(), own.encode())
 
 
 def _code(folder: Path, config: Config) -> str | None:
-    """The code of what a run does: its configuration as it is written, and where the code that it names is."""
+    """The authentication code of a run: of its configuration file, and of the paths of the code that it names."""
     key = user_key()
     if key is None:
         return None
