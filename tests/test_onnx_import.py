@@ -1,5 +1,6 @@
 """ONNX operators as torch modules: each computes what ONNX Runtime does, for one sample and for several."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+import amc
+from amc.cli import main
 from amc.errors import ModelError
 from amc.graph.build import build_graph
 from amc.onnx_import import build_model, read_graph, supported_operators
@@ -545,3 +548,78 @@ def test_data_that_do_not_fit(example, told, tmp_path):
     path = tmp_path / "x.onnx"
     model_of([node("Conv", "x w")], {"x": X}, {"w": weights(8, 4, 3, 3)}, path=path)
     assert told in refused(path, example)
+
+
+# --- a whole run --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on a small ONNX file with names of its own, and inputs without labels."""
+    folder = tmp_path_factory.mktemp("onnx")
+    nodes = [
+        node("Conv", "pixels.0 stem.weight stem.bias", "a", pads=[1, 1, 1, 1]), node("Relu", "a", "b"),
+        node("Conv", "b body.weight body.bias", "c"), node("Relu", "c", "d"), node("GlobalAveragePool", "d", "e"),
+        node("Flatten", "e", "f"), node("Gemm", "f head.weight head.bias", "logits/out", transB=1),
+    ]  # fmt: skip
+    constants = {
+        "stem.weight": weights(16, 1, 3, 3), "stem.bias": weights(16), "body.weight": weights(16, 16, 3, 3) / 4,
+        "body.bias": weights(16), "head.weight": weights(5, 16), "head.bias": weights(5),
+    }  # fmt: skip
+    pixels = RANDOM.standard_normal((120, 1, 8, 8)).astype(np.float32)
+    proto = model_of(nodes, {"pixels.0": pixels[:1]}, constants, ("logits/out",), opset=18)
+    helper.set_model_props(proto, {"author": "somebody", "classes": "a,b,c,d,e"})
+    onnx.save(proto, folder / "net.onnx")
+    np.save(folder / "pixels.npy", pixels)
+    files = ["--model", str(folder / "net.onnx"), "--calibration", str(folder / "pixels.npy")]
+    brief = ["--evaluations", "2", "--finetune-epochs", "1", "--candidates", "1", "--batch-size", "16", "--quiet"]
+    command = ["search", *files, "--flops", "0.5", *brief, "--out", str(folder / "run")]
+    assert main(command) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_keeps_names_metadata_and_opset(run):
+    proto = onnx.load(run / "run" / "model.onnx")
+    assert [v.name for v in proto.graph.input] == ["pixels.0"]
+    assert [v.name for v in proto.graph.output] == ["logits/out"]
+    props = {p.key: p.value for p in proto.metadata_props}
+    assert (props["author"], props["classes"]) == ("somebody", "a,b,c,d,e")
+    assert proto.opset_import[0].version == 18
+
+
+@pytest.mark.slow
+def test_a_run_reports_agreement(run):
+    result = json.loads((run / "run" / "result.json").read_text())
+    assert result["metric"] == "agreement with the original"
+    assert result["original"]["test"] == 1.0
+    assert all(line["met"] for line in result["proof"])
+    assert main(["evaluate", str(run / "run"), "--quiet"]) == 0
+
+
+@pytest.mark.slow
+def test_a_runs_network_is_loaded_with_and_without_the_file(run):
+    x = torch.from_numpy(np.load(run / "pixels.npy")[:3])
+    alone, cut = amc.load(run / "run"), amc.load(run / "run", amc.load_onnx(run / "net.onnx"))
+    with torch.no_grad():
+        assert torch.equal(alone(x), cut(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--weights", "w.safetensors"], "has its own"),
+        (["--calibration", "wrong.npy"], "of shape"),
+        (["--model", "missing.onnx"], "No such file"),
+    ],
+)
+def test_mistakes_with_onnx_files(run, options, told, capsys, monkeypatch):
+    monkeypatch.chdir(run)
+    np.save("wrong.npy", np.zeros((20, 3, 8, 8), np.float32))
+    command = ["search", "--model", "net.onnx", "--calibration", "pixels.npy", "--flops", "0.5", "--out", "other"]
+    assert main([*command, *options]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert not Path("other").exists()

@@ -25,6 +25,7 @@ KINDS = {
     "sparse-rules": "amc.train:sparse_rules",
     "operators": "amc.operators.registry:operators",
     "latency-models": "amc.latency.load:latency_models",
+    "onnx-operators": "amc.onnx_import:operator_table",
 }
 """Where the entries of every kind are listed. Each has a name, a summary, and perhaps a reference and settings."""
 

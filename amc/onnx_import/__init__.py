@@ -14,8 +14,16 @@
 ==========================  ==========================================================================================
 """
 
-from amc.onnx_import.build import build_model, supported_operators
+from amc.onnx_import.build import build_model, check_example, operator_table, supported_operators
 from amc.onnx_import.module import OnnxModel
 from amc.onnx_import.read import OnnxGraph, read_graph
 
-__all__ = ["OnnxGraph", "OnnxModel", "build_model", "read_graph", "supported_operators"]
+__all__ = [
+    "OnnxGraph",
+    "OnnxModel",
+    "build_model",
+    "check_example",
+    "operator_table",
+    "read_graph",
+    "supported_operators",
+]

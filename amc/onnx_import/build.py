@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,29 @@ def supported_operators() -> list[str]:
                    *SIZE_OPERATORS})  # fmt: skip
 
 
+@dataclass(frozen=True)
+class OnnxOperator:
+    """An entry of the table of operators."""
+
+    summary: str
+
+
+def operator_table() -> dict[str, OnnxOperator]:
+    """Every supported operator, and what it becomes.
+
+    >>> operator_table()["Gemm"].summary
+    'a layer where its weights are constants, else a function'
+    """
+    always = {"BatchNormalization", "ConvTranspose", "GroupNormalization", "RMSNormalization"}
+    held = {"Reshape", "Expand", "Split", "Slice"}
+    found = {}
+    for name in supported_operators():
+        layer = "a layer" if name in always else "a layer where its weights are constants, else a function"
+        other = "a module, whose sizes follow pruning" if name in held else "a function"
+        found[name] = OnnxOperator(layer if name in LAYERS else other)
+    return found
+
+
 class Padding(nn.Module):
     """Uneven padding before a convolution, with zeros."""
 
@@ -61,12 +84,13 @@ def build_model(graph: OnnxGraph, example: Mapping[str, Tensor]) -> OnnxModel:
 
     Raises ModelError in one line.
     """
-    _check_example(graph, example)
+    check_example(graph, example)
     with torch.no_grad():
         return _Builder(graph, example).build()
 
 
-def _check_example(graph: OnnxGraph, example: Mapping[str, Tensor]) -> None:
+def check_example(graph: OnnxGraph, example: Mapping[str, Tensor]) -> None:
+    """Raise ModelError where a sample does not fit the inputs of a file, or the file is for larger batches only."""
     if set(example) != set(graph.inputs):
         names = f"{', '.join(graph.inputs)}, but the data have {', '.join(map(str, example))}"
         raise ModelError(f"{graph.path} takes the inputs {names}.")
