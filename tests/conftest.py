@@ -27,10 +27,10 @@ SLOW_FILES = frozenset(
     )
 )  # fmt: skip
 SLOW_TESTS = frozenset((
-    "test_a_machine_too_noisy_to_tell_says_so",
+    "test_a_machine_that_is_too_noisy_is_reported",
     "test_a_network_that_the_runtime_computes_otherwise_is_refused_before_the_search",
     "test_a_program_is_an_ordinary_module",
-    "test_a_run_keeps_its_study_and_resuming_does_not_fill_it_twice",
+    "test_a_run_keeps_its_study_and_resuming_adds_nothing",
     "test_a_search_as_json_quiet_and_verbose",
     "test_an_lstm_is_called_with_weights_and_states_that_fit",
     "test_an_operator_of_another_kind_keeps_the_contract",
@@ -44,12 +44,12 @@ SLOW_TESTS = frozenset((
     "test_measure_prints_the_ratio_and_where_it_was_measured",
     "test_of_a_quadratic_loss_it_is_the_loss",
     "test_operators_of_a_network",
-    "test_rounds_lead_to_the_least_matching_loss",
+    "test_rounds_minimise_the_matching_loss",
     "test_the_cut_file_is_the_policys",
     "test_the_example_is_a_real_network",
     "test_timing_leaves_denormals_as_they_are",
     "test_a_fault_late_in_the_test_split_names_the_sample_and_loses_nothing",
-    "test_a_file_that_holds_widths_elsewhere_is_cut_or_exported_anew",
+    "test_a_file_with_widths_in_constants_is_cut_or_exported_again",
     "test_a_folder_that_holds_a_run_is_not_touched",
     "test_a_password_is_in_no_file_and_comes_from_the_environment_on_resume",
     "test_a_search_for_latency_records_it",
@@ -60,9 +60,9 @@ SLOW_TESTS = frozenset((
     "test_several_inputs_by_keyword_and_a_dict_of_outputs",
     "test_they_are_positive_and_not_below_what_starting_the_operators_takes",
     "test_two_processes_fill_one_study_and_evaluate_nothing_twice",
-    "test_what_has_changed_is_never_found",
-    "test_what_one_model_takes_to_another",
-    "test_without_a_problem_the_example_is_asked",
+    "test_a_changed_input_is_a_cache_miss",
+    "test_the_ratio_of_two_models_is_that_of_their_blocks",
+    "test_without_a_problem_the_example_is_used",
     "test_writers_killed_at_any_moment_leave_a_whole_cache",
 ))  # fmt: skip
 """Marked ``slow``: files of more than ten seconds, and single tests of more than four."""

@@ -62,7 +62,7 @@ def least(space: Space, tables) -> float:
 
 @settings(max_examples=60, deadline=None)
 @given(cases())
-def test_under_one_limit_nothing_is_better(case):
+def test_allocation_under_one_limit_is_optimal(case):
     space, tables = case
     choice = decode(space, tables, np.ones(len(tables)))
     assert space.fits([choice])[0]
@@ -72,7 +72,7 @@ def test_under_one_limit_nothing_is_better(case):
 
 @settings(max_examples=25, deadline=None)
 @given(cases(limits=("macs", "params")))
-def test_under_two_limits_nothing_is_better(case):
+def test_allocation_under_two_limits_is_optimal(case):
     space, tables = case
     choice = decode(space, tables, np.ones(len(tables)))
     assert space.fits([choice])[0]
@@ -93,7 +93,7 @@ def test_the_integer_programme_agrees_with_dynamic_programming(case):
 
 @settings(max_examples=25, deadline=None)
 @given(cases(limits=("memory", "macs")))
-def test_where_a_cost_is_no_sum_greedy_steps_meet_the_limits(case):
+def test_greedy_allocation_meets_limits_on_costs_that_are_not_sums(case):
     space, tables = case
     assert space.fits([decode(space, tables, np.ones(len(tables)))])[0]
 
@@ -116,7 +116,7 @@ def test_a_budget_that_cannot_be_reached_is_told():
         front(problem.space, error_tables(problem), [1.0, 0.001])
 
 
-def test_costs_of_a_real_network_are_taken_apart_exactly():
+def test_costs_of_a_real_network_are_decomposed_exactly():
     import torch
 
     from amc.graph.build import build_graph
@@ -148,7 +148,7 @@ def test_the_allocator_finds_the_best_policy_where_errors_add_up():
         assert problem.best(1)[0].metric == pytest.approx(best)
 
 
-def test_errors_are_shares_of_all_that_can_be_lost():
+def test_error_tables_are_scaled_to_a_total_of_1():
     """However little the loss minds: a network that is never wrong has the same tables."""
     problem, _ = toy_problem()
     backend = FunctionBackend(problem.backend.score, lambda *at: 1e-12 * problem.site_error(*at))

@@ -81,12 +81,12 @@ def test_the_matrix_is_the_product_less_what_is_excluded(tmp_path: Path):
     assert (last.config.finetune.epochs, last.config.search.evaluations) == (1, 2)
 
 
-def test_budgets_in_a_list_name_themselves(tmp_path: Path):
+def test_budgets_in_a_list_get_names(tmp_path: Path):
     found = jobs(tmp_path, {"budgets": [{"flops": 0.5}, {"flops": "20M", "size": "500KB"}]})
     assert [job.name for job in found] == ["flops-0.5", "flops-20M-size-500KB"]
 
 
-def test_many_budgets_are_told_of_the_search_that_they_could_share(tmp_path: Path, capsys):
+def test_many_budgets_are_advised_to_share_a_search(tmp_path: Path, capsys):
     budgets = [{"flops": share} for share in (0.3, 0.5, 0.7)]
     path = written(tmp_path, {"budgets": budgets, "common": {"search": {"evaluations": 7}}})
     assert main(["batch", str(path), "--dry-run", "--out", str(tmp_path / "out")]) == 0
@@ -181,7 +181,7 @@ def test_a_folder_begun_with_another_configuration_is_refused(tmp_path: Path):
         plan([replace(job, config=job.config.replace(latency_threads=2))])
 
 
-def test_status_tells_waiting_stopped_running_failed_and_done(tmp_path: Path):
+def test_status_shows_waiting_stopped_running_failed_and_done(tmp_path: Path):
     names = ("waiting", "stopped", "running", "failed", "done")
     with Journal(tmp_path / "batch.jsonl") as journal:
         journal.append("batch", runs=[{"name": name, "place": {"seed": name}} for name in names])
@@ -213,7 +213,7 @@ def test_status_tells_waiting_stopped_running_failed_and_done(tmp_path: Path):
     assert found["done"].seconds == 2.0
 
 
-def test_what_an_earlier_command_has_failed_at_is_open_again(tmp_path: Path):
+def test_failures_of_an_earlier_command_are_tried_again(tmp_path: Path):
     runs = [{"name": "a", "place": {"seed": "a"}}]
     with Journal(tmp_path / "batch.jsonl") as journal:
         journal.append("batch", runs=runs)
@@ -238,7 +238,7 @@ def test_a_run_keeps_to_its_share_of_the_memory():
 # The end of a run
 
 
-def test_what_ends_a_process_is_told_in_clear_words():
+def test_exit_codes_are_described_clearly():
     assert pool.describe_exit(-signal.SIGKILL) == Failure(
         "killed (SIGKILL), which the system does when memory runs out", True
     )
@@ -251,7 +251,7 @@ def test_what_ends_a_process_is_told_in_clear_words():
     assert described(ZeroDivisionError("x")) == Failure("ZeroDivisionError: x", True)
 
 
-def test_a_run_stops_when_the_batch_is_not_there_any_more():
+def test_runs_stop_when_the_batch_is_killed():
     context = mp.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_patient, args=(ours, theirs))
@@ -273,7 +273,7 @@ def _patient(ours, theirs) -> None:
         os._exit(3)
 
 
-def test_times_are_of_the_device_that_the_limit_is_of():
+def test_times_are_those_of_the_limited_device():
     here = {"ratio": {"value": 0.6}, "prediction": {"model": "profile", "original_ms": 2.1}}
     result = {"original": {"latency_ms": 2.0}, "final": {"latency_ms": 1.2}, "latency": here,
               "proof": [{"resource": "latency", "exported": 1.3}]}  # fmt: skip
@@ -285,7 +285,7 @@ def test_times_are_of_the_device_that_the_limit_is_of():
     assert times({**result, "latency": None, "proof": []}) == Times(2.0, 1.2, None)
 
 
-def test_the_front_is_what_no_other_beats():
+def test_the_front_has_no_dominated_networks():
     assert front([(3, 0.9), (1, 0.5), (2, 0.4), (2, 0.7), (4, 0.9)]) == [1, 3, 0]
 
 
@@ -353,14 +353,14 @@ class Watcher(Observer):
         self.outcomes.append(outcome)
 
 
-def test_a_run_that_needs_more_memory_than_it_may_have_ends_with_a_clear_word(tmp_path: Path):
+def test_a_run_over_its_memory_limit_ends_with_a_clear_message(tmp_path: Path):
     watcher, limits = Watcher(), Limits(threads=1, memory=100 << 20)
     drive(jobs(tmp_path, TINY), 1, pool.Processes(limits, tmp_path / "logs"), watcher)
     (outcome,) = watcher.outcomes  # it is not tried again
     assert outcome.failure.reason.startswith("out of memory: ")
 
 
-def test_a_network_that_misses_its_limit_on_latency_has_its_own_word_and_exit_code(tmp_path, monkeypatch, capsys):
+def test_a_missed_latency_limit_has_its_own_message_and_exit_code(tmp_path, monkeypatch, capsys):
     bundle = json.loads((Path(__file__).parent / "data" / "bundle-1" / "result.json").read_text())
     path, out = written(tmp_path, TINY), tmp_path / "out"
     names = [job.name for job in jobs(tmp_path, TINY)]
@@ -384,7 +384,7 @@ def test_a_network_that_misses_its_limit_on_latency_has_its_own_word_and_exit_co
     assert main(["batch", str(path), "--out", str(out)]) == 1
 
 
-def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path, monkeypatch, capsys):
+def test_runs_that_cannot_work_are_refused_before_anything_starts(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = written(tmp_path, {**TINY, "budgets": {"half": {"flops": "0.5"}, "tiny": {"size": "1KB"}}})
     assert main(["batch", str(path), "--out", "out"]) == 2

@@ -116,7 +116,7 @@ def test_every_damaged_byte_of_a_table_costs_its_line_only(tmp_path: Path):
         assert cache.table("scores", me).get("new") == 1
 
 
-def test_what_was_not_used_for_longest_goes_first(tmp_path: Path):
+def test_the_least_recently_used_entry_is_evicted_first(tmp_path: Path):
     cache = Cache(tmp_path, limit=10_000)
     for number in range(4):
         cache.tensors("moments", lambda n=number: {"n": n}, lambda: {"x": torch.zeros(800)})  # 3.2 kB and a head
@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path):
     assert table.get(1) == 2
 
 
-def test_what_is_not_the_cache_s_own_is_left_alone(tmp_path: Path):
+def test_foreign_files_in_the_cache_folder_are_left_alone(tmp_path: Path):
     cache = Cache(tmp_path, limit=0)
     cache.table("scores", me).put(1, 2)
     digest = only(cache).stem
@@ -229,7 +229,7 @@ def _score(folder: Path) -> None:
         assert table.once(key, slow) == key + 1
 
 
-def test_what_many_want_at_the_same_time_is_computed_once(tmp_path: Path):
+def test_concurrent_requests_compute_once(tmp_path: Path):
     for process in [forked(_score, tmp_path) for _ in range(4)]:
         process.join()
         assert process.exitcode == 0
@@ -346,7 +346,7 @@ def changed(task, monkeypatch, what: str):
         "library",
     ],
 )
-def test_what_has_changed_is_never_found(tmp_path: Path, task, monkeypatch, what: str):
+def test_a_changed_input_is_a_cache_miss(tmp_path: Path, task, monkeypatch, what: str):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text("def make(): ...")
     if what == "objective's file":
@@ -366,7 +366,7 @@ def test_what_has_changed_is_never_found(tmp_path: Path, task, monkeypatch, what
     assert kinds(tmp_path) == {kind: count if kind in same else count + 1 for kind, count in before.items()}
 
 
-def test_what_a_search_has_found_is_of_one_network_its_settings_and_the_reward(tmp_path: Path, task):
+def test_findings_are_keyed_by_network_settings_and_reward(tmp_path: Path, task):
     def found(value: int, settings=((2, 4),), task=task, recalibrate=False, **search) -> int:
         config = CONFIG.replace(search=CONFIG.search.replace(**search))
         memo, how = Memo(Cache(tmp_path / "c"), task, config), EvaluationSettings("loss", recalibrate=recalibrate)
@@ -384,7 +384,7 @@ def test_what_a_search_has_found_is_of_one_network_its_settings_and_the_reward(t
     assert found(7) == 1
 
 
-def test_a_latency_profile_is_of_one_machine_runtime_and_number_of_threads(tmp_path: Path, task, monkeypatch):
+def test_latency_profiles_are_keyed_by_machine_runtime_and_threads(tmp_path: Path, task, monkeypatch):
     bench, made = SimpleNamespace(operators=[]), []
 
     def profile(threads: int = 1) -> bytes:
@@ -410,7 +410,7 @@ def test_a_latency_profile_is_of_one_machine_runtime_and_number_of_threads(tmp_p
     assert profile() == b"1"
 
 
-def test_what_a_device_took_is_of_one_network_and_command_while_the_device_is_the_same(tmp_path: Path, task):
+def test_device_times_are_keyed_by_network_and_command_until_the_device_changes(tmp_path: Path, task):
     script = tmp_path / "measure.sh"
     script.write_text("one")
 
@@ -430,7 +430,7 @@ def test_what_a_device_took_is_of_one_network_and_command_while_the_device_is_th
     assert times(2.0).get("smallest") is None
 
 
-def test_who_waits_for_another_process_lets_others_measure(tmp_path: Path):
+def test_waiting_for_another_process_releases_the_measurement_lock(tmp_path: Path):
     other = forked(_compute, tmp_path / "c")
     with MeasurementLock(tmp_path / "locks") as lock:
         time.sleep(0.05)
@@ -463,7 +463,7 @@ def test_tables_are_plain_text(tmp_path: Path):
     assert [json.loads(line.partition(" ")[2]) for line in lines] == [ME, [[1, 2], [0.5, 0.25]]]
 
 
-def test_what_others_may_have_written_is_not_believed(tmp_path):
+def test_entries_that_others_may_have_written_are_not_trusted(tmp_path):
     cache = Cache(tmp_path)
     tensors = cache.tensors("kind", lambda: {"a": 1}, lambda: {"x": torch.ones(2)})
     cache.table("kind", lambda: {"a": 1}).put("key", 1)
@@ -493,7 +493,7 @@ def test_an_odd_entry_is_a_miss(tmp_path, odd):
     assert table.get("key") == 2
 
 
-def test_what_killed_writers_left_is_swept(tmp_path):
+def test_leftovers_of_killed_writers_are_removed(tmp_path):
     cache = Cache(tmp_path)
     cache.tensors("kind", lambda: {"a": 1}, lambda: {"x": torch.ones(2)})
     left = tmp_path / "kind" / f".{'0' * 64}.safetensors.123.tmp"
@@ -505,7 +505,7 @@ def test_what_killed_writers_left_is_swept(tmp_path):
     assert not left.exists()
 
 
-def test_what_a_writer_has_not_finished_counts_towards_the_limit(tmp_path):
+def test_unfinished_writes_count_towards_the_limit(tmp_path):
     cache = Cache(tmp_path, limit=10_000)
     cache.tensors("kind", lambda: {"a": 1}, lambda: {"x": torch.ones(2)})
     cache.table("kind", lambda: {"b": 1})
@@ -548,7 +548,7 @@ def test_processes_that_make_the_key_at_the_same_time_have_the_same(tmp_path: Pa
 
 
 @pytest.mark.parametrize("odd", ["empty", "short", "readable", "link"])
-def test_a_key_that_is_none_or_not_secret_is_replaced(tmp_path: Path, monkeypatch, odd: str):
+def test_an_invalid_or_readable_key_is_replaced(tmp_path: Path, monkeypatch, odd: str):
     path = tmp_path / "key"
     monkeypatch.setenv("AMC_KEY", str(path))
     before = user_key()
@@ -582,7 +582,7 @@ def test_entries_under_another_key_are_not_there(tmp_path: Path, monkeypatch):
     assert torch.equal(mine.tensors("moments", me, never)["x"], torch.ones(3))
 
 
-def test_an_entry_of_one_identity_is_none_of_another(tmp_path: Path):
+def test_entries_are_bound_to_their_identity(tmp_path: Path):
     cache, other = Cache(tmp_path), {**ME, "seed": 1}
     cache.tensors("moments", me, ones)
     cache.table("scores", me).put("key", 1)
@@ -592,7 +592,7 @@ def test_an_entry_of_one_identity_is_none_of_another(tmp_path: Path):
     assert torch.equal(cache.tensors("moments", lambda: other, lambda: {"x": torch.ones(1)})["x"], torch.ones(1))
 
 
-def test_without_a_key_nothing_is_kept_and_the_user_is_told(tmp_path: Path, monkeypatch):
+def test_without_a_key_nothing_is_cached_and_the_user_is_warned(tmp_path: Path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AMC_KEY", str(tmp_path / "file" / "key"))
     cache = Cache(tmp_path / "c")
@@ -602,7 +602,7 @@ def test_without_a_key_nothing_is_kept_and_the_user_is_told(tmp_path: Path, monk
     assert "the key" in (cache.trouble() or "")
 
 
-def test_a_read_only_cache_is_read_and_the_user_is_told(tmp_path: Path):
+def test_a_read_only_cache_is_read_and_the_user_is_warned(tmp_path: Path):
     cache = Cache(tmp_path / "c")
     assert cache.trouble() is None
     cache.tensors("moments", me, ones)

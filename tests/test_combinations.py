@@ -76,7 +76,7 @@ QUICK = [name for name in CRITERIA if name not in ("pcas", "obd")]
     st.sampled_from(["finetune", "none", "rewind-lr", "rewind-weights", "scratch"]),
 )
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_whatever_can_be_had_keeps_the_budget(
+def test_every_possible_combination_meets_the_budget(
     task, early, cache, tmp_path_factory, criterion, scope, schedule, recover
 ):
     """The others are refused before a folder is made."""
@@ -118,7 +118,7 @@ def test_whatever_can_be_had_keeps_the_budget(
         ({"criterion": "search", "criterion_scope": "global"}, "gives an order within a site"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_had_is_told_with_the_way_out(choices, told):
+def test_impossible_combinations_are_refused_with_a_suggestion(choices, told):
     with pytest.raises(ConfigError, match=told):
         check(config(**choices))
 

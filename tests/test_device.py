@@ -53,7 +53,7 @@ def test_the_limit_holds_on_the_device(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "calls").stat().st_size == 3 * len(keys) + 3
 
 
-def test_a_device_that_fails_ends_the_run_and_what_it_gave_is_kept(tmp_path, monkeypatch, capsys):
+def test_a_failing_device_ends_the_run_and_keeps_its_measurements(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     device(most=12)
     assert search() == 2
@@ -78,7 +78,7 @@ print(os.path.getsize(sys.argv[1]) / 1e5 * (1 + {jitter} * random.random()))
 """
 
 
-def test_a_limit_is_kept_on_a_device_that_is_disturbed(tmp_path, monkeypatch, capsys):
+def test_a_limit_is_met_on_a_noisy_device(tmp_path, monkeypatch, capsys):
     """Every measurement is up to 40 % too slow. What is delivered is within the limit, and not far below."""
     monkeypatch.chdir(tmp_path)
     path = Path("measure")

@@ -62,7 +62,7 @@ def test_algorithm_1_by_hand():
     assert reward == pytest.approx(-(1 - 7 / 12))
 
 
-def test_a_wider_one_that_takes_no_more_time_is_taken_while_the_budget_allows():
+def test_the_largest_equally_fast_setting_within_the_budget_is_taken():
     space = Space(numeric_sites("abc", ((1, 2, 3, 4),) * 3), ToyCosts([1, 2, 3]), {"latency": 6, "macs": 14})
     backend = FunctionBackend(lambda choice: Score(1.0, 0.5))
     env = amc.envs.PruningEnv(Problem(space, small_problem().features, backend))

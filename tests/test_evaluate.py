@@ -36,7 +36,7 @@ def test_policies_leave_nothing_behind(digits, recalibrate):
     assert evaluator.score(HALF) == first == Evaluator(*digits, settings).score(HALF)
 
 
-def test_evaluators_that_share_their_networks_have_errors_by_their_own_objective(digits):
+def test_evaluators_with_shared_networks_have_their_own_site_errors(digits):
     """Tables of site errors are of one objective: an evaluator is never told another one afterwards."""
     by_loss = Evaluator(*digits, LOSS)
     assert by_loss.site_error(0, 8) == pytest.approx(0.0138, abs=1e-4)
@@ -102,7 +102,7 @@ def test_the_objective_is_the_mean_squared_difference_of_logits(digits):
     assert evaluator.score(evaluator.networks.full).loss == pytest.approx(0, abs=1e-6)
 
 
-def test_logits_of_every_pixel_are_not_held(digits):
+def test_logits_per_pixel_are_not_stored(digits):
     """Nothing is remembered that grows with samples times pixels: the loss is the objective."""
     task, graph, orders, moments = digits
     dense = replace(task.objective, logits=lambda outputs: outputs[:, :, None].expand(-1, -1, 64))
@@ -147,7 +147,7 @@ class TestRace:
         assert (found.share, found.rejected) == (1, False)
         assert (found.loss, found.metric) == pytest.approx((near.loss, near.metric))
 
-    def test_what_the_evaluator_remembers_does_not_matter(self, digits, monkeypatch):
+    def test_remembered_readings_do_not_change_scores(self, digits, monkeypatch):
         """A winner that was read in part goes on as the incumbent of the next."""
         monkeypatch.setattr(racer, "BLOCK", 25)
         task, graph, orders, moments = digits

@@ -44,7 +44,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_outputs_stay_and_no_norm_runs(name):
+def test_folding_keeps_the_outputs_and_no_norm_runs(name):
     model, shape = NETWORKS[name]
     x = torch.randn(shape)
     folder = NormFolder(model, build_graph(model, x).layers, x)
@@ -99,7 +99,7 @@ class Curious(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [Heard, Curious])
-def test_what_would_change_is_left_alone(kind):
+def test_nothing_is_folded_where_outputs_would_change(kind):
     """Even where whoever names the norms is wrong."""
     model, x = shaken(kind()), torch.randn(2, 3, 9, 9)
     layers = build_graph(model, x).layers

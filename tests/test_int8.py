@@ -45,7 +45,7 @@ def test_a_quantised_model_computes_nearly_the_same(model, batches, tmp_path, se
     onnx.checker.check_model(onnx.load(tmp_path / "q.onnx"))
 
 
-def test_a_setting_is_what_is_in_the_file(model, batches, tmp_path):
+def test_the_file_has_the_types_of_its_setting(model, batches, tmp_path):
     for setting in (Setting(False, False), Setting(False, True), Setting(True, True)):
         quantise(model, tmp_path / "q.onnx", setting, batches)
         proto = onnx.load(tmp_path / "q.onnx")
@@ -58,7 +58,7 @@ def test_a_setting_is_what_is_in_the_file(model, batches, tmp_path):
         assert [list(dims) for dims in scales] == ([[16]] if setting.per_channel else [[]])
 
 
-def test_what_stays_in_float_is_found(model, batches, tmp_path):
+def test_operators_that_stay_in_float_are_found(model, batches, tmp_path):
     left, layers = in_float(model)
     assert len(left) == layers == 10  # nine convolutions and the classifier
     quantise(model, tmp_path / "q.onnx", U8S8, batches)
@@ -86,11 +86,11 @@ def trial(name, metric, ratio):
         ([trial("a", 0.70, 0.5), trial("b", 0.70, 0.4)], "b"),
     ],
 )
-def test_the_fastest_that_holds_is_taken(trials, best):
+def test_the_fastest_accurate_setting_is_chosen(trials, best):
     assert choose(trials, 0.90).name == best
 
 
-def test_the_best_is_written_and_all_are_told(model, batches, tmp_path):
+def test_the_best_is_written_and_all_are_reported(model, batches, tmp_path):
     digits = load_data(_data())
     best, trials = fastest(
         model, tmp_path / "q.onnx", batches, lambda path: onnx_metric(path, CLASSIFICATION, digits.search), batches[0],
@@ -108,7 +108,7 @@ def _data():
     return Config().data
 
 
-def test_what_cannot_be_quantised_is_told(batches, tmp_path):
+def test_a_model_that_cannot_be_quantised_is_reported(batches, tmp_path):
     (tmp_path / "no.onnx").write_bytes(b"no")
     with pytest.raises(ExportError, match=r"no.onnx cannot be quantised"):
         quantise(tmp_path / "no.onnx", tmp_path / "q.onnx", U8S8, batches)
@@ -146,14 +146,14 @@ def test_a_run_puts_it_into_the_bundle_and_both_reports(tmp_path, monkeypatch, c
         ({}, None),
     ],
 )
-def test_what_is_bad_about_it_is_noted(changes, told):
+def test_drawbacks_of_the_8_bit_model_are_noted(changes, told):
     int8 = {"search": 0.9, "ratio_to_final": {"value": 0.5, "low": 0.4, "high": 0.6}, "in_float": [], "layers": 10}
     notes = int8_notes({"int8": {**int8, **changes}, "final": {"search": 0.9}, "metric": "accuracy"}, None)
     assert len(notes) == (told is not None)
     assert told is None or told in notes[0]
 
 
-def test_a_network_that_cannot_be_quantised_has_its_bundle_all_the_same(tmp_path, monkeypatch):
+def test_a_network_that_cannot_be_quantised_still_gets_a_bundle(tmp_path, monkeypatch):
     def fails(*_, **__):
         raise ExportError("model.onnx cannot be quantised: some reason")
 

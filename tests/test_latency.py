@@ -77,7 +77,7 @@ def test_measure_prints_the_ratio_and_where_it_was_measured(resnet8, tmp_path, c
     assert second["peak_memory"] > (tmp_path / "model.onnx").stat().st_size
 
 
-def test_a_machine_too_noisy_to_tell_says_so(resnet8, tmp_path, capsys):
+def test_a_machine_that_is_too_noisy_is_reported(resnet8, tmp_path, capsys):
     _, model = resnet8
     export_onnx(model, torch.randn(1, 1, 8, 8), tmp_path / "model.onnx")
     path = str(tmp_path / "model.onnx")
@@ -85,7 +85,7 @@ def test_a_machine_too_noisy_to_tell_says_so(resnet8, tmp_path, capsys):
     assert "too noisy to tell" in capsys.readouterr().out
 
 
-def test_what_one_model_takes_to_another(resnet8, tmp_path):
+def test_the_ratio_of_two_models_is_that_of_their_blocks(resnet8, tmp_path):
     """The ratio of any two is that of their blocks, and the inverse of the other way round."""
     _, model = resnet8
     for name in "ab":
@@ -119,7 +119,7 @@ def test_slow_models_have_fewer_rounds(monkeypatch, tmp_path):
     assert found.latencies["a"].min_ms == pytest.approx(10)
 
 
-def test_time_in_which_others_had_the_processor_does_not_count(monkeypatch):
+def test_time_of_other_processes_does_not_count(monkeypatch):
     monkeypatch.setattr(time, "perf_counter", iter([0.0, 0.010]).__next__)
     monkeypatch.setattr(time, "process_time", iter([0.0, 0.004]).__next__)
     assert time_call(lambda inputs: None, np.zeros(1), 2) == pytest.approx(2.0)
@@ -193,7 +193,7 @@ def test_measure_names_the_model_that_is_wrong(tmp_path, capsys, content, told):
     ("view", "inputs", "anew"),
     [("h.flatten(1)", 16 * 36, False), ("h.view(h.shape[0], h.shape[1], 36).mean(2)", 16, True)],
 )
-def test_a_file_that_holds_widths_elsewhere_is_cut_or_exported_anew(tmp_path, monkeypatch, view, inputs, anew):
+def test_a_file_with_widths_in_constants_is_cut_or_exported_again(tmp_path, monkeypatch, view, inputs, anew):
     """Both are a Reshape to fixed lengths in the file; to ``[batch, width]`` the probe can do without."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(

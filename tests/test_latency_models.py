@@ -57,7 +57,7 @@ def test_a_model_predicts_one_policy_and_many(problem):
     assert predictor.name == "by width"
 
 
-def test_many_at_once_are_asked_at_once(problem):
+def test_many_policies_are_predicted_in_one_call(problem):
     class Batched(ByWidth):
         def predict_all(self, rows):
             asked.append(rows.shape)
@@ -69,7 +69,7 @@ def test_many_at_once_are_asked_at_once(problem):
     assert asked == [(7, len(problem.full))]
 
 
-def test_prepare_is_told_of_the_network_first(problem):
+def test_prepare_is_called_with_the_network_first(problem):
     class Prepared(ByWidth):
         def prepare(self, told):
             self.macs = {layer.name: layer for layer in told.layers}
@@ -100,7 +100,7 @@ def answers(**members):
         ({"predict": lambda self, widths: 9.0 / sum(widths.values())}, "seems to ignore the widths"),
     ],
 )
-def test_what_is_wrong_with_a_model_is_told(problem, members, told):
+def test_a_faulty_model_is_reported(problem, members, told):
     with pytest.raises(LatencyError, match=told):
         Predictor(answers(**members), problem)
 
@@ -113,7 +113,7 @@ def test_what_is_wrong_with_a_model_is_told(problem, members, told):
         (lambda self, rows: [1, 2, -3], "gives -3.0 ms"),
     ],
 )
-def test_what_is_wrong_with_many_at_once_is_told(problem, predict_all, told):
+def test_a_faulty_predict_all_is_reported(problem, predict_all, told):
     with pytest.raises(LatencyError, match=told):
         Predictor(answers(predict_all=predict_all), problem)(random_rows(problem, 3))
 
@@ -206,7 +206,7 @@ def test_a_table_by_layer_is_bilinear(problem, tmp_path, case):
         assert found == pytest.approx(sum(layer_ms(x, x.inputs(widths), x.outputs(widths)) for x in own.layers))
 
 
-def test_a_table_is_quick(problem, tmp_path):
+def test_a_table_predicts_quickly(problem, tmp_path):
     predictor = Predictor(load_latency_model(str(as_csv(layer_table(problem), tmp_path / "t.csv"))), problem)
     rows = random_rows(problem, 200)
     predictor(rows)
@@ -263,7 +263,7 @@ def test_a_table_that_does_not_suit_the_network_is_refused(problem, tmp_path, ta
         ("t.json", "[" * 100_000, "t.json: "),
     ],
 )
-def test_a_broken_table_is_told_by_its_row(tmp_path, name, text, told):
+def test_errors_in_a_table_name_the_row(tmp_path, name, text, told):
     (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError, match=told):
         load_latency_model(str(tmp_path / name))
@@ -322,7 +322,7 @@ def test_a_command_measures_a_network_once(problem, tmp_path):
         ("import os\nif os.fork() == 0: time.sleep(60)\ntime.sleep(60)", "did not finish within 0.5 s"),
     ],
 )
-def test_a_command_that_fails_is_told(problem, tmp_path, body, told):
+def test_a_failing_command_is_reported(problem, tmp_path, body, told):
     start = time.perf_counter()
     with pytest.raises(LatencyError, match=told):
         Predictor(load_latency_model(script(tmp_path, body)), replace(problem, timeout=0.5 if "fork" in body else 60))
@@ -338,6 +338,6 @@ def test_a_command_that_fails_is_told(problem, tmp_path, body, told):
         ("command:./absent {onnx}", "cannot run ./absent"),
     ],
 )
-def test_a_command_that_is_none_is_told(problem, command, told):
+def test_an_invalid_command_is_reported(problem, command, told):
     with pytest.raises(AmcError, match=told):
         Predictor(load_latency_model(command), problem)

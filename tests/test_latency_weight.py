@@ -42,7 +42,7 @@ def alike(weight: LatencyWeight | None, limit: float = 12.0) -> Problem:
     return Problem(space, toy.features, FunctionBackend(score, error), loss_reward, latency_weight=weight)
 
 
-def test_a_loss_counts_less_where_time_is_saved():
+def test_the_loss_of_a_faster_policy_counts_less():
     problem = alike(LatencyWeight(2.0, 32.0))
     fast, slow = problem.evaluate((8, 4)), problem.evaluate((4, 8))
     assert fast.loss == slow.loss
@@ -60,7 +60,7 @@ def test_searchers_find_the_faster_of_two_that_are_as_good(name: str):
 
 
 @given(st.integers(0, 3), st.integers(0, 3), st.floats(0.1, 3))
-def test_prices_are_what_the_product_changes_by(first: int, second: int, exponent: float):
+def test_prices_are_the_slope_of_the_weighted_loss(first: int, second: int, exponent: float):
     """Around a policy error · time ** exponent is linear: that is what prices are made of."""
     problem, weight = alike(None, limit=16.0), LatencyWeight(exponent, 32.0)
     space = problem.space
@@ -73,7 +73,7 @@ def test_prices_are_what_the_product_changes_by(first: int, second: int, exponen
         assert prices[site] == pytest.approx(exponent * error * per_channel * (settings - 2) / ms)
 
 
-def test_the_allocator_knows_what_time_is_worth():
+def test_the_allocator_takes_latency_into_account():
     plain, weighted = error_tables(alike(None)), error_tables(alike(LatencyWeight(1.0, 32.0)))
     np.testing.assert_array_equal(plain[0], plain[1])
     extra = [w - p for w, p in zip(weighted, plain, strict=True)]
@@ -81,7 +81,7 @@ def test_the_allocator_knows_what_time_is_worth():
     assert (np.diff(extra[0]) > 0).all()
 
 
-def test_races_are_run_against_what_counts_most():
+def test_races_are_run_against_the_best_weighted_loss():
     raced = []
 
     def race(choice, incumbent, handicap):

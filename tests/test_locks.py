@@ -60,7 +60,7 @@ def test_nobody_works_while_somebody_measures(tmp_path: Path):
     assert all(first[1] <= second[0] for first, second in pairwise(ordered))
 
 
-def test_a_process_that_ends_or_is_stopped_holds_nobody_up(tmp_path: Path):
+def test_ended_and_stopped_processes_block_nobody(tmp_path: Path):
     worker = forked(_work, tmp_path, tmp_path / "log", 60)
     while not (tmp_path / "log").exists():
         time.sleep(0.01)

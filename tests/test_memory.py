@@ -64,7 +64,7 @@ def test_layers_are_dealt_to_passes_that_fit() -> None:
     assert passes([], 1) == []
 
 
-def test_a_store_keeps_what_fits_and_files_the_rest(tmp_path: Path) -> None:
+def test_a_store_spills_what_does_not_fit(tmp_path: Path) -> None:
     def take(m: Moments) -> dict[str, Tensor]:
         return {"mean": m.mean, "covariance": m.covariance}
 

@@ -105,7 +105,7 @@ def test_two_processes_share_one_study_and_evaluate_nothing_twice(server):
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-def test_what_a_killed_process_was_at_is_taken_over_when_its_heart_has_stopped(server):
+def test_trials_of_a_killed_process_are_taken_over_after_its_last_heartbeat(server):
     hanging, pipe = start(server, "stale", 6, 3)
     begun = [pipe.recv() for _ in range(3)]
     os.kill(hanging.pid, signal.SIGKILL)

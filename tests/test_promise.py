@@ -94,7 +94,7 @@ def result(folder: Path) -> dict:
     return json.loads((folder / "result.json").read_text())
 
 
-def test_the_limit_is_kept_and_told(device, tmp_path, capsys):
+def test_the_limit_is_met_and_reported(device, tmp_path, capsys):
     assert main(["search", "--latency", "0.6", *QUICK, "--out", str(tmp_path / "run")]) == 0
     found = result(tmp_path / "run")
     assert [p["resource"] for p in found["proof"]] == ["latency"]
@@ -110,7 +110,7 @@ def test_the_limit_is_kept_and_told(device, tmp_path, capsys):
     assert "cross-validated error" in report
 
 
-def test_a_missed_promise_sends_the_run_back(device, tmp_path, monkeypatch):
+def test_a_missed_limit_starts_another_round(device, tmp_path, monkeypatch):
     tries = iter([measured(1.0, busy=2.0), measured(1.15), measured(1.15, busy=2.0)])
     last = measured(1.15, busy=2.0)
     given(monkeypatch, lambda *a, **k: next(tries, last)(*a, **k))
@@ -123,7 +123,7 @@ def test_a_missed_promise_sends_the_run_back(device, tmp_path, monkeypatch):
     assert "the machine was busy" in next(p["how"] for p in found["proof"] if p["resource"] == "latency")
 
 
-def test_a_limit_that_cannot_be_kept_delivers_the_best_and_says_so(device, tmp_path, monkeypatch, capsys):
+def test_an_unreachable_limit_delivers_the_best_and_says_so(device, tmp_path, monkeypatch, capsys):
     def slower(models, *args, **kwargs):
         slower.times.append(1.2 * slower.times[-1])
         return measured(slower.times[-1])(models, *args, **kwargs)
@@ -175,7 +175,7 @@ def test_a_model_that_does_not_know_the_device_is_refused_before_the_search(devi
         assert journal.last("evaluation") is None
 
 
-def test_an_interrupted_run_goes_on_and_ends_as_it_would_have(device, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_to_the_same_result(device, tmp_path, monkeypatch):
     arguments = ["search", "--latency", "0.6", *QUICK, "--cache", str(tmp_path / "cache")]
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     calls = device.calls
@@ -195,7 +195,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_it_would_have(device, tmp_path, 
     assert whole["latency"]["prediction"] == resumed["latency"]["prediction"]
 
 
-def test_a_model_of_another_device_is_believed(device, tmp_path):
+def test_predictions_for_another_device_are_accepted(device, tmp_path):
     (tmp_path / "m.py").write_text(
         "class Model:\n"
         "    name, unit, any_speed = 'phone', 'ms', True\n"
@@ -238,7 +238,7 @@ def test_a_search_for_macs_takes_latency_into_account(device, tmp_path, capsys):
         (["--latency-model", "table.csv"], "--latency-model table.csv"),
     ],
 )
-def test_what_cannot_be_had_beside_that_is_refused(more, other, tmp_path, monkeypatch, capsys):
+def test_latency_aware_refuses_conflicting_options(more, other, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["search", "--flops", "0.5", "--latency-aware", *more]) == 2
     assert f"--latency-aware cannot be combined with {other}: leave one" in capsys.readouterr().err

@@ -69,7 +69,7 @@ def evaluations(folder: Path) -> list[dict]:
     return [r for r in (json.loads(line) for line in lines if line.endswith(b"\n")) if r["kind"] == "evaluation"]
 
 
-def test_a_node_that_dies_costs_what_it_did_since_its_last_word(cluster, tmp_path: Path, monkeypatch):
+def test_a_dead_node_loses_only_the_work_since_its_last_message(cluster, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(SLOW_REWARD)
     matrix = {**TINY, "devices": {"phone": {"resources": {"phone": 1}}},
@@ -106,7 +106,7 @@ def test_a_node_that_dies_costs_what_it_did_since_its_last_word(cluster, tmp_pat
     assert not (Path("out") / jobs[0].name / "progress.json").exists()
 
 
-def test_evaluations_on_the_cluster_find_what_they_find_here(cluster, tmp_path: Path):
+def test_evaluations_on_the_cluster_equal_local_ones(cluster, tmp_path: Path):
     config = from_dict({**TINY["common"], "threads": 1})
     evaluator = evaluator_of(config, tmp_path)
     choices = [(8, 8, 16, 16, 32, 32), (12, 16, 20, 32, 24, 64), (16, 16, 32, 32, 64, 64)]
@@ -118,7 +118,7 @@ def test_evaluations_on_the_cluster_find_what_they_find_here(cluster, tmp_path: 
             remote.score((5, 6))
 
 
-def test_what_is_new_in_a_run_s_folder_is_sent_and_found_at_home(tmp_path: Path):
+def test_new_files_of_a_run_are_sent_to_the_batch(tmp_path: Path):
     away, home, sent = tmp_path / "away", tmp_path / "home", []
     courier = Courier(away, "run#1", SimpleNamespace(put=SimpleNamespace(remote=sent.extend)))
     away.mkdir()
@@ -140,7 +140,7 @@ def test_what_is_new_in_a_run_s_folder_is_sent_and_found_at_home(tmp_path: Path)
     }
 
 
-def test_an_evaluator_on_a_node_computes_as_the_one_that_asks_and_keeps_what_it_filed():
+def test_a_remote_evaluator_gives_the_same_scores_and_keeps_spilled_files():
     values = {**TINY["common"], "threads": 1, "memory_limit": 1e-6}  # nothing fits: moments are filed
     settings = settings_of(from_dict(values))
     single, half = (RemoteEvaluator(values, replace(settings, dtype=dtype), ".") for dtype in ("float32", "bfloat16"))
@@ -155,7 +155,7 @@ def test_runs_that_no_node_can_take_are_refused(cluster, tmp_path: Path, capsys)
     assert "run tpu needs 1 CPU, 2 tpu, but no node of the Ray cluster has that" in capsys.readouterr().err
 
 
-def test_a_cluster_that_does_not_answer_is_one_line_at_once(tmp_path: Path, capsys):
+def test_a_cluster_that_does_not_answer_is_one_line_without_delay(tmp_path: Path, capsys):
     path = tmp_path / "b.yaml"
     path.write_text(yaml.safe_dump({**TINY, "seeds": [0]}))
     begun = time.monotonic()

@@ -23,7 +23,7 @@ def moments_of(x: torch.Tensor) -> Moments:
     return Moments(mean, x.T @ x / len(x) - torch.outer(mean, mean), len(x))
 
 
-def test_it_equals_least_squares_with_intercept():
+def test_reconstruction_equals_least_squares_with_intercept():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(500, 12, generator=generator).double() @ torch.randn(12, 12, generator=generator).double() + 3
     w = torch.randn(5, 12, generator=generator).double()
@@ -35,7 +35,7 @@ def test_it_equals_least_squares_with_intercept():
     np.testing.assert_allclose(delta, direct[-1], atol=1e-8)
 
 
-def test_it_equals_least_squares_without_intercept():
+def test_reconstruction_equals_least_squares_without_intercept():
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(400, 10, generator=generator).double() + 1
     w = torch.randn(4, 10, generator=generator).double()
@@ -45,7 +45,7 @@ def test_it_equals_least_squares_without_intercept():
     np.testing.assert_allclose(solved, direct.T, atol=1e-8)
 
 
-def test_what_is_lost_is_what_regressions_leave():
+def test_lost_variances_are_the_residuals_of_regressions():
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(400, 7, generator=generator).double() @ torch.randn(7, 7, generator=generator).double() - 2
     w = torch.randn(3, 7, generator=generator).double()

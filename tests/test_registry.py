@@ -57,7 +57,7 @@ def evaluated(name: str, settings: dict, evaluations: int = 6) -> list:
     return [e.choice for e in problem.evaluations]
 
 
-def test_a_searcher_of_ones_own_is_run_with_its_settings(own: Path) -> None:
+def test_a_users_searcher_runs_with_its_settings(own: Path) -> None:
     name = f"{own}:search"
     assert len(evaluated(name, {})) > 3
     assert evaluated(name, {"least": "0.9"}) == evaluated(name, {"least": 0.9}) != evaluated(name, {})
@@ -105,7 +105,7 @@ def test_settings_change_a_search_and_defaults_do_not() -> None:
 
 
 @pytest.mark.parametrize(("name", "told"), [("broken", "fails: ZeroDivisionError"), ("lazy", "evaluated no policy")])
-def test_a_searcher_that_does_not_work_is_told_in_one_line(own: Path, name: str, told: str) -> None:
+def test_a_failing_searcher_is_reported_in_one_line(own: Path, name: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         evaluated(f"{own}:{name}", {})
 

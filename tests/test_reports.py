@@ -218,7 +218,7 @@ def test_the_outcome_in_one_sentence(result: dict[str, Any]) -> None:
     )
 
 
-def test_the_outcome_tells_of_every_limit_and_of_a_missed_one(result: dict[str, Any]) -> None:
+def test_the_outcome_names_every_limit_and_a_missed_one(result: dict[str, Any]) -> None:
     result["budget"]["limits"] = {"size": 5e5, "params": 2e5}
     result["proof"][0]["met"] = False
     assert outcome(result).startswith("44.5 % of the parameters, 47.1 % of the file size, ")
@@ -269,7 +269,7 @@ def test_the_page_shows_key_figures_and_three_charts(tmp_path: Path, result: dic
     assert ">budget met<" in page
 
 
-def test_a_missed_budget_is_said_plainly(tmp_path: Path, result: dict[str, Any]) -> None:
+def test_a_missed_budget_is_stated_plainly(tmp_path: Path, result: dict[str, Any]) -> None:
     result["proof"][0]["met"] = False
     markdown, page = reports(tmp_path, result)
     assert "| MACs | NO |" in markdown
@@ -327,7 +327,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path, result: dict[str, Any
     assert reports(tmp_path / "one", result) == reports(tmp_path / "two", result)
 
 
-def test_torn_and_strange_journal_lines_are_passed_over(tmp_path: Path, result: dict[str, Any]) -> None:
+def test_damaged_journal_lines_are_skipped(tmp_path: Path, result: dict[str, Any]) -> None:
     reports(tmp_path, result, tail='[1]\nnull\n{"kind": "evaluation", "metric": 0.')
     journal = read_journal(tmp_path / "journal.jsonl")
     assert [(e.number, e.metric) for e in journal.evaluations] == [(1, 0.5), (3, 0.7), (4, 0.741)]
@@ -387,7 +387,7 @@ def test_importing_is_quick() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_chart_tells_estimates_and_rejected_policies_apart() -> None:
+def test_the_chart_distinguishes_estimates_and_rejected_policies() -> None:
     history = SearchHistory(
         [
             SearchPoint(1, 0.5, 0.8, [1], {}),

@@ -94,7 +94,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path):
     assert "Traceback" not in said(folder)
 
 
-def test_ctrl_c_while_a_string_is_executed_is_told_by_the_exit_code_too():
+def test_ctrl_c_during_exec_gives_the_right_exit_code():
     """As while a dataclass is being made: CPython remembers it, and ends by the signal whatever `main` gives."""
     code = """
 import os, signal, sys
@@ -282,9 +282,7 @@ def test_a_folder_that_names_python_files_is_not_run_without_trust(tmp_path: Pat
     assert not Path("ran").exists()
 
 
-def test_a_folder_of_the_user_s_own_needs_no_trust_wherever_it_is_and_a_changed_one_does(
-    tmp_path: Path, monkeypatch, capsys
-):
+def test_own_folders_need_no_trust_unless_they_were_changed(tmp_path: Path, monkeypatch, capsys):
     """A code under the user's key is of the configuration, and of where the files are that it names."""
     monkeypatch.chdir(tmp_path)
     Path("reward.py").write_text("def reward(found):\n    return found.metric\n")
@@ -327,7 +325,7 @@ def test_a_folder_of_the_user_s_own_needs_no_trust_wherever_it_is_and_a_changed_
         assert main(["search", "--resume", "run"]) == 0  # this user has run it now
 
 
-def test_a_folder_that_names_other_places_is_not_gone_on_with_without_trust(tmp_path: Path, monkeypatch, capsys):
+def test_a_folder_that_names_other_places_is_not_resumed_without_trust(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("run").mkdir()
     for place in ("cache: elsewhere", "search: {storage: elsewhere.db, searcher: tpe}"):
@@ -337,7 +335,7 @@ def test_a_folder_that_names_other_places_is_not_gone_on_with_without_trust(tmp_
     assert [path.name for path in tmp_path.rglob("*")] == ["run", "config.yaml"]
 
 
-def test_a_cache_that_is_the_user_s_own_needs_no_trust(tmp_path: Path, monkeypatch, capsys):
+def test_the_users_own_cache_needs_no_trust(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before = os.umask(0o002)  # as where every user has a group
     try:
@@ -355,14 +353,14 @@ def test_a_cache_that_is_the_user_s_own_needs_no_trust(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(("weights", "warned"), [(["--weights", "random"], True), ([], False)])
-def test_an_original_near_chance_is_told(tmp_path: Path, monkeypatch, capsys, weights: list[str], warned: bool):
+def test_an_original_near_chance_is_reported(tmp_path: Path, monkeypatch, capsys, weights: list[str], warned: bool):
     monkeypatch.chdir(tmp_path)
     words = [*SEARCH[:3], "1", "--searcher", "uniform", "--finetune-epochs", "0", "--out", "run", *weights]
     assert main(["search", *words]) == 0
     assert ("warning: the original is right on " in capsys.readouterr().err) is warned
 
 
-def test_a_shared_study_and_a_limit_on_latency_do_not_go_together(tmp_path: Path, monkeypatch, capsys):
+def test_a_shared_study_cannot_be_combined_with_a_limit_on_latency(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["search", "--latency", "0.5", "--searcher", "tpe", "--storage", "s.db"]) == 2
     assert "--storage cannot be combined with --latency" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from amc.evaluation.sampling import Sampling
 SIZES = st.lists(st.floats(0.01, 100), min_size=2, max_size=40)
 
 
-def test_an_image_that_is_as_large_as_all_others_is_read_for_certain():
+def test_an_image_as_large_as_all_others_is_always_included():
     sampling = Sampling(torch.tensor([1.0, 3.0, 1.0, 1.0], dtype=torch.float64))
     assert sampling.inclusion(2).tolist() == pytest.approx([1 / 3, 1, 1 / 3, 1 / 3])
     assert sampling.inclusion(1).tolist() == pytest.approx([1 / 6, 3 / 6, 1 / 6, 1 / 6])
@@ -20,7 +20,7 @@ def test_an_image_that_is_as_large_as_all_others_is_read_for_certain():
 
 @settings(max_examples=60, deadline=None)
 @given(SIZES, st.data())
-def test_as_many_are_expected_as_are_read(sizes, data):
+def test_inclusion_probabilities_sum_to_the_count(sizes, data):
     sampling = Sampling(torch.tensor(sizes, dtype=torch.float64))
     count = data.draw(st.integers(1, len(sizes)))
     likely = sampling.inclusion(count)
@@ -32,7 +32,7 @@ def test_as_many_are_expected_as_are_read(sizes, data):
 
 @settings(max_examples=30, deadline=None)
 @given(SIZES)
-def test_all_images_give_their_mean(sizes):
+def test_all_images_give_the_exact_mean(sizes):
     sampling = Sampling(torch.tensor(sizes, dtype=torch.float64))
     values = torch.randn(2, len(sizes), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mean, error = sampling.mean(values[:, sampling.order])
@@ -47,7 +47,7 @@ def difference_of_skewed_losses() -> tuple[torch.Tensor, torch.Tensor]:
     return losses, 0.1 * losses.sqrt() + losses.sqrt() * torch.randn(2000, dtype=torch.float64, generator=generator)
 
 
-def test_estimates_are_right_on_average_and_as_sure_as_they_say():
+def test_estimates_are_unbiased_and_their_standard_errors_are_right():
     losses, difference = difference_of_skewed_losses()
     truth, found = float(difference.mean()), []
     for seed in range(300):
@@ -59,7 +59,7 @@ def test_estimates_are_right_on_average_and_as_sure_as_they_say():
     assert float(error.mean()) == pytest.approx(float(off.std()), rel=0.15)
 
 
-def test_telling_images_first_say_more_than_any_images():
+def test_informative_images_first_give_better_estimates():
     losses, difference = difference_of_skewed_losses()
     telling = Sampling.by_losses(losses)
     alike = Sampling(torch.ones_like(losses))
@@ -67,6 +67,6 @@ def test_telling_images_first_say_more_than_any_images():
     assert errors[0] < 0.7 * errors[1]
 
 
-def test_losses_that_are_all_the_same_are_read_in_any_order():
+def test_equal_losses_give_a_random_order():
     sampling = Sampling.by_losses(torch.full((10,), 0.3, dtype=torch.float64))
     assert sampling.inclusion(4).tolist() == pytest.approx([0.4] * 10)

@@ -104,7 +104,7 @@ class TestContract:
         assert all(e.error is None for e in problem.best(3))
 
 
-def test_races_are_run_against_the_best_and_count_from_it(tmp_path):
+def test_races_are_run_against_the_best_policy(tmp_path):
     toy, _ = toy_problem(sites=2, channels=4, share=0.9)
     incumbents: list[Choice] = []
     outcomes = {
@@ -196,7 +196,7 @@ class Wavy:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_device_on_which_narrower_can_be_slower_is_kept_to(name: str):
+def test_limits_hold_where_a_narrower_site_can_be_slower(name: str):
     toy, _ = toy_problem()
     space = Space(toy.space.sites, Wavy(), {"latency": 0.6 * sum(toy.space.full)})
     backend = FunctionBackend(lambda choice: Score(1 - sum(choice) / 100, sum(choice) / 100), toy.site_error)
@@ -205,7 +205,7 @@ def test_a_device_on_which_narrower_can_be_slower_is_kept_to(name: str):
     assert all(e.costs["latency"] <= space.limits["latency"] for e in problem.evaluations)
 
 
-def test_systematic_resampling_draws_as_often_as_weighed():
+def test_systematic_resampling_follows_the_weights():
     from amc.search.particles import resample
 
     drawn = resample(np.array([0.5, 0.25, 0.25, 0.0]), np.random.default_rng(0))
@@ -216,7 +216,7 @@ def test_tpe_starts_with_the_uniform_policy():
     assert run("tpe", 1).evaluations[0].choice == run("uniform", 1).evaluations[0].choice
 
 
-def test_budgets_of_one_network_share_what_transfer_evaluates():
+def test_transfer_shares_evaluations_between_budgets():
     asked: list[set] = []
     for share in (0.3, 0.5, 0.8):
         toy, _ = toy_problem(share=share)
@@ -234,7 +234,7 @@ def test_budgets_of_one_network_share_what_transfer_evaluates():
     assert len(set.union(*asked)) <= 38 + 3 * 2
 
 
-def test_what_transfer_finds_at_the_middle_is_found_once():
+def test_transfer_searches_the_middle_budget_once():
     known: dict[str, object] = {}
 
     def memo(key, find):

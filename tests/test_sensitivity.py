@@ -38,7 +38,7 @@ def network() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("memory", [None, Memory(1 << 30)])
-def test_they_are_the_squares_of_single_samples_gradients(memory):
+def test_sensitivities_are_squares_of_per_sample_gradients(memory):
     model = network()
     task = task_of(model, 3, 8, 8)
     found = sensitivities(task, build_graph(model, task.example).layers, memory)
@@ -60,7 +60,7 @@ def test_they_are_the_squares_of_single_samples_gradients(memory):
         assert found[name].whole == pytest.approx(float((expected * variance).sum()), rel=1e-4)
 
 
-def test_of_the_distance_they_are_the_squares_of_the_jacobian():
+def test_sensitivities_of_the_distance_are_squares_of_the_jacobian():
     model = network()
     task = task_of(model, 3, 8, 8)
     found = sensitivities(task, build_graph(model, task.example).layers, logit_mse=True)
@@ -74,7 +74,7 @@ def test_of_the_distance_they_are_the_squares_of_the_jacobian():
     assert float(found["2"].channels.sum()) == pytest.approx(float(expected.sum()), rel=0.1)
 
 
-def test_without_one_vector_of_logits_a_sample_the_loss_counts():
+def test_without_one_vector_of_logits_per_sample_the_loss_is_used():
     model = network()
     task = task_of(model, 3, 8, 8)
     dense = replace(task, objective=replace(task.objective, logits=lambda outputs: outputs[:, :, None]))
@@ -83,7 +83,7 @@ def test_without_one_vector_of_logits_a_sample_the_loss_counts():
     assert all(torch.equal(found[name].channels, own.channels) for name, own in by_loss.items())
 
 
-def test_data_in_the_order_of_their_classes_are_not_judged_by_the_first_classes(monkeypatch):
+def test_data_sorted_by_class_are_sampled_from_all_classes(monkeypatch):
     monkeypatch.setattr("amc.reconstruction.sensitivity.IMAGES", SAMPLES // 2)
     model = network()
     task = task_of(model, 3, 8, 8)
@@ -116,7 +116,7 @@ class Branches(nn.Module):
         return self.last((self.loud(x) + 0.01 * self.quiet(x)).flatten(1))
 
 
-def test_errors_that_the_loss_does_not_mind_count_less():
+def test_errors_that_hardly_change_the_loss_count_less():
     model = Branches()
     task = task_of(model, 3, 8, 8)
     graph = build_graph(model, task.example)
@@ -142,7 +142,7 @@ class Rounded(nn.Module):
         return self.last(x)
 
 
-def test_without_a_gradient_shares_of_variance_are_left():
+def test_without_gradients_shares_of_variance_are_used():
     model = Rounded()
     task = task_of(model, 6)
     graph = build_graph(model, task.example)
@@ -174,7 +174,7 @@ class Concatenated(nn.Module):
         return self.last(self.reader(both).relu().flatten(1))
 
 
-def test_errors_of_a_site_that_shares_its_reader_are_those_of_regressions():
+def test_errors_of_sites_with_a_common_reader_equal_regressions():
     model = Concatenated()
     task = task_of(model, 3, 8, 8)
     graph = build_graph(model, task.example)

@@ -55,7 +55,7 @@ def regression(x: torch.Tensor, y: torch.Tensor) -> tuple[np.ndarray, np.ndarray
     return solved[:-1].T, solved[-1]
 
 
-def test_every_layer_is_the_regression_on_what_reaches_it(monkeypatch):
+def test_every_layer_is_the_regression_on_its_actual_inputs(monkeypatch):
     monkeypatch.setattr(mathematics, "RIDGE", 1e-9)
     task = linear_task()
     graph = build_graph(task.model, task.example)
@@ -87,7 +87,7 @@ def uses_of(task):
     return find_output_uses(task.model, {x.name: x for x in graph.layers if solvable(task.model, x)}, task.example)
 
 
-def test_residual_additions_are_where_a_branch_meets_a_stream_that_was_there():
+def test_residual_additions_to_earlier_streams_are_found():
     assert set(uses_of(linear_task()).streams) == {"narrow1", "narrow2"}
 
 
@@ -109,7 +109,7 @@ class Activated(nn.Module):
         return torch.relu(self.head(x.mean((2, 3))))
 
 
-def test_activations_are_those_that_alone_read_a_layer():
+def test_activations_that_are_a_layers_only_reader_are_found():
     torch.manual_seed(0)
     uses = uses_of(small_task(Activated().eval(), (3, 12, 12)))
     assert set(uses.activations) == {"first", "second", "head"}
@@ -135,7 +135,7 @@ def test_activations_that_fall_or_rise_steeply_are_not_fitted(activation, taken)
 
 @pytest.mark.parametrize(("normed", "constant"), [(False, False), (False, True), (True, True)])
 @pytest.mark.parametrize("activation", [torch.relu, nn.functional.relu6, torch.tanh])
-def test_rounds_lead_to_the_least_matching_loss(monkeypatch, activation, normed, constant):
+def test_rounds_minimise_the_matching_loss(monkeypatch, activation, normed, constant):
     """At the least of a convex loss its gradient is none: what is left behind the activation goes with no input."""
     torch.manual_seed(0)
     monkeypatch.setattr(mathematics, "RIDGE", 1e-9)
@@ -172,7 +172,7 @@ def test_the_whole_network_is_left_alone(refining):
         assert torch.equal(whole.state_dict()[name], tensor), name
 
 
-def test_it_is_better_and_repeats_itself(refining):
+def test_it_improves_the_score_and_is_deterministic(refining):
     _, evaluator = refining
     quarter = (4, 4, 8, 8, 16, 16)
     plain, refined = evaluator.score(quarter), evaluator.refined_score(quarter)
@@ -181,7 +181,7 @@ def test_it_is_better_and_repeats_itself(refining):
     assert evaluator.refined_score(quarter) == refined
 
 
-def test_half_precision_features_and_policies_that_begin_alike(digits, monkeypatch):
+def test_half_precision_changes_little_and_common_first_widths_are_cached(digits, monkeypatch):
     """bfloat16 changes little; what was solved for a policy with the same first widths is taken as it is."""
     task, graph, orders, moments = digits
     settings = EvaluationSettings("loss", reconstruction=Reconstruction(search=FULL))
@@ -209,7 +209,7 @@ def test_the_original_is_not_changed_and_keeps_no_hooks(refining):
         assert not any(m._forward_pre_hooks or m._forward_hooks for m in network.modules())
 
 
-def test_a_network_that_runs_other_operators_when_cut_is_refined_all_the_same():
+def test_a_network_that_runs_other_operators_when_cut_is_refined():
     """Attention that is cut calls its projections, and runs other operators, than the original's fused one."""
     from torchvision.models import VisionTransformer
 
@@ -286,7 +286,7 @@ def test_norms_without_statistics_of_their_own():
 
 @pytest.mark.parametrize("activated", [False, True])
 @pytest.mark.parametrize("mean", [0.0, 3.0, 300.0])
-def test_features_in_half_precision_far_from_zero_are_fitted_as_well(mean, activated):
+def test_half_precision_features_with_large_means_are_fitted_accurately(mean, activated):
     """Sums of squares of bfloat16 numbers around a large mean would drown the variance."""
     torch.manual_seed(0)
     x = (mean + torch.randn(2000, 30)).bfloat16().float()
@@ -299,7 +299,7 @@ def test_features_in_half_precision_far_from_zero_are_fitted_as_well(mean, activ
     assert (x @ halved[0].T + halved[1] - y).std() < 0.1 * y.std()
 
 
-def test_settings_of_the_user_for_products_stay():
+def test_the_users_torch_settings_are_restored():
     before = torch.backends.mkldnn.matmul.fp32_precision
     with mathematics.bfloat16_products():
         assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"

@@ -37,7 +37,7 @@ def load(place: StudyLocation) -> optuna.Study:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_run_keeps_its_study_and_resuming_does_not_fill_it_twice(name, tmp_path):
+def test_a_run_keeps_its_study_and_resuming_adds_nothing(name, tmp_path):
     place = StudyLocation(str(tmp_path / "study.log"), "toy")
     for evaluations in (5, 9):
         with Journal(tmp_path / "journal.jsonl") as journal:
@@ -48,7 +48,7 @@ def test_a_run_keeps_its_study_and_resuming_does_not_fill_it_twice(name, tmp_pat
         assert {tuple(t.user_attrs["choice"]) for t in trials} == {e.choice for e in searched.evaluations}
 
 
-def test_a_study_says_what_was_found(tmp_path):
+def test_a_study_contains_the_evaluations(tmp_path):
     place = StudyLocation(str(tmp_path / "study.log"), "toy")
     searched = problem(place)
     load_searcher("tpe")(searched, 12, 0)
@@ -146,7 +146,7 @@ def problem_of(url: str) -> Problem:
     )
 
 
-def test_a_process_that_was_killed_leaves_its_trial_to_another(tmp_path):
+def test_trials_of_a_killed_process_are_taken_over(tmp_path):
     place = StudyLocation(str(tmp_path / "study.db"), "toy", "same", shared=True)
     load_searcher("qmc")(problem(place), 2, 0)
     storage = open_storage(place.url)
@@ -177,7 +177,7 @@ def test_a_study_of_another_network_is_refused(tmp_path):
         load_searcher("nsga2")(problem(place), 1, 0)
 
 
-def test_a_storage_that_is_not_there_is_told_in_one_line_without_its_password(tmp_path):
+def test_an_unreachable_storage_is_one_line_without_its_password(tmp_path):
     for url, said in (
         (f"sqlite:///{tmp_path}/no/such.db", "unable to open"),
         ("nosuchbase://me:secret@host/db", "nosuchbase"),
@@ -188,7 +188,7 @@ def test_a_storage_that_is_not_there_is_told_in_one_line_without_its_password(tm
         assert "\n" not in str(error.value)
 
 
-def test_a_storage_that_is_not_there_is_told_before_anything_starts(tmp_path, capsys):
+def test_an_unreachable_storage_is_reported_before_anything_starts(tmp_path, capsys):
     run = tmp_path / "run"
     storage = f"sqlite:///{tmp_path}/no/such.db"
     assert main(["search", "--flops", "0.5", "--searcher", "tpe", "--storage", storage, "--out", str(run)]) == 2
@@ -229,7 +229,7 @@ def test_another_version_of_a_plug_in_has_another_study(tmp_path, digits, monkey
     assert len({*first, *second}) == 3
 
 
-def test_what_is_checked_before_a_run_makes_no_study(tmp_path, monkeypatch):
+def test_checking_a_storage_creates_no_study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for url in ("study.log", "new/study.log", "study.db"):
         check_storage(url)

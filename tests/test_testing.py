@@ -37,7 +37,7 @@ def test_a_good_model_passes(problem):
     check_latency_model(Good, problem, milliseconds=5)
 
 
-def test_a_model_may_do_what_it_likes_with_the_widths(problem):
+def test_a_model_may_modify_its_argument(problem):
     def eats(self, widths):
         ms = Good.predict(self, widths)
         widths.clear()
@@ -54,7 +54,7 @@ def test_the_example_is_a_real_network():
         assert 0 < own.original_ms < 1000
 
 
-def test_without_a_problem_the_example_is_asked():
+def test_without_a_problem_the_example_is_used():
     asked = []
 
     class Own(Good):
@@ -102,7 +102,7 @@ COUNT = iter(range(1000))
           "predict": lambda self, widths: Good.predict(self, widths) + self.more}, AssertionError, "another instance"),
     ],
 )  # fmt: skip
-def test_a_bad_model_is_told_why(problem, members, error, told):
+def test_a_bad_model_is_rejected_with_a_reason(problem, members, error, told):
     with pytest.raises(error, match=told):
         check_latency_model(bad(**members), problem, policies=10, milliseconds=1.5)
 

@@ -84,7 +84,7 @@ def test_mlflow_shows_every_number_once_in_one_run(tmp_path: Path, monkeypatch):
         assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)] == points, name
 
 
-def test_a_whole_run_is_shown_and_its_result_does_not_say_where(tmp_path: Path, monkeypatch):
+def test_a_whole_run_is_logged_and_its_result_hides_the_address(tmp_path: Path, monkeypatch):
     pytest.importorskip("tensorboard")
     monkeypatch.chdir(tmp_path)
     assert main(["search", "--flops", "0.5", "--evaluations", "2", "--search-images", "50",
@@ -110,7 +110,7 @@ def test_a_whole_run_is_shown_and_its_result_does_not_say_where(tmp_path: Path, 
         ("wandb:x", "Name one as in tensorboard:FOLDER"),
     ],
 )
-def test_what_cannot_be_logged_to_is_one_line(log: str, told: str, tmp_path: Path, monkeypatch, capsys):
+def test_an_invalid_log_target_is_one_line(log: str, told: str, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["search", "--flops", "0.5", "--log", log]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -136,7 +136,7 @@ def test_a_server_that_does_not_answer_is_told_without_its_password():
     assert "\n" not in str(error.value)
 
 
-def test_a_place_that_goes_away_ends_the_logging_and_not_the_run(tmp_path: Path, monkeypatch):
+def test_a_lost_log_target_ends_the_logging_and_not_the_run(tmp_path: Path, monkeypatch):
     pytest.importorskip("tensorboard")
 
     def full(self, values, step, when):
