@@ -15,8 +15,9 @@ from amc.latency.instruments import Instruments
 from amc.latency.reference import Timing
 from amc.runtime.journal import Journal
 
-QUICK = ["--threads", "1", "--evaluations", "3", "--candidates", "2", "--finetune-epochs", "0.5",
-         "--precision", "float32"]  # fmt: skip
+SEARCH = ["--threads", "1", "--evaluations", "3"]
+TRAINED = [*SEARCH, "--candidates", "2", "--finetune-epochs", "0.5", "--precision", "float32"]
+QUICK = [*SEARCH, "--no-finetune"]
 
 
 def operator_ms(proto) -> dict[str, float]:
@@ -95,7 +96,7 @@ def result(folder: Path) -> dict:
 
 
 def test_the_limit_is_met_and_reported(device, tmp_path, capsys):
-    assert main(["search", "--latency", "0.6", *QUICK, "--out", str(tmp_path / "run")]) == 0
+    assert main(["search", "--latency", "0.6", *TRAINED, "--out", str(tmp_path / "run")]) == 0
     found = result(tmp_path / "run")
     assert [p["resource"] for p in found["proof"]] == ["latency"]
     assert found["proof"][0]["met"]
@@ -130,7 +131,7 @@ def test_an_unreachable_limit_delivers_the_best_and_says_so(device, tmp_path, mo
 
     slower.times = [1.0]
     given(monkeypatch, slower)
-    arguments = ["--latency", "0.6", *QUICK, "--finetune-epochs", "0", "--out", str(tmp_path / "run")]
+    arguments = ["--latency", "0.6", *QUICK, "--out", str(tmp_path / "run")]
     assert main(["search", *arguments]) == NOT_MET == 3
     assert len(slower.times) - 1 <= ROUNDS
     told = " ".join(capsys.readouterr().out.split())
@@ -151,7 +152,7 @@ def test_an_unreachable_limit_delivers_the_best_and_says_so(device, tmp_path, mo
 def test_a_limit_is_kept_where_small_networks_are_faster_than_their_operators(device, tmp_path, monkeypatch):
     """Such a device taught the model negative milliseconds for the smallest policy, and the limit was gone."""
     monkeypatch.setattr(Device, "power", 1.3)
-    arguments = ["--flops", "0.5", "--latency", "0.62", *QUICK, "--finetune-epochs", "0"]
+    arguments = ["--flops", "0.5", "--latency", "0.62", *QUICK]
     code = main(["search", *arguments, "--out", str(tmp_path / "run")])
     found = result(tmp_path / "run")
     met = {p["resource"]: p["met"] for p in found["proof"]}
@@ -215,7 +216,7 @@ def test_a_search_for_macs_takes_latency_into_account(device, tmp_path, capsys):
     """The device computes channels in blocks of 8: of networks of 0.6 of the MACs, some are faster."""
     profile, times = tmp_path / "resnet8.profile.json", {}
     assert main(["profile", "--out", str(profile)]) == 0
-    common = ["search", "--flops", "0.6", *QUICK[:2], "--evaluations", "12", "--finetune-epochs", "0"]
+    common = ["search", "--flops", "0.6", *QUICK, "--evaluations", "12"]
     aware = ["--latency-aware", "--latency-weight", "4"]
     for name, more in (("plain", []), ("aware", aware), ("by profile", [*aware, "--latency-model", str(profile)])):
         assert main([*common, *more, "--out", str(tmp_path / name)]) == 0
@@ -233,7 +234,7 @@ def test_a_search_for_macs_takes_latency_into_account(device, tmp_path, capsys):
     [
         (["--latency", "0.5"], "--latency"),
         (["--reward", "error"], "--reward error"),
-        (["--criterion-scope", "global"], "--criterion-scope global"),
+        (["--criterion", "l2-mean", "--criterion-scope", "global"], "--criterion-scope global"),
         (["--searcher", "tpe", "--storage", "study.db"], "--storage"),
         (["--latency-model", "table.csv"], "--latency-model table.csv"),
     ],
