@@ -58,7 +58,7 @@ SLOW_TESTS = frozenset((
     "test_mistakes",
     "test_resuming_with_another_network_is_refused",
     "test_several_inputs_by_keyword_and_a_dict_of_outputs",
-    "test_they_are_positive_and_not_below_what_starting_the_operators_takes",
+    "test_predictions_are_at_least_the_time_for_starting_operators",
     "test_two_processes_fill_one_study_and_evaluate_nothing_twice",
     "test_a_changed_input_is_a_cache_miss",
     "test_the_ratio_of_two_models_is_that_of_their_blocks",

@@ -19,7 +19,7 @@ from amc.space.sites import numeric_sites
 
 
 class LayerCosts:
-    """Layers between two sites: ``Σ m[s, t] · w_s · w_t + Σ m[s, s] · w_s``, and peak memory, which is no sum."""
+    """Layers between two sites: ``Σ m[s, t] · w_s · w_t + Σ m[s, s] · w_s``, and peak memory, which is not a sum."""
 
     def __init__(self, macs, params):
         self.macs, self.params = (np.asarray(m, np.float64) for m in (macs, params))
@@ -36,7 +36,7 @@ class LayerCosts:
 
 @st.composite
 def cases(draw, limits=("macs",)):
-    """Chains, residual stars and anything else of up to five sites, with errors that fall in every setting."""
+    """Chains, stars and random graphs of up to five sites, with errors that decrease with the setting."""
     sites = draw(st.integers(1, 5))
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     widths = tuple(
@@ -149,7 +149,7 @@ def test_the_allocator_finds_the_best_policy_where_errors_add_up():
 
 
 def test_error_tables_are_scaled_to_a_total_of_1():
-    """However little the loss minds: a network that is never wrong has the same tables."""
+    """Small errors, as of a network that is never wrong, give the same tables."""
     problem, _ = toy_problem()
     backend = FunctionBackend(problem.backend.score, lambda *at: 1e-12 * problem.site_error(*at))
     tiny = Problem(problem.space, problem.features, backend)

@@ -1,4 +1,4 @@
-"""A batch is a matrix of usual runs: what is wrong is said before it starts, a failing run stops no other."""
+"""A batch is a matrix of runs. Mistakes are reported before it starts, and a failing run stops no other."""
 
 import json
 import multiprocessing as mp

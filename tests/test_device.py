@@ -79,7 +79,7 @@ print(os.path.getsize(sys.argv[1]) / 1e5 * (1 + {jitter} * random.random()))
 
 
 def test_a_limit_is_met_on_a_noisy_device(tmp_path, monkeypatch, capsys):
-    """Every measurement is up to 40 % too slow. What is delivered is within the limit, and not far below."""
+    """Every measurement is up to 40 % too slow. The delivered network is within the limit, and not far below."""
     monkeypatch.chdir(tmp_path)
     path = Path("measure")
     path.write_text(NOISY.format(python=sys.executable, jitter=0.4))

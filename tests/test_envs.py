@@ -1,4 +1,4 @@
-"""The environment against Algorithm 1 worked by hand, and as Gymnasium and SB3 want it."""
+"""The environment against Algorithm 1 by hand, and against the checks of Gymnasium and SB3."""
 
 import warnings
 
@@ -138,7 +138,7 @@ class TestMake:
             for width, site in zip(evaluation.choice, env.unwrapped.problem.space.sites, strict=True)
         ]
 
-    def test_a_network_of_the_user_s_own(self):
+    def test_a_users_own_network(self):
         network = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
         data = [(torch.randn(6, generator=torch.Generator().manual_seed(i)), i % 3) for i in range(80)]
         problem = amc.make_problem(network, data, budget={"params": 0.6})
@@ -146,7 +146,7 @@ class TestMake:
         assert found.costs["params"] <= 0.6 * 83
         assert len(network[0].weight) == 8
 
-    def test_what_is_not_told_is_asked_for(self):
+    def test_missing_arguments_are_named(self):
         with pytest.raises(amc.AmcError, match="needs data, too: train="):
             amc.make_problem(torch.nn.Linear(2, 2))
         with pytest.raises(amc.AmcError, match="has no latency"):

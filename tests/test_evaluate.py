@@ -1,4 +1,4 @@
-"""Evaluating a policy: nothing of one policy is left in the next, and reconstruction is worth it."""
+"""Evaluating policies: one does not influence the next, and reconstruction improves scores."""
 
 from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
@@ -37,7 +37,7 @@ def test_policies_leave_nothing_behind(digits, recalibrate):
 
 
 def test_evaluators_with_shared_networks_have_their_own_site_errors(digits):
-    """Tables of site errors are of one objective: an evaluator is never told another one afterwards."""
+    """The objective of an evaluator never changes, so its tables of site errors belong to one objective."""
     by_loss = Evaluator(*digits, LOSS)
     assert by_loss.site_error(0, 8) == pytest.approx(0.0138, abs=1e-4)
     by_logits = by_loss.with_settings(EvaluationSettings("logit_mse"))
@@ -103,7 +103,7 @@ def test_the_objective_is_the_mean_squared_difference_of_logits(digits):
 
 
 def test_logits_per_pixel_are_not_stored(digits):
-    """Nothing is remembered that grows with samples times pixels: the loss is the objective."""
+    """They would take too much memory, so the objective is the loss."""
     task, graph, orders, moments = digits
     dense = replace(task.objective, logits=lambda outputs: outputs[:, :, None].expand(-1, -1, 64))
     by_loss = Evaluator(task, graph, orders, moments, LOSS).score(HALF)
@@ -118,7 +118,7 @@ NEAR = (8, 8, 16, 16, 33, 32)
 
 class TestRace:
     @pytest.mark.parametrize("objective", OBJECTIVES)
-    def test_what_is_clear_is_not_read_to_the_end(self, digits, objective):
+    def test_clear_races_end_early(self, digits, objective):
         evaluator = Evaluator(*digits, EvaluationSettings(objective))
         good, poor = evaluator.score(HALF), evaluator.score(POOR)
         lost, won = evaluator.race(POOR, HALF), evaluator.race(HALF, POOR)
@@ -127,7 +127,7 @@ class TestRace:
         assert lost.score(good).loss == pytest.approx(poor.loss, rel=0.2)
         assert won.score(poor).loss == pytest.approx(good.loss, abs=0.2 * poor.loss)
 
-    def test_of_what_is_not_clear_half_is_read(self, digits, monkeypatch):
+    def test_unclear_races_read_half_of_the_samples(self, digits, monkeypatch):
         monkeypatch.setattr(racer, "BLOCK", 25)
         task, graph, orders, moments = digits
         evaluator = Evaluator(task, graph, orders, moments, LOSS)
@@ -138,7 +138,7 @@ class TestRace:
         assert (near.loss, near.incumbent_loss) == (half.incumbent_loss, half.loss)
         assert near.loss < half.loss
 
-    def test_a_split_of_few_images_is_read_whole(self, digits):
+    def test_small_splits_are_read_completely(self, digits):
         task, graph, orders, moments = digits
         few = replace(task, splits=replace(task.splits, search=sample(task.splits.search, 200)))
         evaluator = Evaluator(few, graph, orders, moments, LOSS)
@@ -148,7 +148,7 @@ class TestRace:
         assert (found.loss, found.metric) == pytest.approx((near.loss, near.metric))
 
     def test_remembered_readings_do_not_change_scores(self, digits, monkeypatch):
-        """A winner that was read in part goes on as the incumbent of the next."""
+        """The winner of a race that ended early is the next incumbent, and is evaluated further."""
         monkeypatch.setattr(racer, "BLOCK", 25)
         task, graph, orders, moments = digits
         first, second, third = (Evaluator(task, graph, orders, moments, LOSS) for _ in range(3))
@@ -163,25 +163,25 @@ class TestRace:
         [replace(LOSS, recalibrate=True), replace(LOSS, dtype="bfloat16"), EvaluationSettings("logit_mse")],
         ids=str,
     )
-    def test_the_incumbent_is_read_as_the_policy_is(self, digits, settings):
+    def test_the_incumbent_is_evaluated_like_the_policy(self, digits, settings):
         first, second = (Evaluator(*digits, settings) for _ in range(2))
         if settings.objective == "loss":
             first.with_settings(LOSS).score(HALF)
         assert first.race(NEAR, HALF) == second.race(NEAR, HALF)
 
-    def test_as_many_images_are_read_whatever_fits_into_memory(self, digits):
+    def test_the_number_of_images_does_not_depend_on_memory(self, digits):
         task, graph, orders, moments = digits
         shares = [
             Evaluator(replace(task, batch=b), graph, orders, moments, LOSS).race(POOR, HALF).share for b in (1, 250)
         ]
         assert shares == [250 / len(task.splits.search)] * 2
 
-    def test_a_score_is_in_proportion_to_the_incumbents(self):
+    def test_a_score_is_relative_to_the_incumbents(self):
         assert Race(0.25, 0.75, 0.5, 0.5, 0.5, rejected=False).score(Score(0.25, 0.5)) == Score(0.125, 0.75, 0.5)
         assert Race(0.0, 1.0, 0.5, 0.25, 0.5, rejected=False).score(Score(0.25, 0.5)) == Score(0.0, 1.0, 0.5)
         assert Race(-0.5, 0.5, 0.5, 0.5, 0.5, rejected=False).score(Score(0.25, 0.5)) == Score(-0.75, 0.5, 0.5)
 
-    def test_who_has_lost_is_no_better_than_who_has_won(self):
+    def test_a_rejected_policy_is_no_better_than_its_incumbent(self):
         lost = Race(0.25, 0.75, 0.5, 0.5, 0.5, rejected=True).score(Score(0.5, 0.9))
         assert lost == Score(0.5, 0.9, 0.5, rejected=True)
 

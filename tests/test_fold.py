@@ -1,4 +1,4 @@
-"""BatchNorms folded while a network is read: the same outputs, and everything as it was afterwards."""
+"""Folding BatchNorms keeps the outputs, and leaves the network unchanged afterwards."""
 
 import copy
 from dataclasses import replace
@@ -12,7 +12,7 @@ from amc.reconstruction.fold import NormFolder
 
 
 def shaken(model: nn.Module) -> nn.Module:
-    """Statistics and parameters of norms that are not those of a new network."""
+    """Give the norms random statistics and parameters."""
     torch.manual_seed(3)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -76,7 +76,7 @@ def test_later_layers_wait_and_an_error_undoes_everything():
 
 
 class Heard(nn.Module):
-    """What the layer gives is read beside its norm."""
+    """The layer's output is also read before its norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Heard(nn.Module):
 
 
 class Curious(nn.Module):
-    """Code that looks at its norm."""
+    """The forward pass inspects its norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Curious(nn.Module):
 
 @pytest.mark.parametrize("kind", [Heard, Curious])
 def test_nothing_is_folded_where_outputs_would_change(kind):
-    """Even where whoever names the norms is wrong."""
+    """Even if the named norms are wrong."""
     model, x = shaken(kind()), torch.randn(2, 3, 9, 9)
     layers = build_graph(model, x).layers
     folder = NormFolder(model, [replace(x, norm="norm") if x.name == "layer" else x for x in layers], x)
@@ -109,7 +109,7 @@ def test_nothing_is_folded_where_outputs_would_change(kind):
 
 
 class Bare(nn.Module):
-    """A norm behind weights that are no module's."""
+    """A norm after weights that belong to no module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Bare(nn.Module):
 
 
 class Twice(nn.Module):
-    """One norm for two layers; new as it is, it does nothing."""
+    """One norm for two layers. A new norm changes nothing."""
 
     def __init__(self) -> None:
         super().__init__()

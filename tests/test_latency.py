@@ -1,4 +1,4 @@
-"""The probe: the original's file with its tensors cut runs, has the policy's shapes and size, and takes its time."""
+"""The probe cuts the tensors of the original's file: it runs, and has the policy's shapes, size and latency."""
 
 import json
 import re
@@ -86,7 +86,7 @@ def test_a_machine_that_is_too_noisy_is_reported(resnet8, tmp_path, capsys):
 
 
 def test_the_ratio_of_two_models_is_that_of_their_blocks(resnet8, tmp_path):
-    """The ratio of any two is that of their blocks, and the inverse of the other way round."""
+    """The ratio of two models comes from their blocks; swapping the models gives the inverse."""
     _, model = resnet8
     for name in "ab":
         export_onnx(model, torch.randn(1, 1, 8, 8), tmp_path / name)
@@ -100,7 +100,7 @@ def test_the_ratio_of_two_models_is_that_of_their_blocks(resnet8, tmp_path):
 
 
 def test_slow_models_have_fewer_rounds(monkeypatch, tmp_path):
-    """Time that is up ends the rounds: three of each block are the least."""
+    """The time limit ends the rounds of a block after at least three."""
     calls = []
 
     class Slow:
@@ -194,7 +194,7 @@ def test_measure_names_the_model_that_is_wrong(tmp_path, capsys, content, told):
     [("h.flatten(1)", 16 * 36, False), ("h.view(h.shape[0], h.shape[1], 36).mean(2)", 16, True)],
 )
 def test_a_file_with_widths_in_constants_is_cut_or_exported_again(tmp_path, monkeypatch, view, inputs, anew):
-    """Both are a Reshape to fixed lengths in the file; to ``[batch, width]`` the probe can do without."""
+    """Both files have a Reshape to fixed lengths. The probe can handle ``[batch, width]``."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(
         "from torch import nn\n"

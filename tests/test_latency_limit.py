@@ -1,4 +1,4 @@
-"""A limit on latency is never said to be kept when it is not: properties over random profiles, devices and policies."""
+"""A limit on latency is never reported as met if it is not: properties of random profiles, devices and policies."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ BRANCHES = (0, 1, 2, 3)
 
 
 def operators() -> tuple[Operator, ...]:
-    """A residual network: a stem, a branch of two operators a site, a layer that stays, and a classifier."""
+    """A residual network: a stem, a branch of two operators for every site, a fixed layer, and a classifier."""
     unit, none = np.eye(len(FULL), dtype=np.int64), np.zeros(len(FULL), np.int64)
     found = [Operator("stem", "stem", (none, 3), (none, 16))]
     for site in BRANCHES:
@@ -46,7 +46,7 @@ START = 0.002
 
 
 def operator_ms(widths) -> np.ndarray:
-    """Milliseconds of the operators, computed in blocks of 8; 0 where the branch is removed."""
+    """Milliseconds of the operators, which compute blocks of 8 channels; 0 for a removed branch."""
     w, found = np.array(widths), []
     for op in OPERATORS:
         i, o = op.inputs[0] @ w + op.inputs[1], op.outputs[0] @ w + op.outputs[1]
@@ -75,7 +75,7 @@ class Device:
 
 
 def learned(device: Device, count: int, removed: bool) -> Tables:
-    """By a profile of so many networks, with branches removed or with all there."""
+    """A model learned from a profile of so many networks, with or without removed branches."""
     stream, samples = policies([legal_widths(c, 0.1) for c in FULL], BRANCHES if removed else ()), []
     for _ in range(count):
         widths = next(stream)
@@ -85,7 +85,7 @@ def learned(device: Device, count: int, removed: bool) -> Tables:
 
 
 def limited(device: Device, share: float, removed: bool = True, evaluations: int = 8) -> LatencyConstraint:
-    """A run's limit on that device."""
+    """A run's latency constraint on that device."""
     tables, journal, asked = learned(device, 25, removed), Journal(None), f"{share:.3f}"
     prediction = LatencyPrediction(tables, WHOLE, {}, tables)
     verifier, proof = Verifier(device, prediction, journal), MeasuredProof(asked, WHOLE)
@@ -101,8 +101,8 @@ def devices(draw) -> Device:
 
 
 class TestPredictions:
-    def test_the_smallest_policy_had_negative_milliseconds(self):
-        """25 networks with all their branches, 3 % of noise, small networks faster than the sum of their operators."""
+    def test_predictions_for_the_smallest_policy_are_positive(self):
+        """25 networks with all branches and 3 % noise; small networks are faster than the sum of their operators."""
         model = learned(Device(1.3, 1.0, 0.03, 0), 25, removed=False)
         smallest = tuple(s[0] for s in SETTINGS)
         assert model([smallest])[0] >= model.starting([smallest])[0] > 0
@@ -110,7 +110,7 @@ class TestPredictions:
 
     @settings(max_examples=25)
     @given(device=devices(), removed=st.booleans(), data=st.data())
-    def test_they_are_positive_and_not_below_what_starting_the_operators_takes(self, device, removed, data):
+    def test_predictions_are_at_least_the_time_for_starting_operators(self, device, removed, data):
         model = learned(device, 25, removed)
         rows = np.array([[data.draw(st.sampled_from(s)) for s in SETTINGS], [s[0] for s in SETTINGS], FULL])
         for tables in (model, model.non_decreasing(SETTINGS)):
@@ -121,7 +121,7 @@ class TestPredictions:
 
     @settings(max_examples=15)
     @given(device=devices(), data=st.data())
-    def test_wider_never_takes_less(self, device, data):
+    def test_a_wider_setting_never_takes_less(self, device, data):
         predict = learned(device, 25, removed=True).non_decreasing(SETTINGS)
         row = [data.draw(st.sampled_from(s)) for s in SETTINGS]
         for site, own in enumerate(SETTINGS):
@@ -130,7 +130,7 @@ class TestPredictions:
 
 
 class NoCosts:
-    """No other resources."""
+    """A cost model without other resources."""
 
     def costs(self, choices):
         return {}
@@ -142,14 +142,14 @@ def space_of(latency: LatencyConstraint) -> Space:
 
 
 def measured(device: Device, choice, hidden: float) -> Measurement:
-    """The delivered network beside the original; it takes ``hidden`` times what its policy did."""
+    """The measurement of the delivered network, which takes ``hidden`` times the policy's latency."""
     ratio = hidden * device.ratio(choice)
     found = {"original": Latency(*[WHOLE] * 3, 1.0, 1.0, 1.0), "final": Latency(*[ratio * WHOLE] * 3, *[ratio] * 3)}
     return Measurement(found, "original", 1, 1, np.zeros((6, 2)))
 
 
 def run(latency: LatencyConstraint, device: Device, hidden: float, seed: int):
-    """The rounds of a run, as the pipeline makes them: the policy that is delivered, what it takes, and the rounds."""
+    """Run the rounds as the pipeline does. Returns the delivered policy, its latency, and the number of rounds."""
     latency.measure_near_budget(space_of(latency), seed, lambda *_: None)
     rng, tried = np.random.default_rng(seed), []
     for rounds in range(1, 2 * ROUNDS):
@@ -184,7 +184,7 @@ class TestRuns:
         removed=st.booleans(),
         seed=st.integers(0, 99),
     )
-    def test_the_limit_is_never_met_when_the_measured_time_is_over_it(
+    def test_a_measured_time_over_the_limit_is_never_reported_as_met(
         self, device, factor, hidden, share, removed, seed
     ):
         device.factor = factor
@@ -209,8 +209,8 @@ class TestRuns:
         device.factor = 1.5
         assert latency.closest([FULL, space.smallest, small]) == small  # it was measured, the smallest was not
 
-    def test_a_smallest_network_that_was_measured_within_the_limit_is_not_refused(self):
-        """Networks near the budget take 1.9 times what is predicted; the smallest one takes what was predicted."""
+    def test_a_smallest_network_measured_within_the_limit_is_accepted(self):
+        """Networks near the budget take 1.9 times the predicted latency; the prediction for the smallest is right."""
         device = Device(1.0, 1.0, 0.0, 0)
         latency = limited(device, 0.9)
         smallest = space_of(latency).smallest

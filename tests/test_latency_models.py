@@ -1,4 +1,4 @@
-"""Latency models of the user's own: classes, tables, commands; and what is said of bad ones."""
+"""A user's latency models: classes, tables and commands, and the messages about faulty ones."""
 
 import json
 import stat
@@ -17,7 +17,7 @@ from amc.operators.channels import legal_widths
 
 @pytest.fixture(scope="module")
 def problem():
-    """resnet8 on 8×8 images; a cut network is told by its widths alone."""
+    """resnet8 on 8×8 images; networks are identified by their widths."""
     return told_of("resnet8-digits", lambda widths: json.dumps(dict(widths)).encode(), original_ms=0.2)
 
 
@@ -36,7 +36,7 @@ class ByWidth:
 
 
 def test_layers_have_the_lengths_of_the_networks_weights():
-    """Their products are the MACs of every policy."""
+    """The products of the lengths add up to the MACs of every policy."""
     for case in ("resnet8-digits", "mobilenetv2"):
         _, _, graph, costs = built(case)
         full = {s.name: s.channels for s in graph.sites}
@@ -194,7 +194,7 @@ def test_a_table_by_site_is_summed_and_linear_between(problem, tmp_path, write, 
 
 @pytest.mark.parametrize("case", ["resnet8-digits", "mobilenetv1"])
 def test_a_table_by_layer_is_bilinear(problem, tmp_path, case):
-    """What grows with inputs × outputs is bilinear, so the prediction is exact."""
+    """Times in proportion to inputs × outputs are bilinear, so the prediction is exact."""
     _, _, graph, _ = built(case)
     settings = {s.name: legal_widths(s.channels, 0.2, 0) for s in graph.sites}
     own = replace(problem, full={s.name: s.channels for s in graph.sites}, settings=settings,

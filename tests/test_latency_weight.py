@@ -1,4 +1,4 @@
-"""What time is worth to a search whose budget limits something else."""
+"""Latency as a soft constraint in a search whose budget limits another resource."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ class SlowLast:
 
 
 def alike(weight: LatencyWeight | None, limit: float = 12.0) -> Problem:
-    """Both sites are worth the same: without a weight nothing tells (4, 8) from (8, 4)."""
+    """Both sites are equally important: without a weight, (4, 8) and (8, 4) are equally good."""
     space = Space(numeric_sites("ab", [(2, 4, 6, 8), (2, 4, 6, 8)]), SlowLast(), {"macs": limit})
 
     def error(site, setting):
@@ -61,7 +61,7 @@ def test_searchers_find_the_faster_of_two_that_are_as_good(name: str):
 
 @given(st.integers(0, 3), st.integers(0, 3), st.floats(0.1, 3))
 def test_prices_are_the_slope_of_the_weighted_loss(first: int, second: int, exponent: float):
-    """Around a policy error · time ** exponent is linear: that is what prices are made of."""
+    """Near a policy, error · time ** exponent is linear; the prices are its coefficients."""
     problem, weight = alike(None, limit=16.0), LatencyWeight(exponent, 32.0)
     space = problem.space
     policy, error = space.choice([first, second]), 1e6  # changes of time are small beside it
@@ -98,8 +98,8 @@ def test_races_are_run_against_the_best_weighted_loss():
 
 
 class TestHandicap:
-    def test_it_decides_between_equals(self, digits):
-        """A policy against one that loses as much: only the handicap tells which one wins."""
+    def test_the_handicap_decides_between_equals(self, digits):
+        """Two policies with equal losses: the handicap decides which one wins."""
         evaluator = Evaluator(*digits, EvaluationSettings("logit_mse"))
         half, near = (8, 8, 16, 16, 32, 32), (8, 8, 16, 16, 33, 32)
         fast, slow = evaluator.race(near, half, 0.5), evaluator.race(near, half, 2.0)

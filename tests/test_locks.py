@@ -1,4 +1,4 @@
-"""Who measures has the machine alone; the others wait at their next step, and not for ever."""
+"""A measuring process has the machine to itself. Others wait at their next step, but not for ever."""
 
 import multiprocessing as mp
 import os
@@ -11,7 +11,7 @@ from amc.runtime.locks import MeasurementLock
 
 
 def _work(folder: Path, log: Path, seconds: float) -> None:
-    """Computes in steps of 5 ms, and writes down when each began and ended."""
+    """Computes in steps of 5 ms, and records when each began and ended."""
     with MeasurementLock(folder) as lock, log.open("w") as file:
         end = time.monotonic() + seconds
         while time.monotonic() < end:

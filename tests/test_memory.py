@@ -25,7 +25,7 @@ def task():
 
 
 def test_passes_and_files_do_not_change_the_moments(task, tmp_path: Path) -> None:
-    """With room for one layer at a time, and none of the moments in memory, all is as with room for everything."""
+    """Memory for one layer at a time, with all moments in files, gives the same results as unlimited memory."""
     graph = build_graph(task.model, task.example)
     layers = readers(graph, task.model)
     whole = collect(task, layers, 3)

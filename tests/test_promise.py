@@ -1,4 +1,4 @@
-"""Whole runs under a limit on latency, on a device that is made up: nothing is timed."""
+"""Whole runs under a limit on latency, on a simulated device: nothing is timed."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ class Device(LatencyProbe):
 
 
 def measured(hidden: float, busy: float = 1.0):
-    """`measure` on the same device; the final network is slower by a factor that nobody knew.
+    """`measure` on the same device; the final network is slower by an unknown factor.
 
     The device may be busy, which slows the original.
     """
@@ -79,7 +79,7 @@ def measured(hidden: float, busy: float = 1.0):
 
 
 def given(monkeypatch, measure=None):
-    """From now on runs are given this device, and perhaps another `measure`."""
+    """Use this device, and optionally another `measure`, in all later runs."""
     instruments = Instruments(Device, measure or measured(1.0))
     monkeypatch.setattr(Instruments, "usual", classmethod(lambda cls: instruments))
 
@@ -150,7 +150,7 @@ def test_an_unreachable_limit_delivers_the_best_and_says_so(device, tmp_path, mo
 
 
 def test_a_limit_is_kept_where_small_networks_are_faster_than_their_operators(device, tmp_path, monkeypatch):
-    """Such a device taught the model negative milliseconds for the smallest policy, and the limit was gone."""
+    """On such a device, the model once predicted negative milliseconds for the smallest policy."""
     monkeypatch.setattr(Device, "power", 1.3)
     arguments = ["--flops", "0.5", "--latency", "0.62", *QUICK]
     code = main(["search", *arguments, "--out", str(tmp_path / "run")])
@@ -213,7 +213,7 @@ def test_predictions_for_another_device_are_accepted(device, tmp_path):
 
 
 def test_a_search_for_macs_takes_latency_into_account(device, tmp_path, capsys):
-    """The device computes channels in blocks of 8: of networks of 0.6 of the MACs, some are faster."""
+    """The device computes blocks of 8 channels, so some networks with 0.6 of the MACs are faster than others."""
     profile, times = tmp_path / "resnet8.profile.json", {}
     assert main(["profile", "--out", str(profile)]) == 0
     common = ["search", "--flops", "0.6", *QUICK, "--evaluations", "12"]

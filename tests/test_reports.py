@@ -1,4 +1,4 @@
-"""What reports say, that hostile texts stay texts, and that the same run gives the same bytes."""
+"""The content of reports. Hostile text is escaped, and the same run gives the same bytes."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def reports(folder: Path, result: object, journal: list[Any] = JOURNAL, tail: st
 
 
 def cells(markdown: str) -> list[int]:
-    """How many pipes of every line divide cells."""
+    """The number of unescaped pipes on every line."""
     return [len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines()]
 
 

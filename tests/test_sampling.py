@@ -1,4 +1,4 @@
-"""Which images a race reads, and what they say of all."""
+"""The order of samples in races, and the estimates of the mean over all samples."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_all_images_give_the_exact_mean(sizes):
 
 
 def difference_of_skewed_losses() -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses of a policy, a few of them large, and how another one differs: the more, the larger they are."""
+    """Losses of a policy, a few of them large, and differences of another policy's, which grow with the losses."""
     generator = torch.Generator().manual_seed(1)
     losses = torch.randn(2000, dtype=torch.float64, generator=generator).mul(2).exp()
     return losses, 0.1 * losses.sqrt() + losses.sqrt() * torch.randn(2000, dtype=torch.float64, generator=generator)
@@ -67,6 +67,6 @@ def test_informative_images_first_give_better_estimates():
     assert errors[0] < 0.7 * errors[1]
 
 
-def test_equal_losses_give_a_random_order():
+def test_equal_losses_give_equal_inclusion_probabilities():
     sampling = Sampling.by_losses(torch.full((10,), 0.3, dtype=torch.float64))
     assert sampling.inclusion(4).tolist() == pytest.approx([0.4] * 10)

@@ -1,4 +1,4 @@
-"""The contract that every searcher keeps, and what is AMC's alone."""
+"""The contract of all searchers, and the special features of AMC's agent."""
 
 import json
 from dataclasses import replace
@@ -34,14 +34,14 @@ def run(name: str, evaluations: int = EVALUATIONS, seed: int = 0, seed_of_toy: i
 
 @pytest.mark.parametrize("name", NAMES)
 class TestContract:
-    def test_it_proposes_as_often_as_asked_and_stays_within_the_budget(self, name: str):
+    def test_it_proposes_the_requested_number_within_the_budget(self, name: str):
         problem = run(name)
         assert problem.proposals == EVALUATIONS
         limit = problem.space.limits["macs"]
         assert all(e.costs["macs"] <= limit for e in problem.evaluations)
 
     @pytest.mark.parametrize("resources", [("latency",), ("macs", "latency")], ids=str)
-    def test_latency_is_a_limit_like_any_other(self, name: str, resources: tuple[str, ...]):
+    def test_it_searches_under_a_limit_on_latency(self, name: str, resources: tuple[str, ...]):
         problem = run(name, evaluations=6, resources=resources)
         assert problem.proposals == 6
         assert set(problem.space.limits) == set(resources)
@@ -57,7 +57,7 @@ class TestContract:
         first, second = (run(name, seed=5) for _ in range(2))
         assert [e.choice for e in first.evaluations] == [e.choice for e in second.evaluations]
 
-    def test_resuming_is_not_stopping(self, name: str, tmp_path):
+    def test_a_resumed_search_equals_an_uninterrupted_one(self, name: str, tmp_path):
         path = tmp_path / "journal.jsonl"
         toy, _ = toy_problem()
         calls, stop = 0, 0
@@ -85,8 +85,8 @@ class TestContract:
         assert [e.choice for e in problem.evaluations] == [e.choice for e in whole.evaluations]
         assert calls == needed + (1 if stopped else 0)
 
-    def test_it_keeps_the_contract_that_is_published(self, name: str):
-        """Whatever settings are: they are opaque there, and costs are not monotone."""
+    def test_it_passes_the_published_contract_suite(self, name: str):
+        """With opaque settings and costs that are not monotone."""
         check_search(load_searcher(name))
 
     def test_a_failing_evaluation_does_not_end_the_search(self, name: str):
@@ -172,7 +172,7 @@ def test_try_and_learn_learns():
 
 
 def test_the_threshold_keeps_what_is_important():
-    """Sites alike are cut alike; where few channels carry all, the others go first; nothing more would fit."""
+    """Equal sites get equal widths, unimportant channels are removed first, and no larger policy would fit."""
     costs = ToyCosts(np.ones(2))
     space = Space(numeric_sites("ab", (tuple(range(1, 9)),) * 2), costs, {"macs": 8.0})
     even, steep = 8.0 - np.arange(1, 9), 0.5 ** np.arange(1, 9)
@@ -265,7 +265,7 @@ def test_an_unknown_searcher_comes_with_a_suggestion():
 
 
 class TestAgent:
-    """What AMC's agent does that SB3's DDPG does not, and the traps that its ports fell into."""
+    """Differences between AMC's agent and SB3's DDPG, and mistakes that ports of the agent have made."""
 
     @pytest.fixture
     def agent(self):
@@ -280,7 +280,7 @@ class TestAgent:
         agent.learn(100)
         return agent
 
-    def test_actor_and_critic_have_rates_of_their_own(self, agent):
+    def test_actor_and_critic_have_their_own_learning_rates(self, agent):
         assert agent.actor.optimizer.param_groups[0]["lr"] == 1e-4
         assert agent.critic.optimizer.param_groups[0]["lr"] == 1e-3
 
@@ -289,7 +289,7 @@ class TestAgent:
         assert (rewards == rewards[:, :1]).all()
         assert len(np.unique(rewards[:, 0])) > 1
 
-    def test_the_replay_holds_the_action_that_was_applied(self, agent):
+    def test_the_replay_buffer_has_the_applied_action(self, agent):
         shares = (agent.replay_buffer.actions[:100, 0, 0] + 1) / 2
         widths = shares * 8
         np.testing.assert_allclose(widths, widths.round(), atol=1e-5)
@@ -297,7 +297,7 @@ class TestAgent:
         evaluated = {e.choice for e in agent.env.get_attr("problem")[0].evaluations}
         assert {tuple(map(int, row)) for row in episodes} == evaluated
 
-    def test_the_next_observation_is_the_next_sites(self, agent):
+    def test_the_next_observation_is_that_of_the_next_site(self, agent):
         buffer = agent.replay_buffer
         for start in range(0, 100, 5):
             np.testing.assert_array_equal(
@@ -315,21 +315,21 @@ class TestAgent:
         assert draws.max() <= 1
         assert (draws == 1).sum() == 0  # drawn again, not clipped
 
-    def test_state_and_action_have_branches_of_their_own_that_are_summed(self, agent):
+    def test_the_critic_sums_a_branch_for_the_state_and_one_for_the_action(self, agent):
         net = agent.critic.qf0
         state, action = torch.rand(3, 11), torch.rand(3, 1)
         expected = net.value(torch.relu(net.state(state) + net.action(action)))
         torch.testing.assert_close(agent.critic.q1_forward(state, action), expected)
         assert (net.state.out_features, net.value.in_features) == (300, 300)
 
-    def test_training_leaves_the_replay_as_it_was(self, agent):
+    def test_training_does_not_change_the_replay_buffer(self, agent):
         before = agent.replay_buffer.rewards.copy()
         agent.train(1, 8)
         np.testing.assert_array_equal(agent.replay_buffer.rewards, before)
 
 
 class TestSurrogate:
-    def test_it_orders_policies_it_has_not_seen(self):
+    def test_it_ranks_unseen_policies(self):
         from amc.search.surrogate import Surrogate
 
         rng = np.random.default_rng(0)
@@ -341,7 +341,7 @@ class TestSurrogate:
         assert np.corrcoef(mean.argsort().argsort(), y[40:].argsort().argsort())[0, 1] > 0.8
         assert (deviation > 0).all()
 
-    def test_it_is_sure_where_it_has_been(self):
+    def test_it_is_certain_about_known_policies(self):
         from amc.search.surrogate import Surrogate, improvement
 
         x = np.log(np.random.default_rng(1).uniform(0.2, 1, (30, 4)))

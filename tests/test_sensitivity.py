@@ -1,4 +1,4 @@
-"""How much the loss minds a layer's errors: against gradients of single samples, and what sites make of it."""
+"""Sensitivities of the loss to errors of layers: against gradients of single samples, and in errors of sites."""
 
 from dataclasses import replace
 
@@ -103,7 +103,7 @@ def test_data_sorted_by_class_are_sampled_from_all_classes(monkeypatch):
 
 
 class Branches(nn.Module):
-    """Two branches alike, of which the loss hardly hears the second."""
+    """Two equal branches; the second hardly affects the loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ def test_errors_that_hardly_change_the_loss_count_less():
 
 
 class Rounded(nn.Module):
-    """Nothing flows back through it."""
+    """Has no gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ def test_a_network_that_was_made_without_gradients():
 
 
 class Concatenated(nn.Module):
-    """A reader of two sites, one narrow and one wide."""
+    """One layer reads two sites, a narrow and a wide one."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Re-solving on the pruned network's own features: against direct regressions, and for what it is worth."""
+"""Re-solving on the pruned network's own features: it equals direct regressions, and improves scores."""
 
 import copy
 from dataclasses import replace
@@ -26,7 +26,7 @@ REFINING = EvaluationSettings("loss", reconstruction=Reconstruction(final=FULL))
 
 
 class Residual(nn.Module):
-    """Two residual branches without anything that is not linear: regressions tell every weight."""
+    """Two residual branches without nonlinearities, so that regressions determine every weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def test_residual_additions_to_earlier_streams_are_found():
 
 
 class Activated(nn.Module):
-    """Layers read by one activation, by an activation and something else, by nothing but who asked for the outputs."""
+    """Layers that are read by one activation only, by an activation and another operator, or by nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ def test_activations_that_are_a_layers_only_reader_are_found():
     ],
 )
 def test_activations_that_fall_or_rise_steeply_are_not_fitted(activation, taken):
-    """Rounds of regressions would not lead anywhere there."""
+    """Rounds of regressions would not converge for these."""
     body = nn.Sequential(nn.Linear(6, 8), activation, nn.Linear(8, 5))
     assert set(uses_of(small_task(body.eval(), (6,))).activations) == ({"0"} if taken else set())
 
@@ -136,7 +136,7 @@ def test_activations_that_fall_or_rise_steeply_are_not_fitted(activation, taken)
 @pytest.mark.parametrize(("normed", "constant"), [(False, False), (False, True), (True, True)])
 @pytest.mark.parametrize("activation", [torch.relu, nn.functional.relu6, torch.tanh])
 def test_rounds_minimise_the_matching_loss(monkeypatch, activation, normed, constant):
-    """At the least of a convex loss its gradient is none: what is left behind the activation goes with no input."""
+    """At the minimum of the convex loss, its gradient is 0: the rest after the activation correlates with no input."""
     torch.manual_seed(0)
     monkeypatch.setattr(mathematics, "RIDGE", 1e-9)
     x = torch.randn(3000, 12).double() + 0.5
@@ -182,7 +182,7 @@ def test_it_improves_the_score_and_is_deterministic(refining):
 
 
 def test_half_precision_changes_little_and_common_first_widths_are_cached(digits, monkeypatch):
-    """bfloat16 changes little; what was solved for a policy with the same first widths is taken as it is."""
+    """Solutions for layers after equal first widths come from the cache."""
     task, graph, orders, moments = digits
     settings = EvaluationSettings("loss", reconstruction=Reconstruction(search=FULL))
     evaluator = Evaluator(task, graph, orders, moments, settings)
@@ -210,7 +210,7 @@ def test_the_original_is_not_changed_and_keeps_no_hooks(refining):
 
 
 def test_a_network_that_runs_other_operators_when_cut_is_refined():
-    """Attention that is cut calls its projections, and runs other operators, than the original's fused one."""
+    """Attention that was cut calls its projections, while the original runs one fused operator."""
     from torchvision.models import VisionTransformer
 
     torch.manual_seed(0)
@@ -235,7 +235,7 @@ def test_a_network_that_runs_other_operators_when_cut_is_refined():
 
 
 class InParts(nn.Module):
-    """Takes its batch in parts: its layers run several times in a pass over many samples."""
+    """Splits its batch, so its layers run several times in one forward pass."""
 
     def __init__(self) -> None:
         super().__init__()

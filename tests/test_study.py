@@ -1,4 +1,4 @@
-"""Optuna studies: kept in a run's folder, and shared between processes."""
+"""Optuna studies in a run's folder, and shared between processes."""
 
 import multiprocessing
 import time
@@ -72,7 +72,7 @@ def test_the_front_of_the_study_is_the_problems(name, tmp_path):
 
 
 def test_genetic_search_of_the_front_beats_random_policies_below_the_budget():
-    """The area under the front, which random proportions and shares of the budget reach less of."""
+    """By the area under the front; the baseline draws random proportions and shares of the budget."""
     import numpy as np
 
     from amc.search.samplers import tightened
