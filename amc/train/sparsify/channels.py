@@ -50,16 +50,17 @@ class ChannelWeights:
     ) -> Tensor:
         found = [_by_channel(slot, value(parameters[slot.tensor]), count)
                  for slot in group if slot.tensor in parameters]  # fmt: skip
-        return torch.stack(found).sum(0) if found else torch.zeros(count)
+        if not found:
+            return torch.zeros(count, device=next(iter(parameters.values())).device)
+        return torch.stack(found).sum(0)
 
-    def scale(self, model: nn.Module, factors: Sequence[Tensor | None]) -> None:
-        """Multiply all weights of each channel by its factor, in place; None leaves a site as it is."""
+    def scale(self, model: nn.Module, factors: Sequence[Tensor]) -> None:
+        """Multiply all weights of each channel by its factor, in place; ``factors`` has ``[C]`` for every site."""
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for group, factor in zip(self.slots, factors, strict=True):
-                if factor is not None:
-                    for slot in group:
-                        scale_slot(slot, parameters[slot.tensor], factor)
+                for slot in group:
+                    scale_slot(slot, parameters[slot.tensor], factor)
 
 
 def scale_slot(slot: Slot, parameter: Tensor, factor: Tensor) -> None:
