@@ -99,7 +99,7 @@ def test_every_impossible_combination_is_refused_before_the_run(early, schedule)
         if is_possible(criterion, scope, schedule, recover):
             check(own)
         else:
-            with pytest.raises(ConfigError, match=r"cannot be had|gives an order"):
+            with pytest.raises(ConfigError, match=r"cannot be combined|gives an order"):
                 check(own)
 
 
