@@ -1,6 +1,5 @@
 """What all tests share: one thread, and property tests that do the same on every machine."""
 
-import functools
 import os
 
 # Before torch is imported, and for every process that a test starts. Two tests run at once on two cores: with two
@@ -92,17 +91,10 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def _fast_exports():
-    """Exports to ONNX are most of a small run's time: do once what is the same in many tests.
-
-    The exporter would build its table of translations anew for every network, and many runs begin with the same one.
-    """
-    from torch.onnx._internal.exporter import _registration
-
+    """Exports to ONNX are most of a small run's time. Many runs begin with the same network: it is exported once."""
     from amc.pipeline import original
 
     with pytest.MonkeyPatch.context() as patch:
-        registry = _registration.ONNXRegistry
-        patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
         patch.setattr(original, "export_onnx", remembered(original.export_onnx))
         yield
 

@@ -160,3 +160,25 @@ def test_measuring_finds_the_slower_network_and_gives_the_same_network_one(tmp_p
     again = found.latencies["large-again"]
     assert again.ratio_low <= again.ratio <= again.ratio_high
     assert all(0 < x.min_ms <= x.p10_ms <= x.median_ms for x in found.latencies.values())
+
+
+def test_translations_are_built_once_and_torch_is_left_as_it_was(tmp_path, monkeypatch):
+    """Files are the same as with a table of their own."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    before, built = vars(ONNXRegistry)["from_torchlib"], []
+
+    def counted(cls, *args, **options):
+        built.append(cls)
+        return before.__func__(cls, *args, **options)
+
+    monkeypatch.setattr(ONNXRegistry, "from_torchlib", classmethod(counted))
+    patched, (model, example) = vars(ONNXRegistry)["from_torchlib"], (nn.Linear(3, 2).eval(), torch.randn(1, 3))
+    for name in ("first", "second"):
+        export_onnx(model, example, tmp_path / name)
+    assert len(built) == 1
+    assert vars(ONNXRegistry)["from_torchlib"] is patched
+    monkeypatch.setattr("amc.deploy.translations._class_of_tables", lambda: None)
+    export_onnx(model, example, tmp_path / "own")
+    assert len(built) == 2
+    assert {(tmp_path / name).read_bytes() for name in ("first", "second", "own")} == {(tmp_path / "own").read_bytes()}

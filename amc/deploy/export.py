@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from amc.deploy.program import FIXED_BATCH, arguments, why
+from amc.deploy.translations import shared_translations
 from amc.errors import ExportError, first_line
 from amc.graph.attention import without_fast_path
 from amc.graph.channels import Axis, BareParameter, Kept, Layer, ModuleKind
@@ -53,7 +54,7 @@ def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
     args, kwargs, shapes = arguments(own, example)
     inputs, outputs, more = _interface(own, example)
     try:
-        with silenced("torch", "onnxscript", "onnx_ir"), torch.no_grad(), without_fast_path():
+        with silenced("torch", "onnxscript", "onnx_ir"), torch.no_grad(), without_fast_path(), shared_translations():
             program = torch.onnx.export(
                 own,
                 args,

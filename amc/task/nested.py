@@ -110,6 +110,7 @@ def feeds(inputs: Nested) -> Feeds:
 def under(given: Feeds, wanted: Sequence[str]) -> Feeds:
     """The same inputs under a file's own names, where they have general ones (`names`): those are in the file's order.
 
+    >>> import numpy as np
     >>> list(under({"input_0": np.zeros(1), "input_1": np.ones(1)}, ["ids", "mask"]))
     ['ids', 'mask']
     """
