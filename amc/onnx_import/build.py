@@ -203,7 +203,7 @@ class _Builder:
             shared = f"{own}\n{key}\n{tuple(parameter.shape)}"
             if key == "weight" and self._readers[own] > 1:
                 made.module._parameters[key] = self._parameters.setdefault(shared, parameter)
-        stem = own.removesuffix(".weight") if own.endswith(".weight") else node.name
+        stem = own.removesuffix(".weight") if own.endswith(".weight") else stem_of(node)
         name = self._attach(made.module, stem, node.op)
         data = [inputs[place] for place in made.inputs]
         if made.pads:
@@ -300,6 +300,21 @@ class _Builder:
             home = home.get_submodule(key)
             path.append(key)
         return home, path
+
+
+def stem_of(node: Node) -> str:
+    """The module's name in a node's, as exporters write it: scopes with slashes, the operator last.
+
+    >>> stem_of(Node("MatMul", "/blocks/blocks.0/attn/qkv/MatMul", {}, 17))
+    'blocks.0.attn.qkv'
+    """
+    parts: list[str] = []
+    for part in filter(None, node.name.split("/")):
+        if parts and part.startswith(f"{parts[-1]}."):
+            parts.pop()
+        parts.append(part)
+    own = [part for part in parts if not re.fullmatch(rf"{re.escape(node.op)}(_\d+)?", part)]
+    return ".".join(own or parts)
 
 
 def _released(steps: Sequence[GraphStep], results: Sequence[Operand]) -> tuple[GraphStep, ...]:
