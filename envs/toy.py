@@ -61,7 +61,12 @@ class ToyBackend(Backend):
 def toy_problem(
     share: float = 0.5, sites: int = 5, channels: int = 8, seed: int = 0, resources: Sequence[str] = ("macs",)
 ) -> tuple[Problem, float]:
-    """A problem with a budget of ``share`` of the MACs, or of other resources, and the metric of its best policy."""
+    """A problem with a budget of ``share`` of the MACs, or of other resources, and the metric of its best policy.
+
+    >>> problem, best = toy_problem(sites=2)
+    >>> problem.evaluate(problem.space.fit([1.0, 1.0])).metric <= best < 1
+    True
+    """
     rng = np.random.default_rng(seed)
     price, importance = rng.uniform(0.5, 2.0, sites), rng.uniform(0.1, 1.0, sites) ** 2
     settings = tuple(range(1, channels + 1))

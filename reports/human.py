@@ -87,7 +87,11 @@ def ratio(value: float) -> str:
 
 
 def quotient(part: float | None, whole: float | None) -> float | None:
-    """``part / whole``. None if either is missing or ``whole`` is 0."""
+    """``part / whole``. None if either is missing or ``whole`` is 0.
+
+    >>> quotient(1, 4), quotient(1, 0)
+    (0.25, None)
+    """
     return None if part is None or not whole else part / whole
 
 

@@ -18,7 +18,11 @@ _SPECIAL = re.compile(r"([\\`*\[\]|~$!])|(?<![0-9A-Za-z])(_)|(_)(?![0-9A-Za-z])"
 
 
 def escape(text: str) -> str:
-    """Escape text so that Markdown shows it literally, on one line, also in a table cell."""
+    """Escape text so that Markdown shows it literally, on one line, also in a table cell.
+
+    >>> print(escape("a|b <i>"))
+    a\\|b &lt;i&gt;
+    """
     line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(r"\\\g<0>", line)
 

@@ -9,7 +9,13 @@ from amc.space.sites import Choice
 
 
 def repair(space: Space, choice: Choice) -> Choice:
-    """Adjust a policy to the budget: widen it where the budget allows, or scale it down if it is over."""
+    """Adjust a policy to the budget: widen it where the budget allows, or scale it down if it is over.
+
+    >>> from amc.envs.toy import toy_problem
+    >>> space = toy_problem(share=0.5, sites=2)[0].space
+    >>> space.fits([(8, 8)]).tolist(), space.fits([repair(space, (8, 8))]).tolist()
+    ([False], [True])
+    """
     if bool(space.fits([choice])[0]):
         return space.fill(choice, space.sizes_of(choice).astype(np.float64))
     return space.fit(space.shares_of(choice))

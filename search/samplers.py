@@ -110,7 +110,14 @@ class FrontDesign(Design):
 
 
 def tightened(space: Space, share: float) -> Space:
-    """The space with limits at ``share`` of the way from the least possible costs to the budget."""
+    """The space with limits at ``share`` of the way from the least possible costs to the budget.
+
+    >>> from amc.envs.toy import toy_problem
+    >>> space = toy_problem(sites=2)[0].space
+    >>> least = space.costs(space.smallest)["macs"]
+    >>> tightened(space, 0.0).limits["macs"] == least < tightened(space, 0.5).limits["macs"] < space.limits["macs"]
+    True
+    """
     least = space.costs(space.smallest)
     limits = {name: least[name] + share * (limit - least[name]) for name, limit in space.limits.items()}
     return replace(space, limits=limits)

@@ -291,7 +291,11 @@ def compress_task(
 
 
 def resume_command(folder: Path, config: Config) -> str:
-    """The command that continues the run in a folder."""
+    """The command that continues the run in a folder.
+
+    >>> resume_command(Path("my run"), Config())
+    "amc search --resume 'my run'"
+    """
     return f"amc search --resume {shlex.quote(str(folder))}{' --trust' if needs_trust(folder, config) else ''}"
 
 
