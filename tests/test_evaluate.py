@@ -1,5 +1,6 @@
 """Evaluating policies: one does not influence the next, and reconstruction improves scores."""
 
+import gc
 from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ from amc.evaluation import racer
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.score import Race, Score
 from amc.evaluation.settings import OBJECTIVES, EvaluationSettings, Reconstruction
+from amc.runtime import memory
 from amc.task import evaluate
 from amc.task.splits import sample
 
@@ -34,6 +36,34 @@ def test_policies_leave_nothing_behind(digits, recalibrate):
     evaluator.score(QUARTER)
     evaluator.with_settings(replace(LOSS, recalibrate=not recalibrate)).score(HALF)
     assert evaluator.score(HALF) == first == Evaluator(*digits, settings).score(HALF)
+
+
+def test_no_tensors_are_kept_of_the_policies_that_were_evaluated(digits):
+    """But solutions, of which there is one for a layer and its width, and the losses of the last few policies."""
+    evaluator = Evaluator(*digits, LOSS)
+    policies = [tuple(width - cut for width in HALF) for cut in range(1, 6)]
+    others = [tuple(width - (cut + site) % 5 - 1 for site, width in enumerate(HALF)) for cut in range(1, 6)]
+
+    def kept(some: list[tuple[int, ...]]) -> int:
+        for policy in some:
+            evaluator.score(policy)
+            evaluator.race(policy, some[0])
+        evaluator.networks.forget()
+        gc.collect()
+        return sum(type(found) in (torch.Tensor, nn.Parameter) for found in gc.get_objects())
+
+    kept(policies)
+    assert kept(policies) == kept(others)
+
+
+def test_evaluations_return_free_memory_to_the_system(digits, monkeypatch):
+    calls = []
+    monkeypatch.setattr(memory, "trim_heap", lambda: calls.append(1))
+    evaluator = Evaluator(*digits, replace(LOSS, reconstruction=Reconstruction(solve=False)))
+    for _ in range(memory.TRIM_EVERY):
+        evaluator.score(HALF)
+        evaluator.race(QUARTER, HALF)
+    assert len(calls) == 2
 
 
 def test_evaluators_with_shared_networks_have_their_own_site_errors(digits):

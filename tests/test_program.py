@@ -214,6 +214,9 @@ ONE = [{"node": "input"}]
         (["aten.set_.source_Tensor", ONE * 2, {}], "not allowed"),
         (["aten.resize_.default", [*ONE, [10**6]], {}], "not allowed"),
         (["aten.view.dtype", [*ONE, {"dtype": "int64"}], {}], "not allowed"),
+        (["aten.to.prim_dtype", ONE, {"copy": True}], "not allowed"),  # reads an uninitialised dtype: SIGSEGV
+        (["aten.to.prim_Device", ONE, {"copy": True}], "not allowed"),
+        (["aten.to.prim_other", ONE, {"copy": True}], "not allowed"),
         (["aten.relu.out", ONE, {}], "not allowed"),
         (["aten.full.default", [[2**20, 2**20], 1], {}], "makes a tensor of 1e"),
         (["aten.repeat.default", [*ONE, [2**30, 1]], {}], "makes a tensor of|has repeats"),

@@ -46,7 +46,7 @@ class PolicyNetworks:
         self._operators = operators
         self._scratch = copied(task.model).requires_grad_(False)
         self._applier = PolicyApplier(self._scratch, facts, sites, operators)
-        self._solve = Reconstructor(graph, task.model, moments) if reconstruction.solve else None
+        self._solve = Reconstructor(graph, task.model, moments, memory) if reconstruction.solve else None
         self._sequential = {
             effort: SequentialReconstruction(task, graph, reconstruction.seed, effort, memory)
             for effort in dict.fromkeys((reconstruction.final, reconstruction.search))

@@ -29,10 +29,11 @@ from amc.graph.channels import Kept, Layer
 from amc.graph.sites import Graph
 from amc.reconstruction.moments import Moments, readers
 from amc.reconstruction.rows import elements
+from amc.runtime.memory import Memory, cache_room
 
 RIDGE = 1e-3
 """Share of the mean variance of the remaining inputs."""
-_CACHE_BYTES = 512 << 20
+_MOST_ROOM = 512 << 20  # bytes of solutions that are kept
 
 
 def least_squares(weight: Tensor, moments: Moments, keep: Tensor, centred: bool = True) -> tuple[Tensor, Tensor]:
@@ -86,14 +87,18 @@ def _size(solved: Mapping[str, Mapping[str, Tensor]]) -> int:
 class Reconstructor:
     """Re-solved tensors of every layer for any policy. The solution of a layer at one input width is cached."""
 
-    def __init__(self, graph: Graph, model: nn.Module, moments: Mapping[str, Moments]) -> None:
+    def __init__(
+        self, graph: Graph, model: nn.Module, moments: Mapping[str, Moments], memory: Memory | None = None
+    ) -> None:
+        """``memory`` limits the solutions that are kept (`cache_room`)."""
         self._moments = moments
         self._layers = [layer for layer in readers(graph, model) if layer.name in moments]
         self._modules = {layer.name: model.get_submodule(layer.name) for layer in self._layers}
         self._norms = {x.norm: model.get_submodule(x.norm) for x in self._layers if x.norm}
         self._sites = {x.name: np.unique(x.input.site[x.input.site >= 0]) for x in self._layers if x.input is not None}
         self._solved: OrderedDict[tuple[str, tuple[int, ...]], dict[str, dict[str, Tensor]]] = OrderedDict()
-        self._bytes = 0
+        of_policy = sum(p.numel() * p.element_size() for m in self._modules.values() for p in m.parameters(False))
+        self._room, self._bytes = cache_room(of_policy, memory, _MOST_ROOM), 0
 
     def __call__(self, kept: Kept) -> dict[str, dict[str, Tensor]]:
         """Tensors by layer and name, cut along the inputs and whole along the outputs.
@@ -108,7 +113,7 @@ class Reconstructor:
                 self._bytes += _size(self._solved[key])
             self._solved.move_to_end(key)
             tensors |= self._solved[key]
-        while self._bytes > _CACHE_BYTES:
+        while self._bytes > self._room and len(self._solved) > 1:
             self._bytes -= _size(self._solved.popitem(last=False)[1])
         return tensors
 

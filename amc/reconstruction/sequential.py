@@ -46,12 +46,11 @@ from amc.reconstruction.regression import Norm, Solution, inverse_scale, matchin
 from amc.reconstruction.residuals import StreamWatch, find_output_uses
 from amc.reconstruction.rows import Taps, choose_positions, find_taps, outputs_at, outputs_fit, rows_at
 from amc.reconstruction.solutions import SolutionCache, apply_solution
-from amc.runtime.memory import Memory
+from amc.runtime.memory import Memory, cache_room
 from amc.task import Task, nested
 from amc.task.splits import sample
 
-_ROOM, _MOST_ROOM = 64 << 20, 256 << 20
-"""Bytes of solutions that are kept: 64 MiB, or those of four policies where they are larger, but 256 MiB at most."""
+_MOST_ROOM = 256 << 20  # bytes of solutions that are kept
 
 Visit = Callable[[Layer, Any, Tensor], None]
 """Called with a layer, its module and its input before it runs."""
@@ -158,9 +157,8 @@ class SequentialReconstruction:
         self.inputs = tree_map_only(Tensor, _channels_last, nested.to(inputs, task.device))
         """The samples that pass through the networks."""
         self._before = _sites_before(graph, task.model, self._layers)
-        of_policies = 4 * sum(weight.numel() * weight.element_size() for weight in weights)
-        room = max(_ROOM, min(_MOST_ROOM, of_policies))
-        self._solved = SolutionCache(min(room, memory.share // 4) if memory else room)
+        of_policy = sum(weight.numel() * weight.element_size() for weight in weights)
+        self._solved = SolutionCache(cache_room(of_policy, memory, _MOST_ROOM))
         self._targets: dict[str, Target] = {}
 
     def __call__(self, network: nn.Module, kept: Kept, half: bool = False) -> None:
