@@ -73,8 +73,8 @@ OTHERS = frozenset(_OTHERS_WORDS.split())
 _OVERLOADS = frozenset(("view.dtype", "to.other", "to.prim_Device", "to.prim_dtype", "to.prim_other"))
 """Forbidden overloads of allowed operators.
 
-``view.dtype`` and ``to.other`` reinterpret memory as another type. ``to.prim_*`` are TorchScript's: without a dtype they
-read one from uninitialised memory, and the copy then goes out of bounds.
+``view.dtype`` and ``to.other`` reinterpret memory as another type. ``to.prim_*`` are TorchScript's:
+without a dtype they read one from uninitialised memory, and the copy then goes out of bounds.
 """
 
 WORDS = frozenset(

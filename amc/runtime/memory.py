@@ -19,7 +19,7 @@ from torch import Tensor
 from amc.runtime.files import replacing
 
 GIB = 1 << 30
-TRIM_EVERY = 16
+TRIM_EVERY = 8
 """Evaluations between two calls that return free memory to the system."""
 T = TypeVar("T")
 
