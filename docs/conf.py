@@ -27,7 +27,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "generated",
 ]
-exclude_patterns = ["_build", "gallery/*.rst"]
+exclude_patterns = ["_build", "gallery"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 suppress_warnings = ["config.cache"]  # the gallery's sort key is a class
 
