@@ -29,9 +29,9 @@ for name, network in networks.items():
     print(f"{name:15} accuracy {network['test']:.4f}  {network['size']:7.0f} bytes  {network['latency_ms']:.4f} ms")
 
 # %%
-# The file shrinks again. A network this small can even take longer in 8 bits: values are converted between its few
-# small layers, above all on a CPU without 8-bit instructions (``amc doctor`` says whether yours has them). On ResNet-56, with
-# such a CPU, the 8-bit model takes a fifth of the original's time (:doc:`/results`).
+# The file shrinks again. A network this small can even take longer in 8 bits: values are converted between its small
+# layers, above all on a CPU without 8-bit instructions (``amc doctor`` says whether yours has them). On ResNet-56, with
+# such instructions, the 8-bit model takes a fifth of the original's time (:doc:`/results`).
 
 figure, panels = plt.subplots(1, 3, figsize=(9, 3), layout="constrained")
 for axes, (key, label) in zip(
