@@ -1,6 +1,7 @@
 """A user's mistake is one line that names it and the way out, exit code 2, and nothing is written."""
 
 import contextlib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from amc.cli import main
 from amc.config import options
+from amc.deploy.export import check_parity
 from amc.errors import Interrupted
 from amc.search import searchers
 
@@ -123,13 +125,17 @@ def test_resuming_with_another_network_is_refused(capsys):
 
 
 def test_help_explains_every_option(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["search", "--help-all"])
-    assert stopped.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
+    """How a training prepares for pruning is told by ``amc train``, all else by ``amc search``."""
+    text = {}
+    for command in ("search", "train"):
+        with pytest.raises(SystemExit) as stopped:
+            main([command, "--help-all"])
+        assert stopped.value.code == 0
+        text[command] = " ".join(capsys.readouterr().out.split())
     for option in options():
-        assert option.flag in text
-        assert " ".join(option.help.replace("%%", "%").split()[:4]) in text
+        told = text["train" if option.path[0] == "train" else "search"]
+        assert option.flag in told
+        assert " ".join(option.help.replace("%%", "%").split()[:4]) in told
 
 
 def test_inspect_lists_sites_and_refusals(capsys):
@@ -166,7 +172,7 @@ def test_an_old_name_is_told_once_and_works(capsys):
 
 
 def test_a_network_that_the_runtime_computes_otherwise_is_refused_before_the_search(capsys, monkeypatch):
-    monkeypatch.setattr("amc.deploy.export.PARITY_LIMIT", -1.0)
+    monkeypatch.setattr("amc.pipeline.original.check_parity", partial(check_parity, limit=-1.0))
     said = complaint(capsys, "search", "--flops", "0.5", "--out", "run")
     assert "on ONNX Runtime the network's outputs differ" in said
     assert not Path("run/original.onnx").exists()

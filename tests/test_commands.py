@@ -95,7 +95,7 @@ def test_an_option_without_effect_is_accepted_with_a_warning(capsys):
         (["measure", "--json", "a.onnx"], "amc: MODEL.onnx is missing (see amc measure --help)"),
         (["search", "--flops"], "amc: --flops needs a value (see amc search --help)"),
         (["list"], "amc: name what to list: searchers, criteria, rewards, data, schedules, recoveries, preparations, "
-                   "sparse-rules, operators, latency-models."),
+                   "sparse-rules, operators, latency-models, onnx-operators."),
         (["measure", "a.onnx", "--json", "b.onnx"], "amc: --json would write over b.onnx: put --json at the end, or "
                                                     "name a .json file after it."),
         (["completion", "bsh"], "amc: unknown shell 'bsh'. Did you mean 'bash'?"),
