@@ -48,12 +48,12 @@ class Memory:
 def cache_room(policy: int, memory: Memory | None, most: int) -> int:
     """Bytes for a cache of solutions, when those of one policy have ``policy`` bytes.
 
-    64 MiB, or four policies where they are larger, but at most ``most`` bytes and a sixteenth of the limit.
+    16 MiB, or four policies where they are larger, but at most ``most`` bytes and a sixteenth of the limit.
 
     >>> cache_room(300_000, None, 256 << 20) >> 20, cache_room(40 << 20, None, 256 << 20) >> 20
-    (64, 160)
+    (16, 160)
     """
-    room = max(64 << 20, min(most, 4 * policy))
+    room = max(16 << 20, min(most, 4 * policy))
     return min(room, memory.share // 4) if memory else room
 
 
