@@ -42,7 +42,7 @@ def test_searchers_and_torch_pruning_side_by_side(results, monkeypatch, capsys):
 def test_the_literature_in_miniature(results, monkeypatch, capsys):
     monkeypatch.setattr(literature, "DENSITIES", (0.1,))
     monkeypatch.setattr(literature, "SHARES", (0.5,))
-    monkeypatch.setattr(literature, "SCHEDULES", {"gradual": {"steps": 2}})
+    monkeypatch.setattr(literature, "SCHEDULES", {"one-shot": {}, "gradual": {"steps": 2}})
     words = ["--parts", "sparse", "schedules", "--seeds", "1", "--epochs", "0.1"]
     call(literature, monkeypatch, *words)
     path = results / "literature-resnet8.jsonl"
