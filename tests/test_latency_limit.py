@@ -86,10 +86,10 @@ def learned(device: Device, count: int, removed: bool) -> Tables:
 
 def limited(device: Device, share: float, removed: bool = True, evaluations: int = 8) -> LatencyConstraint:
     """A run's latency constraint on that device."""
-    tables, journal, asked = learned(device, 25, removed), Journal(None), f"{share:.3f}"
+    tables, journal, asked = learned(device, 25, removed), Journal(None), f"{share:.12f}"
     prediction = LatencyPrediction(tables, WHOLE, {}, tables)
     verifier, proof = Verifier(device, prediction, journal), MeasuredProof(asked, WHOLE)
-    return LatencyConstraint(share * WHOLE, prediction, verifier, proof, Corrections(journal, evaluations))
+    return LatencyConstraint(float(asked) * WHOLE, prediction, verifier, proof, Corrections(journal, evaluations))
 
 
 SETTINGS = tuple((0, *legal_widths(c, 0.1)) if s in BRANCHES else legal_widths(c, 0.1) for s, c in enumerate(FULL))

@@ -127,5 +127,5 @@ def _with_note(graph: OnnxGraph, splits: Splits) -> Splits:
     opset = graph.interface.opset
     if OPSETS[0] <= opset <= OPSETS[1]:
         return splits
-    note = f"{graph.path.name} has opset {opset}; what is exported has the exporter's own ({OPSETS[0]} or newer)"
+    note = f"{graph.path.name} has opset {opset}; model.onnx gets that of torch's exporter, {OPSETS[0]} or newer"
     return replace(splits, notes=(*splits.notes, note))

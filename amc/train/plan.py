@@ -137,10 +137,15 @@ def make_plan(config: FinetuneConfig, task: Task, epochs: float, seed: int) -> P
 
 
 def _wants_adam(task: Task) -> bool:
-    """Whether a task without labels has a loss of any size, or its network no BatchNorm: ``--lr`` fits neither."""
-    objective = task.objective
-    normalised = any(isinstance(module, _BatchNorm) for module in task.model.modules())
-    return objective.without_labels and (objective.logits is None or not normalised)
+    """Whether ``--lr``, which is for SGD and networks with BatchNorm, does not fit.
+
+    That is so for transformers and other networks with LayerNorm only, and for tasks without labels whose loss can be of
+    any size or whose network has no BatchNorm.
+    """
+    modules, objective = list(task.model.modules()), task.objective
+    if any(isinstance(module, _BatchNorm) for module in modules):
+        return objective.without_labels and objective.logits is None
+    return objective.without_labels or any(isinstance(module, nn.LayerNorm | nn.RMSNorm) for module in modules)
 
 
 def asked_precision(config: FinetuneConfig) -> str | None:

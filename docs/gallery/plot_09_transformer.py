@@ -71,7 +71,7 @@ result = amc.compress(
     config={
         "data": {"search": 200, "calibration": 256},
         "search": {"evaluations": 8},
-        "finetune": {"epochs": 5, "lr": 0.003, "candidates": 1},
+        "finetune": {"epochs": 5, "candidates": 1},
         "threads": 1,
     },
 )
