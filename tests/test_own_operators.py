@@ -89,7 +89,10 @@ def test_a_bundle_of_it_is_loaded_with_the_operator(tmp_path, named):
             ["--params", "0.5", "--reward", "error-latency"],
             "--reward error-latency supports channels and branches only",
         ),
-        (["--params", "0.5", "--criterion-scope", "global", "--criterion", "l1"], "--criterion-scope global supports channels and branches only"),
+        (
+            ["--params", "0.5", "--criterion-scope", "global", "--criterion", "l1"],
+            "--criterion-scope global supports channels and branches only",
+        ),
     ],
 )
 def test_what_cannot_be_done_with_it_is_refused_before_the_search(tmp_path, named, capsys, words, told):
