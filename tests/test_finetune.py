@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from amc.config import DataConfig
+from amc.config import DataConfig, FinetuneConfig
 from amc.errors import ModelError
 from amc.task import evaluate, load_data, make_task
-from amc.train import Constant, Hook, OneCycle, Plan, Sgd, SparseNorms, Step, train
+from amc.train import Constant, Hook, OneCycle, Plan, Sgd, SparseNorms, Step, make_plan, train
 from amc.train.distillation import soft_targets
+from amc.train.plan import Adam
 
 PLAN = Plan(12, 0.05, 16, 5e-4, 0.5, 4.0, seed=3)
 
@@ -233,3 +234,15 @@ def test_sparse_norms_make_scales_small(task):
         scales[strength] = float(trained[1].weight.abs().sum().detach())
     assert scales[0.1] < 0.8 * scales[0.0]
     assert SparseNorms().penalty(Step(nn.Linear(2, 2), 0, 1, 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("norm", "optimizer", "rate"),
+    [(nn.LayerNorm(8), Adam(), 0.001), (nn.BatchNorm1d(8), Sgd(), 0.03), (nn.Identity(), Sgd(), 0.03)],
+)
+def test_networks_with_layer_norm_only_are_trained_by_adam(norm, optimizer, rate):
+    """SGD at 0.03 left a transformer on digits at chance level."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), norm, nn.Linear(8, 10))
+    task = make_task("small", model, load_data(DataConfig()), torch.device("cpu"))
+    plan = make_plan(FinetuneConfig(), task, 1.0, 0)
+    assert (plan.optimizer, plan.lr) == (optimizer, pytest.approx(rate))

@@ -139,8 +139,8 @@ def make_plan(config: FinetuneConfig, task: Task, epochs: float, seed: int) -> P
 def _wants_adam(task: Task) -> bool:
     """Whether ``--lr``, which is for SGD and networks with BatchNorm, does not fit.
 
-    That is so for transformers and other networks with LayerNorm only, and for tasks without labels whose loss can be of
-    any size or whose network has no BatchNorm.
+    That is so for transformers and other networks with LayerNorm only, and for tasks without labels whose loss can be
+    of any size or whose network has no BatchNorm.
     """
     modules, objective = list(task.model.modules()), task.objective
     if any(isinstance(module, _BatchNorm) for module in modules):
