@@ -1,6 +1,7 @@
 """The rules that keep the tree readable: names are told apart, and nothing is longer than can be taken in."""
 
 import ast
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,3 +110,15 @@ def private_uses() -> Iterator[str]:
 
 def test_tests_use_no_private_members_of_other_modules():
     assert sorted(set(private_uses())) == []
+
+
+def test_the_wheel_has_every_package():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    beside = {folder: name for name, folder in settings["package-dir"].items()}
+    found = set()
+    for folder, package in beside.items():
+        for path in (ROOT / folder).rglob("__init__.py"):
+            inner = path.parent.relative_to(ROOT / folder).parts
+            if not (folder == "amc" and inner and inner[0] in beside):  # links to the folders beside amc
+                found.add(".".join((package, *inner)))
+    assert set(settings["packages"]) == found
