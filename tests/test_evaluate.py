@@ -13,7 +13,6 @@ from amc.evaluation import racer
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.score import Race, Score
 from amc.evaluation.settings import OBJECTIVES, EvaluationSettings, Reconstruction
-from amc.runtime import memory
 from amc.task import evaluate
 from amc.task.splits import sample
 
@@ -54,16 +53,6 @@ def test_no_tensors_are_kept_of_the_policies_that_were_evaluated(digits):
 
     kept(policies)
     assert kept(policies) == kept(others)
-
-
-def test_evaluations_return_free_memory_to_the_system(digits, monkeypatch):
-    calls = []
-    monkeypatch.setattr(memory, "trim_heap", lambda: calls.append(1))
-    evaluator = Evaluator(*digits, replace(LOSS, reconstruction=Reconstruction(solve=False)))
-    for _ in range(memory.TRIM_EVERY):
-        evaluator.score(HALF)
-        evaluator.race(QUARTER, HALF)
-    assert len(calls) == 2
 
 
 def test_evaluators_with_shared_networks_have_their_own_site_errors(digits):

@@ -1,8 +1,5 @@
 """Within a memory limit: the same moments in several passes, from files, and batches that fit."""
 
-import ctypes
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,19 +89,3 @@ def test_shares_of_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Memory.of(0).limit == 5 * GIB
     monkeypatch.undo()
     assert 1 << 28 < memory.installed() < 1 << 50
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc")
-def test_free_pages_of_the_heap_are_returned() -> None:
-    """In a process of its own: 64 MiB in blocks of 32 KiB, of which every second is freed, leave holes in the heap."""
-    code = """
-from amc.runtime.memory import trim_heap
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
-kept = [bytearray(32 << 10) for _ in range(2048)]
-del kept[::2]
-before = resident()
-assert trim_heap()
-assert before - resident() > 20, (before, resident())
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -23,7 +23,7 @@ from amc.operators.operator import NetworkFacts, PolicySetting
 from amc.operators.registry import OPERATORS, Operators
 from amc.reconstruction.fold import NormFolder
 from amc.reconstruction.moments import Moments
-from amc.runtime.memory import HeapTrimmer, Memory
+from amc.runtime.memory import Memory
 from amc.space.sites import Choice, Setting, SiteSettings
 from amc.task import Task
 
@@ -59,7 +59,6 @@ class Evaluator(Backend):
         self._errors = self._new_errors()
         self._scorer = Scorer(self.samples, settings.objective)
         self._racer = Racer(self.networks, self._scorer, settings)
-        self._trim_heap = HeapTrimmer()
 
     def _new_networks(self) -> PolicyNetworks:
         how = self.settings.reconstruction
@@ -97,12 +96,10 @@ class Evaluator(Backend):
         """Mean objective of the search and mean metric of the pruned network over the search split."""
         samples = self._scorer.read(self.networks.network(choice, self.settings), self.settings.half)
         self._racer.remember(choice, Reading(samples, len(self._scorer)))
-        self._trim_heap()
         return _mean(samples)
 
     def race(self, choice: Choice, incumbent: Choice, handicap: float = 1.0) -> Race:
         """Compare a policy with the ``incumbent`` on as few samples as needed (`amc.evaluation.racer`)."""
-        self._trim_heap()
         return self._racer.race(choice, incumbent, handicap)
 
     def site_error(self, site: int, setting: Setting) -> float:

@@ -6,7 +6,6 @@ to the activations of one batch; the rest is for the networks themselves and wha
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from torch import Tensor
 from amc.runtime.files import replacing
 
 GIB = 1 << 30
-TRIM_EVERY = 8
-"""Evaluations between two calls that return free memory to the system."""
 T = TypeVar("T")
 
 
@@ -66,35 +63,6 @@ def installed() -> int:
         except (OSError, ValueError):
             continue
     return found
-
-
-class HeapTrimmer:
-    """Returns free memory to the system at every `TRIM_EVERY`-th call, where the C library can (glibc).
-
-    Tensors of ever other sizes leave holes in the heap. glibc keeps them, so a process grows with the number of
-    policies that it has evaluated, though it holds no more. It takes some milliseconds.
-    """
-
-    def __init__(self) -> None:
-        self._calls = 0
-
-    def __call__(self) -> None:
-        """Count a call."""
-        self._calls += 1
-        if self._calls % TRIM_EVERY == 0:
-            trim_heap()
-
-
-def trim_heap() -> bool:
-    """Return whole free pages of the heap to the system (malloc_trim(3)). False where the C library cannot.
-
-    >>> trim_heap() in (True, False)
-    True
-    """
-    try:
-        return bool(ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0)))
-    except (OSError, AttributeError, TypeError):  # not glibc; Windows refuses None
-        return False
 
 
 class SpillStore(Mapping[str, T]):
