@@ -19,7 +19,7 @@ from amc.task import check_training, evaluate, load_data, make_task
 from amc.task.inputs import splits_of_inputs
 from amc.task.metrics import CLASSIFICATION, COSINE
 from amc.task.splits import hold, split_members
-from amc.task.unlabelled import OutputDistance
+from amc.task.unlabelled import OriginalTargets, OutputDistance
 from amc.train import make_plan, train
 
 PARTS = ("train", "calibration", "search", "test")
@@ -235,6 +235,32 @@ def test_targets_that_fit_are_held_in_memory():
     held = hold(own.splits.search, torch.device("cpu"))
     assert all(torch.equal(a, b) for a, b in zip(held.fetch(torch.arange(5)), own.splits.search.fetch(torch.arange(5)),
                                                  strict=True))  # fmt: skip
+
+
+class Counting(nn.Sequential):
+    """Counts the samples that it has seen."""
+
+    seen = 0
+
+    def forward(self, x):
+        type(self).seen += len(x)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("room", "passes"), [(1 << 30, 1), (0, 3)])
+def test_the_original_runs_once_for_samples_that_are_read_again(room, passes, monkeypatch):
+    """As when the images of a search split do not fit into memory, and are read for every policy; outputs do."""
+    monkeypatch.setattr("amc.task.unlabelled.HOLD_BYTES", room)
+    split = splits_of_inputs(INPUTS, DataConfig()).search
+    targets = OriginalTargets(split, Counting(*classifier()).eval(), torch.device("cpu"))
+    Counting.seen = 0
+    everything = torch.arange(len(split))
+    inputs, first = targets.fetch(everything)
+    again = torch.cat([targets.fetch(part)[1] for part in torch.split(everything, 7)])
+    backwards = targets.fetch(everything.flip(0))[1].flip(0)
+    assert Counting.seen == passes * len(split)
+    for found in (first, again, backwards):
+        torch.testing.assert_close(found, targets.original(inputs))
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------

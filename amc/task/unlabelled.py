@@ -14,18 +14,18 @@ anything else             squared error of all outputs as a share of their varia
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from amc.errors import DataError, ModelError
+from amc.errors import ModelError
 from amc.task import nested
 from amc.task.metrics import AGREEMENT, CLASSIFICATION, COSINE, Objective
 from amc.task.nested import Nested
-from amc.task.splits import Split, Splits
+from amc.task.splits import HOLD_BYTES, Split, Splits
 
 BLOCK = 64
 """Samples per forward pass of the original."""
@@ -35,18 +35,42 @@ SCALE_SAMPLES = 64
 
 @dataclass(frozen=True, eq=False)
 class OriginalTargets:
-    """A split without labels, with the original's outputs as targets; augmented inputs have their own."""
+    """A split without labels, with the original's outputs as targets; augmented inputs have their own.
+
+    The original runs once for every sample that is not augmented, as long as all outputs fit into `HOLD_BYTES`: a
+    search reads the same samples for every policy.
+    """
 
     split: Split
     original: nn.Module
     """In evaluation mode."""
     device: torch.device
+    _known: dict[int, Nested] = field(default_factory=dict, repr=False)
+    """Targets ``[1, ...]`` by the sample's index."""
 
     def __len__(self) -> int:
         return len(self.split)
 
     def fetch(self, indices: Tensor, augment: torch.Generator | None = None) -> tuple[Nested, Nested]:
         inputs, _ = self.split.fetch(indices, augment)
+        if augment is not None:
+            return inputs, self._outputs(inputs)
+        places = indices.tolist()
+        new = [row for row, place in enumerate(places) if place not in self._known]
+        found = self._outputs(nested.mapped(lambda leaf: leaf[new], inputs)) if new else ()
+        if len(new) == len(places) and not self._fit(found, len(new)):
+            return inputs, found
+        for row, place in enumerate(new):
+            self._known[places[place]] = nested.mapped(lambda leaf, a=row: leaf[a : a + 1], found)  # type: ignore[misc]
+        return inputs, nested.joined([self._known[place] for place in places])
+
+    def _fit(self, outputs: Nested, count: int) -> bool:
+        """Whether the outputs of all samples fit into memory, by those of ``count``."""
+        size = sum(leaf.numel() * leaf.element_size() for leaf in nested.leaves(outputs))
+        return size * len(self) <= HOLD_BYTES * count
+
+    def _outputs(self, inputs: Nested) -> Nested:
+        """The original's outputs, on the device of the inputs."""
         count = nested.length(inputs)
         found = []
         with torch.no_grad():
@@ -54,7 +78,7 @@ class OriginalTargets:
                 stop = min(start + BLOCK, count)
                 block = nested.mapped(lambda leaf, a=start, b=stop: leaf[a:b].to(self.device), inputs)  # type: ignore[misc]
                 found.append(_targets(nested.call(self.original, block), stop - start))
-        return inputs, nested.to(nested.joined(found), nested.leaves(inputs)[0].device)
+        return nested.to(nested.joined(found), nested.leaves(inputs)[0].device)
 
 
 def _targets(outputs: Any, count: int) -> Nested:
@@ -163,9 +187,3 @@ def without_labels(
     metric = COSINE.metric if objective is COSINE else distance.metric
     word = COSINE.name if objective is COSINE else "explained variance of outputs"
     return found, Objective(word, distance.loss, metric, None, True, distance.projection)
-
-
-def check_needs_no_labels(what: str, splits: Splits) -> None:
-    """Raise DataError where ``what`` needs labels, and the data have none."""
-    if not splits.labelled:
-        raise DataError(f"{what} needs labels, but the data are inputs only: give --data.")
