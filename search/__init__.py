@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from amc.errors import AmcError, ConfigError, first_line
+from amc.errors import ConfigError
 from amc.evaluation.problem import Problem
 from amc.runtime.registry import Entry, FunctionEntry, Registry, options
 
@@ -200,13 +200,7 @@ def check_searcher(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 def run_searcher(name: str, settings: Mapping[str, Any], problem: Problem, evaluations: int, seed: int) -> None:
     """Run a searcher. An exception in a user's searcher becomes a ConfigError of one line."""
     search, given = load_searcher(name), check_searcher(name, settings)
-    try:
+    with SEARCHERS.guarded(name):
         search(problem, evaluations, seed, **given)
-    except (AmcError, OSError, MemoryError):
-        raise
-    except Exception as error:
-        if SEARCHERS.entry(name).own:
-            raise
-        raise ConfigError(f"the searcher {name} fails: {type(error).__name__}: {first_line(error)}") from error
     if not problem.evaluations:
         raise ConfigError(f"the searcher {name} evaluated no policy: it must call problem.evaluate(choice).")

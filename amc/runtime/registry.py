@@ -14,7 +14,8 @@ Parameter(name='moves', default=2, help='sites changed at a time, at least 1')
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
@@ -24,7 +25,7 @@ from pydantic.fields import FieldInfo
 
 from amc.config.base import Settings
 from amc.config.messages import bounds, one_line
-from amc.errors import ConfigError, did_you_mean, first_line
+from amc.errors import AmcError, ConfigError, did_you_mean, first_line
 from amc.runtime.plugins import is_plugin, load_plugin
 
 T = TypeVar("T")
@@ -104,6 +105,22 @@ class Registry(Generic[T]):
     def load(self, name: str) -> T:
         """The object that a name stands for. Raises ConfigError."""
         return self.entry(name).load()
+
+    @contextmanager
+    def guarded(self, name: str) -> Iterator[None]:
+        """Within this context an entry is called. What one that is not amc's own raises becomes a ConfigError.
+
+        Errors of amc, of files and of memory are not its fault, and stay as they are.
+        """
+        try:
+            yield
+        except (AmcError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            if self.entry(name).own:
+                raise
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise ConfigError(f"the {self.kind} {name} fails: {reason}") from error
 
     def _installed(self, point: metadata.EntryPoint) -> Entry[T]:
         def load() -> T:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from amc.errors import AmcError, ConfigError, first_line
+from amc.errors import ConfigError
 from amc.runtime.registry import Entry, FunctionEntry, Registry, options
 from amc.train.hooks import Hook
 from amc.train.plan import Plan
@@ -96,15 +96,9 @@ def recovered(name: str, settings: Mapping[str, Any], pruned: Pruned, plan: Plan
     """
     given = recovery_settings(name, settings)
     wanted = _shapes(pruned.model)
-    try:
+    with RECOVERIES.guarded(name):
         found = RECOVERIES.load(name)(pruned, plan, **given)
         shapes = _shapes(found.model)
-    except (AmcError, OSError, MemoryError):
-        raise
-    except Exception as error:
-        if RECOVERIES.entry(name).own:
-            raise
-        raise ConfigError(f"the recovery {name} fails: {type(error).__name__}: {first_line(error)}") from error
     if shapes != wanted:
         raise ConfigError(f"the recovery {name} gives a network that is not the pruned one's size.")
     return found

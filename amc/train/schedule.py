@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 
-from amc.errors import ConfigError, first_line
-from amc.runtime.plugins import is_plugin
+from amc.errors import ConfigError
 from amc.runtime.registry import Entry, FunctionEntry, Registry, about, options
 from amc.space.sites import Choice, PolicyGrid
 
@@ -167,13 +166,9 @@ def phases(name: str, settings: Mapping[str, Any], grid: PolicyGrid, chosen: Cho
     if epochs == 0 or not grid.is_legal(chosen):
         return one_shot(grid, chosen, epochs)
     given = check_schedule(name, settings)
-    try:
+    with SCHEDULES.guarded(name):
         found = list(SCHEDULES.load(name)(grid, chosen, epochs, **given))
         path = [grid.positions(phase.choice) for phase in found]
-    except Exception as error:
-        if not is_plugin(name):
-            raise
-        raise ConfigError(f"the schedule {name} fails: {type(error).__name__}: {first_line(error)}") from error
     if not found or tuple(found[-1].choice) != tuple(chosen):
         raise ConfigError(f"the schedule {name} does not end at the chosen policy.")
     if any((after > before).any() for before, after in pairwise(path)):

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
-from amc.errors import AmcError, ConfigError, first_line
 from amc.runtime.registry import Entry, FunctionEntry, Registry, about, options
 from amc.train.sparse.state import Masks, SparseState
 
@@ -81,11 +80,5 @@ def sparse_rule(name: str, settings: Mapping[str, Any]) -> SparseRule:
     """A rule by name, or of ``file.py:function``. Raises ConfigError where there is none, or a setting is wrong."""
     factory = RULES.load(name)
     given = options(f"sparse rule {name}", factory, settings)
-    try:
+    with RULES.guarded(name):
         return factory(**given)
-    except AmcError:
-        raise
-    except Exception as error:
-        if RULES.entry(name).own:
-            raise
-        raise ConfigError(f"the sparse rule {name} fails: {type(error).__name__}: {first_line(error)}") from error

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from amc.errors import AmcError, ConfigError, first_line
+from amc.errors import ConfigError
 from amc.graph.sites import Graph
 from amc.runtime.registry import Entry, FunctionEntry, Registry, options
 from amc.task import Task
@@ -106,13 +106,6 @@ def prepared(name: str, settings: Mapping[str, Any], network: DenseNetwork, plan
     given = preparation_settings(name, settings)
     if not network.graph.sites:
         raise ConfigError(f"--sparsify {name}: no channel of this network can be removed. Leave --sparsify out.")
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(plan.seed)
-            return PREPARATIONS.load(name)(network, plan, **given)
-    except AmcError:
-        raise
-    except Exception as error:
-        if PREPARATIONS.entry(name).own:
-            raise
-        raise ConfigError(f"the preparation {name} fails: {type(error).__name__}: {first_line(error)}") from error
+    with PREPARATIONS.guarded(name), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        return PREPARATIONS.load(name)(network, plan, **given)
