@@ -39,7 +39,6 @@ from amc.task.nested import Nested
 _TRANSIENT = ("metadata_props", "doc_string")
 STRUCTURE = "amc.outputs"
 """Key of the metadata that says what a network from an ONNX file gives, whose outputs have names of their own."""
-_STRUCTURE: Mapping[bool, dict[str, str]] = {True: {STRUCTURE: "tensor"}, False: {}}
 OPSETS = (18, 23)
 """The first and the last opset that is written where a network comes from an ONNX file of one between them."""
 _LARGEST = 2**31  # bytes: protobuf's limit
@@ -77,7 +76,8 @@ def export_onnx(model: nn.Module, example: Nested, path: Path) -> None:
             raise ExportError(f"the network cannot be exported to ONNX: {FIXED_BATCH}")
     _strip(proto)
     if isinstance(model, OnnxModel):
-        onnx.helper.set_model_props(proto, {**model.interface.metadata, **_STRUCTURE[len(outputs) == 1]})
+        structure = {STRUCTURE: "tensor"} if len(outputs) == 1 else {}
+        onnx.helper.set_model_props(proto, {**model.interface.metadata, **structure})
     with replacing(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
 

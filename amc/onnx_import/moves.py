@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amc.onnx_import.holders import backwards
-from amc.onnx_import.node import Node, Value, as_tensor, numbers, scalar
+from amc.onnx_import.node import Node, Value, as_tensor, axes_of, numbers, scalar
 from amc.onnx_import.resize import resize
-from amc.onnx_import.tensors import axes_of
 
 Operator = Callable[..., Any]
 

@@ -160,3 +160,8 @@ def scalar(value: Value) -> Any:
     if len(found) != 1:
         raise ValueError(f"a single number is wanted, not {len(found)}")
     return found[0]
+
+
+def axes_of(node: Node, given: Value, key: str = "axes") -> list[int] | None:
+    """Axes, or other whole numbers, from an input, or from an attribute where there is no such input."""
+    return node.wholes(key) if given is None else [int(v) for v in numbers(given)]

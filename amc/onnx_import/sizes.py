@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amc.onnx_import.node import NUMPY, Dim, Node, numbers, scalar
+from amc.onnx_import.node import NUMPY, Dim, Node, axes_of, numbers, scalar
 
 Array = NDArray[Any]
 Operator = Callable[..., Any]
@@ -25,10 +25,6 @@ def boxed(values: list[Any]) -> Array:
     found = np.empty(len(values), object)
     found[:] = values
     return found
-
-
-def _axes(node: Node, given: Array | None, key: str = "axes") -> list[int] | None:
-    return node.wholes(key) if given is None else [int(v) for v in numbers(given)]
 
 
 def _gather(node: Node, x: Array, indices: Array) -> Array:
@@ -47,8 +43,8 @@ def _alike(parts: tuple[Array, ...]) -> list[Array]:
 
 def _slice(node: Node, x: Array, starts: Array | None = None, ends: Array | None = None, axes: Array | None = None,
            steps: Array | None = None) -> Array:  # fmt: skip
-    first, last = _axes(node, starts, "starts") or [], _axes(node, ends, "ends") or []
-    which = _axes(node, axes) or list(range(len(first)))
+    first, last = axes_of(node, starts, "starts") or [], axes_of(node, ends, "ends") or []
+    which = axes_of(node, axes) or list(range(len(first)))
     by = [int(v) for v in numbers(steps)] or [1] * len(first)
     index = [slice(None)] * x.ndim
     for axis, a, b, step in zip(which, first, last, by, strict=True):
@@ -57,7 +53,7 @@ def _slice(node: Node, x: Array, starts: Array | None = None, ends: Array | None
 
 
 def _unsqueeze(node: Node, x: Array, axes: Array | None = None) -> Array:
-    where = _axes(node, axes) or []
+    where = axes_of(node, axes) or []
     rank = x.ndim + len(where)
     shape = list(x.shape)
     for axis in sorted(a % rank for a in where):
@@ -66,7 +62,7 @@ def _unsqueeze(node: Node, x: Array, axes: Array | None = None) -> Array:
 
 
 def _squeeze(node: Node, x: Array, axes: Array | None = None) -> Array:
-    where = _axes(node, axes)
+    where = axes_of(node, axes)
     return np.squeeze(x, None if where is None else tuple(where))
 
 
@@ -125,7 +121,7 @@ def _tile(node: Node, x: Array, repeats: Array) -> Array:
 
 def _reduced(function: Any) -> Operator:
     def reduce(node: Node, x: Array, axes: Array | None = None) -> Array:
-        where = _axes(node, axes)
+        where = axes_of(node, axes)
         if where == [] or (where is None and node.whole("noop_with_empty_axes")):
             where = None if not node.whole("noop_with_empty_axes") else ()  # type: ignore[assignment]
         return np.asarray(function(x, axis=None if where is None else tuple(where),
@@ -135,7 +131,7 @@ def _reduced(function: Any) -> Operator:
 
 
 def _split(node: Node, x: Array, sizes: Array | None = None) -> list[Array]:
-    lengths = _axes(node, sizes, "split")
+    lengths = axes_of(node, sizes, "split")
     axis = node.whole("axis")
     if lengths is None:
         return np.array_split(x, node.whole("num_outputs", 2), axis)

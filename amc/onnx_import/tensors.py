@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from amc.onnx_import.node import DTYPES, Node, Value, as_tensor, numbers, scalar
+from amc.onnx_import.node import DTYPES, Node, Value, as_tensor, axes_of, scalar
 from amc.onnx_import.windows import average_pool, convolution, max_pool
 
 Operator = Callable[..., Any]
@@ -168,11 +168,6 @@ def _softmax(function: Callable[..., Tensor]) -> Operator:
 
 
 # Over axes
-
-
-def axes_of(node: Node, given: Value, key: str = "axes") -> list[int] | None:
-    """Axes from an attribute or an input."""
-    return node.wholes(key) if given is None else [int(v) for v in numbers(given)]
 
 
 def _reduce(function: Callable[[Tensor, list[int], bool], Tensor]) -> Operator:

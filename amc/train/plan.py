@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -67,10 +67,7 @@ class Sgd:
 
     def __call__(self, model: nn.Module, plan: Plan) -> torch.optim.Optimizer:
         """The optimiser of all parameters that are not frozen."""
-        decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.SGD(groups, lr=plan.lr, momentum=self.momentum, nesterov=self.nesterov)
+        return torch.optim.SGD(_decayed(model, plan), lr=plan.lr, momentum=self.momentum, nesterov=self.nesterov)
 
 
 @dataclass(frozen=True)
@@ -82,10 +79,14 @@ class Adam:
 
     def __call__(self, model: nn.Module, plan: Plan) -> torch.optim.Optimizer:
         """The optimiser of all parameters that are not frozen."""
-        decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=plan.lr)
+        return torch.optim.AdamW(_decayed(model, plan), lr=plan.lr)
+
+
+def _decayed(model: nn.Module, plan: Plan) -> list[dict[str, Any]]:
+    """All parameters that are not frozen, in groups: matrices and kernels decay, biases and scales do not."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    return [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 ADAM_RATE = 1 / 30

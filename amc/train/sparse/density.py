@@ -15,8 +15,6 @@ from collections.abc import Sequence
 
 from amc.errors import ConfigError
 
-DENSITIES = ("erdos-renyi-kernel", "uniform")
-
 
 def counts(kind: str, density: float, shapes: Sequence[Sequence[int]]) -> list[int]:
     """The number of weights of every layer, at least one; together they are the ``density`` of all, rounded.

@@ -45,6 +45,12 @@ class ChannelWeights:
         return [self._summed(group, count, tensors, value)
                 for group, count in zip(self.slots, self.channels, strict=True)]  # fmt: skip
 
+    def root_mean_squares(self, model: nn.Module) -> dict[str, Tensor]:
+        """‖w‖ / √p of every channel ``[C]`` by site name; 0 for channels without weights."""
+        squares, sizes = self.total(model, torch.square), self.total(model, torch.ones_like)
+        return {name: (own.detach() / size.detach().clamp(min=1)).sqrt()
+                for name, own, size in zip(self.names, squares, sizes, strict=True)}  # fmt: skip
+
     def _summed(
         self, group: Sequence[Slot], count: int, parameters: Mapping[str, Tensor], value: Callable[[Tensor], Tensor]
     ) -> Tensor:

@@ -37,7 +37,6 @@ class LearningCompression(Sparsifier):
         self, network: DenseNetwork, share: float, rounds: int, mu: float, growth: float, start: float
     ) -> None:
         self._weights, self._share, self._rounds = ChannelWeights.of(network.graph, network.model), share, rounds
-        self._sizes = [own.detach() for own in self._weights.total(network.model, torch.ones_like)]
         self._mu, self._growth, self._start, self.round = mu, growth, start, 0
         held = sorted({slot.tensor for group in self._weights.slots for slot in group})
         parameters = dict(network.model.named_parameters())
@@ -74,9 +73,7 @@ class LearningCompression(Sparsifier):
 
     def scores(self, model: nn.Module) -> Mapping[str, Tensor]:
         """‖w‖ / √p of every channel."""
-        squares = self._weights.total(model, torch.square)
-        return {name: (own.detach() / size.clamp(min=1)).sqrt()
-                for name, own, size in zip(self._weights.names, squares, self._sizes, strict=True)}  # fmt: skip
+        return self._weights.root_mean_squares(model)
 
     def finish(self, model: nn.Module) -> None:
         """w = θ: the channels that Π does not keep are 0."""

@@ -35,9 +35,7 @@ class NormPenalty(Sparsifier):
 
     def scores(self, model: nn.Module) -> Mapping[str, Tensor]:
         """‖w‖ / √p of every channel."""
-        squares = self._weights.total(model, torch.square)
-        return {name: (own.detach() / size.clamp(min=1)).sqrt()
-                for name, own, size in zip(self._weights.names, squares, self._sizes, strict=True)}  # fmt: skip
+        return self._weights.root_mean_squares(model)
 
     def state(self) -> Mapping[str, float]:
         """λ: a training with another one is another training."""

@@ -32,7 +32,6 @@ class SelectiveDecay(Sparsifier):
     def __init__(self, network: DenseNetwork, plan: Plan, share: float, decay: float, low: float, high: float) -> None:
         self._plan, self._share, self._decay, self._low, self._high = plan, share, decay, low, high
         self._weights = ChannelWeights.of(network.graph, network.model)
-        self._sizes = [own.detach() for own in self._weights.total(network.model, torch.ones_like)]
 
     def factor(self, step: Step) -> float:
         """1 / (1 + lr a μ) of a step."""
@@ -46,9 +45,7 @@ class SelectiveDecay(Sparsifier):
 
     def scores(self, model: nn.Module) -> Mapping[str, Tensor]:
         """‖w‖ / √p of every channel."""
-        squares = self._weights.total(model, torch.square)
-        return {name: (own.detach() / size.clamp(min=1)).sqrt()
-                for name, own, size in zip(self._weights.names, squares, self._sizes, strict=True)}  # fmt: skip
+        return self._weights.root_mean_squares(model)
 
     def state(self) -> Mapping[str, Any]:
         """The settings: a training with others is another training."""
