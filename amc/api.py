@@ -20,9 +20,11 @@ from amc.config import BudgetConfig, Config, ModelConfig, from_dict
 from amc.envs import PruningEnv
 from amc.errors import BundleError, ConfigError
 from amc.evaluation import Problem
-from amc.pipeline.onnx_files import load_onnx as load_graph
+from amc.pipeline.checks import check, check_without_labels
+from amc.pipeline.onnx_files import load_onnx as open_onnx_file
 from amc.pipeline.onnx_files import open_onnx_alone
-from amc.pipeline.pipeline import check, check_without_labels, compress_task, open_task, pick_device
+from amc.pipeline.opening import open_task, pick_device
+from amc.pipeline.pipeline import compress_task
 from amc.pipeline.problems import problem_of
 from amc.pipeline.result import Result
 from amc.runtime.arguments import PATH, expect
@@ -79,7 +81,7 @@ def compress(
     if isinstance(model, nn.Module):
         own: nn.Module = copied(unwrapped(model))
     else:
-        own, splits = load_graph(model, splits)
+        own, splits = open_onnx_file(model, splits)
     task = make_task(name, own, splits, pick_device(config.device), objective)
     if out is not None and Path(out).exists() and not Path(out).is_dir():
         raise BundleError(f"{out} is a file: name a folder with out.")
@@ -162,4 +164,4 @@ def load_onnx(path: str | Path, inputs: Any = None) -> nn.Module:
     config = Config(model=ModelConfig(name=str(path)))
     if inputs is None:
         return open_onnx_alone(config)[0]
-    return load_graph(path, splits_of_inputs(inputs, config.data))[0]
+    return open_onnx_file(path, splits_of_inputs(inputs, config.data))[0]

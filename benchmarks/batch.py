@@ -33,7 +33,7 @@ from amc.batch.pool import Processes
 from amc.batch.status import statuses
 from amc.config import Config, from_dict, to_dict
 from amc.pipeline.choosing import Choosing
-from amc.pipeline.pipeline import open_task
+from amc.pipeline.opening import open_task
 from amc.pipeline.record import Record
 from amc.pipeline.stages import Stages
 from amc.runtime.journal import Journal

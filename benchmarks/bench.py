@@ -17,7 +17,7 @@ import torch
 from amc.config import from_dict
 from amc.evaluation.evaluator import Evaluator
 from amc.graph.sites import Graph
-from amc.pipeline.pipeline import open_task
+from amc.pipeline.opening import open_task
 from amc.pipeline.record import Record
 from amc.pipeline.stages import Stages
 from amc.runtime.journal import Journal, read_records

@@ -28,7 +28,7 @@ import yaml
 
 from amc.config import RECIPES, Config, from_run, unless_auto
 from amc.deploy import bundle
-from amc.pipeline.pipeline import open_task
+from amc.pipeline.opening import open_task
 from amc.task import Task, evaluate
 from amc.task.splits import sample
 from amc.train import asked_precision, make_plan, train, training_hooks, training_task

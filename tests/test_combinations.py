@@ -19,7 +19,8 @@ from amc.importance import COMPARED, CRITERIA, compared, criteria, criterion_fil
 from amc.operators.channels import all_widths, legal_widths
 from amc.operators.operator import NetworkFacts
 from amc.pipeline import recovering
-from amc.pipeline.pipeline import check, compress_task
+from amc.pipeline.checks import check
+from amc.pipeline.pipeline import compress_task
 from amc.reconstruction.moments import collect, readers
 from amc.task import Task, load_data, make_task
 

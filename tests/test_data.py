@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from amc.config import Config, DataConfig
 from amc.errors import ConfigError, DataError
-from amc.pipeline.pipeline import open_task
+from amc.pipeline.opening import open_task
 from amc.task.data import load_data
 from amc.task.datasets import DatasetSplit, splits_of
 from amc.task.images import ImageFiles

@@ -151,7 +151,7 @@ def test_a_bad_storage_is_told_without_its_password(capsys) -> None:
 def test_a_password_is_in_no_file_and_comes_from_the_environment_on_resume(capsys, here: Path, monkeypatch) -> None:
     import contextlib
 
-    monkeypatch.setattr("amc.pipeline.pipeline.check_log", lambda log: None)
+    monkeypatch.setattr("amc.pipeline.checks.check_log", lambda log: None)
     monkeypatch.setattr("amc.pipeline.pipeline.tracked", lambda *_: contextlib.nullcontext())
     address = "mlflow:http://u:hunter2@h"
     quick = ["--searcher", "uniform", "--evaluations", "1", "--no-finetune", "--recalibrate", "off", "--out", "run"]

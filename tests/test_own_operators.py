@@ -71,7 +71,7 @@ def test_it_is_searched_trained_within_delivered_and_loaded(tmp_path, named):
 def test_a_bundle_of_it_is_loaded_with_the_operator(tmp_path, named):
     run = tmp_path / "run"
     assert main(["search", "--params", "0.6", "--operators", named, "--out", str(run), *searched(named)]) == 0
-    from amc.pipeline.pipeline import open_task
+    from amc.pipeline.opening import open_task
 
     task = open_task(from_run(run))
     with pytest.raises(PolicyError, match="unknown kind of compression 'coarse'"):

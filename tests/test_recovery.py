@@ -11,7 +11,8 @@ from amc.deploy.bundle import save_weights
 from amc.deploy.result import read_result
 from amc.errors import AmcError, ConfigError, ModelError
 from amc.pipeline import recovering
-from amc.pipeline.pipeline import check, run
+from amc.pipeline.checks import check
+from amc.pipeline.pipeline import run
 from amc.task.models import build_model
 from amc.testing import check_recovery
 from amc.train import Plan, Pruned, recovered, recoveries, recovery_settings

@@ -8,7 +8,7 @@ from amc.cli import main
 from amc.config import from_dict
 from amc.envs.toy import toy_problem
 from amc.errors import BundleError, ConfigError
-from amc.pipeline.pipeline import check
+from amc.pipeline.checks import check
 from amc.pipeline.trust import refuse_plugins
 from amc.runtime.registry import settings_of
 from amc.search import check_searcher, load_searcher, may_race, run_searcher, searchers

@@ -14,7 +14,8 @@ from amc.config import BudgetConfig, Config, DataConfig, FinetuneConfig, ModelCo
 from amc.errors import ConfigError
 from amc.graph import build_graph
 from amc.importance import criterion_files, load_criterion, rank, write_ranking
-from amc.pipeline.pipeline import check, run
+from amc.pipeline.checks import check
+from amc.pipeline.pipeline import run
 from amc.pipeline.training import train_network
 from amc.task import load_data, make_task
 from amc.task.models import build_model

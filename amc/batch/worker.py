@@ -15,7 +15,9 @@ from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.settings import EvaluationSettings
 from amc.graph.build import build_graph
 from amc.operators.operator import NetworkFacts
-from amc.pipeline.pipeline import check, compress_task, open_task
+from amc.pipeline.checks import check
+from amc.pipeline.opening import open_task
+from amc.pipeline.pipeline import compress_task
 from amc.pipeline.record import Record
 from amc.pipeline.spaces import branches_go, make_space
 from amc.pipeline.stages import Stages

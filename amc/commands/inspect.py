@@ -70,14 +70,14 @@ def _listed(widths: Sequence[int]) -> str:
 def _inspect(parsed: argparse.Namespace) -> InspectAnswer:
     from amc.graph.build import build_graph
     from amc.operators.channels import legal_widths
-    from amc.pipeline.pipeline import look_at
+    from amc.pipeline.opening import open_for_inspection
     from amc.space.resources import ResourceModel
 
     given = given_values(parsed)
     if given.get("model", {}).get("name"):
         given["model"].setdefault("weights", "random")
     config = configuration(parsed, given)
-    task = look_at(config, with_data=config.data != Config().data)
+    task = open_for_inspection(config, with_data=config.data != Config().data)
     graph = build_graph(task.model, task.example)
     costs = ResourceModel(graph, task.model).cost([s.channels for s in graph.sites])
     step = unless_auto(config.search.channel_step)

@@ -63,7 +63,7 @@ def _profile(parsed: argparse.Namespace) -> ProfileAnswer:
     from amc.latency.prediction import effective_widths
     from amc.latency.profiling import profile_network
     from amc.operators.channels import legal_widths
-    from amc.pipeline.pipeline import open_task
+    from amc.pipeline.opening import open_task
 
     given = given_values(parsed)
     given.setdefault("model", {}).setdefault("weights", "random")  # what they are does not matter to time

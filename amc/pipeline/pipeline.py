@@ -8,26 +8,21 @@ from itertools import count
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from amc.config import Config, DataConfig, from_run, unless_auto
-from amc.errors import AmcError, BundleError, ConfigError, Interrupted, first_line
-from amc.evaluation.reward import load_reward
-from amc.importance import Need, load_criterion
-from amc.latency import is_profile, load_latency_model
+from amc.config import Config, from_run, unless_auto
+from amc.errors import AmcError, BundleError, Interrupted
 from amc.latency.instruments import Instruments
 from amc.operators.policy import Policy
 from amc.pipeline.backends import RemoteBackend
-from amc.pipeline.combinations import check_combination
+from amc.pipeline.checks import check, check_gradients
 from amc.pipeline.delivery import Delivery
 from amc.pipeline.findings import findings
 from amc.pipeline.measuring import Measuring
-from amc.pipeline.onnx_files import is_onnx, open_onnx, open_onnx_alone
+from amc.pipeline.opening import open_task
 from amc.pipeline.record import Record
 from amc.pipeline.recovering import train_original
 from amc.pipeline.result import Result
 from amc.pipeline.rounds import Prepared, run_rounds
-from amc.pipeline.spaces import branches_go, check_operators
 from amc.pipeline.stages import Stages
 from amc.pipeline.summary import summarise
 from amc.pipeline.timing import RunTiming
@@ -38,10 +33,8 @@ from amc.runtime.journal import Journal, read_records
 from amc.runtime.locks import MeasurementLock
 from amc.runtime.monitor import Logged, Monitor, announce
 from amc.runtime.progress import Recorder
-from amc.runtime.tracking import check_log, tracked
-from amc.search import check_searcher, keeps_study, searchers
-from amc.space.budget import UNITS, Budget
-from amc.task import Splits, Task, load_data, load_model, load_objective, make_task, nested
+from amc.runtime.tracking import tracked
+from amc.task import Task
 
 
 def run(
@@ -79,131 +72,11 @@ def run(
     return compress_task(task, config, new_folder(config), monitor, remote, instruments)
 
 
-def check(config: Config) -> None:
-    """Raise AmcError for mistakes in a configuration that can be found before anything is loaded."""
-    Budget.from_config(config.budget).limits(dict.fromkeys(UNITS, 1e12))
-    check_searcher(config.search.searcher, config.search.searcher_options)
-    check_combination(config)
-    check_operators(config)
-    if config.search.storage and not keeps_study(config.search.searcher):
-        able = ", ".join(filter(keeps_study, searchers()))
-        raise ConfigError(f"--storage is for the searchers that keep a study: {able}.")
-    if config.search.storage and config.budget.latency:
-        raise ConfigError(
-            "--storage cannot be combined with --latency: every process predicts latency from its own measurements, "
-            "so a policy may be within the limit for one and not for another. Leave --storage out."
-        )
-    if config.search.storage:
-        from amc.search.study import check_storage
-
-        check_storage(config.search.storage)
-    named = config.search.latency_model
-    if config.budget.latency and named and not is_profile(named):
-        if branches_go(config):
-            asked = "--branches" if config.budget.branches is not None else "--operators branches"
-            raise ConfigError(
-                f"{asked} cannot be combined with --latency-model {named}: only profiles predict the "
-                "latency of a network without some of its branches. Leave one of the two out."
-            )
-        load_latency_model(named)
-    if config.search.latency_aware:
-        check_latency_aware(config)
-    load_reward(config.search.reward)
-    load_objective(config.objective)
-    if config.data.inputs is not None:
-        if config.data.name != DataConfig().name:
-            raise ConfigError(f"--calibration takes the place of --data {config.data.name}: leave one of the two out.")
-        check_without_labels(config)
-    check_log(config.log)
-
-
-def check_latency_aware(config: Config) -> None:
-    """Raise ConfigError for an option that cannot be combined with ``--latency-aware``."""
-    search = config.search
-    named = search.latency_model
-    others = {
-        "--latency": config.budget.latency is not None,
-        f"--reward {search.reward}": search.reward != "loss",
-        f"--criterion-scope {search.criterion_scope}": search.criterion_scope != "site",
-        "--storage": search.storage is not None,
-        f"--latency-model {named}": named is not None and not is_profile(named),
-    }
-    for option in (option for option, given in others.items() if given):
-        raise ConfigError(f"--latency-aware cannot be combined with {option}: leave one of the two out.")
-
-
-def check_without_labels(config: Config) -> None:
-    """Raise ConfigError for an option that needs labels; called if the data have none."""
-    finetune = config.finetune
-    asked = {
-        "--search-objective loss": config.search.objective == "loss" and config.objective == Config().objective,
-        f"--label-smoothing {finetune.label_smoothing:g}": finetune.label_smoothing > 0,
-        f"--distillation {finetune.distillation:g}": finetune.distillation == 0,
-    }
-    for option in (option for option, given in asked.items() if given):
-        raise ConfigError(f"{option} needs labels, but the data are inputs only: leave it out, or give labelled data.")
-
-
-def check_gradients(task: Task, config: Config) -> None:
-    """Raise ConfigError for a criterion that needs gradients if the objective is a distance, whose gradient is 0."""
-    name = config.search.criterion
-    if task.objective.projection is not None and Need.GRADIENTS in load_criterion(name).needs:
-        raise ConfigError(
-            f"--criterion {name} needs the gradient of a loss by labels, but the data are inputs only: use obs or "
-            "another that does not (amc list criteria)."
-        )
-
-
-def open_task(config: Config) -> Task:
-    """The task of a configuration: data, network and device.
-
-    An image folder is read as greyscale if the network's first convolution has one input channel.
-    """
-    if is_onnx(config.model.name):
-        return _task(config, *open_onnx(config))
-    splits = load_data(config.data)
-    first = nested.leaves(splits.search.fetch(torch.tensor([0]))[0])[0]
-    channels = first.shape[1] if first.ndim > 1 else 1
-    model = load_model(config.model.name, config.model.weights, channels, splits.classes, config.data.source)
-    first_layer = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    folder = config.data.name.startswith("imagefolder:") or Path(config.data.inputs or "").is_dir()
-    if folder and channels == 3 and getattr(first_layer, "in_channels", 3) == 1:
-        splits = load_data(config.data, channels=1)
-    return _task(config, model, splits)
-
-
-def _task(config: Config, model: nn.Module, splits: Splits) -> Task:
-    name, objective = f"{Path(config.model.name).name} on {splits.source}", load_objective(config.objective)
-    return make_task(name, model, splits, pick_device(config.device), objective)
-
-
-def look_at(config: Config, with_data: bool) -> Task:
-    """The task for ``amc inspect``. An ONNX file needs no data, since it contains the shapes of its inputs."""
-    if is_onnx(config.model.name) and not with_data:
-        return _task(config, *open_onnx_alone(config))
-    return open_task(config)
-
-
 def use_threads(config: Config) -> None:
     """Set torch's number of threads, if the configuration has one."""
     threads = unless_auto(config.threads)
     if threads is not None:
         torch.set_num_threads(threads)
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device of this name; ``auto`` is CUDA if it is available. Raises ConfigError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("it is neither cpu nor cuda")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = first_line(error)
-        raise ConfigError(f"--device {name} is not available here: {reason}") from None
-    return device
 
 
 def new_folder(config: Config) -> Path:

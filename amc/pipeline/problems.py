@@ -12,7 +12,7 @@ from amc.errors import ConfigError
 from amc.evaluation.cached import CachedSearch
 from amc.evaluation.problem import Problem
 from amc.evaluation.reward import load_reward
-from amc.pipeline.pipeline import check_gradients
+from amc.pipeline.checks import check_gradients
 from amc.pipeline.record import Record
 from amc.pipeline.stages import Stages, site_features
 from amc.runtime.journal import Journal

@@ -17,7 +17,8 @@ from amc.deploy.result import read_result
 from amc.errors import BundleError, ConfigError
 from amc.importance import write_ranking
 from amc.latency import ConfinedRunner, onnx_metric
-from amc.pipeline.pipeline import open_task, use_threads
+from amc.pipeline.opening import open_task
+from amc.pipeline.pipeline import use_threads
 from amc.pipeline.sparsity import check_sparsity, make_sparse, make_sparsifier
 from amc.pipeline.trust import is_own, refuse_plugins, without_download
 from amc.runtime.monitor import Monitor, Silent
