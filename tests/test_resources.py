@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from amc.graph.build import build_graph
 from amc.graph.channels import Axis
-from amc.space.resources import FileLayout, ResourceModel, StoredTensor, varint
+from amc.space.file_size import FileLayout, StoredTensor, varint
+from amc.space.resources import ResourceModel
 
 MULTIPLYING = {"conv", "linear", "matmul", "bmm", "addmm", "einsum", "baddbmm"}
 

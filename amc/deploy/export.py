@@ -31,7 +31,7 @@ from amc.onnx_import import OnnxModel
 from amc.operators.branches import find_branches, owner, remove, removed, varint_bytes
 from amc.runtime.files import check_file, replacing
 from amc.runtime.silence import silenced
-from amc.space.resources import FileLayout, StoredTensor
+from amc.space.file_size import FileLayout, StoredTensor
 from amc.task import nested
 from amc.task.checks import copied
 from amc.task.nested import Nested

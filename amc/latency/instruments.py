@@ -11,7 +11,7 @@ from typing import Protocol
 from amc.latency.measurement import Measurement, measure
 from amc.latency.probe import LatencyProbe
 from amc.latency.session import Inputs
-from amc.space.resources import FileLayout
+from amc.space.file_size import FileLayout
 
 
 class Measure(Protocol):

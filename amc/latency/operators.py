@@ -22,7 +22,7 @@ from amc.graph.channels import length_of
 from amc.latency.measurement import WARMUP
 from amc.latency.reference import Reference
 from amc.latency.session import Inputs, Runner, denormals_as_zero
-from amc.space.resources import FileLayout, StoredTensor
+from amc.space.file_size import FileLayout, StoredTensor
 from amc.task import nested
 
 Ints = NDArray[np.int64]

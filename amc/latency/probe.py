@@ -21,7 +21,7 @@ from amc.latency.operators import activations, profile
 from amc.latency.reference import Reference, Timing, timed
 from amc.latency.session import Inputs, Runner, denormals_as_zero
 from amc.operators.branches import remove
-from amc.space.resources import FileLayout
+from amc.space.file_size import FileLayout
 
 ROUNDS = 20
 

@@ -27,7 +27,7 @@ from amc.graph.channels import Kept, Layer
 from amc.graph.sites import Graph, Site, consumers
 from amc.operators.channels import ChannelSetting
 from amc.operators.operator import CompressionOperator, NetworkFacts, PolicySetting, SettingBounds, whole_number
-from amc.space.resources import Branch
+from amc.space.file_size import Branch
 from amc.space.sites import Setting, SiteSettings
 
 _WEIGHTY = frozenset(["Conv", "Gemm", "MatMul"])

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from amc.errors import PolicyError
 from amc.graph.channels import Kept
 from amc.graph.sites import Graph
-from amc.space.resources import CostModel, FileLayout, ResourceModel
+from amc.space.file_size import FileLayout
+from amc.space.resources import CostModel, ResourceModel
 from amc.space.sites import Ints, Setting, SiteSettings
 
 Solved = Mapping[str, Mapping[str, Tensor]]

@@ -1,7 +1,8 @@
 """The space of policies: the settings of every site, exact costs, and limits."""
 
 from amc.space.budget import Budget, Space, format_cost, parse_limit
-from amc.space.resources import Branch, CostModel, FileLayout, ResourceModel, StoredTensor
+from amc.space.file_size import Branch, FileLayout, StoredTensor
+from amc.space.resources import CostModel, ResourceModel
 from amc.space.sites import Choice, PolicyGrid, Setting, SiteSettings, frozen_setting, numeric_sites, ranked_site
 
 __all__ = [

@@ -29,9 +29,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from amc.graph.channels import ActivationProduct, Axis, Layer, length_of
+from amc.graph.channels import ActivationProduct, Layer
 from amc.graph.sites import Graph
 from amc.graph.surgery import axes_of, holder_of, own_tensors
+from amc.space.file_size import FileLayout, FileSize, present
 from amc.space.sites import Floats, Ints
 
 
@@ -68,51 +69,6 @@ class CostModel(Protocol):
     def costs(self, sizes: ArrayLike, /) -> Mapping[str, Floats]: ...
 
 
-@dataclass(frozen=True)
-class Branch:
-    """A residual branch that can be removed from an ONNX file (see `amc.operators.branches`)."""
-
-    site: int
-    """The channel group inside the branch; width 0 removes the branch."""
-    layers: frozenset[str]
-    """Names of the layers that are removed with it."""
-    bypassed: Mapping[str, str]
-    """Output of each node that becomes an Identity → the tensor that it is then equal to."""
-    dead: frozenset[str]
-    """First outputs of the removed nodes."""
-    tensors: frozenset[str]
-    """Names of the removed initializers."""
-    bytes: int
-    """Bytes by which the records of nodes become shorter."""
-
-
-@dataclass(frozen=True, eq=False)
-class StoredTensor:
-    """A tensor in the ONNX file: its dimensions, and the layers' axes that determine them."""
-
-    dims: tuple[int, ...]
-    axes: tuple[Axis | None, ...]
-    itemsize: int
-    fixed: int
-    """Bytes of the tensor's record that do not depend on the policy."""
-    per_group: int = 0
-    """If not 0, the first dimension divided by this is also written as the ``group`` attribute of a convolution."""
-    name: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class FileLayout:
-    """The layout of the original's ONNX file."""
-
-    total: int
-    """Bytes of the file."""
-    graph: int
-    """Bytes of the graph in the file."""
-    tensors: tuple[StoredTensor, ...]
-    branches: tuple[Branch, ...] = ()
-    """The removable residual branches."""
-
-
 class ResourceModel:
     """Exact costs of the policies of one network. ``layout`` is needed for ``size`` and ``branches`` only."""
 
@@ -141,7 +97,7 @@ class ResourceModel:
         live = np.unique(graph.trace.live, axis=0)
         self._live = live[~_dominated(live)].astype(np.float64)
         self._sizes, self._growth = graph.trace.sizes, graph.growth
-        self._file = _FileSize(layout, sites, self._full) if layout else None
+        self._file = FileSize(layout, sites, self._full) if layout else None
 
     def costs(self, choices: ArrayLike) -> Mapping[str, Floats]:
         """Costs ``[B]`` by resource of the widths ``choices [B, S]``."""
@@ -159,6 +115,14 @@ class ResourceModel:
             ways["size"] = lambda: size(w).astype(np.float64)
         return Costs(ways)
 
+    def file_size(self, choices: ArrayLike, changed: ArrayLike = 0) -> Ints:
+        """Bytes ``[B]`` of model.onnx for the widths ``choices [B, S]``, if its graph is ``changed [B]`` bytes longer.
+
+        Operators that write something else than the widths give the difference. Only with a layout.
+        """
+        assert self._file is not None
+        return self._file(np.atleast_2d(np.asarray(choices, np.int64)), np.asarray(changed, np.int64))
+
     def cost(self, choice: Sequence[int]) -> dict[str, float]:
         """Costs of one policy, by resource."""
         return {name: float(values[0]) for name, values in self.costs([choice]).items()}
@@ -171,13 +135,7 @@ class ResourceModel:
     def _elements(self, w: Ints) -> Floats:
         widths = w.astype(np.float64)
         product: Floats = (widths @ self._a + self._a0) * (widths @ self._b + self._b0) * self._rest
-        return product if w.all() else product * _present(w, self._branch)
-
-
-def _present(w: Ints, branch: Ints) -> NDArray[np.bool_]:
-    """Which rows exist ``[B, R]``: those outside removed branches. ``branch [R]`` is a row's branch's site, or -1."""
-    left: NDArray[np.bool_] = (branch < 0) | (w[:, branch] > 0)
-    return left
+        return product if w.all() else product * present(w, self._branch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,78 +179,3 @@ def _dominated(live: NDArray[np.bool_]) -> NDArray[np.bool_]:
     np.fill_diagonal(inside, False)
     dominated: NDArray[np.bool_] = inside.any(1)
     return dominated
-
-
-def varint(values: ArrayLike) -> Ints:
-    """Bytes of each non-negative integer as a protobuf varint.
-
-    >>> varint([0, 127, 128]).tolist()
-    [1, 1, 2]
-    """
-    v = np.asarray(values, np.int64)
-    count = np.ones(v.shape, np.int64)
-    largest = int(v.max(initial=0))
-    for bits in range(7, 63, 7):
-        if largest < 1 << bits:
-            break
-        count += v >= (1 << bits)
-    return count
-
-
-class _FileSize:
-    """Bytes of the ONNX file: the records of tensors with their length prefixes, and a constant rest.
-
-    T tensors have up to D dimensions; missing dimensions count as length 1 and are not written.
-    """
-
-    def __init__(self, layout: FileLayout, sites: int, full: Ints) -> None:
-        tensors = [t for t in layout.tensors if any(axis is not None for axis in t.axes)]
-        longest = max((len(t.dims) for t in tensors), default=1)
-        self._slopes = np.zeros((sites, len(tensors), longest), np.int64)
-        self._constant = np.ones((len(tensors), longest), np.int64)
-        self._written = np.zeros((len(tensors), longest), np.int64)
-        for row, tensor in enumerate(tensors):
-            for column, (axis, dim) in enumerate(zip(tensor.axes, tensor.dims, strict=True)):
-                self._slopes[:, row, column], self._constant[row, column] = length_of(axis, dim, sites)
-                self._written[row, column] = 1
-        self._itemsize = np.array([t.itemsize for t in tensors], np.int64)
-        self._fixed = np.array([t.fixed for t in tensors], np.int64)
-        self._per_group = np.array([t.per_group for t in tensors], np.int64)
-        removed_with = {name: branch.site for branch in layout.branches for name in branch.tensors}
-        self._branch = np.array([removed_with.get(t.name, -1) for t in tensors], np.int64)
-        self._branches = [branch.site for branch in layout.branches]
-        self._saved = np.array([_fixed_bytes(branch, layout, tensors) for branch in layout.branches], np.int64)
-        inside = int(self._changing(full[None])[0])
-        self._graph_rest = layout.graph - inside
-        self._rest = layout.total - layout.graph - int(varint(layout.graph))
-
-    def _changing(self, w: Ints) -> Ints:
-        """Bytes ``[B]`` of the tensors that depend on the policy."""
-        dims = np.tensordot(w, self._slopes, 1) + self._constant  # [B, T, D]
-        raw = dims.prod(2) * self._itemsize
-        prefixes = varint(dims)
-        record = self._fixed + raw + varint(raw) + (prefixes * self._written).sum(2)
-        groups = varint(dims[:, :, 0] // np.maximum(1, self._per_group)) * (self._per_group > 0)
-        bytes_ = record + varint(record) + groups
-        if w.all():
-            total: Ints = bytes_.sum(1)
-            return total
-        saved: Ints = (bytes_ * _present(w, self._branch)).sum(1) - (w[:, self._branches] == 0) @ self._saved
-        return saved
-
-    def __call__(self, w: Ints) -> Ints:
-        graph = self._graph_rest + self._changing(w)
-        return self._rest + graph + varint(graph)
-
-
-def _fixed_bytes(branch: Branch, layout: FileLayout, changing: Sequence[StoredTensor]) -> int:
-    """Bytes that are removed with a branch, without those of tensors that depend on the policy."""
-    following = {t.name: t for t in changing if t.name in branch.tensors}
-    total = branch.bytes + len(branch.tensors)  # one tag per tensor
-    for tensor in layout.tensors:
-        if tensor.name in branch.tensors and tensor.name not in following:
-            raw = int(np.prod(tensor.dims)) * tensor.itemsize
-            record = tensor.fixed + raw + int(varint(raw)) + int(varint(tensor.dims).sum())
-            total += record + int(varint(record))
-    groups = [t.dims[0] // t.per_group for t in following.values() if t.per_group]
-    return total - int(varint(groups).sum())  # group attributes are already counted with the tensors
