@@ -234,16 +234,20 @@ def check_storage(url: str) -> None:
 
 def _is_new_file(url: str) -> bool:
     """Whether a storage is a file that can be made in its folder. Raises OSError where it cannot."""
-    if "://" in url:
+    path = url.removeprefix(_SQLITE)
+    if "://" in path or (path != url and not Path(path).parent.exists()):  # SQLite makes a file, but no folder
         return False
     try:
-        os.lstat(url)
+        os.lstat(path)
     except FileNotFoundError:
-        place = next(folder for folder in Path(url).absolute().parents if folder.exists())
+        place = next(folder for folder in Path(path).absolute().parents if folder.exists())
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place)) from None
         return True
     return False
+
+
+_SQLITE = "sqlite:///"
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -255,7 +259,7 @@ def open_storage(url: str) -> BaseStorage:
     if "://" not in url and not url.endswith(".db"):
         Path(url).parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(Path(url).absolute())))
-    url = url if "://" in url else f"sqlite:///{url}"
+    url = url if "://" in url else f"{_SQLITE}{url}"
     engine: dict[str, Any] = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     return _database(url, engine)
 

@@ -231,11 +231,11 @@ def test_another_version_of_a_plug_in_has_another_study(tmp_path, digits, monkey
 
 def test_checking_a_storage_creates_no_study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for url in ("study.log", "new/study.log", "study.db"):
+    for url in ("study.log", "new/study.log", "study.db", "sqlite:///y.db", f"sqlite:///{tmp_path}/z", "sqlite://"):
         check_storage(url)
     assert not list(tmp_path.iterdir())
     Path("file").write_text("")
-    for url in ("file/study.log", "a" * 300):
+    for url in ("file/study.log", "a" * 300, "sqlite:///file/study.db", f"sqlite:///{'a' * 300}", "sqlite:///."):
         with pytest.raises(ConfigError, match="--storage"):
             check_storage(url)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
