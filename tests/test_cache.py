@@ -626,3 +626,21 @@ def _read_only(folder: Path) -> None:
     assert table.get("key") == 1
     table.put("other", 2)
     assert torch.equal(cache.tensors("new", me, ones)["x"], torch.ones(3))
+
+
+@pytest.mark.parametrize("folder", ["a" * 300, "file", "file/x", "loop", "fifo", "/dev/null/x", "a\0b", "\ud800"])
+def test_where_there_can_be_no_cache_the_user_is_warned_and_nothing_is_kept(folder: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    Path("loop").symlink_to("loop")
+    os.mkfifo("fifo")
+    before = sorted(Path().iterdir())
+    cache = Cache(Path(folder))
+    assert "cannot be written to" in (cache.trouble() or "")
+    assert torch.equal(cache.tensors("moments", me, ones)["x"], torch.ones(3))
+    table = cache.table("scores", me)
+    table.put("key", 1)
+    assert table.get("key") == 1
+    assert cache.table("scores", me).get("key") is None
+    assert (cache.entries(), cache.clear()) == ([], 0)
+    assert sorted(Path().iterdir()) == before

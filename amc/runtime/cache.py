@@ -106,9 +106,10 @@ class Cache:
             return None
         if self._key is None:
             return f"nothing is read from or kept in the cache: the key {_key_name()} can be neither read nor made"
-        there = next(path for path in (self.folder, *self.folder.absolute().parents) if os.path.lexists(path))
-        if os.access(there, os.W_OK | os.X_OK) and there.is_dir():
-            return None
+        with contextlib.suppress(OSError, ValueError):  # ValueError: no path, such as one with a NUL
+            there = next(path for path in (self.folder, *self.folder.absolute().parents) if _is_there(path))
+            if os.access(there, os.W_OK | os.X_OK) and there.is_dir():
+                return None
         return f"the cache {self.folder} cannot be written to: nothing new is kept in it"
 
     def tensors(self, kind: str, identify: Identify, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -123,7 +124,7 @@ class Cache:
                 found = _load(path, identity, self._key)
                 if found is None:
                     found = compute()
-                    with contextlib.suppress(OSError):
+                    with contextlib.suppress(OSError, ValueError):
                         _save(path, identity, found, self._key)
                         self.evict()
         return found
@@ -160,10 +161,9 @@ class Cache:
         return freed
 
     def _files(self, name: re.Pattern[str]) -> Iterator[Path]:
-        """The cache's own files of such a name: whatever else lies in the folder is not its business."""
-        for path in self.folder.glob("*/*") if self.folder else ():
-            if name.fullmatch(path.name):
-                yield path
+        """The cache's own files of such a name: other files in the folder are left alone."""
+        with contextlib.suppress(OSError):  # a folder that cannot be listed holds nothing
+            yield from [path for path in self.folder.glob("*/*") if name.fullmatch(path.name)] if self.folder else ()
 
     def evict(self) -> None:
         """Remove what killed writers have left, and what was not used for longest until the limit holds.
@@ -339,6 +339,15 @@ def _code(tensors: Mapping[str, Tensor], path: Path, key: bytes) -> str:
     return code_of(key, "tensors", path.name, tensors_digest(sorted(tensors.items())))
 
 
+def _is_there(path: Path) -> bool:
+    """Whether there is anything at a path, a link to nothing included. Raises OSError where no file can be there."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _key_name() -> str:
     try:
         return str(key_file())
@@ -382,7 +391,7 @@ def _locked(path: Path, resting: Resting, seconds: float | None = None, needed: 
     the lock is ``needed``.
     """
     file, held = None, True  # where there are no locks
-    with contextlib.suppress(OSError, ImportError):
+    with contextlib.suppress(OSError, ValueError, ImportError):
         path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         file = os.fdopen(opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, own=True, mode=0o600), "ab")
