@@ -1,20 +1,17 @@
-"""The report of a batch: a table and a page, made from the batch's journal and the folders of its runs."""
+"""The networks of a batch and its table, read from the batch's journal and the folders of its runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from amc.deploy.result import read_result
 from amc.errors import BundleError
 from amc.reports import human
-from amc.reports.charts import front_chart
 from amc.reports.read import read_batch_journal
-from amc.reports.table import outcome, reported_split
-from amc.runtime.files import write_text
+from amc.reports.table import reported_split
 
 CHOICES = ("searcher", "seed")
 """Axes over which the best network is chosen. The table has one row for each combination of the others."""
@@ -48,6 +45,8 @@ class BatchRow:
     place: Mapping[str, str]
     cells: Sequence[str]
     best: Network | None
+    values: Sequence[float | None]
+    """The numbers in the cells, for sorting."""
 
 
 @dataclass(frozen=True)
@@ -110,84 +109,17 @@ def _row(place: Mapping[str, str], members: Sequence[Network]) -> BatchRow:
     found, done = best(members), sum(m.result is not None for m in members)
     runs = f"{done} of {len(members)}"
     if found is None or found.result is None:
-        return BatchRow(place, ["–", "none", *["–"] * (len(COLUMNS) - 3), runs], None)
+        nothing = ["–", "none", *["–"] * (len(COLUMNS) - 3), runs]
+        return BatchRow(place, nothing, None, [*[None] * (len(COLUMNS) - 1), done])
     original, final, split = found.result["original"], found.result["final"], reported_split(found.result)
-    spent = times(found.result)
+    spent, macs = times(found.result), human.quotient(final["macs"], original["macs"])
     cells = [
         ", ".join(found.place[axis] for axis in CHOICES if axis in found.place) or "–",
         human.percent(final[split]),
         human.percent(original[split]),
-        human.short_percent(human.quotient(final["macs"], original["macs"])),
+        human.short_percent(macs),
         human.size(final["size"]),
         f"{human.milliseconds(spent.final)} ({human.ratio(spent.ratio)})",
         runs,
     ]
-    return BatchRow(place, cells, found)
-
-
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the Pareto front of (cost, score) points, by rising cost.
-
-    >>> front([(1.0, 0.5), (2.0, 0.4), (3.0, 0.9)])
-    [0, 2]
-    """
-    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
-    found: list[int] = []
-    for index in order:
-        if not found or points[index][1] > points[found[-1]][1]:
-            found.append(index)
-    return found
-
-
-def _charts(networks: Sequence[Network]) -> Iterator[tuple[str, str]]:
-    """Title and SVG of each chart: the metric against time and against MACs, for every data set and device."""
-    groups: dict[tuple[str, ...], list[Network]] = {}
-    for network in networks:
-        if network.result is not None:
-            data = str(network.result["data"]["source"])
-            groups.setdefault((data, network.place.get("device", "")), []).append(network)
-    for (data, device), members in groups.items():
-        where = f"{data}, {device}" if device else data
-        results = [n.result for n in members if n.result is not None]
-        metric = str(results[0]["metric"])
-        for label, points in (("milliseconds", _timed(results)), ("MACs, millions", _counted(results))):
-            if len(set(points)) > 1:
-                chart = front_chart(points, [points[i] for i in front(points)], label, metric, f"{where}-{label[:4]}")
-                yield f"{metric} against {label.partition(',')[0]}: {where}", chart
-
-
-def _timed(results: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Milliseconds and metric of all networks, including the originals."""
-    spent = [(r, which, getattr(times(r), which)) for r in results for which in ("original", "final")]
-    return [(ms, r[which][reported_split(r)]) for r, which, ms in spent if ms is not None]
-
-
-def _counted(results: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Millions of MACs and metric of all networks, including the originals."""
-    return [(1e-6 * r[which]["macs"], r[which][reported_split(r)]) for r in results for which in ("original", "final")]
-
-
-def html_batch(name: str, networks: Sequence[Network]) -> str:
-    """The text of batch.html. All text from the runs is escaped; only the charts are inserted as they are."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined,
-                              autoescape=True, trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    rows = batch_rows(networks)
-    return environment.get_template("batch.html.jinja").render(
-        name=name,
-        axes=list(rows[0].place) if rows else [],
-        columns=COLUMNS,
-        rows=rows,
-        done=[(n, outcome(n.result), f"{quote(n.name)}/report.html") for n in networks if n.result is not None],
-        failed=[n for n in networks if n.reason],
-        waiting=[n for n in networks if n.result is None and not n.reason],
-        charts=[(title, Markup(svg)) for title, svg in _charts(networks)],
-    )
-
-
-def write_batch_report(folder: Path) -> None:
-    """Write batch.html into the batch's folder. Raises BundleError."""
-    networks = read_batch(folder)
-    write_text(folder / "batch.html", html_batch(folder.resolve().name, networks))
+    return BatchRow(place, cells, found, [None, final[split], original[split], macs, final["size"], spent.final, done])

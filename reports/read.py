@@ -1,9 +1,9 @@
-"""Read the journals of runs: the evaluations of journal.jsonl, and batch.jsonl."""
+"""Read the journals of runs: evaluations, trainings and episodes of journal.jsonl, and batch.jsonl."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,41 @@ class SearchPoint:
     """Share of the search split that was evaluated; below 1, loss and metric are estimates."""
     rejected: bool = False
     """Whether the policy lost a race before all samples were evaluated."""
+    part: str = ""
+    """The part of the searcher that proposed the policy, if it has parts."""
+    reward: float | None = None
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """The losses of one training: (share of it that is done, loss)."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of a learning agent. ``sigma`` is the deviation of its noise; losses are means over its updates."""
+
+    number: int
+    reward: float | None
+    sigma: float | None
+    critic_loss: float | None
 
 
 @dataclass(frozen=True)
 class SearchHistory:
-    """The evaluations of a search in order, and the number of failed ones."""
+    """What a journal holds of a run: the evaluations of its search in order, the number of failed ones, and the rest.
+
+    ``others`` are evaluations under other budgets.
+    """
 
     evaluations: list[SearchPoint]
     failed: int
+    others: Sequence[SearchPoint] = ()
+    trainings: Sequence[LossCurve] = ()
+    episodes: Sequence[Episode] = ()
 
 
 def read_journal(path: Path) -> SearchHistory:
@@ -45,21 +72,64 @@ def read_journal(path: Path) -> SearchHistory:
         lines = []
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}.") from None
-    records = [record for record in map(_record, lines) if record.get("kind") == "evaluation"]
-    evaluations = [
-        SearchPoint(
-            number,
-            record["loss"],
-            record["metric"],
-            _items(record.get("choice")),
-            _numbers(record.get("costs")),
-            record["share"] if _is_number(record.get("share")) else 1.0,
-            record.get("lost") is True,
-        )
-        for number, record in enumerate(records, start=1)
-        if _is_number(record.get("metric")) and _is_number(record.get("loss"))
-    ]
-    return SearchHistory(evaluations, failed=len(records) - len(evaluations))
+    records = [record for record in map(_record, lines) if record]
+    proposed = [record for record in records if record.get("kind") == "evaluation"]
+    evaluations = list(_points(proposed))
+    return SearchHistory(
+        evaluations,
+        failed=len(proposed) - len(evaluations),
+        others=list(_points(record for record in records if record.get("kind") == "other-evaluation")),
+        trainings=_trainings(records),
+        episodes=_episodes(records),
+    )
+
+
+def _points(records: Iterable[Mapping[str, Any]]) -> Iterable[SearchPoint]:
+    """The evaluations that did not fail."""
+    for number, record in enumerate(records, start=1):
+        if _is_number(record.get("metric")) and _is_number(record.get("loss")):
+            yield SearchPoint(
+                number,
+                record["loss"],
+                record["metric"],
+                _items(record.get("choice")),
+                _numbers(record.get("costs")),
+                record["share"] if _is_number(record.get("share")) else 1.0,
+                record.get("lost") is True,
+                _text(record.get("part")),
+                record["reward"] if _is_number(record.get("reward")) else None,
+            )
+
+
+_TRAININGS = {"training": "delivered network", "original-training": "original, trained on"}
+
+
+def _trainings(records: Iterable[Mapping[str, Any]]) -> list[LossCurve]:
+    """The curves of losses. A training that was started again replaces what it had recorded."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        name = _TRAININGS.get(str(record.get("kind")), "")
+        if record.get("kind") == "trial-training":
+            name = f"candidate {' '.join(str(item) for item in _items(record.get('choice')))}"
+        done, loss = record.get("done", 0.0), record.get("loss", 0.0)
+        if not name or not _is_number(done) or not _is_number(loss):
+            continue
+        curve = curves.setdefault(name, [])
+        while curve and curve[-1][0] >= done:
+            curve.pop()
+        curve.append((done, loss))
+    return [LossCurve(name, points) for name, points in curves.items() if len(points) > 1]
+
+
+def _episodes(records: Iterable[Mapping[str, Any]]) -> list[Episode]:
+    """The episodes of an agent by number; a resumed search records them again."""
+    found: dict[int, Episode] = {}
+    for record in records:
+        number = record.get("episode")
+        if record.get("kind") == "agent" and isinstance(number, int) and _is_number(number):
+            values = (record.get(key) for key in ("reward", "sigma", "critic_loss"))
+            found[number] = Episode(number, *(value if _is_number(value) else None for value in values))
+    return [found[number] for number in sorted(found)]
 
 
 @dataclass(frozen=True)
@@ -94,6 +164,10 @@ def _record(line: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def _text(value: object) -> str:
+    return "".join(c if c.isprintable() else " " for c in value[:60]) if isinstance(value, str) else ""
 
 
 def _items(value: object) -> list[Any]:

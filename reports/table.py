@@ -67,11 +67,12 @@ def final_table(result: Mapping[str, Any]) -> list[Row]:
         gain = human.points(human.difference(final.get("test"), trained_on["test"]))
         label = f"{result['metric']}, test split; original trained on"
         rows.append(Row(label, human.percent(trained_on["test"]), human.NOTHING, human.percent(final["test"]), gain))
-    rows += [_cost_row(result, key, label, write) for key, label, write in _COSTS]
+    costs = [_cost_row(result, key, label, write) for key, label, write in _COSTS]
     if "branches" in final:
-        rows.append(_cost_row(result, "branches", "residual branches", human.count))
+        costs.append(_cost_row(result, "branches", "residual branches", human.count))
     label, ratio = f"latency, ONNX Runtime{_threads(result)}", human.ratio(time_ratio(result))
-    return [*rows, Row(label, *_written(result, "latency_ms", human.milliseconds), ratio)]
+    time = Row(label, *_written(result, "latency_ms", human.milliseconds), ratio)
+    return [*rows, time, *costs] if leads_with_time(result) else [*rows, *costs, time]
 
 
 def _metric_row(result: Mapping[str, Any], split: str) -> Row:
@@ -98,6 +99,55 @@ def time_ratio(result: Mapping[str, Any]) -> float | None:
     return human.quotient(result["final"].get("latency_ms"), result["original"].get("latency_ms"))
 
 
+def leads_with_time(result: Mapping[str, Any]) -> bool:
+    """Whether time was limited; then reports tell it first."""
+    return "latency" in result["budget"]["limits"]
+
+
+@dataclass(frozen=True)
+class BudgetLine:
+    """One limit: what was asked, predicted and found, as text. ``interval``: at 95 %, if it was measured."""
+
+    resource: str
+    asked: str
+    limit: str
+    predicted: str
+    found: str
+    interval: str
+    met: bool
+    how: str
+
+
+def budget_lines(result: Mapping[str, Any]) -> list[BudgetLine]:
+    """What was asked, promised and measured for every limit, latency first."""
+    lines = sorted(result["proof"], key=lambda line: line["resource"] != "latency")
+    return [_budget_line(result, line) for line in lines]
+
+
+def _budget_line(result: Mapping[str, Any], line: Mapping[str, Any]) -> BudgetLine:
+    resource, timed, predicted, interval = line["resource"], line["resource"] == "latency", human.NOTHING, human.NOTHING
+    write = human.milliseconds if timed else human.exact
+    latency = result.get("latency") or {}
+    prediction = latency.get("prediction")
+    if timed and isinstance(prediction, Mapping):
+        values = [prediction.get(key) for key in ("corrected_ms", "predicted_ms")]
+        predicted = write(next((value for value in values if isinstance(value, int | float)), None))
+    if timed and latency and line["how"].startswith("measured"):
+        scale = human.quotient(line["exported"], latency["ratio"]["value"]) or 0.0
+        interval = " to ".join(write(scale * latency["ratio"][end]) for end in ("low", "high"))
+    asked = {"macs": "flops"}.get(resource, resource)
+    return BudgetLine(
+        f"{NAMES.get(resource, resource)}",
+        str(result["budget"]["asked"].get(asked, human.NOTHING)),
+        write(line["limit"]),
+        predicted,
+        write(line["exported"]),
+        interval,
+        line["met"],
+        line["how"],
+    )
+
+
 def budgeted(result: Mapping[str, Any]) -> list[str]:
     """The resources to report first: those with a limit, or MACs."""
     return [name for name in NAMES if name in result["budget"]["limits"]] or ["macs"]
@@ -112,9 +162,14 @@ def reported_split(result: Mapping[str, Any]) -> str:
 def outcome(result: Mapping[str, Any]) -> str:
     """The run in one sentence: remaining share of the limited resources, metric, time."""
     original, final, split = result["original"], result["final"], reported_split(result)
+    time = time_ratio(result)
+    timed = [] if time is None else [f"{time:.2f} of the time"]
     parts = [
-        f"{human.short_percent(human.quotient(final[name], original[name]))} of the {NAMES[name]}"
-        for name in budgeted(result)
+        *(timed if leads_with_time(result) else ()),
+        *(
+            f"{human.short_percent(human.quotient(final[name], original[name]))} of the {NAMES[name]}"
+            for name in budgeted(result)
+        ),
     ]
     change = human.points(final[split] - original[split]).replace("-", "−")
     parts.append(
@@ -125,9 +180,8 @@ def outcome(result: Mapping[str, Any]) -> str:
     if trained_on is not None:
         change = human.points(final["test"] - trained_on["test"]).replace("-", "−")
         parts.append(f"{change} points against the original trained on for as long")
-    time = time_ratio(result)
-    if time is not None:
-        parts.append(f"{time:.2f} of the time")
+    if not leads_with_time(result):
+        parts += timed
     missed = not all(line["met"] for line in result["proof"])
     return ", ".join(parts) + ("; the budget is NOT met." if missed else ".")
 

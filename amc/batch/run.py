@@ -62,7 +62,7 @@ def run_batch(jobs: Sequence[Job], folder: Path, limits: Limits, screen: Observe
 
     ``ray`` is the address of a Ray cluster. None uses processes on this machine.
     """
-    from amc.reports.batch import write_batch_report
+    from amc.reports.batch_page import write_batch_report
 
     with _workforce(jobs, limits, folder / "logs", ray) as force:
         planned = plan(jobs)
