@@ -158,7 +158,8 @@ def file_layout(path: Path, graph: Graph, model: nn.Module) -> FileLayout:
     tensors = []
     for tensor in proto.graph.initializer:
         layer, dims = owner(tensor.name, layers), tuple(tensor.dims)
-        axes = known.get((tensor.name, dims)) or contents.get((_content(numpy_helper.to_array(tensor)), dims))
+        content = _content(numpy_helper.to_array(tensor))
+        axes = known.get((tensor.name, dims)) or contents.get((content, dims)) or _spread(contents, content, dims)
         per_group = dims[0] // groups.get(tensor.name, 1) if layer is not None and layer.by_group and dims else 0
         tensors.append(_stored(tensor, axes or _folded(dims, layer), per_group))
     return FileLayout(path.stat().st_size, proto.graph.ByteSize(), tuple(tensors), find_branches(proto, graph))
@@ -193,6 +194,13 @@ def _known(model: nn.Module, layers: Mapping[str, Layer]) -> tuple[_Known, _Know
                     names.setdefault((name, shape[::-1]), axes[::-1])
                     contents.setdefault((_content(array.T), shape[::-1]), axes[::-1])
     return names, contents
+
+
+def _spread(contents: _Known, content: bytes, dims: tuple[int, ...]) -> Axes | None:
+    """Axes of a vector to which the exporter has added axes of length 1, as in ``gamma.view(1, -1, 1, 1)``."""
+    length = int(np.prod(dims))
+    known = contents.get((content, (length,))) if dims.count(1) == len(dims) - 1 else None
+    return None if known is None else [known[0] if n == length else None for n in dims]
 
 
 def _folded(dims: tuple[int, ...], layer: Layer | None) -> Axes:

@@ -91,7 +91,7 @@ class Runner:
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are exceptions, which have the same text
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         self._name = "the model" if isinstance(model, bytes) else str(model)
         if profile is not None:

@@ -14,12 +14,14 @@ from amc.deploy.export import Parity, check_parity, check_program, export_pruned
 from amc.deploy.fvcore_macs import count_with_fvcore
 from amc.deploy.onnx_macs import count_onnx_macs
 from amc.deploy.program import read_program, write_program
+from amc.deploy.rewriting import write_rewritten
 from amc.errors import BundleError, ExportError
 from amc.graph.channels import Kept
 from amc.graph.sites import Graph
 from amc.graph.trace import Trace, trace, unprovable
 from amc.latency import Runner
 from amc.operators.branches import find_branches
+from amc.pipeline.original import original_onnx
 from amc.pipeline.record import Record
 from amc.runtime.files import write_text
 from amc.space.budget import UNITS
@@ -27,6 +29,8 @@ from amc.task import nested
 
 PARITY_SAMPLES = 64
 """Number of samples on which the files are compared with the network in torch."""
+REWRITTEN_LIMIT = 1e-4
+"""Largest accepted relative difference of a file that was made from the original's; exported files may have more."""
 
 
 class Counted(NamedTuple):
@@ -54,14 +58,29 @@ class Exported:
 
 def export_network(record: Record, model: nn.Module, graph: Graph, kept: Kept, limits: Mapping[str, float]) -> Exported:
     """Write model.onnx and program.json. Raises ExportError if their outputs differ, or a limit is exceeded."""
-    path, search = record.folder / "model.onnx", record.task.splits.search
-    gone = export_pruned(model, record.task.example, path, graph, kept)
+    search = record.task.splits.search
     inputs, _ = search.fetch(torch.arange(min(PARITY_SAMPLES, len(search))))
-    parity = check_parity(model.cpu(), inputs, Runner(path))
+    gone, parity = _write_onnx(record, model.cpu(), graph, kept, inputs)
     unwritten = _export_program(record, model, inputs)
     traced = trace(model.cpu(), nested.to(record.task.example, "cpu"))
     counted = _count(record, model, graph, gone, traced)
     return Exported(counted, _prove(limits, counted, traced), _count_macs(record, model, traced), parity, unwritten)
+
+
+def _write_onnx(
+    record: Record, model: nn.Module, graph: Graph, kept: Kept, inputs: nested.Nested
+) -> tuple[frozenset[str], Parity]:
+    """Write model.onnx from original.onnx, or export the network where that gives no file with the same outputs.
+
+    Returns the names of the layers that are not in the file, and the difference from torch. Raises ExportError.
+    """
+    path = record.folder / "model.onnx"
+    try:
+        gone = write_rewritten(original_onnx(record), record.task.model, model, path, graph, kept)
+        return gone, check_parity(model, inputs, Runner(path), REWRITTEN_LIMIT)
+    except ExportError:
+        gone = export_pruned(model, record.task.example, path, graph, kept)
+        return gone, check_parity(model, inputs, Runner(path))
 
 
 def _export_program(record: Record, model: nn.Module, inputs: nested.Nested) -> str | None:
