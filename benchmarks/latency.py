@@ -5,7 +5,7 @@
     python -m benchmarks.latency --part predict --network resnet56 --seconds 240
     python -m benchmarks.latency --part table
 
-``benchmarks/pays.py`` compares searches for latency with searches for MACs.
+``benchmarks/latency_or_macs.py`` compares searches for latency with searches for MACs.
 
 A command that is run again continues. Measurements are kept in ``--work``, results in
 ``benchmarks/results/latency.json``; the tables in ``docs/benchmarks/latency.md`` are written from them. Measure on an
@@ -45,7 +45,7 @@ from amc.space.budget import Space
 from amc.space.resources import ResourceModel
 from amc.space.sites import numeric_sites
 from amc.task.models import load_model
-from benchmarks import pays
+from benchmarks import latency_or_macs
 
 RESULTS, TABLE = Path("benchmarks/results/latency.json"), Path("docs/benchmarks/latency.md")
 NETWORKS = {
@@ -162,8 +162,8 @@ def table() -> None:
     results = json.loads(RESULTS.read_text())
     lines = [
         "# Latency: measured results", "",
-        "Written by `python -m benchmarks.latency --part table`; `benchmarks/latency.py` and `benchmarks/pays.py` "
-        "describe the measurements.", "",
+        "Written by `python -m benchmarks.latency --part table`; `benchmarks/latency.py` and "
+        "`benchmarks/latency_or_macs.py` describe the measurements.", "",
     ]  # fmt: skip
     if results.get("predict"):
         lines += [
@@ -184,9 +184,9 @@ def table() -> None:
             )
         some = next(iter(results["predict"].values()))
         lines += ["", f"{some['cpu']}, {some['runtime']}, one thread.", ""]
-    lines += ["## Searching for latency or for MACs", "", pays.ABOUT, ""]
-    for path in sorted(RESULTS.parent.glob("pays-*.jsonl")):
-        lines += [f"### {path.stem.removeprefix('pays-')}", "", *pays.report(path), ""]
+    lines += ["## Searching for latency or for MACs", "", latency_or_macs.ABOUT, ""]
+    for path in sorted(RESULTS.parent.glob("latency-or-macs-*.jsonl")):
+        lines += [f"### {path.stem.removeprefix('latency-or-macs-')}", "", *latency_or_macs.report(path), ""]
     write_text(TABLE, "\n".join(lines).rstrip() + "\n")
 
 

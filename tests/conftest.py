@@ -14,15 +14,15 @@ torch.set_num_threads(1)
 settings.register_profile("amc", deadline=None, derandomize=True, database=None, max_examples=25)
 settings.load_profile("amc")
 LONG = (
-    "test_ray.py", "test_batch.py", "test_recovery.py", "test_promise.py", "test_search.py", "test_run.py",
+    "test_ray.py", "test_batch.py", "test_recovery.py", "test_verified_latency.py", "test_search.py", "test_run.py",
     "test_kill.py", "test_fuzz.py", "test_own_operators.py",
 )  # fmt: skip
 SLOW_FILES = frozenset(
     f"test_{name}.py"
     for name in (
-        "batch", "benchmarks", "branches", "device", "docs", "elsewhere", "export", "fuzz", "int8", "kill", "postgres",
-        "own_operators", "promise", "ray", "recipes", "recovery", "run", "schedule", "scope", "search", "tiny",
-        "tracking", "tutorials", "zoo",
+        "batch", "benchmarks", "branches", "device", "docs", "export", "finetune_elsewhere", "fuzz", "int8", "kill",
+        "own_operators", "postgres", "ray", "recipes", "recovery", "run", "schedule", "scope", "search", "tiny",
+        "tracking", "tutorials", "verified_latency", "zoo",
     )
 )  # fmt: skip
 SLOW_TESTS = frozenset((

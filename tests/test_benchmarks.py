@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from benchmarks import bench, evaluation, literature, pays, proxy, search
+from benchmarks import bench, evaluation, latency_or_macs, literature, proxy, search
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +106,6 @@ def test_at_equal_accuracy_times_are_interpolated_between_the_best():
         ("macs", 0.9, 91.0),
     ]
     rows = [{"asked": asked, "ratio": time, "accuracy": accuracy, "share": 0.5} for asked, time, accuracy in found]
-    first, second = pays.faster(rows, "accuracy")
+    first, second = latency_or_macs.faster(rows, "accuracy")
     assert first == "| 8500.00 % | 0.5 | 0.800 | 0.600 | 0.750 |"
     assert second == "| 9100.00 % | 0.5 | 0.900 | accuracy not reached | |"

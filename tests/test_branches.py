@@ -32,7 +32,7 @@ from amc.operators.branches import find_branches, skip_identities
 from amc.operators.channels import legal_widths
 from amc.operators.operator import NetworkFacts
 from amc.operators.policy import Policy, fingerprint, make_policy
-from amc.pipeline.spaces import branches_go, make_space
+from amc.pipeline.spaces import make_space, offers_branches
 from amc.reconstruction.sequential import Effort
 from amc.search import load_searcher, searchers
 from amc.search.allocate import decode, fast_decoder
@@ -434,7 +434,7 @@ def test_branches_of_a_network_without_any(capsys, tmp_path):
 def test_when_branches_may_go(budget, search, go, original):
     model, _, graph, _, layout = original("resnet8-digits")
     config = Config(budget=BudgetConfig(**budget), search=SearchConfig(**search))
-    assert branches_go(config) is go
+    assert offers_branches(config) is go
     space = make_space(config, NetworkFacts(model, graph, layout))  # without what predicts latency
     assert [s for s, settings in enumerate(space.settings) if settings[0] == 0] == [
         branch.site for branch in layout.branches if go

@@ -19,7 +19,7 @@ from amc.pipeline.checks import check
 from amc.pipeline.opening import open_task
 from amc.pipeline.pipeline import compress_task
 from amc.pipeline.record import Record
-from amc.pipeline.spaces import branches_go, make_space
+from amc.pipeline.spaces import make_space, offers_branches
 from amc.pipeline.stages import Stages
 from amc.runtime.journal import Journal
 from amc.runtime.locks import MeasurementLock
@@ -71,7 +71,7 @@ def _examine_group(group: list[Config]) -> Iterator[str | None]:
         yield from [str(error)] * len(group)
         return
     network = NetworkFacts(task.model, graph)
-    if any(config.budget.size or branches_go(config) for config in group):
+    if any(config.budget.size or offers_branches(config) for config in group):
         with tempfile.TemporaryDirectory() as folder:
             original = Path(folder, "original.onnx")
             export_onnx(task.model, task.example, original)

@@ -8,7 +8,7 @@ from amc.evaluation.reward import load_reward
 from amc.importance import Need, load_criterion
 from amc.latency import is_profile, load_latency_model
 from amc.pipeline.combinations import check_combination
-from amc.pipeline.spaces import branches_go, check_operators
+from amc.pipeline.spaces import check_operators, offers_branches
 from amc.runtime.tracking import check_log
 from amc.search import check_searcher, keeps_study, searchers
 from amc.space.budget import UNITS, Budget
@@ -35,7 +35,7 @@ def check(config: Config) -> None:
         check_storage(config.search.storage)
     named = config.search.latency_model
     if config.budget.latency and named and not is_profile(named):
-        if branches_go(config):
+        if offers_branches(config):
             asked = "--branches" if config.budget.branches is not None else "--operators branches"
             raise ConfigError(
                 f"{asked} cannot be combined with --latency-model {named}: only profiles predict the "

@@ -60,10 +60,10 @@ def export_network(record: Record, model: nn.Module, graph: Graph, kept: Kept, l
     """Write model.onnx and program.json. Raises ExportError if their outputs differ, or a limit is exceeded."""
     search = record.task.splits.search
     inputs, _ = search.fetch(torch.arange(min(PARITY_SAMPLES, len(search))))
-    gone, parity = _write_onnx(record, model.cpu(), graph, kept, inputs)
+    absent, parity = _write_onnx(record, model.cpu(), graph, kept, inputs)
     unwritten = _export_program(record, model, inputs)
     traced = trace(model.cpu(), nested.to(record.task.example, "cpu"))
-    counted = _count(record, model, graph, gone, traced)
+    counted = _count(record, model, graph, absent, traced)
     return Exported(counted, _prove(limits, counted, traced), _count_macs(record, model, traced), parity, unwritten)
 
 
@@ -76,11 +76,11 @@ def _write_onnx(
     """
     path = record.folder / "model.onnx"
     try:
-        gone = write_rewritten(original_onnx(record), record.task.model, model, path, graph, kept)
-        return gone, check_parity(model, inputs, Runner(path), REWRITTEN_LIMIT)
+        absent = write_rewritten(original_onnx(record), record.task.model, model, path, graph, kept)
+        return absent, check_parity(model, inputs, Runner(path), REWRITTEN_LIMIT)
     except ExportError:
-        gone = export_pruned(model, record.task.example, path, graph, kept)
-        return gone, check_parity(model, inputs, Runner(path))
+        absent = export_pruned(model, record.task.example, path, graph, kept)
+        return absent, check_parity(model, inputs, Runner(path))
 
 
 def _export_program(record: Record, model: nn.Module, inputs: nested.Nested) -> str | None:
@@ -96,16 +96,16 @@ def _export_program(record: Record, model: nn.Module, inputs: nested.Nested) -> 
     return None
 
 
-def _count(record: Record, model: nn.Module, graph: Graph, gone: frozenset[str], traced: Trace) -> dict[str, Counted]:
-    """Costs of the exported network by resource. In torch, the layers ``gone`` still have one zeroed channel."""
+def _count(record: Record, model: nn.Module, graph: Graph, absent: frozenset[str], traced: Trace) -> dict[str, Counted]:
+    """Costs of the exported network by resource. In torch, the layers ``absent`` still have one zeroed channel."""
     path = record.folder / "model.onnx"
     try:
         in_file = count_onnx_macs(path, record.task.example)
     except ExportError:  # use the pruned network, in which removed layers have one channel each
         in_file, from_file = traced.macs, False
     else:
-        from_file = bool(gone) or in_file >= traced.macs
-    held = [p for name, p in model.named_parameters() if gone.isdisjoint((name, name.rpartition(".")[0]))]
+        from_file = bool(absent) or in_file >= traced.macs
+    held = [p for name, p in model.named_parameters() if absent.isdisjoint((name, name.rpartition(".")[0]))]
     pruned, file = "in the pruned network", "in model.onnx"
     return {
         "macs": Counted(in_file, f"counted {file}") if from_file else Counted(traced.macs, f"traced {pruned}"),

@@ -97,11 +97,11 @@ def used_operators(config: Config) -> Operators:
     """The operators that a search uses. Raises ConfigError."""
     named = config.search.operator_names
     if named is None:
-        named = ("channels", "branches") if branches_go(config) else ("channels",)
+        named = ("channels", "branches") if offers_branches(config) else ("channels",)
     return load_operators(named)
 
 
-def branches_go(config: Config) -> bool:
+def offers_branches(config: Config) -> bool:
     """Whether residual branches may be removed, which saves more time than narrowing them.
 
     Without ``--operators``, they may if branches or latency are limited, or if the search is latency-aware. A user's

@@ -14,8 +14,8 @@ from amc.train.sparse.state import Masks, SparseState, changed, drawn, dropped
 
 def evolve(state: SparseState, share: float) -> Masks:
     """Drop the smallest weights of every layer, and grow as many elsewhere, at random."""
-    masks, gone = dropped(state, share)
-    return {name: changed(mask, drawn(mask, gone[name]), True) for name, mask in masks.items()}
+    masks, removed = dropped(state, share)
+    return {name: changed(mask, drawn(mask, removed[name]), True) for name, mask in masks.items()}
 
 
 def set_rule(*, share: Share = 0.3, changes: Changes = 30, until: Until = 1.0) -> SparseRule:

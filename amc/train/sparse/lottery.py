@@ -14,9 +14,9 @@ from amc.train.sparse.state import Masks, SparseState, changed, dropped, largest
 
 def rig(state: SparseState, share: float) -> Masks:
     """Drop the smallest weights of every layer, and grow as many where gradients are largest."""
-    masks, gone = dropped(state, share)
+    masks, removed = dropped(state, share)
     return {
-        name: changed(mask, largest(state.gradients[name], ~mask, gone[name]), True) for name, mask in masks.items()
+        name: changed(mask, largest(state.gradients[name], ~mask, removed[name]), True) for name, mask in masks.items()
     }
 
 

@@ -16,10 +16,10 @@ from amc.train.sparse.state import Masks, SparseState, changed, dropped, largest
 
 def redistribute(state: SparseState, share: float) -> Masks:
     """Drop the smallest weights of every layer, and grow as many where momentum is largest."""
-    masks, gone = dropped(state, share)
+    masks, removed = dropped(state, share)
     means = [float(state.momentum[name].abs()[mask].mean()) for name, mask in state.masks.items()]
     room = [mask.numel() - int(mask.sum()) for mask in masks.values()]
-    grown = allocate(sum(gone.values()), means, room, [0] * len(room))
+    grown = allocate(sum(removed.values()), means, room, [0] * len(room))
     return {name: changed(mask, largest(state.momentum[name], ~mask, count), True)
             for (name, mask), count in zip(masks.items(), grown, strict=True)}  # fmt: skip
 

@@ -23,12 +23,12 @@ def reparameterise(state: SparseState, share: float) -> Masks:
     values = torch.cat([state.weights[name].abs()[state.masks[name]].flatten() for name in names])
     owners = torch.cat([torch.full((sizes[name],), number) for number, name in enumerate(names)])
     first = owners.to(values.device)[values.argsort(stable=True)[:total]]
-    gone = {name: min(int((first == number).sum()), sizes[name] - 1) for number, name in enumerate(names)}
-    masks = {name: changed(state.masks[name], smallest(state.weights[name], state.masks[name], gone[name]), False)
+    removed = {name: min(int((first == number).sum()), sizes[name] - 1) for number, name in enumerate(names)}
+    masks = {name: changed(state.masks[name], smallest(state.weights[name], state.masks[name], removed[name]), False)
              for name in names}  # fmt: skip
-    stayed = [sizes[name] - gone[name] for name in names]
+    stayed = [sizes[name] - removed[name] for name in names]
     room = [state.masks[name].numel() - left for name, left in zip(names, stayed, strict=True)]
-    grown = allocate(sum(gone.values()), [float(left) for left in stayed], room, [0] * len(names))
+    grown = allocate(sum(removed.values()), [float(left) for left in stayed], room, [0] * len(names))
     return {
         name: changed(masks[name], drawn(masks[name], count), True) for name, count in zip(names, grown, strict=True)
     }

@@ -42,11 +42,11 @@ def largest(values: Tensor, among: Tensor, count: int) -> Tensor:
 
 def dropped(state: SparseState, share: float) -> tuple[Masks, dict[str, int]]:
     """The masks without the ``share`` of every layer's smallest weights, and how many went; one stays at least."""
-    masks, gone = {}, {}
+    masks, removed = {}, {}
     for name, mask in state.masks.items():
-        gone[name] = min(int(share * int(mask.sum())), int(mask.sum()) - 1)
-        masks[name] = changed(mask, smallest(state.weights[name], mask, gone[name]), False)
-    return masks, gone
+        removed[name] = min(int(share * int(mask.sum())), int(mask.sum()) - 1)
+        masks[name] = changed(mask, smallest(state.weights[name], mask, removed[name]), False)
+    return masks, removed
 
 
 def changed(mask: Tensor, places: Tensor, value: bool) -> Tensor:

@@ -2,16 +2,16 @@
 
 ::
 
-    python -m benchmarks.pays --step search --model resnet56 --weights W --data imagefolder:PATH --profile P
-    python -m benchmarks.pays --step train ...       train every network that was found for the same few steps
-    python -m benchmarks.pays --step measure ...     time all networks, interleaved with the original
+    python -m benchmarks.latency_or_macs --step search --model resnet56 --weights W --data imagefolder:PATH --profile P
+    python -m benchmarks.latency_or_macs --step train ...    train every network that was found for the same few steps
+    python -m benchmarks.latency_or_macs --step measure ...  time all networks, interleaved with the original
     python -m benchmarks.latency --part table        write docs/benchmarks/latency.md from all records
 
 Both searches use the same searcher, evaluator, number of evaluations and seed. Only the limit differs. The result is
 the best of the five top policies by full evaluation. ``--profile`` is a file of `amc profile` for this network.
 Searches score on the search split. Only trained networks are scored on the test split, once each. A piece is one
-search, one training or the measurement. `benchmarks/results/pays-NETWORK.jsonl` holds one line per piece, and a
-recorded piece is not run again.
+search, one training or the measurement. `benchmarks/results/latency-or-macs-NETWORK.jsonl` holds one line per piece,
+and a recorded piece is not run again.
 """
 
 from __future__ import annotations
@@ -170,9 +170,9 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=30)
     parser.add_argument("--steps", type=int, default=150, help="training steps")
     parser.add_argument("--seconds", type=float, default=100.0, help="seconds of measuring")
-    parser.add_argument("--work", type=Path, default=Path("amc-runs/benchmarks/pays"))
+    parser.add_argument("--work", type=Path, default=Path("amc-runs/benchmarks/latency-or-macs"))
     asked = parser.parse_args()
-    with Records(RESULTS / f"pays-{asked.model}.jsonl") as records:
+    with Records(RESULTS / f"latency-or-macs-{asked.model}.jsonl") as records:
         if not records("about"):
             records.add("about", machine=machine(), images=asked.search_images, evaluations=asked.evaluations)
         if asked.step == "measure":
