@@ -33,6 +33,7 @@ from amc.config import masked
 from amc.errors import BundleError, ConfigError, first_line
 from amc.evaluation.problem import Problem, StudyLocation, from_record, to_record
 from amc.evaluation.reward import Evaluation
+from amc.runtime.files import check_file
 from amc.space.sites import Choice
 
 HEARTBEAT, GRACE = 30, 120
@@ -103,7 +104,9 @@ def _together(
     problem: Problem, evaluations: int, sampler: optuna.samplers.BaseSampler, design: Design, place: StudyLocation
 ) -> None:
     """Work on a shared study until it has ``evaluations`` evaluations, those of other processes included."""
-    study = _create(design, sampler, open_storage(place.url), place.name)
+    with _opening(place.url):
+        storage = open_storage(place.url)
+    study = _create(design, sampler, storage, place.name)
     _bind(study, place)
     sampler.reseed_rng()  # otherwise all processes would propose the same policies
     if not study.get_trials(deepcopy=False):
@@ -221,10 +224,20 @@ def _bind(study: optuna.Study, place: StudyLocation) -> None:
 @functools.cache
 def check_storage(url: str) -> None:
     """Raise ConfigError if a storage cannot be opened. A file that does not exist yet is not created."""
+    with _opening(url):
+        file = _file_of(os.path.expandvars(url))
+        if file is not None and not _is_there(file) and (_is_journal(url) or file.parent.exists()):
+            _check_arguments(os.path.expandvars(url))
+        else:
+            open_storage(url)
+
+
+@contextlib.contextmanager
+def _opening(url: str) -> Iterator[None]:
+    """Turn whatever a storage raises while it is opened into a ConfigError of one line without the password."""
     try:
         with _in_one_line(url, ""):
-            if not _is_new_file(os.path.expandvars(url)):
-                open_storage(url)
+            yield
     except ConfigError:
         raise
     except Exception as error:  # noqa: BLE001  (drivers and damaged files raise many types)
@@ -232,19 +245,39 @@ def check_storage(url: str) -> None:
         raise ConfigError(f"--storage {masked(url)} cannot be opened: {reason}") from None
 
 
-def _is_new_file(url: str) -> bool:
-    """Whether a storage is a file that can be made in its folder. Raises OSError where it cannot."""
-    path = url.removeprefix(_SQLITE)
-    if "://" in path or (path != url and not Path(path).parent.exists()):  # SQLite makes a file, but no folder
-        return False
+def _check_arguments(url: str) -> None:
+    """Read the arguments of an SQLite URL without connecting, which would create the file."""
+    from sqlalchemy import create_engine
+
+    if url.startswith(_SQLITE):
+        create_engine(url).dispose()
+
+
+def _file_of(url: str) -> Path | None:
+    """The file of a storage; None if it is in memory or on a server.
+
+    >>> _file_of("study.log"), _file_of("sqlite:///study.db?timeout=5"), _file_of("mysql://host/db")
+    (PosixPath('study.log'), PosixPath('study.db'), None)
+    """
+    path = url.removeprefix(_SQLITE).partition("?")[0] if url.startswith(_SQLITE) else url
+    return None if "://" in path or path in ("", ":memory:") else Path(path)
+
+
+def _is_there(file: Path) -> bool:
+    """Whether a storage's file exists. Raises OSError where it cannot be created either."""
     try:
-        os.lstat(path)
+        file.lstat()
     except FileNotFoundError:
-        place = next(folder for folder in Path(path).absolute().parents if folder.exists())
+        place = next(folder for folder in file.absolute().parents if folder.exists())
         if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place)) from None
-        return True
-    return False
+        return False
+    return True
+
+
+def _is_journal(url: str) -> bool:
+    """Whether a storage is Optuna's journal, whose folder is created; SQLite creates none."""
+    return "://" not in url and not url.endswith(".db")
 
 
 _SQLITE = "sqlite:///"
@@ -256,7 +289,10 @@ def open_storage(url: str) -> BaseStorage:
     ``$NAME`` in the URL is replaced from the environment, so that configurations need not contain passwords.
     """
     url = os.path.expandvars(url)
-    if "://" not in url and not url.endswith(".db"):
+    file = _file_of(url)
+    if file is not None and os.path.lexists(file):
+        check_file(file)  # Optuna would wait for a FIFO, and read a device without an end
+    if _is_journal(url):
         Path(url).parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(Path(url).absolute())))
     url = url if "://" in url else f"{_SQLITE}{url}"

@@ -1,6 +1,7 @@
 """Optuna studies in a run's folder, and shared between processes."""
 
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
@@ -235,7 +236,23 @@ def test_checking_a_storage_creates_no_study(tmp_path, monkeypatch):
         check_storage(url)
     assert not list(tmp_path.iterdir())
     Path("file").write_text("")
-    for url in ("file/study.log", "a" * 300, "sqlite:///file/study.db", f"sqlite:///{'a' * 300}", "sqlite:///."):
+    long, wrong = f"sqlite:///{'a' * 300}", "sqlite:///y.db?timeout=soon"
+    for url in ("file/study.log", "a" * 300, "sqlite:///file/study.db", "new/study.db", long, "sqlite:///.", wrong):
         with pytest.raises(ConfigError, match="--storage"):
             check_storage(url)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("url", ["odd.log", "odd.db", "sqlite:///odd.log"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_a_storage_is_a_regular_file(url, make, tmp_path, monkeypatch):
+    """Optuna waits on a FIFO for ever, and reads a device until the memory is full."""
+    monkeypatch.chdir(tmp_path)
+    make(Path(url.removeprefix("sqlite:///")))
+    for use in (check_storage.__wrapped__, lambda url: load_searcher("qmc")(shared(url), 1, 0)):
+        with pytest.raises(ConfigError, match=r"--storage .*(regular file|directory)"):
+            use(url)
+
+
+def shared(url):
+    return problem(StudyLocation(url, "toy", shared=True))

@@ -29,7 +29,7 @@ WORDS = (
     "a=", "=1", "a=nan", "population=32", "command:true", "command:", "command:'", "table.csv", "sqlite:///x/y.db",
     "postgresql://u:hunter2@h:99999999/d", "nonsense://x", "mlflow:", "tensorboard:", "wandb:x", "0.1,0.2", ",", "1,",
     "3,224,224", "5%%", "0ms", "3ms", "500KB", "1e400KB", "-5", "--flops", "--help", "imagefolder:", "imagefolder:/dev",
-    "sqlite:///y.db", "y.db", "new/study.log",
+    "sqlite:///y.db", "y.db", "new/study.log", "sqlite:///y.db?timeout=soon",
 )  # fmt: skip
 
 CONFIG: dict[str, Any] = {
