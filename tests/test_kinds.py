@@ -462,6 +462,37 @@ def test_masks_that_are_combined_are_exported() -> None:
 
 
 @pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x @ x.mT,
+        lambda x: x @ x.adjoint() + x.mH,
+        lambda x: x[0, 0] @ x[0, 1].T + x[0, 2].H,
+        lambda x: torch.linalg.multi_dot([x[0, 0], x[0, 1], x[0, 2]]),
+        lambda x: torch.outer(x[0, 0, 0], x[0, 1, 0]).addr(x[0, 2, 0], x[0, 3, 0]),
+        lambda x: torch.arctan2(x, x + 2) + torch.special.xlogy(x.abs(), x.abs() + 1) + torch.special.ndtr(x),
+        lambda x: x.nanmedian(2)[0] * x[0].msort().sum(),
+    ],
+)
+def test_forward_operators_have_a_place_in_a_program(function: Callable[[Tensor], Tensor]) -> None:
+    model = Net(lambda m, x: function(m.a(x)), a=nn.Conv2d(3, 8, 3, 1, 1)).eval()
+    program = read_program(write_program(model, EXAMPLE), model.state_dict())
+    assert_same(output(program, EXAMPLE), output(model, EXAMPLE))
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell, lambda *s: nn.RNNCell(*s, nonlinearity="relu")])
+def test_recurrent_cells_have_a_place_in_a_program(cell: Callable[..., nn.Module]) -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        state = None
+        for step in x.unbind(1)[:3]:
+            state = m.cell(step, state)
+        return state[0] if isinstance(state, tuple) else state
+
+    model = Net(forward, cell=cell(16, 5)).eval()
+    program = read_program(write_program(model, ROWS), model.state_dict())
+    assert_same(output(program, ROWS), output(model, ROWS))
+
+
+@pytest.mark.parametrize(
     ("function", "reason"),
     [
         (lambda x: x.view(len(x), 8, -1, 8), FIXED_BATCH),

@@ -210,6 +210,8 @@ ONE = [{"node": "input"}]
     ("step", "told"),
     [
         (["aten.max_pool2d_with_indices_backward.default", ONE * 2 + [2, 2, 0, 1, False] + ONE, {}], "not allowed"),
+        (["aten.lstm.data", [*ONE * 2, ONE * 2, [], False, 1, 0.0, False, False], {}], "not allowed"),
+        (["aten.gru.data", [*ONE * 3, [], False, 1, 0.0, False, False], {}], "not allowed"),
         (["aten.segment_reduce.default", [*ONE, "sum"], {"unsafe": True}], "not allowed"),
         (["aten.set_.source_Tensor", ONE * 2, {}], "not allowed"),
         (["aten.resize_.default", [*ONE, [10**6]], {}], "not allowed"),
@@ -292,11 +294,29 @@ def test_an_lstm_is_called_with_weights_and_states_that_fit() -> None:
     for name in ("lstm.weight_ih_l0", "lstm.weight_hh_l1_reverse", "lstm.bias_ih_l0", "lstm.weight_hr_l1"):
         state = dict(model.state_dict())
         state[name] = state[name][..., :1].contiguous()
-        with pytest.raises(BundleError, match="the weights of an LSTM"):
+        with pytest.raises(BundleError, match="the weights of a recurrent layer"):
             read_program(program, state)
     zeros = next(s for s in program["steps"] if s[1] == "aten.zeros.default")
     zeros[2][0][-1] = 800
-    with pytest.raises(BundleError, match="of an LSTM"):
+    with pytest.raises(BundleError, match="of a recurrent layer"):
+        read_program(program, model.state_dict())
+
+
+@pytest.mark.parametrize(("kind", "operator"), [(nn.GRU, "gru"), (nn.RNN, "rnn_tanh")])
+def test_recurrent_layers_are_called_with_weights_that_fit(kind: type[nn.RNNBase], operator: str) -> None:
+    model, x = (
+        Net(lambda m, x: m.rnn(x)[0], rnn=kind(4, 8, 2, bidirectional=True, batch_first=True)).eval(),
+        torch.randn(1, 5, 4),
+    )
+    assert_same(output(again(model, x), x), output(model, x))
+    program = json.loads(json.dumps(write_program(model, x)))
+    state = dict(model.state_dict())
+    state["rnn.weight_hh_l1_reverse"] = state["rnn.weight_hh_l1_reverse"][:1]
+    with pytest.raises(BundleError, match="the weights of a recurrent layer"):
+        read_program(program, state)
+    step = next(s for s in program["steps"] if s[1] == f"aten.{operator}.input")
+    step[2][2] = []
+    with pytest.raises(BundleError, match="the weights of a recurrent layer"):
         read_program(program, model.state_dict())
 
 

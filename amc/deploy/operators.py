@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import SymBool, SymFloat, SymInt, Tensor, fx
 
+from amc.deploy.recurrent import GUARDED, traced
 from amc.errors import BundleError
 
 _POINTWISE_WORDS = """
@@ -67,14 +68,23 @@ _OTHERS_WORDS = """
     _adaptive_avg_pool2d _adaptive_avg_pool3d _native_batch_norm_legit_no_training _weight_norm_interface
     _weight_norm _convolution _upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact1d
     _upsample_nearest_exact2d _upsample_nearest_exact3d _shape_as_tensor __and__ __or__ __xor__
+    addr adjoint arccos arccosh arcsin arcsinh arctan arctan2 arctanh chain_matmul diagflat digamma fix ger gru_cell
+    i0 isneginf isposinf isreal linalg_diagonal linalg_matmul linalg_multi_dot lstm_cell mH mT matrix_H msort nanmedian
+    nanquantile native_channel_shuffle rnn_relu_cell rnn_tanh_cell special_digamma special_erfc special_erfinv
+    special_exp2 special_i0 special_log_ndtr special_logit special_ndtr special_round special_sinc special_xlog1py
+    special_xlogy sum_to_size
 """
 OTHERS = frozenset(_OTHERS_WORDS.split())
 
-_OVERLOADS = frozenset(("view.dtype", "to.other", "to.prim_Device", "to.prim_dtype", "to.prim_other"))
+_OVERLOADS = frozenset(
+    ("view.dtype", "to.other", "to.prim_Device", "to.prim_dtype", "to.prim_other", "lstm.data", "gru.data",
+     "rnn_tanh.data", "rnn_relu.data")
+)  # fmt: skip
 """Forbidden overloads of allowed operators.
 
 ``view.dtype`` and ``to.other`` reinterpret memory as another type. ``to.prim_*`` are TorchScript's:
-without a dtype they read one from uninitialised memory, and the copy then goes out of bounds.
+without a dtype they read one from uninitialised memory, and the copy then goes out of bounds. The recurrent layers'
+``data`` take packed sequences, which no exported network has, and do not check their weights.
 """
 
 WORDS = frozenset(
@@ -133,7 +143,7 @@ class Scalar:
 
     def __call__(self, *values: Any) -> Any:
         if any(isinstance(value, fx.Proxy) for value in values):
-            return _again(self, values)
+            return traced(self, values)
         if not all(isinstance(value, int | float | SymInt | SymFloat | SymBool) for value in values):
             raise TypeError(f"{self.name} takes numbers only")
         if self.name == "pow" and all(type(value) is int for value in values):
@@ -153,44 +163,10 @@ def item_of(values: Any, index: Any) -> Any:
     2
     """
     if isinstance(values, fx.Proxy):
-        return _again(item_of, (values, index))
+        return traced(item_of, (values, index))
     if not isinstance(values, tuple | list) or type(index) is not int:
         raise TypeError("getitem takes a list of results and an integer")
     return values[index]
-
-
-def _again(function: Callable[..., Any], values: tuple[Any, ...]) -> fx.Proxy:
-    """The same step as a node of another graph, when fx traces a program (as unpickling does)."""
-    tracer = next(value.tracer for value in values if isinstance(value, fx.Proxy))
-    return tracer.create_proxy("call_function", function, values, {})
-
-
-def lstm(
-    given: Any, states: list[Any], weights: list[Tensor], has_biases: bool, layers: int, dropout: float,
-    train: bool, bidirectional: bool, batch_first: bool,
-) -> Any:  # fmt: skip
-    """``aten.lstm.input`` with a check of the shapes of states and weights, which its kernel does not do."""
-    if isinstance(given, fx.Proxy):
-        rest = (has_biases, layers, dropout, train, bidirectional, batch_first)
-        return _again(lstm, (given, states, weights, *rest))
-    directions = 2 if bidirectional else 1
-    if len(states) != 2 or given.ndim != 3 or any(state.ndim != 3 for state in states):
-        raise ValueError("an LSTM takes a sequence and two states")
-    output, hidden, batch = states[0].shape[2], states[1].shape[2], given.shape[0 if batch_first else 1]
-    wanted: list[tuple[int, ...]] = []
-    for layer in range(layers if 0 < layers <= LARGEST_WINDOW else 0):
-        own: list[tuple[int, ...]] = [
-            (4 * hidden, given.shape[2] if layer == 0 else directions * output),
-            (4 * hidden, output),
-        ]
-        own += [(4 * hidden,)] * 2 if has_biases else []
-        wanted += (own if output == hidden else [*own, (output, hidden)]) * directions
-    if [tuple(state.shape) for state in states] != [(layers * directions, batch, n) for n in (output, hidden)]:
-        raise ValueError("the states of an LSTM do not have the shape of its layers")
-    if not wanted or [tuple(weight.shape) for weight in weights] != wanted:
-        raise ValueError("the weights of an LSTM do not have the shape of its layers")
-    rest = (has_biases, layers, dropout, train, bidirectional, batch_first)
-    return torch.ops.aten.lstm.input(given, states, weights, *rest)
 
 
 _ARITHMETIC: dict[str, Callable[..., Any]] = {
@@ -225,10 +201,6 @@ NAMES: dict[Any, str] = {
     operator.getitem: "getitem",
 }
 """Function → its name in a program, for networks and for programs that were loaded and are exported again."""
-
-
-GUARDED: dict[Any, Callable[..., Any]] = {torch.ops.aten.lstm.input: lstm}
-"""Operators that are called through a function with additional checks."""
 
 
 def __getattr__(name: str) -> Any:
