@@ -518,7 +518,7 @@ def test_unfinished_writes_count_towards_the_limit(tmp_path):
 
 
 def test_a_stopped_process_blocks_nobody_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr("amc.runtime.cache.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("amc.runtime.entry_locks.LOCK_SECONDS", 0.2)
     cache = Cache(tmp_path)
     path = cache.path_of("kind", {"a": 1}, "lock")
     path.parent.mkdir()

@@ -27,7 +27,8 @@ from amc.importance import collect as collect_statistics
 from amc.latency.command import COMMAND
 from amc.operators.policy import fingerprint
 from amc.reconstruction.moments import Moments, collect, moment_store, readers, sums_size
-from amc.runtime.cache import Cache, Resting, Table, cache_folder
+from amc.runtime.cache import Cache, Table, cache_folder
+from amc.runtime.entry_locks import Resting
 from amc.runtime.memory import Memory
 from amc.runtime.plugins import file_digests
 from amc.runtime.provenance import code_version, cpu_name

@@ -25,25 +25,23 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from amc.runtime.entry_locks import Resting, locked
 from amc.runtime.files import opened, replacing
 from amc.runtime.hashing import tensors_digest
 from amc.runtime.secret import code_of, key_file, user_key
 
 LIMIT = 2 << 30
 """Bytes that the cache may have, unless ``$AMC_CACHE_BYTES`` says otherwise; what was not used for longest goes."""
-
-LOCK_SECONDS = 600.0
-"""Longest to wait for another process that computes the same; then it is computed here as well."""
 
 _SLOTS = 16  # keys of a table that can be computed at a time
 _ENTRY = re.compile(r"[0-9a-f]{64}\.(safetensors|jsonl)")
@@ -69,10 +67,6 @@ def _dump(value: Any) -> str:
 
 Identify = Callable[[], Mapping[str, Any]]
 """Gives an entry's identity; not asked where nothing is kept."""
-
-Resting = Callable[[], AbstractContextManager[None]]
-"""What a process is in while it waits for another one that computes what it wants
-(`amc.runtime.locks.MeasurementLock.released`)."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +114,7 @@ class Cache:
         path = self.path_of(kind, identity, "safetensors")
         found = _load(path, identity, self._key)
         if found is None:
-            with _locked(path.with_suffix(".lock"), self._resting):
+            with locked(path.with_suffix(".lock"), self._resting):
                 found = _load(path, identity, self._key)
                 if found is None:
                     found = compute()
@@ -211,7 +205,7 @@ class Table:
         if known is not None or self._path is None:
             return compute() if known is None else known
         slot = int(hashlib.sha256(_dump(key).encode()).hexdigest()[:8], 16) % _SLOTS
-        with _locked(self._path.with_suffix(f".{slot}.lock"), self._resting):
+        with locked(self._path.with_suffix(f".{slot}.lock"), self._resting):
             known = self.get(key)
             if known is None:
                 self.put(key, known := compute())
@@ -222,7 +216,7 @@ class Table:
         self._values[_dump(key)] = value
         if self._path is not None:
             lock = self._path.with_suffix(".lock")
-            with contextlib.suppress(OSError, ValueError), _locked(lock, self._resting, 10.0, needed=True):  # no NaN
+            with contextlib.suppress(OSError, ValueError), locked(lock, self._resting, 10.0, needed=True):  # no NaN
                 self._append([key, value])
 
     def _append(self, line: Any) -> None:
@@ -364,45 +358,3 @@ def _remove(entry: CacheEntry) -> int:
     except OSError:
         return 0
     return entry.size
-
-
-def _try_lock(file: IO[bytes]) -> bool:
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _wait_for_lock(file: IO[bytes], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not (held := _try_lock(file)) and time.monotonic() < end:
-        time.sleep(0.05)
-    return held
-
-
-@contextlib.contextmanager
-def _locked(path: Path, resting: Resting, seconds: float | None = None, needed: bool = False) -> Iterator[None]:
-    """One process at a time. Where there can be no lock there is none: it only saves work.
-
-    Nor is a process waited for that has stopped: after so many ``seconds`` it goes on without, or raises OSError where
-    the lock is ``needed``.
-    """
-    file, held = None, True  # where there are no locks
-    with contextlib.suppress(OSError, ValueError, ImportError):
-        path.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        file = os.fdopen(opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, own=True, mode=0o600), "ab")
-        held = _try_lock(file)
-        if not held:
-            with resting():
-                held = _wait_for_lock(file, LOCK_SECONDS if seconds is None else seconds)
-    try:
-        if needed and not held:
-            raise BlockingIOError(errno.EAGAIN, "another process holds it")
-        yield
-    finally:
-        if file is not None:
-            file.close()
