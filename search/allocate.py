@@ -3,7 +3,7 @@
 The error of a site at a setting is estimated without an evaluation (`Problem.site_error`); for channels it has a closed
 form in the calibration moments. The sum over sites is minimised exactly (see `amc.search.exact`): by dynamic
 programming, or by an integer program for several limits or too many cases. Where neither is possible (peak memory is
-not a sum over pairs of sites), a greedy algorithm is used: starting from the original, it narrows the site with the
+not such a sum), a greedy algorithm is used: starting from the original, it narrows the site with the
 least error per saved cost until every limit holds, and then spends what is left of the budget where it helps most.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc.evaluation.problem import Problem
-from amc.search.exact import PairCosts, pair_costs, solve, solve_front, solve_programme
+from amc.search.exact import TermCosts, solve, solve_front, solve_programme, term_costs
 from amc.space.budget import Space
 from amc.space.sites import Choice
 
@@ -97,14 +97,14 @@ def front(space: Space, tables: Sequence[Floats], shares: Sequence[float]) -> li
     ]
 
 
-def _decomposed(space: Space, resource: str) -> PairCosts | None:
-    return _pair_costs(space, resource, space.costs(space.full)[resource])
+def _decomposed(space: Space, resource: str) -> TermCosts | None:
+    return _known_terms(space, resource, space.costs(space.full)[resource])
 
 
 @lru_cache(maxsize=8)
-def _pair_costs(space: Space, resource: str, whole: float) -> PairCosts | None:
-    """`pair_costs`, cached. ``whole``, the original's cost, is only a part of the key: corrected costs change it."""
-    return pair_costs(space, resource)
+def _known_terms(space: Space, resource: str, whole: float) -> TermCosts | None:
+    """`term_costs`, cached. ``whole``, the original's cost, is only a part of the key: corrected costs change it."""
+    return term_costs(space, resource)
 
 
 def _exact(space: Space, errors: Sequence[Floats], programme: bool = True) -> Choice | None:

@@ -6,16 +6,19 @@ Notation, for S sites where site s has settings k:
 e_s[k]     error of a setting
 c_s[k]     additional cost of a setting over the site's smallest
 c_st[k,l]  additional cost of the settings of two sites together, because a layer connects the sites
-           and its cost is a product of both widths
+           and its cost is a product of both widths; c_stu[k,l,m] that of three, as of two widths and
+           the bits of the weights between them
 frontier   decided sites that are connected with an undecided one
 label      (cost, error) of a partial policy; dominated if another label with the same settings of
            the frontier is no worse in both
 =========  ====================================================================================
 
 Costs are decomposed into c_s and c_st by queries to the cost model. This is exact for MACs and parameters, since a
-tensor lies between two sites, and exact to a few bytes for the size of the file.
+tensor lies between two sites, and exact to a few bytes for the size of the file. Terms of three sites are looked for
+where terms of two do not suffice.
 
-Under one limit, dynamic programming decides the sites in forward order. For every combination of settings of the
+Under one limit, dynamic programming decides the sites in forward order, or, with terms of three sites, each as soon as
+all that it is connected with are decided. For every combination of settings of the
 frontier it keeps all labels that are not dominated. The final labels are the Pareto front of error and cost, for all
 budgets at once. For a single budget, a Lagrangian relaxation gives a bound: labels that cannot lead to a better policy
 than the relaxation's are dropped, which leaves few. Problems with several limits or too many labels become an integer
@@ -26,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 
 import numpy as np
@@ -47,28 +50,60 @@ _MOST_VARIABLES = 20_000
 _NODES = 2_000
 _HALVINGS, _CLOSE = 40, 1e-6  # of the bisection for a price: most steps, and relative precision
 _PROBES, _TOLERANCE = 64, 1e-4
+_NEGLIGIBLE = 2e-5
+"""Terms of three sites are sought, and pairs kept beside them, if they are above this share of the original's cost."""
+_MOST_TRIPLES = 20_000
+
+
+Sites = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class PairCosts:
-    """Cost of a resource as ``least + Σ single[s][k] + Σ pairs[s, t][k, l]``, s < t.
+class TermCosts:
+    """Cost of a resource as ``least + Σ single[s][k] + Σ terms[s, t][k, l] + Σ terms[s, t, u][k, l, m]``, s < t < u.
 
-    >>> PairCosts(1.0, (np.array([0.0, 2.0]), np.array([0.0, 3.0])), {(0, 1): np.array([[0, 0], [0, 5.0]])})([1, 1])
+    >>> TermCosts(1.0, (np.array([0.0, 2.0]), np.array([0.0, 3.0])), {(0, 1): np.array([[0, 0], [0, 5.0]])})([1, 1])
     11.0
     """
 
     least: float
     single: tuple[Floats, ...]
-    pairs: dict[tuple[int, int], Floats]
+    terms: dict[Sites, Floats]
 
     def __call__(self, places: Sequence[int]) -> float:
         """Cost of the policy with setting number ``places[s]`` at every site s."""
         total = self.least + sum(c[k] for c, k in zip(self.single, places, strict=True))
-        return float(total + sum(c[places[s], places[t]] for (s, t), c in self.pairs.items()))
+        return float(total + sum(c[tuple(places[s] for s in sites)] for sites, c in self.terms.items()))
+
+    @cached_property
+    def order(self) -> Sites:
+        """The order in which dynamic programming decides the sites."""
+        count = len(self.single)
+        if all(len(sites) == 2 for sites in self.terms):
+            return tuple(range(count))
+        met: dict[int, set[int]] = {s: set() for s in range(count)}
+        for sites in self.terms:
+            for s in sites:
+                met[s].update(sites)
+        found: list[int] = []
+        for site in range(count):
+            if site not in found:
+                found.append(site)
+                found += [s for s in sorted(met[site]) if s not in found and met[s] - {s} <= {*found}]
+        return tuple(found)
 
 
-def pair_costs(space: Space, resource: str) -> PairCosts | None:
-    """Decompose the cost of a resource. None if it is not a sum over pairs of sites, as for peak memory."""
+def term_costs(space: Space, resource: str) -> TermCosts | None:
+    """Decompose the cost of a resource. None if it is not a sum over pairs and triples, as for peak memory."""
+    found = _pair_costs(space, resource)
+    if _is_right(space, resource, found):
+        return found
+    more = _with_triples(space, resource, found)
+    return more if more and _is_right(space, resource, more) else None
+
+
+def _pair_costs(space: Space, resource: str) -> TermCosts:
+    """The cost as if it were a sum over pairs of sites."""
     lengths = space.lengths.tolist()
     sites = range(len(lengths))
     query = partial(_costs_of_moves, space, resource)
@@ -79,15 +114,49 @@ def pair_costs(space: Space, resource: str) -> PairCosts | None:
     connected = [
         (s, t) for (s, t), cost in zip(both, wide, strict=True) if abs(cost - single[s][-1] - single[t][-1]) > 1e-9
     ]
-    pairs = {}
+    pairs: dict[Sites, Floats] = {}
     for s, t in connected:
         cost = query([[(s, k), (t, m)] for k in range(lengths[s]) for m in range(lengths[t])]) - least
         pairs[s, t] = cost.reshape(len(single[s]), -1) - single[s][:, None] - single[t][None, :]
-    found, rng = PairCosts(least, single, pairs), np.random.default_rng(0)
-    probes = np.stack([rng.integers(0, length, _PROBES) for length in lengths], 1)
-    true = query([list(enumerate(row)) for row in probes])
+    return TermCosts(least, single, pairs)
+
+
+def _is_right(space: Space, resource: str, found: TermCosts) -> bool:
+    """Whether random policies have the costs that the terms add up to."""
+    rng = np.random.default_rng(0)
+    probes = np.stack([rng.integers(0, length, _PROBES) for length in space.lengths.tolist()], 1)
+    true = _costs_of_moves(space, resource, [list(enumerate(row)) for row in probes])
     wrong = max(abs(found(row) - cost) for row, cost in zip(probes.tolist(), true, strict=True))
-    return found if wrong <= _TOLERANCE * max(1.0, abs(float(true.max()))) else None
+    return bool(wrong <= _TOLERANCE * max(1.0, abs(float(true.max()))))
+
+
+def _with_triples(space: Space, resource: str, known: TermCosts) -> TermCosts | None:
+    """The costs with terms of three sites, of which two pairs are connected. None if there are too many."""
+    last = [length - 1 for length in space.lengths.tolist()]
+    query = partial(_costs_of_moves, space, resource)
+    whole = float(query([list(enumerate(last))])[0])
+    least = _NEGLIGIBLE * whole
+    pairs = {sites: cost for sites, cost in known.terms.items() if float(np.abs(cost).max()) > least}
+    kept = TermCosts(known.least, known.single, pairs)
+    met: dict[int, set[int]] = {}
+    for s, t in pairs:
+        met.setdefault(s, set()).add(t)
+        met.setdefault(t, set()).add(s)
+    triples = sorted({tuple(sorted((s, a, b))) for s, others in met.items() for a in others for b in others if a != b})
+    if not triples or len(triples) > _MOST_TRIPLES:
+        return None
+    true = query([[(s, last[s]) for s in sites] for sites in triples])
+    terms = dict(pairs)
+    for sites, cost in zip(triples, true, strict=True):
+        corner = [last[s] if s in sites else 0 for s in range(len(last))]
+        if abs(cost - kept(corner)) > least:
+            shape = [last[s] + 1 for s in sites]
+            grid = np.indices(shape).reshape(len(sites), -1).T.tolist()
+            costs = query([list(zip(sites, places, strict=True)) for places in grid])
+            rows = np.zeros((len(grid), len(last)), np.int64)
+            rows[:, sites] = grid
+            terms[sites] = (costs - [kept(row) for row in rows.tolist()]).reshape(shape)
+    return TermCosts(known.least, known.single, terms)
 
 
 def _costs_of_moves(space: Space, resource: str, moves: Sequence[Sequence[tuple[int, int]]]) -> Floats:
@@ -112,13 +181,16 @@ class _Stage:
 
 
 @lru_cache(maxsize=16)
-def _stages(costs: PairCosts) -> tuple[_Stage, ...] | None:
-    """One stage per site, in forward order. None if the frontier has too many states."""
-    sizes = [len(c) for c in costs.single]
-    last = [max([t for pair in costs.pairs if s in pair for t in pair], default=s) for s in range(len(sizes))]
-    least = np.array([c.min() for c in costs.single])
-    for (_, t), cost in costs.pairs.items():
-        least[t] += cost.min()
+def _stages(costs: TermCosts) -> tuple[_Stage, ...] | None:
+    """One stage per site, in the order of the costs. None if the frontier has too many states."""
+    step = {site: number for number, site in enumerate(costs.order)}
+    single = [costs.single[site] for site in costs.order]
+    terms = {tuple(step[s] for s in sites): cost for sites, cost in costs.terms.items()}
+    sizes = [len(c) for c in single]
+    last = [max([t for sites in terms if s in sites for t in sites], default=s) for s in range(len(sizes))]
+    least = np.array([c.min() for c in single])
+    for sites, cost in terms.items():
+        least[max(sites)] += cost.min()
     found: list[_Stage] = []
     before: tuple[int, ...] = ()
     for site, size in enumerate(sizes):
@@ -127,10 +199,10 @@ def _stages(costs: PairCosts) -> tuple[_Stage, ...] | None:
         if np.prod([sizes[s] for s in held], dtype=np.float64) > MOST_LABELS:
             return None
         grid = dict(zip(held, np.indices([sizes[s] for s in held]).reshape(len(held), -1), strict=True))
-        added = costs.single[site][grid[site]]
-        for met in before:
-            if (met, site) in costs.pairs:
-                added = added + costs.pairs[met, site][grid[met], grid[site]]
+        added = single[site][grid[site]]
+        for sites, cost in terms.items():
+            if max(sites) == site:
+                added = added + cost[tuple(grid[s] for s in sites)]
         leads = np.zeros(len(added), np.int64)
         for s in after:
             leads = leads * sizes[s] + grid[s]
@@ -146,19 +218,20 @@ class Front:
     cost: Floats
     error: Floats
     _space: Space
+    _order: Sites
     _steps: tuple[tuple[Ints, Ints], ...]
-    """For every site, the predecessor and the setting of each label."""
+    """For every site in this order, the predecessor and the setting of each label."""
 
     def within(self, limit: float) -> Choice | None:
         """The policy with the least error and a cost of at most ``limit``; None if there is none."""
         label = int(np.searchsorted(self.cost, limit, side="right")) - 1
         if label < 0:
             return None
-        places = []
-        for parent, setting in reversed(self._steps):
-            places.append(int(setting[label]))
+        places = [0] * len(self._order)
+        for site, (parent, setting) in zip(reversed(self._order), reversed(self._steps), strict=True):
+            places[site] = int(setting[label])
             label = int(parent[label])
-        return self._space.choice(places[::-1])
+        return self._space.choice(places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +246,7 @@ class _Bound:
 
 
 def solve_front(
-    space: Space, costs: PairCosts, errors: Sequence[Floats], limit: float, bound: _Bound | None = None
+    space: Space, costs: TermCosts, errors: Sequence[Floats], limit: float, bound: _Bound | None = None
 ) -> Front | None:
     """The Pareto front of error and one cost up to ``limit``. None if there are too many labels."""
     stages = _stages(costs)
@@ -182,7 +255,7 @@ def solve_front(
     state = np.zeros(1, np.int64)
     cost, error = np.array([costs.least]), np.zeros(1)
     steps = []
-    for site, (stage, own) in enumerate(zip(stages, errors, strict=True)):
+    for site, (stage, own) in enumerate(zip(stages, [errors[s] for s in costs.order], strict=True)):
         if len(state) * len(own) > MOST_LABELS:
             return None
         grown = (cost[:, None] + stage.added[state]).ravel()
@@ -194,13 +267,13 @@ def solve_front(
         kept = _undominated(state, grown, summed, np.flatnonzero(use))
         steps.append((kept // len(own), kept % len(own)))
         state, cost, error = state[kept], grown[kept], summed[kept]
-    return Front(cost, error, space, tuple(steps))
+    return Front(cost, error, space, costs.order, tuple(steps))
 
 
-def solve(space: Space, costs: PairCosts, errors: Sequence[Floats], limit: float) -> Choice | None:
+def solve(space: Space, costs: TermCosts, errors: Sequence[Floats], limit: float) -> Choice | None:
     """The policy with the least error under one limit. None if there are too many labels or no policy fits."""
     stages = _stages(costs)
-    bound = _lagrange(stages, costs.least, errors, limit) if stages else None
+    bound = _lagrange(stages, costs.least, [errors[s] for s in costs.order], limit) if stages else None
     front = solve_front(space, costs, errors, limit, bound) if bound else None
     return front.within(limit) if front else None
 
@@ -256,33 +329,33 @@ def _undominated(state: Ints, cost: Floats, error: Floats, candidates: Ints) -> 
 
 
 def solve_programme(
-    space: Space, costs: Sequence[PairCosts], errors: Sequence[Floats], limits: Sequence[float]
+    space: Space, costs: Sequence[TermCosts], errors: Sequence[Floats], limits: Sequence[float]
 ) -> Choice | None:
     """The policy with the least error under several limits, by HiGHS. None if it is too large or not proven optimal."""
     starts = np.concatenate([[0], np.cumsum([len(s) for s in space.settings])])
-    connected = sorted({pair for c in costs for pair in c.pairs})
-    shapes = {p: (len(space.settings[p[0]]), len(space.settings[p[1]])) for p in connected}
-    offsets, total = {}, int(starts[-1])
-    for pair in connected:
-        offsets[pair] = total
-        total += shapes[pair][0] * shapes[pair][1]
+    connected = sorted({sites for c in costs for sites in c.terms})
+    numbers, total = dict[Sites, Ints](), int(starts[-1])
+    for sites in connected:
+        shape = [len(space.settings[s]) for s in sites]
+        numbers[sites] = total + np.arange(np.prod(shape)).reshape(shape)
+        total += numbers[sites].size
     if total > _MOST_VARIABLES:
         return None
     rows = [_one_each(starts, total)]
     bounds = [(1.0, 1.0)] * len(space.settings)
-    for (s, t), (m, n) in shapes.items():
-        for axis, site, count in ((0, s, m), (1, t, n)):
+    for sites, own in numbers.items():
+        for axis, (site, count) in enumerate(zip(sites, own.shape, strict=True)):
             block = sparse.lil_matrix((count, total))
             for k in range(count):
-                block[k, offsets[s, t] + (np.arange(n) + k * n if axis == 0 else np.arange(m) * n + k)] = 1.0
+                block[k, own.take(k, axis).ravel()] = 1.0
                 block[k, starts[site] + k] = -1.0
             rows.append(block.tocsr())
             bounds += [(0.0, 0.0)] * count
     for cost, limit in zip(costs, limits, strict=True):
         line = np.zeros(total)
         line[: starts[-1]] = np.concatenate(cost.single)
-        for pair, table in cost.pairs.items():
-            line[offsets[pair] : offsets[pair] + table.size] = table.ravel()
+        for sites, table in cost.terms.items():
+            line[numbers[sites].ravel()] = table.ravel()
         rows.append(sparse.csr_matrix(line / limit))
         bounds.append((-np.inf, (limit - cost.least) / limit))
     objective = np.concatenate([*errors, np.zeros(total - starts[-1])])

@@ -13,7 +13,7 @@ from amc.evaluation.backend import FunctionBackend
 from amc.evaluation.problem import Problem
 from amc.search import load_searcher
 from amc.search.allocate import decode, error_tables, fast_decoder, front, greedy_decode
-from amc.search.exact import pair_costs, solve_front, solve_programme
+from amc.search.exact import solve, solve_front, solve_programme, term_costs
 from amc.space.budget import Space
 from amc.space.sites import numeric_sites
 
@@ -83,7 +83,7 @@ def test_allocation_under_two_limits_is_optimal(case):
 @given(cases())
 def test_the_integer_programme_agrees_with_dynamic_programming(case):
     space, tables = case
-    costs, limit = pair_costs(space, "macs"), space.limits["macs"]
+    costs, limit = term_costs(space, "macs"), space.limits["macs"]
     one, other = (
         solve_front(space, costs, tables, limit).within(limit),
         solve_programme(space, [costs], tables, [limit]),
@@ -131,7 +131,7 @@ def test_costs_of_a_real_network_are_decomposed_exactly():
     space = Space(numeric_sites([s.name for s in graph.sites], widths), resources, {"macs": full["macs"] / 2})
     rng = np.random.default_rng(1)
     for resource in ("macs", "params"):
-        costs = pair_costs(space, resource)
+        costs = term_costs(space, resource)
         for _ in range(20):
             places = [int(rng.integers(0, len(w))) for w in widths]
             assert costs(places) == space.costs([w[k] for w, k in zip(widths, places, strict=True)])[resource]
@@ -158,3 +158,28 @@ def test_error_tables_are_scaled_to_a_total_of_1():
     for one, other in zip(tables, small, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9)
         assert (np.diff(one) <= 0).all()
+
+
+@pytest.mark.parametrize("kinds", [("channels", "bits"), ("channels", "branches", "bits")])
+def test_widths_and_bits_of_one_tensor_are_terms_of_three_sites(kinds):
+    """The integer program and dynamic programming find the same optimum, which is no worse than greedy steps."""
+    from amc.operators.compose import cost_model, offered_sites
+    from amc.operators.operator import SettingBounds
+    from amc.operators.registry import load_operators
+    from amc.testing import example_network
+
+    network, operators = example_network()[0], load_operators(kinds)
+    sites = offered_sites(network, SettingBounds(min_keep=0.5), operators)
+    model = cost_model(network, sites, operators)
+    whole = float(model.costs([[site.sizes[-1] for site in sites]])["size"][0])
+    space = Space(sites, model, {"size": 0.12 * whole})
+    costs = term_costs(space, "size")
+    assert costs is not None
+    assert {len(connected) for connected in costs.terms} == {2, 3}
+    rng = np.random.default_rng(1)
+    tables = [np.append(np.sort(rng.random(n - 1) ** 3)[::-1], 0) for n in space.lengths]
+    error = lambda choice: sum(t[p] for t, p in zip(tables, space.positions(choice), strict=True))  # noqa: E731
+    found = solve(space, costs, tables, space.limits["size"])
+    assert found is not None
+    assert error(found) == pytest.approx(error(solve_programme(space, [costs], tables, list(space.limits.values()))))
+    assert error(found) <= error(greedy_decode(space, tables)) + 1e-12

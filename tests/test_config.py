@@ -46,6 +46,8 @@ def other(option: Option) -> Any:
         return not option.default
     if option.path == ("search", "operators"):
         return "channels", "my.py:operator"
+    if option.path == ("search", "bits"):
+        return (8,)
     return {int: 24, float: 0.25, tuple: (0.5, 0.25), dict: {"a": 1}, str: "x"}[option.kind]
 
 

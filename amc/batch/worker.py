@@ -62,6 +62,11 @@ def _network_and_data(config: Config) -> list[Any]:
     return [to_dict(config)[key] for key in ("model", "data", "device", "objective")]
 
 
+def _quantises(config: Config) -> bool:
+    """Whether the bits of weights are searched, which are found in the ONNX file."""
+    return "bits" in (config.search.operator_names or ())
+
+
 def _examine_group(group: list[Config]) -> Iterator[str | None]:
     """`examine` for runs with the same network and data, which are loaded once."""
     try:
@@ -71,7 +76,7 @@ def _examine_group(group: list[Config]) -> Iterator[str | None]:
         yield from [str(error)] * len(group)
         return
     network = NetworkFacts(task.model, graph)
-    if any(config.budget.size or offers_branches(config) for config in group):
+    if any(config.budget.size or offers_branches(config) or _quantises(config) for config in group):
         with tempfile.TemporaryDirectory() as folder:
             original = Path(folder, "original.onnx")
             export_onnx(task.model, task.example, original)

@@ -129,10 +129,16 @@ class SearchConfig(Settings):
     evaluations: int = setting(60, "policies to evaluate", "--evaluations", ge=1, le=10**9)
     operators: tuple[str, ...] | Auto = setting(
         AUTO,
-        "what may be done to the network, with commas between: channels, branches (see amc list operators), or "
+        "what may be done to the network, with commas between: channels, branches, bits (see amc list operators), or "
         "path/to/file.py:name [auto: channels, and branches where --branches or --min-keep 0 is given or latency is "
         "limited]",
         "--operators",
+    )
+    bits: tuple[int, ...] | Auto = setting(
+        AUTO,
+        "with --operators channels,bits: the bits that a layer's weights may have besides 32, with commas between "
+        "[auto: 4,8]",
+        "--bits",
     )
     storage: str | None = setting(
         None,

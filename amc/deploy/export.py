@@ -29,6 +29,7 @@ from amc.graph.sites import Graph
 from amc.graph.surgery import axes_of, own_tensors, randomise_removed
 from amc.onnx_import import OnnxModel
 from amc.operators.branches import find_branches, owner, remove, removed, varint_bytes
+from amc.operators.weights_file import find_weights, least_bits
 from amc.runtime.files import check_file, replacing
 from amc.runtime.silence import silenced
 from amc.space.file_size import FileLayout, StoredTensor
@@ -162,7 +163,9 @@ def file_layout(path: Path, graph: Graph, model: nn.Module) -> FileLayout:
         axes = known.get((tensor.name, dims)) or contents.get((content, dims)) or _spread(contents, content, dims)
         per_group = dims[0] // groups.get(tensor.name, 1) if layer is not None and layer.by_group and dims else 0
         tensors.append(_stored(tensor, axes or _folded(dims, layer), per_group))
-    return FileLayout(path.stat().st_size, proto.graph.ByteSize(), tuple(tensors), find_branches(proto, graph))
+    least = least_bits(proto, opset_is_fixed=isinstance(model, OnnxModel))
+    return FileLayout(path.stat().st_size, proto.graph.ByteSize(), tuple(tensors), find_branches(proto, graph),
+                      find_weights(proto, model), least)  # fmt: skip
 
 
 def _attribute(node: Any, name: str, default: int) -> int:

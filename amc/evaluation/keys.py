@@ -18,7 +18,7 @@ from amc.config import Config
 from amc.evaluation.settings import EvaluationSettings, SearchObjective
 from amc.importance import Need, criterion_files, is_search, load_criterion
 from amc.operators.policy import fingerprint
-from amc.operators.registry import foreign, load_operators
+from amc.operators.registry import beyond_widths, load_operators
 from amc.runtime.hashing import tensors_digest
 from amc.runtime.plugins import file_digests
 from amc.runtime.provenance import code_version, library_versions
@@ -93,9 +93,9 @@ class Keys:
         return {**found, "task": self._objective} if uses_loss else found
 
     def _operators(self) -> dict[str, Any]:
-        """The operators, if some are not part of amc, because the sites depend on them."""
+        """The operators, if some do more than change widths, because the sites depend on them."""
         named = self._config.search.operator_names or ()
-        if not named or not foreign(load_operators(named)):
+        if not named or not beyond_widths(load_operators(named)):
             return {}
         return {"operators": [list(named), file_digests(named)]}
 

@@ -79,6 +79,22 @@ class SiteErrors:
         readers = [self._reader_errors(layer, group) for layer in consumers(self._graph, group)]
         return sum(readers, torch.zeros(self._graph.sites[group].channels + 1, dtype=torch.float64))
 
+    def changing_weights(self, layer: str, weight: Tensor) -> float:
+        """Error if a layer of the original gets other weights, from the second moments of its inputs.
+
+        For a layer without moments it is the change's share of the weights' squares.
+        """
+        known, own = self.sensitivities, self.sensitivities.get(layer)
+        usual = sum(s.whole for s in known.values()) / len(known) if known else 1.0
+        module: Any = self._task.model.get_submodule(layer)
+        change, moments = (weight - module.weight.detach()).flatten(1), self._moments.get(layer)
+        if moments is None or own is None:
+            share = float(change.square().sum() / module.weight.detach().square().sum().clamp_min(1e-30))
+            return share * (own.whole if own else usual)
+        rows = change.to(moments.covariance)
+        squares = ((rows @ moments.covariance) * rows).sum(1) + (rows @ moments.mean.to(rows)) ** 2
+        return float(own.channels.to(squares) @ squares)
+
     @cached_property
     def sensitivities(self) -> Mapping[str, Sensitivity]:
         """Sensitivity of the objective of the search to errors of each layer, by layer name."""

@@ -1,5 +1,6 @@
 """Operators: the kinds of compression. Each is one file and one entry in the registry."""
 
+from amc.operators.bits import Bits, BitsSetting
 from amc.operators.branches import Branches, RemovedBranch
 from amc.operators.channels import Channels, ChannelSetting, legal_widths, width_of, widths_of
 from amc.operators.compose import PolicyApplier, apply_settings, cost_model, offered_sites, recorded_settings
@@ -17,6 +18,8 @@ from amc.operators.registry import OPERATORS, Operators, load_operators, operato
 __all__ = [
     "OPERATORS",
     "Applier",
+    "Bits",
+    "BitsSetting",
     "Branches",
     "ChannelSetting",
     "Channels",

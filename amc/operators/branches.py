@@ -117,8 +117,8 @@ def remove(proto: Any, branches: Iterable[Branch]) -> None:
     for node in graph.node:
         if node.output[0] in bypassed:
             node.CopyFrom(_identity(node, bypassed[node.output[0]]))
-    _keep(graph.node, [n for n in graph.node if n.output[0] not in dead])
-    _keep(graph.initializer, [t for t in graph.initializer if t.name not in tensors])
+    keep_only(graph.node, [n for n in graph.node if n.output[0] not in dead])
+    keep_only(graph.initializer, [t for t in graph.initializer if t.name not in tensors])
 
 
 def skip_identities(proto: Any) -> None:
@@ -131,7 +131,7 @@ def skip_identities(proto: Any) -> None:
         node.input[:] = [known.get(name, name) for name in node.input]
         if node.op_type == "Identity" and node.output[0] not in outputs:
             known[node.output[0]] = node.input[0]
-    _keep(graph.node, [n for n in graph.node if n.output[0] not in known])
+    keep_only(graph.node, [n for n in graph.node if n.output[0] not in known])
 
 
 def owner(name: str, layers: Mapping[str, Layer]) -> Layer | None:
@@ -149,7 +149,8 @@ def _has_subgraphs(proto: Any) -> bool:
     return any(attribute.type in kinds for node in proto.graph.node for attribute in node.attribute)
 
 
-def _keep(field: Any, messages: list[Any]) -> None:
+def keep_only(field: Any, messages: list[Any]) -> None:
+    """Keep only some messages of a repeated field."""
     kept = [type(m).FromString(m.SerializeToString()) for m in messages]
     del field[:]
     field.extend(kept)
@@ -159,7 +160,7 @@ def _identity(node: Any, source: str) -> Any:
     return onnx.helper.make_node("Identity", [source], [node.output[0]], name=node.name)
 
 
-def _record(message: Any) -> int:
+def record_bytes(message: Any) -> int:
     """Bytes of a message in a repeated field: tag, length and content."""
     size = int(message.ByteSize())
     return 1 + varint_bytes(size) + size
@@ -207,7 +208,7 @@ class _File:
         if any(n.output[0] not in dead for n in self._nodes if self._is_of(n, own)) or not live & self._inputs:
             return None
         tensors = {name for name in self._owners if self._is_read_by(name, dead)}
-        shrunk = [_record(self._made[o]) - _record(_identity(self._made[o], s)) for o, s in bypassed.items()]
+        shrunk = [record_bytes(self._made[o]) - record_bytes(_identity(self._made[o], s)) for o, s in bypassed.items()]
         layers = self._layers_of(tensors) - self._layers_of(self._owners.keys() - tensors)
         return Branch(
             number,
@@ -215,7 +216,7 @@ class _File:
             bypassed,
             frozenset(dead),
             frozenset(tensors),
-            sum(_record(n) for n in unused) + sum(shrunk),
+            sum(record_bytes(n) for n in unused) + sum(shrunk),
         )
 
     def _layers_of(self, tensors: Iterable[str]) -> set[str]:

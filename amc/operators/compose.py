@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,32 @@ def hold_settings(model: nn.Module, settings: Mapping[str, PolicySetting], opera
     """Restore a policy's settings in a network that is being trained."""
     for operator, own in _by_owner(settings, operators):
         operator.hold(model, own)
+
+
+def straight_through(settings: Mapping[str, PolicySetting], operators: Operators = OPERATORS) -> list[str]:
+    """Names of the parameters that are trained by the straight-through estimator."""
+    return [name for operator, own in _by_owner(settings, operators) for name in operator.trained_straight_through(own)]
+
+
+def write_settings(
+    proto: Any,
+    model: nn.Module,
+    settings: Mapping[str, PolicySetting],
+    removed: Collection[str],
+    operators: Operators = OPERATORS,
+) -> None:
+    """Store a policy's settings in the exported ONNX model of ``model``; layers ``removed`` are not in it."""
+    for operator, own in _by_owner(settings, operators):
+        operator.write(proto, model, own, removed)
+
+
+def needs_writing(settings: Mapping[str, PolicySetting], operators: Operators = OPERATORS) -> bool:
+    """Whether some of the settings are stored otherwise in an ONNX file than in torch.
+
+    >>> needs_writing({})
+    False
+    """
+    return any(type(operator).write is not CompressionOperator.write for operator, _ in _by_owner(settings, operators))
 
 
 def needs_holding(operators: Operators) -> bool:

@@ -117,13 +117,18 @@ def _check_errors(operator: CompressionOperator, network: NetworkFacts, grid: Po
 
 
 class _Measures:
-    """Errors proportional to the number of removed channels."""
+    """Errors proportional to the number of removed channels, and to the squared change of weights."""
 
     def __init__(self, network: NetworkFacts) -> None:
-        self._groups = network.graph.sites
+        self._groups, self._model = network.graph.sites, network.model
 
     def removing_channels(self, group: int) -> Tensor:
         return 1 - torch.linspace(0, 1, self._groups[group].channels + 1)
+
+    def changing_weights(self, layer: str, weight: Tensor) -> float:
+        module: Any = self._model.get_submodule(layer)
+        before = module.weight.detach()
+        return float((weight - before).square().sum() / before.square().sum())
 
 
 def _check_networks(

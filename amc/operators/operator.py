@@ -14,6 +14,7 @@ evaluated           `applier`: applies the setting to a scratch network, thousan
 stored and loaded   `record`, `read`: the entry in policy.json
 applied             `apply`: applies the entry of policy.json to a copy of the original
 kept in training    `hold`: restores the setting after every step, if training would undo it
+written             `write`: changes the ONNX file, if that stores the setting otherwise than torch
 ==================  ========================================================================================
 
 `amc.testing.check_operator` checks an operator on a small network.
@@ -22,7 +23,7 @@ kept in training    `hold`: restores the setting after every step, if training w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
@@ -66,6 +67,8 @@ class SettingBounds:
     """Least share of a site's size."""
     step: int | None = None
     """Widths are multiples of this; None: depends on the site's width."""
+    bits: tuple[int, ...] | None = None
+    """Bits of weights; None: all that the network's file can hold."""
 
 
 class PolicySetting(Protocol):
@@ -92,6 +95,9 @@ class ErrorMeasures(Protocol):
 
     def removing_channels(self, group: int) -> Sequence[float] | Tensor:
         """Increase of the objective ``[C + 1]`` by the number of kept channels of a group; all else is unchanged."""
+
+    def changing_weights(self, layer: str, weight: Tensor) -> float:
+        """Increase of the objective if a layer of the original gets other weights, of the same shape."""
 
 
 class Applier(Protocol):
@@ -175,6 +181,21 @@ class CompressionOperator(ABC):
         """Restore the settings in a network in training, in place. Called after every step of the optimiser.
 
         Only needed if settings constrain the values of weights.
+        """
+        return
+
+    def trained_straight_through(self, settings: Mapping[str, PolicySetting]) -> Collection[str]:
+        """Names of the parameters that are trained by the straight-through estimator (Bengio et al. 2013,
+        arXiv:1308.3432): steps change unrestricted copies, which `hold` restricts. Others are projected at every step.
+        """
+        return ()
+
+    def write(
+        self, proto: Any, model: nn.Module, settings: Mapping[str, PolicySetting], removed: Collection[str]
+    ) -> None:
+        """Change the exported ONNX model, in place, where the file stores settings otherwise than torch does.
+
+        ``model`` is the compressed network; layers ``removed`` are not in the file. Raises ExportError.
         """
         return
 

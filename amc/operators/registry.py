@@ -11,6 +11,7 @@ from typing import Any
 
 from amc.config import shown
 from amc.errors import ConfigError, PolicyError, did_you_mean
+from amc.operators.bits import Bits
 from amc.operators.branches import Branches
 from amc.operators.channels import Channels
 from amc.operators.operator import CompressionOperator
@@ -20,21 +21,22 @@ from amc.runtime.registry import Entry, Registry
 Operators = Sequence[CompressionOperator]
 
 OPERATORS: tuple[CompressionOperator, ...] = (Channels(), Branches())
-"""The built-in operators."""
+"""The built-in operators that change widths only: latency models know them, and they are the usual ones."""
+BUILT_IN: tuple[CompressionOperator, ...] = (*OPERATORS, Bits())
 
-_OWN = {operator.kind: operator for operator in OPERATORS}
+_OWN = {operator.kind: operator for operator in BUILT_IN}
 _REGISTRY: Registry[Any] = Registry(
     "operator",
     "amc.operators",
-    [Entry(o.kind, o.summary, reference=o.reference, loader=partial(_OWN.__getitem__, o.kind)) for o in OPERATORS],
+    [Entry(o.kind, o.summary, reference=o.reference, loader=partial(_OWN.__getitem__, o.kind)) for o in BUILT_IN],
 )
 
 
 def operators() -> dict[str, Entry[Any]]:
     """The entries of all operators by name.
 
-    >>> list(operators())[:2]
-    ['channels', 'branches']
+    >>> list(operators())[:3]
+    ['channels', 'branches', 'bits']
     """
     return _REGISTRY.entries()
 
@@ -84,33 +86,43 @@ def load_operators(names: Iterable[str]) -> Operators:
 def foreign(operators: Operators) -> list[str]:
     """The kinds of the operators that are not built in.
 
-    >>> foreign(OPERATORS)
+    >>> foreign(BUILT_IN)
     []
     """
     return [operator.kind for operator in operators if operator.kind not in _OWN]
+
+
+def beyond_widths(operators: Operators) -> list[str]:
+    """The kinds of the operators that do something else than change widths.
+
+    >>> beyond_widths(BUILT_IN)
+    ['bits']
+    """
+    usual = {operator.kind for operator in OPERATORS}
+    return [operator.kind for operator in operators if operator.kind not in usual]
 
 
 def beside_own(operators: Operators) -> Operators:
     """The built-in operators, followed by those of ``operators`` that are not built in.
 
     >>> [operator.kind for operator in beside_own([])]
-    ['channels', 'branches']
+    ['channels', 'branches', 'bits']
     """
     if not isinstance(operators, list | tuple) or not all(isinstance(o, CompressionOperator) for o in operators):
         raise ConfigError(f"operators is {shown(operators)}, but must be a list of operators.")
-    return (*OPERATORS, *(operator for operator in operators if operator.kind not in _OWN))
+    return (*BUILT_IN, *(operator for operator in operators if operator.kind not in _OWN))
 
 
 def operator_of(kind: str, operators: Operators = OPERATORS) -> CompressionOperator:
-    """The operator of a kind: one of ``operators``, or one from an installed package. Raises PolicyError.
+    """The operator of a kind: one of ``operators``, a built-in one or that of a package. Raises PolicyError.
 
     >>> operator_of("branches").extends
     'channels'
     """
-    found = {operator.kind: operator for operator in operators}
+    found = {**_OWN, **{operator.kind: operator for operator in operators}}
     if kind in found:
         return found[kind]
-    if kind not in _OWN and _REGISTRY.entries().get(kind) is not None:
+    if _REGISTRY.entries().get(kind) is not None:
         try:
             return load_operator(kind)
         except ConfigError as error:

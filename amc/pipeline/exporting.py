@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +16,16 @@ from amc.deploy.fvcore_macs import count_with_fvcore
 from amc.deploy.onnx_macs import count_onnx_macs
 from amc.deploy.program import read_program, write_program
 from amc.deploy.rewriting import write_rewritten
+from amc.deploy.settings_file import store_settings
 from amc.errors import BundleError, ExportError
 from amc.graph.channels import Kept
 from amc.graph.sites import Graph
 from amc.graph.trace import Trace, trace, unprovable
 from amc.latency import Runner
 from amc.operators.branches import find_branches
+from amc.operators.operator import PolicySetting
+from amc.operators.registry import Operators
+from amc.operators.weights_file import as_float
 from amc.pipeline.original import original_onnx
 from amc.pipeline.record import Record
 from amc.runtime.files import write_text
@@ -42,6 +47,21 @@ class Counted(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class AppliedPolicy:
+    """A policy that a network was compressed by."""
+
+    kept: Kept
+    """The kept channels of every group of the graph."""
+    settings: Mapping[str, PolicySetting]
+    """The entries of policy.json, by site."""
+    operators: Operators
+
+    def store(self, path: Path, model: nn.Module, removed: frozenset[str]) -> None:
+        """Store the settings in the file of ``model``; layers ``removed`` are not in it. Raises ExportError."""
+        store_settings(path, model, self.settings, removed, self.operators)
+
+
+@dataclass(frozen=True, eq=False)
 class Exported:
     """What is known about an exported network."""
 
@@ -56,11 +76,13 @@ class Exported:
     """Why there is no program.json; None if there is one."""
 
 
-def export_network(record: Record, model: nn.Module, graph: Graph, kept: Kept, limits: Mapping[str, float]) -> Exported:
+def export_network(
+    record: Record, model: nn.Module, graph: Graph, policy: AppliedPolicy, limits: Mapping[str, float]
+) -> Exported:
     """Write model.onnx and program.json. Raises ExportError if their outputs differ, or a limit is exceeded."""
     search = record.task.splits.search
     inputs, _ = search.fetch(torch.arange(min(PARITY_SAMPLES, len(search))))
-    absent, parity = _write_onnx(record, model.cpu(), graph, kept, inputs)
+    absent, parity = _write_onnx(record, model.cpu(), graph, policy, inputs)
     unwritten = _export_program(record, model, inputs)
     traced = trace(model.cpu(), nested.to(record.task.example, "cpu"))
     counted = _count(record, model, graph, absent, traced)
@@ -68,7 +90,7 @@ def export_network(record: Record, model: nn.Module, graph: Graph, kept: Kept, l
 
 
 def _write_onnx(
-    record: Record, model: nn.Module, graph: Graph, kept: Kept, inputs: nested.Nested
+    record: Record, model: nn.Module, graph: Graph, policy: AppliedPolicy, inputs: nested.Nested
 ) -> tuple[frozenset[str], Parity]:
     """Write model.onnx from original.onnx, or export the network where that gives no file with the same outputs.
 
@@ -76,10 +98,12 @@ def _write_onnx(
     """
     path = record.folder / "model.onnx"
     try:
-        absent = write_rewritten(original_onnx(record), record.task.model, model, path, graph, kept)
+        absent = write_rewritten(original_onnx(record), record.task.model, model, path, graph, policy.kept)
+        policy.store(path, model, absent)
         return absent, check_parity(model, inputs, Runner(path), REWRITTEN_LIMIT)
     except ExportError:
-        absent = export_pruned(model, record.task.example, path, graph, kept)
+        absent = export_pruned(model, record.task.example, path, graph, policy.kept)
+        policy.store(path, model, absent)
         return absent, check_parity(model, inputs, Runner(path))
 
 
@@ -112,7 +136,7 @@ def _count(record: Record, model: nn.Module, graph: Graph, absent: frozenset[str
         "size": Counted(path.stat().st_size, "bytes of model.onnx"),
         "params": Counted(sum(p.numel() for p in held), f"counted {pruned}"),
         "memory": Counted(traced.peak, f"traced {pruned}"),
-        "branches": Counted(len(find_branches(read_onnx(path), graph)), f"counted {file}"),
+        "branches": Counted(len(find_branches(as_float(read_onnx(path)), graph)), f"counted {file}"),
     }
 
 

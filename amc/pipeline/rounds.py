@@ -19,7 +19,7 @@ from amc.latency import Measurement
 from amc.latency.constraint import LatencyConstraint
 from amc.latency.verification import VerifiedLatency
 from amc.pipeline.choosing import Choosing
-from amc.pipeline.exporting import Exported, export_network
+from amc.pipeline.exporting import AppliedPolicy, Exported, export_network
 from amc.pipeline.measuring import Measuring
 from amc.pipeline.record import Record
 from amc.pipeline.recovering import drop_checkpoints, recover_in_phases
@@ -80,7 +80,8 @@ def run_round(record: Record, stages: Stages, prepared: Prepared, space: Space) 
     with record.optional_stage(record.training_stage, record.epochs > 0):
         model = recover_in_phases(record, evaluator, record.phases(space, chosen), graph)
     with record.stage("export"):
-        exported = export_network(record, model, graph, evaluator.kept(chosen), space.limits)
+        policy = AppliedPolicy(evaluator.kept(chosen), evaluator.recorded(chosen), evaluator.operators)
+        exported = export_network(record, model, graph, policy, space.limits)
     with record.stage("measure"):
         measured = measuring.measure(latency)
         verified = latency.proof.verify(record.folder / "model.onnx", chosen, measured) if latency else None

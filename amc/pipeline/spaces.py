@@ -12,7 +12,8 @@ from amc.latency.constraint import LatencyConstraint
 from amc.latency.prediction import CorrectedCosts, LatencyPrediction, effective_widths
 from amc.operators.compose import cost_model, offered_sites, unproved_savings
 from amc.operators.operator import NetworkFacts, SettingBounds
-from amc.operators.registry import Operators, foreign, load_operators
+from amc.operators.registry import Operators, beyond_widths, foreign, load_operators
+from amc.operators.weights_file import OPSET
 from amc.space.budget import FIELDS, UNITS, Budget, Space
 
 
@@ -28,7 +29,7 @@ def make_space(
     which the latency changes. ``predicted`` adds latency to the costs without limiting it, for a latency-aware search.
     """
     search, asked = config.search, config.budget.replace(latency=None)
-    bounds = SettingBounds(search.least_share, unless_auto(search.channel_step))
+    bounds = SettingBounds(search.least_share, unless_auto(search.channel_step), unless_auto(search.bits))
     operators = used_operators(config)
     sites = offered_sites(network, bounds, operators)
     if not sites:
@@ -75,10 +76,11 @@ def unproved_resources(config: Config, space: Space) -> list[str]:
 def check_operators(config: Config) -> None:
     """Raise ConfigError for unknown operators, and for options that they do not support."""
     operators = used_operators(config)
-    kinds, others = [operator.kind for operator in operators], foreign(operators)
+    kinds, others = [operator.kind for operator in operators], beyond_widths(operators)
     budget, search = config.budget, config.search
     if budget.branches is not None and "branches" not in kinds:
         raise ConfigError("--branches limits residual branches: add branches to --operators.")
+    _check_bits(config, kinds)
     if not others:
         return
     asked = {
@@ -90,6 +92,23 @@ def check_operators(config: Config) -> None:
     for option in (option for option, given in asked.items() if given):
         raise ConfigError(
             f"{option} supports channels and branches only: leave it out, or {', '.join(others)} out of --operators."
+        )
+
+
+def _check_bits(config: Config, kinds: Collection[str]) -> None:
+    """Raise ConfigError for unknown bits, and for options that the operator bits does not support."""
+    asked = unless_auto(config.search.bits)
+    if "bits" not in kinds:
+        if asked is not None:
+            raise ConfigError("--bits gives the bits of weights: add bits to --operators.")
+        return
+    unknown = [bits for bits in asked or () if bits not in OPSET]
+    if unknown or asked == ():
+        able = " or ".join(map(str, OPSET))
+        raise ConfigError(f"--bits {', '.join(map(str, unknown))} is unknown: weights may have {able} bits.")
+    if config.int8:
+        raise ConfigError(
+            "--int8 cannot be combined with the operator bits, whose model.onnx is quantised already: leave one out."
         )
 
 

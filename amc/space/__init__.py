@@ -1,7 +1,7 @@
 """The space of policies: the settings of every site, exact costs, and limits."""
 
 from amc.space.budget import Budget, Space, format_cost, parse_limit
-from amc.space.file_size import Branch, FileLayout, StoredTensor
+from amc.space.file_size import Branch, FileLayout, StoredTensor, WeightPlace
 from amc.space.resources import CostModel, ResourceModel
 from amc.space.sites import Choice, PolicyGrid, Setting, SiteSettings, frozen_setting, numeric_sites, ranked_site
 
@@ -17,6 +17,7 @@ __all__ = [
     "SiteSettings",
     "Space",
     "StoredTensor",
+    "WeightPlace",
     "format_cost",
     "frozen_setting",
     "numeric_sites",

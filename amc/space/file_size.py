@@ -7,7 +7,7 @@ messages around them; everything else is a constant.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,6 +50,16 @@ class StoredTensor:
     """Elements in one item: 2 of 4 bits in a byte."""
 
 
+@dataclass(frozen=True)
+class WeightPlace:
+    """Where the weights of a layer are in the ONNX file."""
+
+    tensor: str
+    """Name of the initializer."""
+    axis: int
+    """Its dimension of the layer's output channels."""
+
+
 @dataclass(frozen=True, eq=False)
 class FileLayout:
     """The layout of the original's ONNX file."""
@@ -61,6 +71,10 @@ class FileLayout:
     tensors: tuple[StoredTensor, ...]
     branches: tuple[Branch, ...] = ()
     """The removable residual branches."""
+    weights: Mapping[str, WeightPlace] = field(default_factory=dict)
+    """The weights of convolutions and linear layers that one operator reads, by the layer's name."""
+    least_bits: int = 8
+    """The fewest bits of weights that the file can hold."""
 
 
 def present(w: Ints, branch: Ints) -> NDArray[np.bool_]:
