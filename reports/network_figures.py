@@ -102,7 +102,7 @@ def sensitivity(result: Mapping[str, Any]) -> Figure:
                 legend=[*legend, ("box", "chosen", "chosen")])  # fmt: skip
     text = (
         "What every site would lose at every width, estimated before any policy was evaluated: how much the search "
-        "objective rises if only this site is narrowed. Dark fields are expensive; the chosen widths are outlined. "
+        "objective rises if only this site is narrowed. Strong colours are expensive; the chosen widths are outlined. "
         "Errors are relative to each other."
     )
     head = ["number", "site", "kept", "of", "estimated error", "policy"]

@@ -91,7 +91,7 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
         found = [float(f"{f}e{power}") for power in powers for f in factors]
         found = [value for value in found if low <= value <= high]
         if len(found) <= most:
-            return found if len(found) > 1 else linear_ticks(low, high, 3)
+            return found if len(found) > 1 else linear_ticks(low, high)
     return found[:: math.ceil(len(found) / most)]
 
 
@@ -206,7 +206,7 @@ class DataTable:
     @property
     def numeric(self) -> list[bool]:
         """Whether a column has numbers."""
-        return [any(row[i].value is not None for row in self.rows) for i in range(len(self.columns))]
+        return [any(row[i].value is not None for row in self.rows if len(row) > i) for i in range(len(self.columns))]
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,10 @@ def answers(result: Mapping[str, Any]) -> Figure:
             DataTable("changed-answers", "The commonest changes", ["label", "original", "compressed", "samples"], pairs)
         )
     for key, name in (("original", "the original"), ("final", "the compressed network")):
-        if found.get(key):
-            more.append(confusion(found[key], key, f"Confusion of {name}: rows are labels, columns are answers"))
+        if found.get("confusion"):
+            more.append(
+                confusion(found["confusion"][key], key, f"Confusion of {name}: rows are labels, columns are answers")
+            )
     table = DataTable("answers", "Agreement", ["outcome", "samples", "share"], rows)
     return Figure("answers", "Changed answers", text, table, open=True, more=more)
 

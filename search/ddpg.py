@@ -9,6 +9,7 @@ SB3's actor ends in tanh over [-1, 1], scaled to the action space [0, 1]; this i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -77,6 +78,7 @@ def search(
         device="cpu",
         policy_kwargs={"net_arch": [hidden, hidden], "critic_rate": critic_rate},
         exploration=Exploration(sigma, decay, baseline),
+        recorder=problem.record_episode,
     )
     agent.learn(evaluations * steps)
 
@@ -141,8 +143,15 @@ class Exploration:
 class AmcDDPG(DDPG):
     """DDPG with AMC's exploration, reward and schedule, for a single environment with episodes of constant length."""
 
-    def __init__(self, *args: Any, exploration: Exploration = Exploration(), **kwargs: Any) -> None:
-        self._exploration = exploration
+    def __init__(
+        self,
+        *args: Any,
+        exploration: Exploration = Exploration(),
+        recorder: Callable[[float, float | None, float | None], None] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """``recorder`` receives every episode's reward, deviation of the noise, and loss of the critic."""
+        self._exploration, self._recorder = exploration, recorder
         super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:
@@ -202,6 +211,14 @@ class AmcDDPG(DDPG):
             for earlier, after, action, done, info in self._episode:
                 replay_buffer.add(earlier, after, action, np.array([final], np.float32), done, info)
             self._episode = []
+            self._finished = final, self.sigma if self.num_timesteps > self.learning_starts else None
+            if self.num_timesteps <= self.learning_starts:  # no update follows
+                self._record(None)
+
+    def _record(self, critic_loss: float | None) -> None:
+        """Record the episode that has just finished."""
+        if self._recorder is not None:
+            self._recorder(*self._finished, critic_loss)
 
     def train(self, gradient_steps: int, batch_size: int = BATCH) -> None:
         """Run DDPG's updates on rewards minus their moving average."""
@@ -210,3 +227,4 @@ class AmcDDPG(DDPG):
         self.replay_buffer.rewards -= np.float32(self._baseline or 0.0)
         super().train(gradient_steps, batch_size)
         self.replay_buffer.rewards = rewards
+        self._record(self.logger.name_to_value.get("train/critic_loss"))

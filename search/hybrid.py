@@ -48,11 +48,15 @@ def search(
     """Propose allocated policies, then climb the allocator's coefficients, then the best candidates of a surrogate."""
     state = _Hybrid(problem, seed, pool, climb_pool)
     first = state.beginnings()[:evaluations]
-    for choice in first:
-        problem.evaluate(choice)
+    for number, choice in enumerate(first):
+        problem.evaluate(choice, "allocation" if number else "uniform")
     for number in range(len(first), evaluations):
         done = number / evaluations
-        problem.evaluate(state.climb(done) if done < climb else state.propose(refine=done >= 1 - last))
+        if done < climb:
+            problem.evaluate(state.climb(done), "hill climbing")
+        else:
+            choice = state.propose(refine=done >= 1 - last)
+            problem.evaluate(choice, state.parts.get(choice, "random"))
 
 
 class _Hybrid:
@@ -65,6 +69,8 @@ class _Hybrid:
         self._sites = len(self._space.names)
         self._coefficients: dict[Choice, Floats] = {}
         """Logarithms of the coefficients ``[S]``, by the policy that they led to."""
+        self.parts: dict[Choice, str] = {}
+        """The part that drew a candidate near the best policies."""
 
     def beginnings(self) -> list[Choice]:
         """Distinct first policies: the uniform one, and allocated ones."""
@@ -110,14 +116,21 @@ class _Hybrid:
         kind = self._rng.random()
         if kind < 0.45:
             parent = best[min(int(self._rng.exponential(2)), len(best) - 1)]
-            return neighbour(self._space, parent, self._rng, int(self._rng.integers(1, 4)))
+            return self._by("neighbour", neighbour(self._space, parent, self._rng, int(self._rng.integers(1, 4))))
         if kind < 0.7 and len(best) > 1:
             first, second = self._rng.choice(len(best), 2, replace=False)
-            return crossed(self._space, best[first], best[second], self._rng)
-        return self._perturbed(self._rng.uniform(0, 0.5)) if kind < 0.9 else self._random()
+            return self._by("crossing", crossed(self._space, best[first], best[second], self._rng))
+        if kind < 0.9:
+            return self._by("hill climbing", self._perturbed(self._rng.uniform(0, 0.5)))
+        return self._by("random", self._random())
 
     def _near(self, best: Choice) -> Choice:
-        return neighbour(self._space, best, self._rng, int(self._rng.integers(1, 3)))
+        return self._by("refinement", neighbour(self._space, best, self._rng, int(self._rng.integers(1, 3))))
+
+    def _by(self, part: str, choice: Choice) -> Choice:
+        """The policy, after noting which part drew it last."""
+        self.parts[choice] = part
+        return choice
 
     def _perturbed(self, share: float) -> Choice:
         """The allocator's policy for the best coefficients so far, perturbed at about this share of the sites."""

@@ -39,7 +39,8 @@ layer3.0.conv2,64,0.030
 
 LEFT_OUT = {
     "seconds", "latency", "latency_ms", "environment", "stages", "time", "ratio", "ratio_to_final", "out", "cache",
-    "original_ms", "final_ms", "notes", "tried", "setting", "in_float", "layers", "amc", "host",
+    "original_ms", "final_ms", "notes", "tried", "setting", "in_float", "layers", "amc", "host", "command",
+    "sensitivity", "answers", "part",
 }  # fmt: skip
 """Keys of result.json and of the journal that differ from run to run, or from machine to machine."""
 

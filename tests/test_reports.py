@@ -389,7 +389,7 @@ MORE: dict[str, Any] = {
     "answers": {
         "split": "test", "samples": 10, "both_right": 6, "lost": 2, "gained": 1, "both_wrong": 1, "changed": 3,
         "pairs": [{"label": 1, "original": 1, "final": 0, "count": 2}],
-        "original": [[4, 1], [1, 4]], "final": [[4, 1], [2, 3]],
+        "confusion": {"original": [[4, 1], [1, 4]], "final": [[4, 1], [2, 3]]},
     },
 }  # fmt: skip
 """The keys of result.json that older versions did not write."""

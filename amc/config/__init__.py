@@ -1,6 +1,7 @@
 """The settings of a run: one tree of frozen pydantic models for Python, YAML and the command line."""
 
 from amc.config.base import AUTO, Auto, unless_auto
+from amc.config.command import command_line
 from amc.config.files import from_run, from_yaml, merge, read_yaml
 from amc.config.finetune import FinetuneConfig
 from amc.config.flags import Option, checked, options
@@ -27,6 +28,7 @@ __all__ = [
     "TrainConfig",
     "binding",
     "checked",
+    "command_line",
     "convert",
     "current",
     "from_dict",

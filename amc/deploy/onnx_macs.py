@@ -26,6 +26,15 @@ def count_onnx_macs(path: Path, example: Nested) -> int:
 
     Raises ExportError where a node that multiplies has no formula, or a shape that is not known.
     """
+    inferred, shapes = inferred_graph(path, example)
+    try:
+        return sum(node_macs(node, shapes) for node in inferred.node)
+    except KeyError as error:
+        raise ExportError(f"the shape of {error} in {path.name} is not known, so its MACs cannot be counted.") from None
+
+
+def inferred_graph(path: Path, example: Nested) -> tuple[Any, dict[str, list[int]]]:
+    """The graph of an ONNX file, and the shapes of its tensors for one inference, where they are known."""
     proto = read_onnx(path)
     feeds = nested.under(nested.feeds(example), [value.name for value in proto.graph.input])
     sizes = {name: array.shape for name, array in feeds.items()}
@@ -41,14 +50,11 @@ def count_onnx_macs(path: Path, example: Nested) -> int:
         for v in [*inferred.value_info, *inferred.input, *inferred.output]
         if v.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in v.type.tensor_type.shape.dim)
     }
-    shapes |= {t.name: list(t.dims) for t in inferred.initializer}
-    try:
-        return sum(_node_macs(node, shapes) for node in inferred.node)
-    except KeyError as error:
-        raise ExportError(f"the shape of {error} in {path.name} is not known, so its MACs cannot be counted.") from None
+    return inferred, shapes | {t.name: list(t.dims) for t in inferred.initializer}
 
 
-def _node_macs(node: Any, shapes: Mapping[str, list[int]]) -> int:
+def node_macs(node: Any, shapes: Mapping[str, list[int]]) -> int:
+    """MACs of one node. Raises KeyError for an unknown shape, ExportError for an operator without a formula."""
     if node.op_type == "Conv":
         return int(np.prod(shapes[node.output[0]])) * int(np.prod(shapes[node.input[1]][1:]))
     if node.op_type == "ConvTranspose":

@@ -11,28 +11,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from amc.deploy.result_details import Answers, LayerLine, SiteSensitivity
+from amc.deploy.result_part import Count, Number, ResultPart, described
 from amc.errors import BundleError
 from amc.runtime.files import read_bytes
 
 FORMAT: Literal["amc-result"] = "amc-result"
 VERSION: Literal[1] = 1
-
-Number = Annotated[float, Field(ge=-1e300, le=1e300)]
-Count = Annotated[int, Field(ge=0, le=1 << 62)]
-
-
-def described(description: str, default: Any = ..., **more: Any) -> Any:
-    """A field with its description; with a ``default`` it is optional."""
-    return Field(default, description=description, **more)
-
-
-class ResultPart(BaseModel):
-    """A part of result.json. Types are strict: no value is converted to a number. Unknown keys are ignored."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
 
 class NetworkName(ResultPart):
@@ -228,6 +216,12 @@ class ResultFile(ResultPart):
     environment: Environment = described("machine and versions")
     config: dict[str, Any] = described("the whole configuration, without folders and passwords")
     notes: list[str] = described("notes for the user")
+    command: str | None = described("the command that repeats the run; without folders and passwords", None)
+    sensitivity: list[SiteSensitivity] | None = described(
+        "what every site would lose at every size, if the searcher estimates that", None
+    )
+    layers: list[LayerLine] = described("convolutions and matrix products of the ONNX files", [])
+    answers: Answers | None = described("comparison of the networks' answers, if the labels are classes", None)
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -294,6 +288,7 @@ def _described(field: FieldInfo) -> tuple[type[BaseModel] | None, str]:
     kind = get_args(kind)[0] if many else kind
     kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     word = {str: "text", float: "number", int: "number", bool: "true or false", Any: "any"}.get(kind, "object")
+    word = "list" if get_origin(kind) is list else word
     if get_origin(kind) is Literal:
         word = json.dumps(get_args(kind)[0])
     inner = kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None

@@ -72,14 +72,29 @@ class Problem:
         self._known = {e.choice: e for e in recorded(self._journal, kind)}
         # a resumed search must see only what it has proposed again; otherwise it would propose other policies
         self._proposed: dict[Choice, Evaluation] = {}
+        self._episodes, self._recorded_episodes = 0, sum(1 for _ in self._journal.records("agent"))
 
-    def evaluate(self, choice: Sequence[Setting]) -> Evaluation:
-        """Score a policy. Raises ValueError if it is not legal or over budget, which is an error in the searcher."""
+    def evaluate(self, choice: Sequence[Setting], part: str = "") -> Evaluation:
+        """Score a policy. ``part`` names the part of the searcher that proposes it, for the report.
+
+        Raises ValueError if the policy is not legal or over budget, which is an error in the searcher.
+        """
         policy = self._checked(choice)
         if policy not in self._known:
             evaluation = self._evaluate(policy)
-            self._remember(evaluation)
+            self._remember(evaluation, part)
         return self._propose(policy)
+
+    def record_episode(self, reward: float, sigma: float | None = None, critic_loss: float | None = None) -> None:
+        """Journal an episode of a learning agent, for the report, unless a search that is resumed has done so.
+
+        ``sigma``: standard deviation of the agent's noise; ``critic_loss``: mean over the updates after the episode.
+        """
+        self._episodes += 1
+        if self._episodes > self._recorded_episodes:
+            values = {"reward": reward, "sigma": sigma, "critic_loss": critic_loss}
+            known = {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
+            self._journal.append("agent", episode=self._episodes, **known)
 
     def learn(self, evaluation: Evaluation) -> None:
         """Add an evaluation by another process. Raises ValueError if its policy is not legal here or over budget."""
@@ -98,8 +113,9 @@ class Problem:
             raise ValueError(f"the policy {policy} is over the budget {dict(space.limits)}")
         return policy
 
-    def _remember(self, evaluation: Evaluation) -> None:
-        self._journal.append(self._kind, **to_record(evaluation), time=time.time())
+    def _remember(self, evaluation: Evaluation, part: str = "") -> None:
+        proposed = {"part": part} if part else {}
+        self._journal.append(self._kind, **to_record(evaluation), **proposed, time=time.time())
         self._known[evaluation.choice] = evaluation
 
     def _propose(self, policy: Choice) -> Evaluation:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -113,7 +113,14 @@ def _sides(node: Any, weight: StoredTensor, sites: int) -> tuple[Line, Line]:
     return inputs, outputs
 
 
-def names(proto: Any, found: Sequence[Operator]) -> dict[str, int]:
+class Named(Protocol):
+    """An operator by the name of its first output."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def names(proto: Any, found: Sequence[Named]) -> dict[str, int]:
     """Map every name that the runtime may give a fused operator to its index: its node's and its tensors' names."""
     place = {op.name: i for i, op in enumerate(found)}
     readers: dict[str, list[Any]] = {}

@@ -42,11 +42,16 @@ class SearchProgress(Forwarding):
         super().__init__(inner)
         self._step, self._metric, self._sites, self._evaluations = step, metric, sites, evaluations
         self._proposals, self._best = 0, float("-inf")
+        self.site_errors: dict[tuple[int, Setting], float] = {}
+        """The estimates that the searcher has asked for."""
 
     def site_error(self, site: int, setting: Setting) -> float | None:
         if not self._proposals:
             self._step(0.0, f"errors of sites: {site + 1} of {self._sites}")
-        return self.inner.site_error(site, setting)
+        error = self.inner.site_error(site, setting)
+        if error is not None:
+            self.site_errors[site, setting] = error
+        return error
 
     def observe(self, evaluation: Evaluation, proposals: int) -> None:
         """Called with an evaluation and the number of ``proposals`` so far."""

@@ -13,7 +13,7 @@ from amc.evaluation.reward import Evaluation
 from amc.evaluation.score import Score
 from amc.latency.constraint import LatencyConstraint
 from amc.pipeline.record import Record
-from amc.pipeline.recovering import recover
+from amc.pipeline.recovering import LOSSES, recover
 from amc.space.budget import Space
 from amc.space.sites import Choice, frozen_setting
 from amc.task import evaluate
@@ -31,18 +31,19 @@ class Shortlist:
     """Why no policy meets the limit on latency; None if one does."""
 
 
-@dataclass(frozen=True)
 class TrialProgress:
-    """Shows the progress of the candidates' short trainings."""
+    """Shows the progress of the candidates' short trainings, and records their losses at regular steps."""
 
-    record: Record
-    index: int
-    """Index of the candidate."""
-    count: int
+    def __init__(self, record: Record, choice: Choice, index: int, count: int) -> None:
+        """``index`` is that of the candidate, of ``count``."""
+        self._record, self._choice, self._index, self._count, self._recorded = record, choice, index, count, 0
 
     def __call__(self, done: float, loss: float) -> None:
         """``done`` is the share of this candidate's training that is done."""
-        self.record.step((self.index + done) / self.count)
+        self._record.step((self._index + done) / self._count)
+        if int(LOSSES * done) > self._recorded and math.isfinite(loss):
+            self._recorded = int(LOSSES * done)
+            self._record.journal.append("trial-training", choice=list(self._choice), done=round(done, 4), loss=loss)
 
 
 class Choosing:
@@ -103,7 +104,7 @@ class Choosing:
         for index, choice in enumerate(candidates):
             if (choice, share) not in known:
                 model = recover(record, evaluator, choice, evaluator.pruned(choice), share * record.epochs,
-                                progress=TrialProgress(record, index, len(candidates)))  # fmt: skip
+                                progress=TrialProgress(record, choice, index, len(candidates)))  # fmt: skip
                 loss, metric = evaluate(model, record.task, record.task.splits.search)
                 longer = {} if share == first else {"share": share}
                 record.journal.append("trial", choice=list(choice), loss=loss, metric=metric, **longer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from amc.evaluation.evaluator import Evaluator
@@ -23,8 +23,9 @@ def findings(
     found: Compressed,
     scores: Mapping[str, float],
     int8: Mapping[str, Any] | None,
+    answers: Mapping[str, Any] | None = None,
 ) -> Findings:
-    """The contents of result.json. ``scores``: metrics by network and split."""
+    """The contents of result.json. ``scores``: metrics by network and split. ``answers``: `amc.pipeline.answers`."""
     space, exported = found.space, found.exported
     proof = [*exported.proof, found.verified.to_json()] if found.verified else exported.proof
     return Findings(
@@ -47,7 +48,17 @@ def findings(
         unwritten=exported.unwritten,
         macs=exported.macs,
         obstacle=found.obstacle,
+        sensitivity=_sensitivity(record, space),
+        layers=found.layers,
+        answers=answers,
     )
+
+
+def _sensitivity(record: Record, space: Space) -> Sequence[Mapping[str, Any]] | None:
+    """The estimated errors of the space's sites, if the searcher has asked for them."""
+    known = record.journal.last("sensitivity")
+    found: Sequence[Mapping[str, Any]] = known["found"] if known else []
+    return found if [line["site"] for line in found] == list(space.names) else None
 
 
 def _exact_costs(space: Space, choice: Choice) -> dict[str, float]:

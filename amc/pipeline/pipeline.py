@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from amc.config import Config, from_run, unless_auto
 from amc.errors import AmcError, BundleError, Interrupted
 from amc.latency.instruments import Instruments
 from amc.operators.policy import Policy
+from amc.pipeline.answers import compare_answers
 from amc.pipeline.backends import RemoteBackend
 from amc.pipeline.checks import check, check_gradients
 from amc.pipeline.delivery import Delivery
@@ -213,5 +215,7 @@ def _compress(record: Record, remote: RemoteBackend | None) -> Result:
     with record.stage("test"):
         policy = Policy.of(record.task.model, evaluator.recorded(found.chosen), record.task.example)
         scores = delivery.test(found.model, policy, reference)
-    summary = summarise(record.task, record.config, policy, findings(record, evaluator, latency, found, scores, int8))
+        answers = record.once("answers", partial(compare_answers, record.task, found.model, record.config.seed))
+    told = findings(record, evaluator, latency, found, scores, int8, answers)
+    summary = summarise(record.task, record.config, policy, told)
     return delivery.deliver(found.model, policy, found.evaluations, summary)

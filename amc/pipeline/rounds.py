@@ -20,6 +20,7 @@ from amc.latency.constraint import LatencyConstraint
 from amc.latency.verification import VerifiedLatency
 from amc.pipeline.choosing import Choosing
 from amc.pipeline.exporting import AppliedPolicy, Exported, export_network
+from amc.pipeline.layers import layer_table
 from amc.pipeline.measuring import Measuring
 from amc.pipeline.record import Record
 from amc.pipeline.recovering import drop_checkpoints, recover_in_phases
@@ -49,6 +50,8 @@ class Compressed:
     candidates: Sequence[Mapping[str, Any]]
     exported: Exported
     measured: Measurement
+    layers: Sequence[Mapping[str, Any]]
+    """Every layer before and after (`amc.pipeline.layers`)."""
     verified: VerifiedLatency | None = None
     """The verified latency; None without a limit."""
     obstacle: str | None = None
@@ -84,13 +87,14 @@ def run_round(record: Record, stages: Stages, prepared: Prepared, space: Space) 
         exported = export_network(record, model, graph, policy, space.limits)
     with record.stage("measure"):
         measured = measuring.measure(latency)
+        layers = layer_table(record)
         verified = latency.proof.verify(record.folder / "model.onnx", chosen, measured) if latency else None
     obstacle = None
     if latency and verified and not verified.met:
         obstacle = shortlist.obstacle or latency.tighten(space, verified)
         if not _is_delivered(record, verified, obstacle):
             return None
-    return Compressed(chosen, model, space, found, candidates, exported, measured, verified, obstacle)
+    return Compressed(chosen, model, space, found, candidates, exported, measured, layers, verified, obstacle)
 
 
 def _is_delivered(record: Record, verified: VerifiedLatency, obstacle: str | None) -> bool:

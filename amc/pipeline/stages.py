@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -42,7 +43,7 @@ from amc.runtime.memory import Memory
 from amc.runtime.monitor import Silent
 from amc.search import may_race, run_searcher
 from amc.space.budget import Space
-from amc.space.sites import Choice
+from amc.space.sites import Choice, Setting
 from amc.task import check_training, evaluate
 from amc.task.metrics import CLASSIFICATION
 from amc.task.splits import sample
@@ -181,12 +182,23 @@ class Stages:
         except RoundOver as over:
             record.monitor.say(f"latency predictions were wrong (corrected by {over.scale:.3f}): searching again")
             return None
+        self._record_sensitivity(space, backend.site_errors)
         failed = [e for e in problem.evaluations if e.error is not None]
         if len(failed) == len(problem.evaluations):
             raise ConfigError(f"every evaluation failed; the first: {failed[0].error}")
         if failed:
             record.monitor.say(f"{len(failed)} of {len(problem.evaluations)} evaluations failed: {failed[0].error}")
         return tuple({e.choice: e for e in [*earlier, *problem.evaluations]}.values())
+
+    def _record_sensitivity(self, space: Space, errors: Mapping[tuple[int, Setting], float]) -> None:
+        """Journal the errors of all sites at all settings, if the searcher has asked for them."""
+        found = [[errors.get((i, s), math.inf) for s in site.settings] for i, site in enumerate(space.sites)]
+        known = [
+            {"site": site.name, "sizes": list(site.sizes), "errors": own}
+            for site, own in zip(space.sites, found, strict=True)
+        ]
+        if all(math.isfinite(error) for own in found for error in own):
+            self.record.once("sensitivity", lambda: known)
 
     def _latency_weight(self, space: Space) -> LatencyWeight | None:
         """The weight of latency, if the space has that cost without limiting it."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from amc.config import Config, public, to_dict
+from amc.config import Config, command_line, public, to_dict
 from amc.deploy.export import Parity
 from amc.deploy.result import FORMAT, VERSION
 from amc.latency import Measurement
@@ -52,6 +52,12 @@ class Findings:
     """Why there is no program.json; None if there is one."""
     obstacle: str | None = None
     """Why the limit on latency is not met; None if it is."""
+    sensitivity: Sequence[Mapping[str, Any]] | None = None
+    """Estimated errors of all sites at all settings."""
+    layers: Sequence[Mapping[str, Any]] = ()
+    """Every layer before and after."""
+    answers: Mapping[str, Any] | None = None
+    """Where the networks answer differently."""
 
 
 def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> dict[str, Any]:
@@ -91,6 +97,10 @@ def summarise(task: Task, config: Config, policy: Policy, found: Findings) -> di
         "stages": list(found.stages),
         "environment": environment(),
         "config": plain,
+        "command": command_line(plain),
+        "sensitivity": found.sensitivity,
+        "layers": list(found.layers),
+        "answers": found.answers,
     }
     failed = None if found.int8 is None else found.int8.get("error")
     missing = [f"There is no program.json: {found.unwritten}"] if found.unwritten else []
