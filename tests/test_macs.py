@@ -131,6 +131,42 @@ def test_what_is_not_known_is_not_free(function, operator: str) -> None:
     assert unprovable(found) == f"a limit on MACs cannot be proved: those of {operator} are not known, and not counted"
 
 
+_OVER_CHANNELS = ("Softmin", "Softmax", "LogSoftmax", "GLU")
+
+
+@pytest.mark.parametrize("name", sorted({*nn.modules.activation.__all__} - {"MultiheadAttention"}))
+def test_activations_are_free(name: str) -> None:
+    """torch does not tag all of them as element-wise: ``hardswish`` was once said to have an unknown cost."""
+    kind = getattr(nn, name)
+    made = kind(0.1, 0.2) if name == "Threshold" else kind(1) if name in _OVER_CHANNELS else kind()
+    example = torch.randn(1, 4, 8, 8)
+    found = trace(Net(lambda m, x: m.a(x), a=made).eval(), example)
+    assert (found.macs, found.uncounted) == (0, ())
+    if hasattr(made, "inplace"):
+        made.inplace = True
+        found = trace(Net(lambda m, x: m.a(x + 1), a=made).eval(), example)
+        assert (found.macs, found.uncounted) == (0, ())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.mse_loss(x, x * 2) + F.smooth_l1_loss(x, x + 1) + F.huber_loss(x, x + 1),
+        lambda x: F.binary_cross_entropy_with_logits(x, x.sigmoid()) + torch.dist(x, x * 2),
+        lambda x: x * torch.hamming_window(8) * torch.kaiser_window(8),
+        lambda x: (x // 2) + x[0, 0].clone().t_(),
+    ],
+)
+def test_element_by_element_is_free(function) -> None:
+    found = trace(Net(lambda m, x: function(x)).eval(), EXAMPLE)
+    assert (found.macs, found.uncounted) == (0, ())
+
+
+def test_products_in_place_are_counted() -> None:
+    found = trace(Net(lambda m, x: torch.ones(6, 6).addmm_(x[0], x[0].T)).eval(), ROWS)
+    assert (found.macs, found.uncounted) == (6 * 6 * 8, ())
+
+
 def test_what_only_moves_and_combines_is_free() -> None:
     """Sorting, pooling, interpolating, normalising, random numbers, masks, indices."""
 

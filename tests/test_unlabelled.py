@@ -1,5 +1,6 @@
 """Data without labels: how they are read and split, what is compared, and a run on them."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +143,7 @@ def test_what_is_no_input(data, told):
         read_all(data)
 
 
-@pytest.mark.parametrize("kind", ["pickle", "header", "zip", "scalar", "other", "none"])
+@pytest.mark.parametrize("kind", ["pickle", "header", "zip", "scalar", "other", "none", "bytes", "inside"])
 def test_damaged_and_hostile_files(tmp_path, kind, capsys):
     path = tmp_path / ("x.npy" if kind in ("pickle", "header") else "x.txt" if kind == "other" else "x.npz")
     if kind == "pickle":
@@ -152,6 +153,13 @@ def test_damaged_and_hostile_files(tmp_path, kind, capsys):
         path.write_bytes(path.read_bytes().replace(b"(4,)", b"(9999999999,)"))
     elif kind == "zip":
         path.write_bytes(b"PK\x03\x04")
+    elif kind == "bytes":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", bytes(100))
+    elif kind == "inside":
+        np.save(tmp_path / "one.npy", np.zeros(4))
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("y.npy", (tmp_path / "one.npy").read_bytes().replace(b"(4,)", b"(9999999999,)"))
     elif kind == "scalar":
         np.savez(path, a=np.zeros(20), b=1.0)
     elif kind == "other":

@@ -36,7 +36,8 @@ def operator_macs(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
     formula = _FORMULAS.get(operator_name(func))
     if formula is not None:
         return int(formula(*args, out=out, **kwargs))
-    counter = flop_registry.get(func.overloadpacket)
+    functional = getattr(torch.ops.aten, operator_name(func), None)  # addmm for addmm_
+    counter = flop_registry.get(func.overloadpacket) or flop_registry.get(functional)
     if counter is not None:
         return int(counter(*args, **kwargs, out_val=out)) // 2
     return 0 if _multiplies_nothing(func, out) else None
@@ -184,7 +185,8 @@ _FREE = frozenset(
     for names in (
         # make and move
         "arange empty empty_like empty_permuted empty_strided eye full full_like linspace logspace new_empty "
-        "new_empty_strided new_full new_ones new_zeros ones ones_like rand rand_like randint randint_like randn "
+        "new_empty_strided new_full new_ones new_zeros bartlett_window blackman_window hamming_window kaiser_window "
+        "range ones ones_like rand rand_like randint randint_like randn "
         "randn_like randperm scalar_tensor tril_indices triu_indices zeros zeros_like hann_window fill zero set resize "
         "normal uniform exponential bernoulli multinomial poisson geometric cauchy log_normal "
         "alias_copy as_strided as_strided_copy as_strided_scatter block_diag cat channel_shuffle clone col2im "
@@ -199,15 +201,19 @@ _FREE = frozenset(
         "repeat_interleave replication_pad1d replication_pad2d replication_pad3d _reshape_copy reshape roll rot90 "
         "scatter scatter_add scatter_reduce select_scatter slice slice_scatter split split_with_sizes "
         "split_with_sizes_copy stack squeeze squeeze_copy t_copy take _to_copy to_dense transpose transpose_copy tril "
+        "put resize_as _stack _chunk_cat _index_put_impl _lazy_clone t "
         "triu unbind_copy unfold_copy unique_consecutive unique_dim _unique _unique2 unsafe_chunk unsafe_split "
         "unsafe_split_with_sizes unsqueeze unsqueeze_copy _unsafe_view view_copy affine_grid_generator "
         # element by element
         "_add_relu addcdiv addcmul addr alpha_dropout batch_norm_elemt clip dropout feature_dropout _fused_dropout glu "
         "linalg_cross log_sigmoid_forward _masked_scale native_dropout polar prelu _prelu_kernel rrelu "
+        "hardswish floor_divide huber_loss mse_loss smooth_l1_loss soft_margin_loss binary_cross_entropy "
+        "binary_cross_entropy_with_logits _transform_bias_rescale_qkv "
         "rrelu_with_noise rrelu_with_noise_functional softplus _thnn_fused_gru_cell _thnn_fused_lstm_cell where "
         # reduce and sort
         "all amax amin aminmax any argmax argmin argsort bincount count_nonzero cummax cummin cumprod cumsum histc "
         "kthvalue linalg_vector_norm logcumsumexp logsumexp max mean median min mode msort nanmedian nansum "
+        "dist native_norm nll_loss_forward nll_loss2d_forward _aminmax _logcumsumexp "
         "norm pairwise_distance prod renorm segment_reduce sort std std_mean sum topk trace var var_mean "
         "_local_scalar_dense item "
         # normalise
@@ -215,6 +221,7 @@ _FREE = frozenset(
         "_native_batch_norm_legit_no_training _batch_norm_no_update _batch_norm_with_update "
         "_batch_norm_with_update_functional batch_norm cudnn_batch_norm miopen_batch_norm native_batch_norm "
         "native_group_norm native_layer_norm _weight_norm_interface _softmax _log_softmax _safe_softmax softmax "
+        "_masked_softmax "
         # pool and interpolate
         "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d avg_pool2d avg_pool3d "
         "_embedding_bag _embedding_bag_forward_only fractional_max_pool2d fractional_max_pool3d grid_sampler_2d "

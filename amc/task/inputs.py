@@ -200,16 +200,20 @@ def _read_arrays(path: Path) -> Any:
     try:
         with os.fdopen(opened(path), "rb") as file:
             if path.suffix == ".npy":
-                _check_array(file)
+                _check_array(file, os.fstat(file.fileno()).st_size)
+                file.seek(0)
                 return np.load(file, allow_pickle=False)
             with zipfile.ZipFile(file) as archive:
                 size = sum(entry.file_size for entry in archive.infolist())
                 if size > MOST_BYTES:
                     raise ValueError(f"its arrays have {size / 2**30:.1f} GiB, more than {MOST_BYTES >> 30}")
+                if len(archive.infolist()) > nested.MOST_TENSORS:
+                    raise ValueError(f"it holds {len(archive.infolist())} arrays")
+                for entry in archive.infolist():
+                    with archive.open(entry) as array:
+                        _check_array(array, entry.file_size)
             file.seek(0)
             with np.load(file, allow_pickle=False) as held:
-                if len(held.files) > nested.MOST_TENSORS:
-                    raise ValueError(f"it holds {len(held.files)} arrays")
                 found = {name: held[name] for name in held.files}
     except Exception as error:
         if is_out_of_memory(error):
@@ -224,13 +228,12 @@ def _read_arrays(path: Path) -> Any:
     return next(iter(found.values())) if len(found) == 1 else found
 
 
-def _check_array(file: Any) -> None:
-    """Raise ValueError where a .npy file's header names more than its content, or than is sensible."""
+def _check_array(file: Any, held: int) -> None:
+    """Raise ValueError where the header of an array of ``held`` bytes names more, or more than is sensible."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    left = os.fstat(file.fileno()).st_size - file.tell()
+    left = held - file.tell()
     if size > min(left, MOST_BYTES):
         raise ValueError(f"its header names {size:,} bytes, but it holds {left:,}")
-    file.seek(0)
