@@ -13,6 +13,7 @@ from amc.evaluation import racer
 from amc.evaluation.evaluator import Evaluator
 from amc.evaluation.score import Race, Score
 from amc.evaluation.settings import OBJECTIVES, EvaluationSettings, Reconstruction
+from amc.reconstruction.sequential import Effort, SequentialReconstruction
 from amc.task import evaluate
 from amc.task.splits import sample
 
@@ -106,6 +107,23 @@ def test_a_pruned_network_is_its_own_and_trainable(digits):
     assert all(p.requires_grad and torch.equal(p, b) for p, b in zip(mine.parameters(), before, strict=True))
     assert {m.out_channels for m in mine.modules() if isinstance(m, nn.Conv2d)} == {8, 16, 32}
     assert [np.sort(k).tolist() for k in evaluator.kept(HALF)] == [k.tolist() for k in evaluator.kept(HALF)]
+
+
+def test_a_network_that_was_scored_is_not_solved_again_to_be_trained(digits, monkeypatch):
+    task, graph, orders, moments = digits
+    settings = EvaluationSettings("loss", reconstruction=Reconstruction(final=Effort(samples=64, rows=64, rounds=1)))
+    evaluator = Evaluator(task, graph, orders, moments, settings)
+    wanted = Evaluator(task, graph, orders, moments, settings).pruned(HALF).state_dict()
+    solve, solved = SequentialReconstruction.__call__, list[object]()
+    monkeypatch.setattr(SequentialReconstruction, "__call__", lambda *args: solved.append(args) or solve(*args))
+    evaluator.refined_score(HALF)
+    evaluator.refined_score(QUARTER)
+    for _ in range(2):  # what is done to one does not change the next
+        pruned = evaluator.pruned(HALF)
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in pruned.state_dict().items())
+        with torch.no_grad():
+            next(pruned.parameters()).zero_()
+    assert len(solved) == 2
 
 
 def test_the_objective_is_the_mean_squared_difference_of_logits(digits):

@@ -6,7 +6,7 @@ copy modules. `amc.operators.compose.PolicyApplier` does the pruning.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from torch import nn
 
@@ -23,6 +23,33 @@ from amc.runtime.memory import Memory
 from amc.space.sites import Choice, SiteSettings
 from amc.task import Task
 from amc.task.checks import copied
+
+_MOST_ROOM = 256 << 20
+"""Most bytes for refined networks."""
+
+
+class _RecentNetworks:
+    """The networks that were refined last, as long as they fit: the best few are scored, tried, and one is trained."""
+
+    def __init__(self, room: int) -> None:
+        self._room, self._known = room, dict[Hashable, nn.Module]()
+
+    def get(self, key: Hashable) -> nn.Module | None:
+        """The network, which must not be changed; None if it was not kept."""
+        return self._known.get(key)
+
+    def keep(self, key: Hashable, network: nn.Module) -> None:
+        """Keep a copy, in place of the oldest ones if there is no room."""
+        size = _bytes(network)
+        self._known.pop(key, None)
+        while self._known and size + sum(map(_bytes, self._known.values())) > self._room:
+            del self._known[next(iter(self._known))]
+        if size <= self._room:
+            self._known[key] = copied(network)
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers()))
 
 
 class PolicyNetworks:
@@ -52,6 +79,7 @@ class PolicyNetworks:
             for effort in dict.fromkeys((reconstruction.final, reconstruction.search))
             if effort is not None
         }
+        self._recent = _RecentNetworks(min(_MOST_ROOM, memory.share // 4) if memory else _MOST_ROOM)
         self._norms = [m for m in self._scratch.modules() if isinstance(m, BATCH_NORMS) and m.track_running_stats]
 
     @property
@@ -87,14 +115,16 @@ class PolicyNetworks:
         """The network re-solved with the final effort, as it goes into training. Better, but slower to compute."""
         effort = settings.reconstruction.final
         if effort is None:
-            return self.network(choice, settings)
-        self._sequential[effort](self._cut(choice), self.kept(choice))
-        self._applier.complete(choice)
+            self.network(choice, settings)
+        else:
+            self._sequential[effort](self._cut(choice), self.kept(choice))
+            self._applier.complete(choice)
+        self._recent.keep((choice, settings), self._scratch)
         return self._scratch
 
     def pruned(self, choice: Choice, settings: EvaluationSettings) -> nn.Module:
         """The refined network as a separate module; parameters that the original trains are trainable."""
-        own = copied(self.refined(choice, settings))
+        own = copied(self._recent.get((choice, settings)) or self.refined(choice, settings))
         wanted = {name: p.requires_grad for name, p in self._task.model.named_parameters()}
         for name, parameter in own.named_parameters():
             parameter.requires_grad_(wanted[name])
