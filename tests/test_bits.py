@@ -28,8 +28,15 @@ from amc.operators.compose import PolicyApplier, apply_settings, cost_model, off
 from amc.operators.operator import NetworkFacts, SettingBounds
 from amc.operators.quantisation import FACTORS, largest_integer, quantised, recovered
 from amc.operators.registry import BUILT_IN, OPERATORS, load_operators
+from amc.operators.rounding import rounded
 from amc.operators.weights_file import as_float, find_weights, write_weights
+from amc.pipeline.opening import open_task
+from amc.pipeline.record import Record
 from amc.pipeline.spaces import check_operators
+from amc.pipeline.stages import Stages
+from amc.runtime.journal import Journal
+from amc.runtime.locks import MeasurementLock
+from amc.runtime.monitor import Silent
 from amc.space.sites import PolicyGrid
 from amc.testing import check_operator, example_network
 from amc.train.holding import HeldSettings
@@ -250,3 +257,52 @@ def test_four_bits_are_refused_where_the_opset_is_kept(network: tuple[NetworkFac
     assert {site.settings for site in Bits().sites(old, SettingBounds(), ())} == {(8, 32)}
     with pytest.raises(ConfigError, match="--bits 4 needs ONNX opset 21"):
         Bits().sites(old, SettingBounds(bits=(4, 8)), ())
+
+
+def inputs(seed: int, width: int = 27) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(400, width, generator=generator) @ torch.randn(width, width, generator=generator)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([4, 8]))
+def test_rounding_by_least_squares_has_less_error_and_stays_on_the_grid(seed: int, bits: int) -> None:
+    weight, x = weights(seed, channels=16).flatten(1), inputs(seed)
+    found = rounded(weight, x.T @ x / len(x), bits)
+    assert torch.equal(quantised(found, bits), found)
+    assert ((found - weight) @ x.T).square().sum() < 0.8 * ((quantised(weight, bits) - weight) @ x.T).square().sum()
+
+
+def test_rounding_without_covariances_is_rounding_to_the_nearest() -> None:
+    weight = weights(0).flatten(1)
+    assert torch.equal(rounded(weight, torch.eye(27), 4), quantised(weight, 4))
+
+
+def test_rounding_survives_inputs_that_are_always_zero() -> None:
+    weight = weights(0).flatten(1)
+    found = rounded(weight, torch.zeros(27, 27), 4)
+    assert torch.equal(quantised(found, 4), found)
+
+
+@pytest.mark.slow
+def test_later_layers_make_up_for_rounded_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four bits everywhere: least squares leaves a tenth of the distance from the original, and weights of four bits."""
+    config = Config().replace(cache="off")
+    config = config.replace(
+        search=config.search.replace(operators=("channels", "bits")), budget=config.budget.replace(size=0.5)
+    )
+    record = Record(open_task(config), config, tmp_path, Journal(None), Silent(), MeasurementLock())
+    stages = Stages(record)
+    graph = stages.inspect()
+    space = stages.space(graph)
+    evaluator = stages.calibrate(graph, space)
+    choice = tuple(4 if site.operators == ("bits",) else site.original for site in space.sites)
+    careful = evaluator.score(choice).loss
+    network = evaluator.network(choice)
+    for site in space.sites:
+        if site.operators == ("bits",):
+            weight = network.get_submodule(site.name.removeprefix("bits:")).weight
+            assert torch.equal(quantised(weight, 4), weight)
+    monkeypatch.setattr(Bits, "restrictions", lambda *_: {})
+    evaluator.networks.forget()
+    assert careful < 0.1 * evaluator.score(choice).loss

@@ -105,7 +105,7 @@ class PolicyNetworks:
         """The network that the search scores, in evaluation mode."""
         network, effort = self._cut(choice), settings.reconstruction.search
         if effort is not None:
-            self._sequential[effort](network, self.kept(choice), settings.half)
+            self._sequential[effort](network, self.kept(choice), settings.half, self._applier.restrictions(choice))
         self._applier.complete(choice)
         if settings.recalibrate:
             recalibrate(network, self._norms, self._task)
@@ -117,7 +117,8 @@ class PolicyNetworks:
         if effort is None:
             self.network(choice, settings)
         else:
-            self._sequential[effort](self._cut(choice), self.kept(choice))
+            restrictions = self._applier.restrictions(choice)
+            self._sequential[effort](self._cut(choice), self.kept(choice), restrictions=restrictions)
             self._applier.complete(choice)
         self._recent.keep((choice, settings), self._scratch)
         return self._scratch

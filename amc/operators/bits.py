@@ -29,11 +29,13 @@ from amc.operators.operator import (
     ErrorMeasures,
     NetworkFacts,
     PolicySetting,
+    Restriction,
     SettingBounds,
     Solved,
     whole_number,
 )
 from amc.operators.quantisation import quantised
+from amc.operators.rounding import RoundedWeights
 from amc.operators.weights_file import OPSET, find_weights, quantised_records, write_weights
 from amc.space.file_size import FileLayout, TensorRecords, present
 from amc.space.resources import CostModel, Costs
@@ -114,6 +116,11 @@ class Bits(CompressionOperator):
     def applier(self, scratch: nn.Module, network: NetworkFacts, sites: Sequence[SiteSettings]) -> Applier:
         """An applier that quantises the weights of ``scratch``."""
         return BitsApplier(scratch, [layer_of(site.name) for site in sites])
+
+    def restrictions(self, sites: Sequence[SiteSettings], settings: Sequence[Setting]) -> Mapping[str, Restriction]:
+        """Rounding by least squares (`amc.operators.rounding`)."""
+        chosen = zip(sites, settings, strict=True)
+        return {layer_of(site.name): RoundedWeights(bits_of(own)) for site, own in chosen if own != FLOAT}
 
     def record(self, network: NetworkFacts, site: SiteSettings, setting: Setting) -> PolicySetting | None:
         """The bits."""

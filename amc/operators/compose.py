@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from amc.graph.channels import Kept
-from amc.operators.operator import Applier, CompressionOperator, NetworkFacts, PolicySetting, SettingBounds, Solved
+from amc.operators.operator import (
+    Applier,
+    CompressionOperator,
+    NetworkFacts,
+    PolicySetting,
+    Restriction,
+    SettingBounds,
+    Solved,
+)
 from amc.operators.registry import OPERATORS, Operators, operator_of, owner_of, with_kinds
 from amc.space.resources import CostModel
 from amc.space.sites import Choice, Floats, Setting, SiteSettings
@@ -127,8 +136,19 @@ def _by_owner(
             yield operator, by_owner[operator.kind]
 
 
-_Part = tuple[list[int], Applier]
-"""The indices of one operator's sites in a choice, and its applier."""
+@dataclass(frozen=True)
+class _Part:
+    """One operator at work on a scratch network."""
+
+    operator: CompressionOperator
+    places: list[int]
+    """The indices of its sites in a choice."""
+    sites: list[SiteSettings]
+    applier: Applier
+
+    def settings(self, choice: Choice) -> list[Setting]:
+        """The settings of its sites."""
+        return [choice[place] for place in self.places]
 
 
 class PolicyApplier:
@@ -150,8 +170,9 @@ class PolicyApplier:
             own = [place for place, site in enumerate(sites) if site.operators[0] == operator.kind]
             if own:
                 parts = self._cutting if operator.cuts else self._others
-                parts.append((own, operator.applier(scratch, network, [sites[place] for place in own])))
-        self._alone = len(self._parts) == 1 and self._parts[0][1].restores
+                mine = [sites[place] for place in own]
+                parts.append(_Part(operator, own, mine, operator.applier(scratch, network, mine)))
+        self._alone = len(self._parts) == 1 and self._parts[0].applier.restores
 
     @property
     def _parts(self) -> list[_Part]:
@@ -159,11 +180,18 @@ class PolicyApplier:
 
     def kept(self, choice: Choice) -> Kept:
         """The kept channels of every group of the graph, ascending."""
-        for own, applier in self._parts:
-            kept = applier.kept(_settings(choice, own))
+        for part in self._parts:
+            kept = part.applier.kept(part.settings(choice))
             if kept is not None:
                 return kept
         return [np.arange(group.channels) for group in self._groups]
+
+    def restrictions(self, choice: Choice) -> dict[str, Restriction]:
+        """By layer, how a policy restricts its weights (`CompressionOperator.restrictions`)."""
+        found: dict[str, Restriction] = {}
+        for part in self._others:
+            found |= part.operator.restrictions(part.sites, part.settings(choice))
+        return found
 
     def apply(self, choice: Choice, solved: Solved | None = None) -> None:
         """Apply a policy to the scratch network; tensors that reconstruction has ``solved`` replace the original's."""
@@ -174,18 +202,18 @@ class PolicyApplier:
         """Apply the operators that remove channels. The remaining weights may then be re-solved, before `complete`."""
         if not self._alone:
             self._restored.put_back()
-        for own, applier in self._cutting:
-            applier.apply(_settings(choice, own), solved or {})
+        for part in self._cutting:
+            part.applier.apply(part.settings(choice), solved or {})
 
     def complete(self, choice: Choice) -> None:
         """Apply all other operators to the current weights."""
-        for own, applier in self._others:
-            applier.apply(_settings(choice, own), {})
+        for part in self._others:
+            part.applier.apply(part.settings(choice), {})
 
     def finish(self, model: nn.Module, choice: Choice) -> None:
         """Prepare a copy of the scratch network for training."""
-        for own, applier in self._parts:
-            applier.finish(model, _settings(choice, own))
+        for part in self._parts:
+            part.applier.finish(model, part.settings(choice))
 
 
 class _Tensors:
@@ -199,10 +227,6 @@ class _Tensors:
         for module, parameters, buffers in self._held:
             module._parameters.update(parameters)
             module._buffers.update(buffers)
-
-
-def _settings(choice: Choice, places: Sequence[int]) -> list[Setting]:
-    return [choice[place] for place in places]
 
 
 class _OriginalCosts:

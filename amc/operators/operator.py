@@ -100,6 +100,13 @@ class ErrorMeasures(Protocol):
         """Increase of the objective if a layer of the original gets other weights, of the same shape."""
 
 
+class Restriction(Protocol):
+    """Restricts weights, such as to few bits. It is hashable; equal ones do the same."""
+
+    def __call__(self, weight: Tensor, moments: Tensor, /) -> Tensor:
+        """Restricted weights V ``[C, D]`` with a small error E‖(W − V) x‖², for ``moments [D, D]`` = E x xᵀ."""
+
+
 class Applier(Protocol):
     """Applies an operator's settings to one scratch network, again and again.
 
@@ -161,6 +168,14 @@ class CompressionOperator(ABC):
     def applier(self, scratch: nn.Module, network: NetworkFacts, sites: Sequence[SiteSettings]) -> Applier:
         """An applier for ``sites``, this operator's own, on ``scratch``, a copy of the network."""
         raise NotImplementedError(f"{self.kind} has no sites of its own")
+
+    def restrictions(self, sites: Sequence[SiteSettings], settings: Sequence[Setting]) -> Mapping[str, Restriction]:
+        """By layer, how settings of this operator's ``sites`` restrict its weights, where inputs' moments help.
+
+        Sequential reconstruction then restricts a layer's weights while it runs, and the layers after it are re-solved
+        for what comes out. The applier must not change weights that are restricted already.
+        """
+        return {}
 
     @abstractmethod
     def record(self, network: NetworkFacts, site: SiteSettings, setting: Setting) -> PolicySetting | None:

@@ -85,7 +85,7 @@ def regression(
     if c is None:
         if has_constant:
             x, middle = x - x_mean, torch.zeros_like(x_mean)
-        c, rows = _products(x), x
+        c, rows = second_moments(x), x
     ridge = RIDGE * c.diagonal().mean().clamp_min(torch.finfo(c.dtype).tiny)
     c = c.double()
     c.diagonal().add_(ridge)
@@ -111,7 +111,7 @@ def _solve(factor: Tensor, products: Tensor) -> Tensor:
     return torch.cholesky_solve(products.T.double(), factor).T.to(products.dtype).contiguous()
 
 
-def _products(x: Tensor) -> Tensor:
+def second_moments(x: Tensor) -> Tensor:
     """``xᵀx / n`` of ``[n, D]``, of which only the lower triangle is computed: half of the work."""
     size = x.shape[1]
     found = x.new_zeros(size, size)
@@ -122,9 +122,9 @@ def _products(x: Tensor) -> Tensor:
 
 
 def _bfloat16_covariance(x: Tensor, mean: Tensor, centred: bool) -> Tensor | None:
-    """`_products`, less the mean's share if ``centred``. None where the mean would leave nothing but round-off."""
+    """`second_moments`, less the mean's share if ``centred``. None where the mean would leave nothing but round-off."""
     with bfloat16_products():
-        c = _products(x)
+        c = second_moments(x)
     if not centred:
         return c
     c.addr_(mean, mean, alpha=-1)

@@ -16,6 +16,9 @@ W'     argmin over V of E‖y + d/s − V x̃ − const‖² + λ‖V − W₀�
 Regression on the pruned network's own features is He et al.'s (arXiv:1707.06168, section 3.2); the correction by the
 stream is theirs for residual branches ("multi-branch enhancement"), here for every addition.
 
+An operator may restrict weights, such as to few bits. Then a layer's new weights are restricted while it runs, so that
+the layers after it make up for the error (for bits: GPTQ, Frantar et al. 2022, arXiv:2210.17323).
+
 Where an activation φ alone reads a layer, differences that φ removes need not be fitted: below zero a ReLU gives zero
 for all values. There W' minimises the matching loss, E Σ ∫ φ(s) − φ(y) ds from y to V x̃ + const (Auer, Herbster &
 Warmuth, NIPS 1995), convex where φ never decreases. No slope is above 1, so a regression on V x̃ + φ(y) − φ(V x̃) always
@@ -40,9 +43,10 @@ from amc.graph.attention import without_fast_path
 from amc.graph.channels import Kept, Layer
 from amc.graph.sites import Graph
 from amc.graph.surgery import layers_without_input, shallow_copy
+from amc.operators.operator import Restriction
 from amc.reconstruction.fold import NormFolder
 from amc.reconstruction.moments import solvable
-from amc.reconstruction.regression import Norm, Solution, inverse_scale, matching_of, regression
+from amc.reconstruction.regression import Norm, Solution, inverse_scale, matching_of, regression, second_moments
 from amc.reconstruction.residuals import StreamWatch, find_output_uses
 from amc.reconstruction.rows import Taps, choose_positions, find_taps, outputs_at, outputs_fit, rows_at
 from amc.reconstruction.solutions import SolutionCache, apply_solution
@@ -50,6 +54,8 @@ from amc.runtime.memory import Memory, cache_room
 from amc.task import Task, nested
 from amc.task.splits import sample
 
+_ROWS_PER_ELEMENT = 12
+"""Rows from which a restriction takes its moments, for each element of a row; more hardly change it."""
 _MOST_ROOM = 256 << 20  # bytes of solutions that are kept
 
 Visit = Callable[[Layer, Any, Tensor], None]
@@ -104,8 +110,12 @@ class _PrunedPass:
     """Names of the layers of whose inputs nothing remains."""
     half: bool
     watch: StreamWatch
+    restrictions: Mapping[str, Restriction]
+    """How weights are restricted, by the layer's name."""
     cut: bool = False
-    """Whether a layer before this one was narrowed; until then, inputs are those of the original."""
+    """Whether a layer before this one was narrowed or restricted; until then, inputs are those of the original."""
+    restricted: tuple[tuple[str, Restriction], ...] = ()
+    """The layers that are restricted so far, as a part of cache keys."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,16 +171,24 @@ class SequentialReconstruction:
         self._solved = SolutionCache(cache_room(of_policy, memory, _MOST_ROOM))
         self._targets: dict[str, Target] = {}
 
-    def __call__(self, network: nn.Module, kept: Kept, half: bool = False) -> None:
+    def __call__(
+        self,
+        network: nn.Module,
+        kept: Kept,
+        half: bool = False,
+        restrictions: Mapping[str, Restriction] | None = None,
+    ) -> None:
         """Re-solve ``network``, which keeps the channels ``kept`` and has the solutions on the original's inputs.
 
-        ``half``: the pruned network's features are computed in bfloat16; the regressions stay in float32.
+        ``half``: the pruned network's features are computed in bfloat16; the regressions stay in float32. Weights of
+        layers with ``restrictions`` are restricted after they are re-solved, and before the layers after them are.
         """
         if not self._targets:
             self._targets = self._read_original()
         layers, watch = list(self._layers.values()), StreamWatch(self._uses.streams)
         norms = {x.name: network.get_submodule(x.norm) for x in layers if x.norm}
-        pruned = _PrunedPass(kept, [k.tobytes() for k in kept], norms, layers_without_input(layers, kept), half, watch)
+        channels, zeroed = [k.tobytes() for k in kept], layers_without_input(layers, kept)
+        pruned = _PrunedPass(kept, channels, norms, zeroed, half, watch, restrictions or {})
         with torch.autocast(self._task.device.type, torch.bfloat16, enabled=half):
             self._walk(network, partial(self._resolve, pruned), watch)
 
@@ -182,13 +200,22 @@ class SequentialReconstruction:
         """Re-solve a layer with the inputs ``x`` in a pass of a pruned network; the layers before it are solved."""
         outputs = None if layer.output is None else torch.from_numpy(layer.output.kept(pruned.kept)).to(x.device)
         solved = layer.name not in pruned.zeroed and (outputs is None or len(outputs) > 0)
-        if pruned.cut and solved and layer.name in self._targets:  # a cut network may call layers the original did not
+        solved = solved and layer.name in self._targets  # a cut network may call layers the original did not
+        restriction = pruned.restrictions.get(layer.name) if solved else None
+        if restriction is not None:
+            pruned.restricted += ((layer.name, restriction),)
+        if solved and (pruned.cut or restriction is not None):
             norm = self._norm(pruned.norms, layer, outputs)
-            key = (layer.name, pruned.half, *(pruned.channels[site] for site in self._before[layer.name]))
+            channels = (pruned.channels[site] for site in self._before[layer.name])
+            key = (layer.name, pruned.half, *channels, *pruned.restricted)
             if key not in self._solved:
-                found = self._solve(layer, module, norm, x, outputs, pruned.watch.found.get(layer.name))
+                stream = pruned.watch.found.get(layer.name)
+                found = self._solve(layer, module, norm, x, outputs, stream) if pruned.cut else None
+                if restriction is not None:
+                    found = self._restricted(layer, module, norm, x, found, restriction)
                 self._solved.put(key, found)
             apply_solution(module, norm, self._solved[key])
+            pruned.cut |= restriction is not None
         if layer.output is not None and outputs is not None and len(outputs) < len(layer.output.site):
             pruned.cut = True
         pruned.watch.forget(layer.name)
@@ -212,6 +239,21 @@ class SequentialReconstruction:
         with torch.autocast(x.device.type, enabled=False):
             weight = module.weight.flatten(1)
             return regression(rows, wanted, weight, has_constant, matching)
+
+    def _restricted(
+        self, layer: Layer, module: Any, norm: Norm | None, x: Tensor, solution: Solution | None, restrict: Restriction
+    ) -> Solution:
+        """A layer's ``solution`` for its inputs ``x``, or its present weights, restricted."""
+        target = self._targets[layer.name]
+        weight, constant = solution or _present(module, norm)
+        with torch.autocast(x.device.type, enabled=False):
+            rows = rows_at(module, x, target.positions, target.taps).to(weight.dtype)
+            mean = rows.mean(0)
+            if module.bias is None and norm is None:  # an error of the mean cannot be made up for
+                mean = torch.zeros_like(mean)
+            rows = rows[:: max(1, len(rows) // (_ROWS_PER_ELEMENT * rows.shape[1]))] - mean
+            found = restrict(weight, second_moments(rows))
+            return found, constant + (weight - found) @ mean
 
     def _read_original(self) -> dict[str, Target]:
         """The outputs of every layer in one pass of the original."""
@@ -256,6 +298,14 @@ class SequentialReconstruction:
             finally:
                 for handle in handles:
                     handle.remove()
+
+
+def _present(module: Any, norm: Norm | None) -> Solution:
+    """The weights and the constant that a layer has: see `amc.reconstruction.solutions.apply_solution`."""
+    weight = module.weight.detach().flatten(1)
+    if module.bias is not None:
+        return weight, module.bias.detach()
+    return weight, weight.new_zeros(len(weight)) if norm is None else norm[1] - norm[0].running_mean
 
 
 def _is_like(stream: Tensor, module: Any, x: Tensor, channels: int) -> bool:
