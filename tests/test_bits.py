@@ -286,7 +286,7 @@ def test_rounding_survives_inputs_that_are_always_zero() -> None:
 
 @pytest.mark.slow
 def test_later_layers_make_up_for_rounded_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four bits everywhere: least squares leaves a tenth of the distance from the original, and weights of four bits."""
+    """With four bits everywhere, least squares leaves less than a tenth of the distance from the original."""
     config = Config().replace(cache="off")
     config = config.replace(
         search=config.search.replace(operators=("channels", "bits")), budget=config.budget.replace(size=0.5)
