@@ -73,7 +73,8 @@ def _field(row: BatchRow) -> Cell:
     """The metric and the time of the best network, with a link to its report."""
     if row.best is None:
         return Cell(f"none ({row.cells[-1]} done)", kind="missed")
-    return Cell(f"{row.cells[1]}, {row.cells[5]}", row.values[1], "final", _link(row.best))
+    text = f"{row.cells[1]}, {human.milliseconds(row.values[5])}"
+    return Cell(text, row.values[1], "final wrap", _link(row.best))
 
 
 def table(rows: Sequence[BatchRow]) -> DataTable:

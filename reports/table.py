@@ -132,9 +132,9 @@ def _budget_line(result: Mapping[str, Any], line: Mapping[str, Any]) -> BudgetLi
     if timed and isinstance(prediction, Mapping):
         values = [prediction.get(key) for key in ("corrected_ms", "predicted_ms")]
         predicted = write(next((value for value in values if isinstance(value, int | float)), None))
-    if timed and latency and line["how"].startswith("measured"):
-        scale = human.quotient(line["exported"], latency["ratio"]["value"]) or 0.0
-        interval = " to ".join(write(scale * latency["ratio"][end]) for end in ("low", "high"))
+    original_ms = result["original"].get("latency_ms")
+    if timed and latency and original_ms is not None and line["how"].startswith("measured"):
+        interval = " to ".join(write(original_ms * latency["ratio"][end]) for end in ("low", "high"))
     asked = {"macs": "flops"}.get(resource, resource)
     return BudgetLine(
         f"{NAMES.get(resource, resource)}",
