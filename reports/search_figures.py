@@ -160,9 +160,9 @@ def tradeoff(result: Mapping[str, Any], journal: SearchHistory) -> Figure:
     best = [good[i] for i in front([(places[i], known[i].loss) for i in good])]
     plot = Plot(
         f"The search objective against {name}", scale.x, scale.y, [*marks, *([ring] if ring else [])],
-        [scale.line([(places[i], known[i].loss) for i in best], "front")],
+        [scale.line([(places[i], known[i].loss) for i in best], "front")] if len(best) > 1 else [],
         guides=[Guide(scale.x.place(limit), "limit") for limit in limits],
-        legend=[*_legend(known), ("line", "front", "best at each cost"),
+        legend=[*_legend(known), *([("line", "front", "best at each cost")] if len(best) > 1 else []),
                 *([("point", "ring", "chosen")] if ring else [])],
     )  # fmt: skip
     text = (
