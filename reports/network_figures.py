@@ -9,14 +9,18 @@ from typing import Any
 
 from amc.reports import human
 from amc.reports.plot import Box, Cell, ChartAxis, DataTable, Figure, Plot, number
+from amc.reports.table import is_quantised
 
 SHADES = 5
 
 
 def network_figures(result: Mapping[str, Any]) -> Iterator[Figure]:
     """The figures for which there is data."""
-    if result["sites"]:
-        yield widths(result)
+    quantised = [site for site in result["sites"] if is_quantised(site)]
+    if len(quantised) < len(result["sites"]):
+        yield widths([site for site in result["sites"] if site not in quantised])
+    if quantised:
+        yield weight_bits(quantised)
     if result.get("sensitivity"):
         yield sensitivity(result)
     if result.get("layers"):
@@ -48,9 +52,24 @@ def bars(
     )
 
 
-def widths(result: Mapping[str, Any]) -> Figure:
+def weight_bits(sites: Sequence[Mapping[str, Any]]) -> Figure:
+    """The bits of the weights of every layer."""
+    names = [str(site["name"]).partition(":")[2] for site in sites]
+    numbered = list(enumerate(zip(names, sites, strict=True), 1))
+    tips = [f"{i}. {name}: {human.exact(s['width'])} bits" for i, (name, s) in numbered]
+    plot = bars(f"Bits of the weights of each of {len(sites)} layers, before and after", "layer, from input to output",
+                [s["of"] for s in sites], [s["width"] for s in sites], tips)  # fmt: skip
+    rows = [[Cell(str(i), i), Cell(name), number(s["width"], human.exact)] for i, (name, s) in numbered]
+    text = (
+        "The layers from input to output. The height is the number of bits of a weight; the filled part is what is "
+        "left. Every output channel has one scale in float32 besides."
+    )
+    table = DataTable("bits", "Bits of the weights of each layer", ["number", "layer", "bits"], rows)
+    return Figure("bits", "Bits of weights", text, table, [plot])
+
+
+def widths(sites: Sequence[Mapping[str, Any]]) -> Figure:
     """The network from input to output: the width of every site to scale, before and after."""
-    sites = result["sites"]
     tips = [
         f"{i}. {s['name']}: {human.exact(s['width'])} of {human.exact(s['of'])} "
         f"({human.short_percent(human.quotient(s['width'], s['of']))})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,22 @@ _COSTS: tuple[tuple[str, str, Write], ...] = (
     ("size", "model.onnx", human.size),
     ("memory", "peak activations", human.size),
 )
+
+
+def is_quantised(site: Mapping[str, Any]) -> bool:
+    """Whether a site of result.json holds the bits of a layer's weights."""
+    return (site.get("setting") or {}).get("kind") == "bits"
+
+
+def bits_line(result: Mapping[str, Any]) -> str | None:
+    """How many layers have weights of how many bits; None if bits were not searched.
+
+    >>> bits_line({"sites": [{"width": 4, "setting": {"kind": "bits"}}, {"width": 32, "setting": {"kind": "bits"}}]})
+    'weights: 1 layer in 4 bits, 1 layer in 32 bits'
+    """
+    counts = Counter(site["width"] for site in result["sites"] if is_quantised(site))
+    parts = [f"{n} {'layer' if n == 1 else 'layers'} in {bits} bits" for bits, n in sorted(counts.items())]
+    return f"weights: {', '.join(parts)}" if parts else None
 
 
 def was_trained(result: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 from torch import nn
 
+from amc import load
+from amc.cli import main
 from amc.config import Config
 from amc.deploy.export import check_parity, export_onnx, export_pruned, file_layout, read_onnx
 from amc.deploy.onnx_macs import count_onnx_macs
@@ -26,6 +29,7 @@ from amc.operators.bits import Bits, BitsSetting
 from amc.operators.branches import find_branches
 from amc.operators.compose import PolicyApplier, apply_settings, cost_model, offered_sites, recorded_settings
 from amc.operators.operator import NetworkFacts, SettingBounds
+from amc.operators.policy import Policy
 from amc.operators.quantisation import FACTORS, largest_integer, quantised, recovered
 from amc.operators.registry import BUILT_IN, OPERATORS, load_operators
 from amc.operators.rounding import rounded
@@ -34,6 +38,7 @@ from amc.pipeline.opening import open_task
 from amc.pipeline.record import Record
 from amc.pipeline.spaces import check_operators
 from amc.pipeline.stages import Stages
+from amc.pipeline.training import evaluate_bundle
 from amc.runtime.journal import Journal
 from amc.runtime.locks import MeasurementLock
 from amc.runtime.monitor import Silent
@@ -306,3 +311,25 @@ def test_later_layers_make_up_for_rounded_ones(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Bits, "restrictions", lambda *_: {})
     evaluator.networks.forget()
     assert careful < 0.1 * evaluator.score(choice).loss
+
+
+@pytest.mark.slow
+def test_a_run_with_bits_delivers_what_it_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the command line to the bundle: the size, the policy, the weights and the metric are those of the file."""
+    out = tmp_path / "run"
+    options = ["--operators", "channels,branches,bits", "--size", "0.08", "--min-keep", "0.1", "--candidates", "1"]
+    quick = ["--evaluations", "3", "--finetune-epochs", "1", "--precision", "float32", "--threads", "1"]
+    assert main(["search", *options, *quick, "--cache", "off", "--out", str(out)]) == 0
+    assert "weights: " in capsys.readouterr().out
+    result = json.loads((out / "result.json").read_text())
+    size = (out / "model.onnx").stat().st_size
+    assert size == result["final"]["size"] <= result["budget"]["limits"]["size"]
+    chosen = next(c["choice"] for c in result["candidates"] if c["chosen"])
+    records = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
+    assert [r["costs"]["size"] for r in records if r.get("choice") == chosen and "costs" in r] == [size]
+    network = load(out)
+    for name, setting in Policy.load(out / "policy.json").settings.items():
+        if setting.kind == "bits" and setting.size < 32:
+            weight = network.state_dict()[f"{name.removeprefix('bits:')}.weight"]
+            assert torch.equal(quantised(weight, setting.size), weight)
+    assert evaluate_bundle(out).test == pytest.approx(result["final"]["test"], abs=1e-6)

@@ -530,3 +530,12 @@ def test_a_notebook_shows_the_final_table_and_hostile_texts_stay_texts(result: d
     assert "<td>MACs</td><td>40.81 M</td><td>–</td><td>20.30 M</td><td>0.497</td>" in shown
     assert f"<td>{result['sites'][0]['name']}</td>" in shown
     assert shown.count("<table>") == shown.count("</table>") == 2
+
+
+def test_bits_of_weights_have_a_section_of_their_own(tmp_path: Path, result: dict[str, Any]) -> None:
+    setting = {"kind": "bits", "bits": 4, "of": 32}
+    result["sites"].append({"name": "bits:conv1", "width": 4, "of": 32, "setting": setting})
+    text, page = reports(tmp_path, result, [])
+    assert sections(page) == ["widths", "bits"]
+    assert "## Bits of weights\n\n| layer | bits |\n|:--|--:|\n| conv1 | 4 |" in text
+    assert "| bits:conv1 |" not in text

@@ -72,7 +72,7 @@ class SearchAnswer(Answer):
 
     def show(self) -> None:
         from amc.pipeline.summary import is_missed
-        from amc.reports import columns, final_table, was_trained
+        from amc.reports import bits_line, columns, final_table, was_trained
         from amc.space.budget import format_cost
 
         console, summary = terminal(), self.summary
@@ -83,6 +83,8 @@ class SearchAnswer(Answer):
             value, limit = (format_cost(proof["resource"], proof[key]) for key in ("exported", "limit"))
             word = "met" if proof["met"] else "NOT met" if is_missed(proof) else "not proved"
             console.print(f"{word}: {value} of at most {limit} ({proof['how']})", soft_wrap=True)
+        if line := bits_line(summary):
+            console.print(line, soft_wrap=True)
         if summary.get("int8"):
             console.print(_int8_line(summary), soft_wrap=True)
         for note in summary["notes"]:
