@@ -36,11 +36,12 @@ def _numbered(name: str, count: int) -> ChartAxis:
 def bars(
     label: str, name: str, whole: Sequence[float], kept: Sequence[float | None], tips: Sequence[str], height: int = 220
 ) -> Plot:
-    """A pair of bars around one axis per column: the original, and inside it what is kept."""
-    most, step = max(whole, default=0) or 1, 100 / max(1, len(whole))
+    """Two bars around one axis per column: the original and what is kept; the shorter one is in front."""
+    most, step = max([*whole, *(value or 0 for value in kept)], default=0) or 1, 100 / max(1, len(whole))
     boxes = []
     for i, (before, after, tip) in enumerate(zip(whole, kept, tips, strict=True)):
-        for value, kind in ((before, "whole"), (after, "kept")):
+        pair = [(before, "whole"), (after or 0, "kept")]
+        for value, kind in sorted(pair, key=lambda one: -one[0]):  # a layer may take more time than before
             if value:
                 tall = 100 * value / most
                 boxes.append(Box(round((i + 0.12) * step, 3), round(50 - tall / 2, 3), round(0.76 * step, 3),

@@ -16,6 +16,7 @@ import pytest
 from amc.errors import BundleError
 from amc.reports import columns, final_table, human, was_trained, write_reports
 from amc.reports.markdown import escape, fenced, markdown_report
+from amc.reports.network_figures import bars
 from amc.reports.notebook import notebook_html
 from amc.reports.page import content_policy, source_hash
 from amc.reports.read import SearchHistory, SearchPoint, read_journal
@@ -539,3 +540,9 @@ def test_bits_of_weights_have_a_section_of_their_own(tmp_path: Path, result: dic
     assert sections(page) == ["widths", "bits"]
     assert "## Bits of weights\n\n| layer | bits |\n|:--|--:|\n| conv1 | 4 |" in text
     assert "| bits:conv1 |" not in text
+
+
+def test_bars_that_grew_stay_within_the_chart():
+    plot = bars("times", "layer", [1.0, 2.0], [4.0, 1.0], ["a", "b"])
+    drawn = [(box.kind, box.y, box.height) for box in plot.boxes if box.kind != "hit"]
+    assert drawn == [("kept", 0, 100), ("whole", 37.5, 25), ("whole", 25, 50), ("kept", 37.5, 25)]
