@@ -498,6 +498,12 @@ def test_recurrent_cells_have_a_place_in_a_program(cell: Callable[..., nn.Module
         (lambda x: x.view(len(x), 8, -1, 8), FIXED_BATCH),
         (lambda x: x * 2 if x.mean() > 0 else x, DECIDES),
         (lambda x: x * torch.linalg.matrix_exp(x[..., :8]), "ONNX has no operator for linalg_matrix_exp"),
+        (
+            lambda x: (
+                F.conv2d(x.flatten(0, 1)[None], x[..., :3, :3], groups=x.shape[0]).mT[0, :, None] + x[..., :6, :6]
+            ),
+            "conv2d has an argument that depends on the batch size, which ONNX cannot have",
+        ),
     ],
 )
 def test_why_there_is_no_file_is_told_in_one_line(

@@ -100,8 +100,17 @@ def why(error: BaseException) -> str:
         return FIXED_BATCH
     unknown = re.search(r"translating node %\w+ .*?target=torch\.ops\.(?:aten\.)?([\w.]+?)(?:\.\w+)?\]", message)
     if unknown is not None:
+        if "Unsupported attribute type" in _innermost(error):
+            return f"{unknown.group(1)} has an argument that depends on the batch size, which ONNX cannot have"
         return f"ONNX has no operator for {unknown.group(1)}, or torch does not know how to write it"
     return first_line(error).removesuffix(" See the stack trace for more information.")
+
+
+def _innermost(error: BaseException) -> str:
+    """The message of the error at the root of a chain of causes."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
 
 
 # Writing
