@@ -65,7 +65,7 @@ def _with_time(problem: Problem, errors: list[Floats]) -> list[Floats]:
 def decode(space: Space, tables: Sequence[Floats], coefficients: Floats) -> Choice:
     """The policy with the least error, where the table of site s is multiplied by ``coefficients[s]``."""
     errors = [c * table for c, table in zip(coefficients, tables, strict=True)]
-    return _exact(space, errors) or greedy_decode(space, errors)
+    return space.canonical(_exact(space, errors) or greedy_decode(space, errors))
 
 
 def fast_decoder(space: Space, tables: Sequence[Floats]) -> Callable[[Floats], Choice]:
@@ -76,7 +76,8 @@ def fast_decoder(space: Space, tables: Sequence[Floats]) -> Callable[[Floats], C
 
 def _decode_fast(space: Space, tables: Sequence[Floats], exact: bool, coefficients: Floats) -> Choice:
     errors = [c * table for c, table in zip(coefficients, tables, strict=True)]
-    return (_exact(space, errors, programme=False) if exact else None) or greedy_decode(space, errors)
+    found = _exact(space, errors, programme=False) if exact else None
+    return space.canonical(found or greedy_decode(space, errors))
 
 
 def front(space: Space, tables: Sequence[Floats], shares: Sequence[float]) -> list[Choice]:

@@ -96,7 +96,7 @@ class _Hybrid:
         seen = {e.choice for e in self._problem.evaluations}
         pool: dict[Choice, None] = {}
         for _ in range(max(TRIES, 2 * size)):
-            choice = draw()
+            choice = self._space.canonical(draw())
             if choice not in seen:
                 pool[choice] = None
             if len(pool) == size:

@@ -23,6 +23,9 @@ from amc.deploy.export import check_parity, export_onnx, export_pruned, file_lay
 from amc.deploy.onnx_macs import count_onnx_macs
 from amc.deploy.settings_file import store_settings
 from amc.errors import ConfigError, ExportError, PolicyError
+from amc.evaluation.backend import FunctionBackend
+from amc.evaluation.problem import Problem
+from amc.evaluation.score import Score
 from amc.graph.build import build_graph
 from amc.latency import Runner
 from amc.operators.bits import Bits, BitsSetting
@@ -37,11 +40,12 @@ from amc.operators.weights_file import as_float, find_weights, write_weights
 from amc.pipeline.opening import open_task
 from amc.pipeline.record import Record
 from amc.pipeline.spaces import check_operators
-from amc.pipeline.stages import Stages
+from amc.pipeline.stages import Stages, site_features
 from amc.pipeline.training import evaluate_bundle
 from amc.runtime.journal import Journal
 from amc.runtime.locks import MeasurementLock
 from amc.runtime.monitor import Silent
+from amc.space.budget import Space
 from amc.space.sites import PolicyGrid
 from amc.testing import check_operator, example_network
 from amc.train.holding import HeldSettings
@@ -333,3 +337,22 @@ def test_a_run_with_bits_delivers_what_it_tells(tmp_path: Path, capsys: pytest.C
             weight = network.state_dict()[f"{name.removeprefix('bits:')}.weight"]
             assert torch.equal(quantised(weight, setting.size), weight)
     assert evaluate_bundle(out).test == pytest.approx(result["final"]["test"], abs=1e-6)
+
+
+def test_a_removed_branch_has_no_bits(network: tuple[NetworkFacts, torch.Tensor]) -> None:
+    """All policies that differ only in bits of layers that are gone are evaluated as one."""
+    facts, _ = network
+    sites = offered_sites(facts, SettingBounds(), BUILT_IN)
+    space = Space(sites, cost_model(facts, sites, BUILT_IN), {"size": 1e6})
+    owners = {site.name: site.inside for site in sites if site.inside}
+    assert owners["bits:layer3.0.conv1"] == owners["bits:layer3.0.conv2"]
+    outer = owners["bits:layer3.0.conv1"]
+    gone = [0 if site.name == outer else site.settings[0] for site in sites]
+    problem = Problem(space, site_features(facts.graph, space.names), FunctionBackend(lambda choice: Score(1.0, 0.0)))
+    found = {problem.evaluate(gone).choice}
+    for number, site in enumerate(sites):
+        if site.inside == outer:
+            gone[number] = 8
+            found.add(problem.evaluate(gone).choice)
+    assert len(found) == 1
+    assert {found for found, site in zip(found.pop(), sites, strict=True) if site.inside == outer} == {32}

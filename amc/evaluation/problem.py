@@ -108,7 +108,7 @@ class Problem:
         space = self.space
         if not space.is_legal(choice):
             raise ValueError(f"the policy {tuple(choice)} is not legal: it has a setting that its site does not offer")
-        policy = space.choice(space.positions(choice))
+        policy = space.canonical(space.choice(space.positions(choice)))
         if not space.fits([policy])[0]:
             raise ValueError(f"the policy {policy} is over the budget {dict(space.limits)}")
         return policy
@@ -151,7 +151,7 @@ class Problem:
 
     def announce(self, choices: Sequence[Choice]) -> None:
         """Announce the next proposals, so that a backend with workers can evaluate them in parallel."""
-        policies = dict.fromkeys(tuple(choice) for choice in choices)
+        policies = dict.fromkeys(self.space.canonical(tuple(choice)) for choice in choices)
         self.backend.announce([policy for policy in policies if policy not in self._known])
 
     def _evaluate(self, policy: Choice) -> Evaluation:

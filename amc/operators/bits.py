@@ -95,10 +95,21 @@ class Bits(CompressionOperator):
                     f"kept: leave {bits} out, or give a file of opset {OPSET[bits]}."
                 )
         settings = (*sorted({*asked}), FLOAT)
+        removable = {site.name for site in offered if site.sizes[0] == 0}
+        groups = network.graph.sites
+        inside = {
+            layer: groups[branch.site].name
+            for branch in layout.branches
+            if groups[branch.site].name in removable
+            for layer in branch.layers
+        }
         layers = [layer for layer in layout.weights if _saves(network, layer, max(asked))]
         return (
             *offered,
-            *(SiteSettings(f"{self.kind}:{layer}", settings, settings, (self.kind,)) for layer in layers),
+            *(
+                SiteSettings(f"{self.kind}:{layer}", settings, settings, (self.kind,), inside.get(layer))
+                for layer in layers
+            ),
         )
 
     def costs(self, network: NetworkFacts, sites: Sequence[SiteSettings], under: CostModel) -> CostModel:

@@ -38,6 +38,8 @@ class SiteSettings:
     parts of the site, such as channels or bits; 0 means that nothing is left of the site."""
     operators: tuple[str, ...] = ("channels",)
     """The kind of the operator that offers the site, and those of operators that have added settings."""
+    inside: str | None = None
+    """Name of another site of which nothing may be left: then this one has no effect, whatever its setting."""
 
     def __post_init__(self) -> None:
         """Check settings and sizes. Raises ValueError for an error in an operator."""
@@ -183,6 +185,28 @@ class PolicyGrid:
     def _places(self) -> tuple[dict[Setting, int], ...]:
         """Setting → position, for every site."""
         return tuple({setting: place for place, setting in enumerate(site.settings)} for site in self.sites)
+
+    def canonical(self, choice: Choice) -> Choice:
+        """The one policy of all that give the same network: sites without effect have the original's setting.
+
+        >>> branch = SiteSettings("conv1", (0, 4), (0, 4))
+        >>> bits = SiteSettings("bits:conv1", (8, 32), (8, 32), ("bits",), inside="conv1")
+        >>> PolicyGrid((branch, bits)).canonical((0, 8)), PolicyGrid((branch, bits)).canonical((4, 8))
+        ((0, 32), (4, 8))
+        """
+        if not self._inside:
+            return choice
+        found, sizes = list(choice), self.sizes_of(choice)
+        for site, outer in self._inside:
+            if sizes[outer] == 0:
+                found[site] = self.sites[site].original
+        return tuple(found)
+
+    @cached_property
+    def _inside(self) -> tuple[tuple[int, int], ...]:
+        """The sites that are inside another one, with that one."""
+        places = {name: place for place, name in enumerate(self.names)}
+        return tuple((k, places[s.inside]) for k, s in enumerate(self.sites) if s.inside in places)
 
     @cached_property
     def _rows(self) -> Ints:
