@@ -430,6 +430,13 @@ def test_hostile_names_in_figures_stay_texts(tmp_path: Path, result: dict[str, A
     assert "&lt;script&gt;" in page
 
 
+def test_a_result_of_version_0_1_gives_a_report(tmp_path: Path) -> None:
+    old = Path(__file__).parent / "data" / "bundle-1" / "result.json"
+    (tmp_path / "result.json").write_bytes(old.read_bytes())
+    write_reports(tmp_path)
+    assert sections((tmp_path / "report.html").read_text(encoding="utf-8")) == ["widths"]
+
+
 def test_numbers_of_tables_can_be_sorted(tmp_path: Path, result: dict[str, Any]) -> None:
     _, page = reports(tmp_path, {**result, **MORE}, MORE_JOURNAL)
     table = page[page.index('data-name="sensitivity"') :]
