@@ -15,6 +15,7 @@ from torch import Tensor
 from amc.graph.sites import Graph
 from amc.importance.group import slots
 from amc.importance.statistics import is_parameter, no_derivatives, trainable_copy
+from amc.runtime.onednn import SafeGradients
 from amc.task import Task, batches, nested
 from amc.task.splits import sample
 
@@ -33,7 +34,7 @@ def collect_curvature(task: Task, graph: Graph) -> dict[str, Tensor]:
     samples = sample(task.splits.calibration, IMAGES)
     try:
         for inputs, targets in batches(samples, min(BATCH, task.batch)):
-            with torch.enable_grad():
+            with torch.enable_grad(), SafeGradients(model).active():
                 outputs = nested.call(model, nested.to(inputs, task.device))
                 loss = task.objective.loss(outputs, nested.to(targets, task.device)).sum()
             for name, found in zip(weights, diagonal(loss, list(weights.values()), generator, PROBES), strict=True):

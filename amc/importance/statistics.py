@@ -34,6 +34,7 @@ from amc.graph.sites import Graph
 from amc.graph.surgery import shallow_copy
 from amc.importance.criterion import Need
 from amc.importance.group import slots
+from amc.runtime.onednn import SafeGradients
 from amc.task import Task, batches, nested
 from amc.task.splits import sample
 
@@ -188,7 +189,7 @@ def _loss(
         read.append((name, reads, own))
         return own.clone()  # the next operators may write into it
 
-    with torch.enable_grad(), watching(model, where, see):
+    with torch.enable_grad(), watching(model, where, see), SafeGradients(model).active():
         outputs = nested.call(model, nested.to(inputs, task.device))
     return read, task.objective.loss(outputs, nested.to(targets, task.device)).sum()
 

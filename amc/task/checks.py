@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 
 from amc.errors import ModelError, first_line
+from amc.runtime.onednn import SafeGradients
 from amc.task import nested
 from amc.task.metrics import Objective
 from amc.task.nested import Nested
@@ -207,7 +208,7 @@ def check_training_step(model: nn.Module, objective: Objective, inputs: Nested, 
             f"model.requires_grad_(True), or skip training{_NO_TRAINING}."
         )
     devices = [p.device for p in own.parameters() if p.device.type == "cuda"][:1]
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    with torch.random.fork_rng(devices=devices), torch.enable_grad(), SafeGradients(own).active():
         try:
             outputs = nested.call(own, nested.mapped(torch.clone, inputs))
         except Exception as error:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import ModelError
+from amc.runtime.onednn import SafeGradients
 from amc.task import Task, nested
 from amc.task.checks import copied
 from amc.task.nested import Nested
@@ -108,6 +109,7 @@ class Trainer:
         if any(leaf.ndim == 4 for leaf in nested.leaves(task.example)):
             nested.lay_out(model, self._layout)
         model.train()
+        self._safe = SafeGradients(model)
         self._per_epoch = len(task.splits.train) // plan.batch_size
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
@@ -125,7 +127,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._plan.lr * self._plan.rate(step.number, self._plan.steps)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        with self._autocast(), self._safe.active():
             outputs = nested.call(self._model, inputs)
             loss = self._loss(inputs, outputs, targets)
         for hook in self._hooks:
