@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc.evaluation.problem import Problem
-from amc.search.exact import TermCosts, solve, solve_front, solve_programme, term_costs
+from amc.search.exact import solve, solve_front, solve_programme
+from amc.search.terms import TermCosts, term_costs
 from amc.space.budget import Space
 from amc.space.sites import Choice
 

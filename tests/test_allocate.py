@@ -13,7 +13,8 @@ from amc.evaluation.backend import FunctionBackend
 from amc.evaluation.problem import Problem
 from amc.search import load_searcher
 from amc.search.allocate import decode, error_tables, fast_decoder, front, greedy_decode
-from amc.search.exact import solve, solve_front, solve_programme, term_costs
+from amc.search.exact import solve, solve_front, solve_programme
+from amc.search.terms import term_costs
 from amc.space.budget import Space
 from amc.space.sites import numeric_sites
 
