@@ -17,9 +17,10 @@ Costs are decomposed into these terms by `amc.search.terms`.
 
 Under one limit, dynamic programming decides the sites in forward order, or, with terms of three sites, each as soon as
 all that it is connected with are decided. For every combination of settings of the frontier it keeps all labels that
-are not dominated. The final labels are the Pareto front of error and cost, for all budgets at once. For a single budget, a Lagrangian relaxation gives a bound: labels that cannot lead to a better policy
-than the relaxation's are dropped, which leaves few. Problems with several limits or too many labels become an integer
-program (HiGHS), with additional variables for products of settings.
+are not dominated. The final labels are the Pareto front of error and cost, for all budgets at once. For a single
+budget, a Lagrangian relaxation gives a bound: labels that cannot lead to a better policy than the relaxation's are
+dropped, which leaves few. Problems with several limits or too many labels become an integer program (HiGHS), with
+additional variables for products of settings.
 """
 
 from __future__ import annotations
