@@ -251,7 +251,7 @@ def test_the_markdown_holds_every_section(tmp_path: Path, result: dict[str, Any]
         "| layer1.0_conv2 | 8 | 32 | 25.0 % |",
         "| 1 | 74.10 % | 85.00 % | yes | 12 8 |",
         "| fine-tuning | 5 min 12 s |",
-        "| total | 5 min 44 s |",
+        "| all stages | 5 min 44 s |",
         "- train split: 48976 samples, digest ab12",
         "- seeds: run 7, splits 3",
         "- search: tpe, 4 evaluations (1 failed), criterion obs, reward error, recalibration off",

@@ -64,7 +64,7 @@ class InspectAnswer(Answer):
 
 
 def _listed(widths: Sequence[int]) -> str:
-    return f"{widths[0]}…{widths[-2]}, {widths[-1]}" if len(widths) > 3 else ", ".join(map(str, widths))
+    return f"{widths[0]}, {widths[1]}, …, {widths[-1]}" if len(widths) > 3 else ", ".join(map(str, widths))
 
 
 def _inspect(parsed: argparse.Namespace) -> InspectAnswer:

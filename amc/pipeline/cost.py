@@ -38,7 +38,8 @@ class TrainingCost:
     def __str__(self) -> str:
         others = [f"{self.trials:,} of trials"] if self.trials else []
         others += [f"{self.original:,} of the original"] if self.original else []
-        steps = f"{self.final:,} training steps" + "".join(f", {part}" for part in others[:-1])
+        steps = f"{self.final:,} training step{'' if self.final == 1 else 's'}"
+        steps += "".join(f", {part}" for part in others[:-1])
         steps += f"{' and' if len(others) > 1 else ','} {others[-1]}" if others else ""
         return (f"recipe {self.recipe}: {steps}, about {human.seconds(self.seconds)} "
                 f"({self.seconds_per_step:.2g} s a step)")  # fmt: skip

@@ -239,7 +239,7 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     time = summary["latency"]["ratio"]
     if time["low"] > 1.1 * macs:
         reasons = "; ".join(_reasons(summary))
-        fell = f"only to {time['value']:.2f}" if time["value"] < 1 else f"rose to {time['value']:.2f}"
+        fell = f"only to {time['value']:.2f}" if time["value"] < 0.995 else "did not fall"
         said.append(f"MACs fell to {macs:.2f} of the original, but the measured time {fell}: {reasons}.")
     elif time["high"] < 0.9 * macs:
         said.append(f"The measured time fell further ({time['value']:.2f}) than the MACs ({macs:.2f}).")

@@ -88,6 +88,8 @@ def train_network(config: Config, monitor: Monitor | None = None) -> Trained:
         write_ranking(ranking, sparsifier.scores(model))
     save_weights(model, path)
     checkpoint.unlink(missing_ok=True)
+    if config.train.keep_early > 0:
+        show.say(f"{early_path(path)}: the weights after {100 * config.train.keep_early:g} % of the training")
     search = evaluate(model, task, task.splits.search)[1]
     return Trained(path, task.objective.name, search, evaluate(model, task, task.splits.test)[1], ranking)
 

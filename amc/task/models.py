@@ -225,6 +225,8 @@ def build_model(name: str, pretrained: bool, channels: int, classes: int | None)
         return _timm(name.removeprefix("timm:"), pretrained, channels, classes)
     if is_plugin(name):
         return _from_plugin(name)
+    if name.endswith(".py"):
+        raise ConfigError(f"{name} is a Python file: also name what makes the network, as in {name}:make.")
     known = [*BUILT_IN, "torchvision:NAME", "timm:NAME", "file.onnx", "file.py:factory"]
     raise ConfigError(f"unknown model '{name}'.{did_you_mean(name, known)}")
 
