@@ -1,12 +1,15 @@
 """The process of the command line. Ctrl-C is one line and exit code 130 whenever it comes: while libraries are being
 imported, again while a command stops, and while the interpreter ends."""
 
+import os
 import signal
 import sys
 
 
 def run() -> int:
     """Run the command that this process was started for; gives the exit code."""
+    # large tensors on huge pages: torch reads this when it first needs memory, and does nothing where Linux has none
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     pressed = False
 
     def interrupt(*_: object) -> None:

@@ -365,3 +365,19 @@ def test_a_shared_study_cannot_be_combined_with_a_limit_on_latency(tmp_path: Pat
     assert main(["search", "--latency", "0.5", "--searcher", "tpe", "--storage", "s.db"]) == 2
     assert "--storage cannot be combined with --latency" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "1"), ("0", "0")])
+def test_large_tensors_are_on_huge_pages_unless_told_otherwise(given, found):
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    told = {} if given is None else {"THP_MEM_ALLOC_ENABLE": given}
+    code = """if True:
+        import contextlib, os
+        from amc.__main__ import run
+        with contextlib.suppress(SystemExit):
+            run()
+        print(os.environ["THP_MEM_ALLOC_ENABLE"])
+    """
+    shown = subprocess.run([sys.executable, "-c", code, "--version"], env={**environment, **told}, check=True,
+                           capture_output=True, text=True)  # fmt: skip
+    assert shown.stdout.splitlines()[-1] == found
