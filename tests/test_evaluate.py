@@ -115,7 +115,9 @@ def test_a_network_that_was_scored_is_not_solved_again_to_be_trained(digits, mon
     evaluator = Evaluator(task, graph, orders, moments, settings)
     wanted = Evaluator(task, graph, orders, moments, settings).pruned(HALF).state_dict()
     solve, solved = SequentialReconstruction.__call__, list[object]()
-    monkeypatch.setattr(SequentialReconstruction, "__call__", lambda *args: solved.append(args) or solve(*args))
+    monkeypatch.setattr(
+        SequentialReconstruction, "__call__", lambda *args, **more: solved.append(args) or solve(*args, **more)
+    )
     evaluator.refined_score(HALF)
     evaluator.refined_score(QUARTER)
     for _ in range(2):  # what is done to one does not change the next
