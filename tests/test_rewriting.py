@@ -93,6 +93,13 @@ class Computed(nn.Module):
         return self.b(self.a(x.flatten(1)) * self.scale.exp())
 
 
+def test_a_type_that_numpy_lacks_is_refused(original, tmp_path):
+    model, graph, path = original
+    kept = [np.arange(site.channels) for site in graph.sites]
+    with pytest.raises(ExportError, match="no array"):
+        write_rewritten(path, copy.deepcopy(model).bfloat16(), model, tmp_path / "rewritten.onnx", graph, kept)
+
+
 @pytest.mark.parametrize("network", [Twins, Computed])
 def test_weights_of_unknown_origin_are_refused(network, tmp_path):
     torch.manual_seed(0)

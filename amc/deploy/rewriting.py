@@ -16,13 +16,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from amc.errors import ExportError
+from amc.errors import ExportError, first_line
 from amc.graph.channels import Kept
 from amc.graph.sites import Graph
 from amc.operators.branches import remove, removed
@@ -266,5 +265,8 @@ def _tensor(model: nn.Module, key: str) -> Tensor:
 
 
 def _array(tensor: Tensor) -> Array:
-    with torch.no_grad():
+    """The tensor as an array. Raises ExportError for a type that numpy does not have, such as bfloat16."""
+    try:
         return tensor.detach().cpu().contiguous().numpy()
+    except (TypeError, RuntimeError) as error:
+        raise ExportError(f"a tensor of the network is no array: {first_line(error)}") from error
