@@ -43,10 +43,10 @@ class RoundedWeights:
 
 def rounded(weight: Tensor, moments: Tensor, bits: int) -> Tensor:
     """Weights ``[C, D]`` rounded to ``bits`` bits with a small error for inputs of these second moments ``[D, D]``."""
-    factor = _factor(moments)
+    order = moments.diagonal().argsort(descending=True)
+    factor = _factor(moments[order][:, order])
     if factor is None:
         return quantised(weight, bits)
-    order = moments.diagonal().argsort(descending=True)
     most, scale = largest_integer(bits), best_scales(weight, bits)
     left = weight[:, order].clone()
     largest = left.abs().argmax(1)
@@ -68,9 +68,8 @@ def rounded(weight: Tensor, moments: Tensor, bits: int) -> Tensor:
 
 
 def _factor(moments: Tensor) -> Tensor | None:
-    """The upper Cholesky factor of the inverse, in the order of falling diagonal; None if there is none."""
-    order = moments.diagonal().argsort(descending=True)
-    h = moments[order][:, order].double()
+    """The upper Cholesky factor of the inverse; None if there is none."""
+    h = moments.double()
     h.diagonal().add_(_DAMPING * h.diagonal().mean().clamp_min(1e-30))
     lower, bad = torch.linalg.cholesky_ex(h)
     if int(bad):
